@@ -1,0 +1,158 @@
+"""Every setting of a run, as frozen dataclasses: defaults, then a TOML file, then flags.
+
+The field docstrings are the command line's help. `ast_fast.cli` reads and writes these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+from ast_fast_kernels.fbank.config import FbankConfig
+
+ESC50_URL = "https://github.com/karoldvl/ESC-50/archive/master.zip"
+
+Backend = Literal["auto", "reference", "numba", "triton"]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Where things are read and written."""
+
+    data: Path | None = None
+    """Data set in ESC-50's layout (audio/ and meta/esc50.csv); none: a synthesised one is made."""
+    out: Path | None = None
+    """Folder of the run's outputs; none: runs/<date-time>."""
+    cache: Path | None = None
+    """Folder of decoded audio and synthesised or downloaded data; none: the user's cache folder."""
+
+
+@dataclass(frozen=True)
+class AudioConfig:
+    """How audio files become clips of one length and sample rate."""
+
+    clip_seconds: float = 5.0
+    """Length that every clip is cut or zero-padded to, in seconds."""
+    resample_quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = "HQ"
+    """soxr's quality when a file's sample rate differs from fbank.sample_frequency."""
+    workers: int = 0
+    """Decoding threads; 0 takes every core."""
+    download_url: str = ESC50_URL
+    """Archive that --download fetches (zip)."""
+    download_sha256: str = ""
+    """SHA-256 of that archive; empty checks its contents instead (2,000 clips, 50 classes)."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """What happens between the log-mel filterbank and the model."""
+
+    norm_per_sample: bool = True
+    """Normalise each clip by its own mean and deviation; else by the training folds' statistics."""
+    target_frames: int = 512
+    """Frames that the model sees: padded with the value of silence after normalising, or cut."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The minimal Audio Spectrogram Transformer."""
+
+    patch_size: tuple[int, int] = (16, 16)
+    """Height and width of a patch: (mel bins, frames)."""
+    patch_stride: tuple[int, int] = (16, 16)
+    """Step between patches: (mel bins, frames); below patch_size they overlap."""
+    embed_dim: int = 128
+    """Width of a token."""
+    num_heads: int = 4
+    """Attention heads; embed_dim must be divisible by them."""
+    depth: int = 4
+    """Transformer blocks."""
+    mlp_ratio: float = 4.0
+    """Width of a block's MLP over embed_dim."""
+    dropout: float = 0.0
+    """Dropout after the attention's and the MLP's projections, and on the embeddings."""
+    pool: Literal["mean", "cls"] = "mean"
+    """What the head reads: the mean of the patch tokens, or a class token."""
+    position_embedding: Literal["learned", "sinusoidal"] = "learned"
+    """Position embedding added to the patch tokens."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Augmentation of training clips; every part can be switched off."""
+
+    roll: bool = True
+    """Rotate the waveform by a random number of samples."""
+    gain_db: float = 6.0
+    """Random gain, uniform within ± this many dB; 0 is off."""
+    polarity: bool = True
+    """Flip the waveform's sign with probability one half."""
+    mix_probability: float = 0.5
+    """Share of clips mixed with another clip of the batch, labels mixed alike; 0 is off."""
+    freq_mask: int = 24
+    """Largest SpecAugment mask along frequency, in mel bins; 0 is off."""
+    time_mask: int = 48
+    """Largest SpecAugment mask along time, in frames; 0 is off."""
+    num_masks: int = 2
+    """Masks of each kind."""
+    patch_drop: float = 0.5
+    """Share of patches that a training step leaves out; 0 is off."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The optimiser and its schedule."""
+
+    epochs: int = 100
+    """Passes over the training folds."""
+    batch_size: int = 32
+    """Clips a step."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    weight_decay: float = 0.05
+    """AdamW's weight decay, on matrices only."""
+    warmup_epochs: float = 5.0
+    """Epochs of linear warm-up before the cosine."""
+    final_learning_rate: float = 1e-5
+    """Learning rate at the end of the cosine."""
+    label_smoothing: float = 0.1
+    """Share of each label spread over all classes; 0 is off."""
+    clip_grad_norm: float = 1.0
+    """Largest gradient norm; 0 is off."""
+    ema_decay: float = 0.995
+    """Decay of the weights' moving average, which is what is tested; 0 is off."""
+    amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
+    """Mixed precision; auto takes bfloat16 where the device has it (CUDA), else none."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    paths: Annotated[Paths, tyro.conf.arg(name="")] = field(default_factory=Paths)
+    subset: Literal["all", "esc10"] = "all"
+    """Which clips of the data set: all of them, or those marked esc10."""
+    folds: tuple[int, ...] = ()
+    """Folds to test on, as numbered in esc50.csv; none named: every fold."""
+    seed: int = 0
+    """Seed of initialisation, order, augmentation and dropout."""
+    backend: Backend = "auto"
+    """Kernels: auto (the fastest here), reference, numba (CPU) or triton (CUDA)."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model trains; auto takes CUDA if there is one."""
+    threads: int = 0
+    """CPU threads; 0 takes every core."""
+    resume: bool = False
+    """Go on with the run in --out."""
+    download: bool = False
+    """Fetch ESC-50 into the cache folder (or into --data) and use it."""
+    skip_bad_files: bool = False
+    """Leave out audio files that cannot be read, and count them in the report."""
+    audio: AudioConfig = field(default_factory=AudioConfig)
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    fbank: FbankConfig = field(default_factory=FbankConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -1,0 +1,169 @@
+"""What a log-mel filterbank is, as data: one frozen dataclass that every backend reads."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+FLOAT32_EPS = 1.1920928955078125e-07
+"""Kaldi's log floor: `torch.finfo(torch.float32).eps`."""
+
+WindowType = Literal["hanning", "hamming", "povey", "rectangular", "blackman"]
+PresetName = Literal["ast", "kaldi", "seed"]
+
+
+@dataclass(frozen=True)
+class FbankConfig:
+    """Conventions of a log-mel filterbank; the defaults are the Audio Spectrogram Transformer's.
+
+    Times are in milliseconds as in Kaldi; `window_size` and `window_shift` are the same in samples.
+    Source: torchaudio/compliance/kaldi.py; YuanGongND/ast, src/dataloader.py.
+    """
+
+    sample_frequency: float = 16000.0
+    """Sample rate of the waveform, in Hz."""
+    frame_length: float = 25.0
+    """Length of a frame (the window), in milliseconds."""
+    frame_shift: float = 10.0
+    """Hop from one frame to the next, in milliseconds."""
+    n_fft: int | None = None
+    """FFT length in samples; None is the next power of two of the window."""
+    window_type: WindowType = "hanning"
+    """Shape of the window."""
+    window_periodic: bool = False
+    """Whether the window is periodic (scipy's fftbins=True) instead of symmetric."""
+    blackman_coeff: float = 0.42
+    """Constant coefficient of the generalised Blackman window."""
+    waveform_scale: float = 1.0
+    """Factor on the waveform before anything else; 32768 for int16-scaled conventions."""
+    dither: float = 0.0
+    """Standard deviation of the Gaussian noise added to each frame."""
+    remove_dc_offset: bool = True
+    """Whether each frame's mean is subtracted."""
+    preemphasis_coefficient: float = 0.97
+    """Coefficient of the per-frame pre-emphasis; 0 is none."""
+    snip_edges: bool = True
+    """Whether only whole frames are taken; False mirrors the waveform at both ends."""
+    use_power: bool = True
+    """Whether the spectrum is a power spectrum; False takes magnitudes."""
+    num_mel_bins: int = 128
+    """Number of triangular mel filters."""
+    low_freq: float = 20.0
+    """Lower edge of the lowest filter, in Hz."""
+    high_freq: float = 0.0
+    """Upper edge of the highest filter, in Hz; 0 or below counts down from Nyquist."""
+    use_log_fbank: bool = True
+    """Whether the natural logarithm is taken."""
+    log_floor: float = FLOAT32_EPS
+    """Smallest energy that the logarithm sees; 0 is no floor."""
+    log_offset: float = 0.0
+    """Added to every energy before the logarithm."""
+    vtln_low: float = 100.0
+    """Lower inflection point of the vocal-tract-length warp, in Hz."""
+    vtln_high: float = -500.0
+    """Upper inflection point of the warp, in Hz; below 0 counts down from Nyquist."""
+    vtln_warp: float = 1.0
+    """Vocal-tract-length warp factor; 1 is none."""
+
+    def __post_init__(self) -> None:
+        _require(self.sample_frequency > 0, "sample_frequency", "above 0 Hz", self.sample_frequency)
+        _require(self.window_size >= 2, "frame_length", "at least 2 samples", self.frame_length)
+        _require(self.window_shift >= 1, "frame_shift", "at least 1 sample", self.frame_shift)
+        if self.n_fft is not None:
+            rule = f"even and at least the window's {self.window_size} samples"
+            good = self.n_fft >= self.window_size and self.n_fft % 2 == 0
+            _require(good, "n_fft", rule, self.n_fft)
+        _require(self.num_mel_bins >= 1, "num_mel_bins", "at least 1", self.num_mel_bins)
+        _require(self.dither >= 0, "dither", "at least 0", self.dither)
+        rule = "from 0 to 1"
+        good = 0 <= self.preemphasis_coefficient <= 1
+        _require(good, "preemphasis_coefficient", rule, self.preemphasis_coefficient)
+        rule = f"from 0 to below the upper edge ({self.upper_edge:g} Hz)"
+        _require(0 <= self.low_freq < self.upper_edge, "low_freq", rule, self.low_freq)
+        rule = f"at most Nyquist ({self.nyquist:g} Hz)"
+        _require(self.upper_edge <= self.nyquist, "high_freq", rule, self.high_freq)
+        _require(self.log_floor >= 0, "log_floor", "at least 0", self.log_floor)
+        _require(self.log_offset >= 0, "log_offset", "at least 0", self.log_offset)
+
+    @classmethod
+    def preset(cls, name: PresetName, **changes: object) -> Self:
+        """Return the named convention, with fields changed by keyword.
+
+        Args:
+            name: `"ast"` (the default of every field), `"kaldi"` (torchaudio's
+                `compliance.kaldi.fbank`: 23 bins, Povey window) or `"seed"` (this project's first
+                design: periodic Hann, magnitudes, ln(x + 1e-10), no pre-emphasis, no DC removal).
+            changes: Fields to set differently.
+        Raises:
+            ValueError: `name` is no preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
+        return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
+
+    def replace(self, **changes: object) -> Self:
+        """Return a copy with fields changed, checked again."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    @property
+    def window_size(self) -> int:
+        """Length of a frame, in samples (Kaldi truncates)."""
+        return int(self.sample_frequency * self.frame_length * 0.001)
+
+    @property
+    def window_shift(self) -> int:
+        """Hop between frames, in samples (Kaldi truncates)."""
+        return int(self.sample_frequency * self.frame_shift * 0.001)
+
+    @property
+    def fft_size(self) -> int:
+        """FFT length, in samples: `n_fft`, or the next power of two of the window."""
+        return self.n_fft if self.n_fft is not None else 1 << (self.window_size - 1).bit_length()
+
+    @property
+    def nyquist(self) -> float:
+        """Half the sample rate, in Hz."""
+        return 0.5 * self.sample_frequency
+
+    @property
+    def upper_edge(self) -> float:
+        """Upper edge of the highest filter, in Hz."""
+        return self.high_freq if self.high_freq > 0 else self.nyquist + self.high_freq
+
+    @property
+    def log_silence(self) -> float:
+        """What digital silence becomes: the value that pads batches and spectrograms."""
+        energy = max(self.log_offset, self.log_floor)
+        if not self.use_log_fbank:
+            return 0.0
+        return math.log(energy) if energy > 0 else -math.inf
+
+    def num_frames(self, num_samples: int) -> int:
+        """Return how many frames `num_samples` samples give; 0 when there is not one.
+
+        With `snip_edges` only whole frames count; without, one for each shift, rounded.
+        """
+        if self.snip_edges:
+            return max(0, 1 + (num_samples - self.window_size) // self.window_shift)
+        return (num_samples + self.window_shift // 2) // self.window_shift
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "ast": {},
+    "kaldi": {"window_type": "povey", "num_mel_bins": 23},
+    "seed": {
+        "window_periodic": True,
+        "remove_dc_offset": False,
+        "preemphasis_coefficient": 0.0,
+        "use_power": False,
+        "low_freq": 0.0,
+        "log_floor": 0.0,
+        "log_offset": 1e-10,
+    },
+}
+
+
+def _require(good: bool, argument: str, rule: str, value: object) -> None:
+    if not good:
+        raise ValueError(f"{argument} must be {rule}, got {value}")
