@@ -1,0 +1,91 @@
+"""Files and folders that exist whole or not at all.
+
+What is written goes to a temporary name beside its target, is flushed to disk and then renamed: a
+process killed at any moment leaves the old target or the new one, never half of either.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path that becomes `path` when the block ends well.
+
+    The temporary file keeps the suffix of `path` (writers such as `np.save` look at it) and lies in
+    the same folder, so that the final rename never copies. An exception in the block removes it
+    and leaves `path` as it was; the block must have created the file.
+
+    Args:
+        path: The file to create or replace; its folder must exist.
+    """
+    temporary = _beside(path)
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that becomes `path` when the block ends well.
+
+    Unlike `atomic_write`, an existing folder at `path` is moved aside first, because a rename cannot
+    replace a folder that holds something: between the two renames `path` is absent, never partial.
+
+    Args:
+        path: The folder to create or replace; its parent must exist.
+    """
+    temporary = _beside(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _flush(Path(folder, name))
+            _flush(Path(folder))
+        _replace_folder(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(path.parent)
+
+
+def _replace_folder(temporary: Path, path: Path) -> None:
+    if not path.exists():
+        os.rename(temporary, path)
+        return
+    old = _beside(path)
+    os.rename(path, old)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        os.rename(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """Return an unused hidden name in the folder of `path`, with the same suffix."""
+    return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def _flush(path: Path) -> None:
+    """Have the system write a file or folder to disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows opens no folders; its renames are journaled
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
