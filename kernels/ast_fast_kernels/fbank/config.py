@@ -83,6 +83,9 @@ class FbankConfig:
         _require(0 <= self.low_freq < self.upper_edge, "low_freq", rule, self.low_freq)
         rule = f"at most Nyquist ({self.nyquist:g} Hz)"
         _require(self.upper_edge <= self.nyquist, "high_freq", rule, self.high_freq)
+        _require(self.vtln_warp > 0, "vtln_warp", "above 0", self.vtln_warp)
+        if self.vtln_warp != 1.0:
+            self._check_vtln()
         _require(self.log_floor >= 0, "log_floor", "at least 0", self.log_floor)
         _require(self.log_offset >= 0, "log_offset", "at least 0", self.log_offset)
 
@@ -132,6 +135,11 @@ class FbankConfig:
         return self.high_freq if self.high_freq > 0 else self.nyquist + self.high_freq
 
     @property
+    def vtln_upper_edge(self) -> float:
+        """Upper inflection point of the warp, in Hz."""
+        return self.vtln_high if self.vtln_high >= 0 else self.nyquist + self.vtln_high
+
+    @property
     def log_silence(self) -> float:
         """What digital silence becomes: the value that pads batches and spectrograms."""
         energy = max(self.log_offset, self.log_floor)
@@ -147,6 +155,14 @@ class FbankConfig:
         if self.snip_edges:
             return max(0, 1 + (num_samples - self.window_size) // self.window_shift)
         return (num_samples + self.window_shift // 2) // self.window_shift
+
+    def _check_vtln(self) -> None:
+        rule = f"above low_freq ({self.low_freq:g} Hz) and below vtln_high"
+        rule += f" ({self.vtln_upper_edge:g} Hz)"
+        good = self.low_freq < self.vtln_low < self.vtln_upper_edge
+        _require(good, "vtln_low", rule, self.vtln_low)
+        rule = f"below the upper edge ({self.upper_edge:g} Hz)"
+        _require(self.vtln_upper_edge < self.upper_edge, "vtln_high", rule, self.vtln_high)
 
 
 PRESETS: dict[str, dict[str, object]] = {

@@ -1,0 +1,54 @@
+"""Fast log-mel filterbanks and attention, as drop-ins; every name is loaded on first use.
+
+`fbank` and `attention` are the functions, never the subpackages of the same name; those are
+reached by `from ast_fast_kernels.fbank.config import FbankConfig` and the like.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ast_fast_kernels import kaldi
+    from ast_fast_kernels._dispatch import use_backend
+    from ast_fast_kernels.attention.api import attention
+    from ast_fast_kernels.fbank.api import Fbank, fbank
+    from ast_fast_kernels.fbank.config import FbankConfig
+
+__all__ = ["Fbank", "FbankConfig", "attention", "fbank", "kaldi", "use_backend"]
+
+_HOMES = {
+    "Fbank": "ast_fast_kernels.fbank.api",
+    "FbankConfig": "ast_fast_kernels.fbank.config",
+    "attention": "ast_fast_kernels.attention.api",
+    "fbank": "ast_fast_kernels.fbank.api",
+    "use_backend": "ast_fast_kernels._dispatch",
+}
+
+
+class _Package(ModuleType):
+    """Keeps the import system from putting a subpackage where its function belongs."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "kaldi":
+        return importlib.import_module("ast_fast_kernels.kaldi")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    setattr(sys.modules[__name__], name, value)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,124 @@
+"""Which function runs an operation: a table of backends, and the one place that chooses by name.
+
+Order: the `backend` argument, then `use_backend`, then AST_FAST_BACKEND, then auto. Only auto
+chooses by device and dtype (in the operation's `api.py`); a backend asked for by name runs or
+raises.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+BACKENDS: dict[tuple[str, str], str] = {
+    ("fbank", "reference"): "ast_fast_kernels.fbank.reference:fbank_reference",
+    ("fbank", "numba"): "ast_fast_kernels.fbank.numba_cpu:fbank_numba",
+    ("attention", "reference"): "ast_fast_kernels.attention.reference:attention_reference",
+    ("attention", "sdpa"): "ast_fast_kernels.attention.sdpa:attention_sdpa",
+}
+"""(operation, backend) → "module:function", loaded on first use."""
+
+ENVIRONMENT_VARIABLE = "AST_FAST_BACKEND"
+
+_logger = logging.getLogger("ast_fast_kernels")
+_in_use: ContextVar[dict[str, str]] = ContextVar("ast_fast_kernels_backends", default={})  # noqa: B039
+
+
+def backends_of(op: str) -> tuple[str, ...]:
+    """Return the names that `backend` takes for one operation."""
+    return ("auto", *(backend for name, backend in BACKENDS if name == op))
+
+
+@contextmanager
+def use_backend(backend: str | None = None, /, **per_op: str) -> Iterator[None]:
+    """Set the backend of calls that do not name one, inside a `with` block.
+
+    Args:
+        backend: For every operation that has it; the others keep what they had.
+        per_op: For one operation, such as `fbank="numba"` or `attention="sdpa"`.
+    Raises:
+        ValueError: No operation has the backend, or there is no such operation.
+    """
+    chosen = _spread(backend, "backend") if backend is not None else {}
+    for op, name in per_op.items():
+        _check_op(op, "use_backend's argument")
+        _check_backend(op, name, op)
+        chosen[op] = name
+    token = _in_use.set({**_in_use.get(), **chosen})
+    try:
+        yield
+    finally:
+        _in_use.reset(token)
+
+
+def requested_backend(op: str, argument: str) -> str:
+    """Return the backend asked for, `"auto"` when nothing names one.
+
+    Raises:
+        ValueError: The operation has no backend of that name.
+    """
+    _check_backend(op, argument, "backend")
+    if argument != "auto":
+        return argument
+    in_use = _in_use.get().get(op, "auto")
+    if in_use != "auto":
+        return in_use
+    value = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    return _parse_environment(value).get(op, "auto") if value else "auto"
+
+
+@cache
+def load_backend(op: str, backend: str) -> Callable[..., Any]:
+    """Return a backend's function, importing its module the first time."""
+    module, _, function = BACKENDS[op, backend].partition(":")
+    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
+    return loaded
+
+
+@cache
+def log_choice(op: str, backend: str) -> None:
+    """Say, once for each operation and backend, what auto chose."""
+    _logger.info("%s: auto chose backend %r", op, backend)
+
+
+@cache
+def _parse_environment(value: str) -> dict[str, str]:
+    """Read `numba`, or `fbank=numba,attention=sdpa`."""
+    chosen: dict[str, str] = {}
+    for part in value.split(","):
+        op, equals, backend = part.strip().partition("=")
+        if equals:
+            _check_op(op, ENVIRONMENT_VARIABLE)
+            _check_backend(op, backend, ENVIRONMENT_VARIABLE)
+            chosen[op] = backend
+        else:
+            chosen |= _spread(op, ENVIRONMENT_VARIABLE)
+    return chosen
+
+
+def _spread(backend: str, argument: str) -> dict[str, str]:
+    """Give one backend's name to every operation that has it."""
+    ops = dict.fromkeys(op for op, _ in BACKENDS)
+    chosen = {op: backend for op in ops if backend in backends_of(op)}
+    if not chosen:
+        names = sorted({name for op in ops for name in backends_of(op)})
+        raise ValueError(f"{argument} must be one of {', '.join(names)}, got {backend!r}")
+    return chosen
+
+
+def _check_op(op: str, argument: str) -> None:
+    ops = dict.fromkeys(name for name, _ in BACKENDS)
+    if op not in ops:
+        raise ValueError(f"{argument} must name an operation ({', '.join(ops)}), got {op!r}")
+
+
+def _check_backend(op: str, backend: str, argument: str) -> None:
+    if backend not in backends_of(op):
+        names = ", ".join(backends_of(op))
+        raise ValueError(f"{argument} must be one of {names} for {op}, got {backend!r}")

@@ -1,0 +1,1 @@
+"""Scaled dot-product attention: `api` is the door, the rest are backends."""

@@ -1,0 +1,259 @@
+"""The filterbank that callers see: every check, the choice of a backend, ragged batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels.fbank.config import FbankConfig
+
+Lengths = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+
+_DTYPES = (torch.float32, torch.float64, torch.int16)
+_AST = FbankConfig()
+
+
+@overload
+def fbank(
+    waveform: Tensor,
+    config: FbankConfig = ...,
+    *,
+    lengths: Lengths | None = ...,
+    out: Tensor | None = ...,
+    backend: str = ...,
+) -> Tensor: ...
+@overload
+def fbank(
+    waveform: npt.NDArray[Any],
+    config: FbankConfig = ...,
+    *,
+    lengths: Lengths | None = ...,
+    out: npt.NDArray[Any] | None = ...,
+    backend: str = ...,
+) -> npt.NDArray[Any]: ...
+def fbank(
+    waveform: Tensor | npt.NDArray[Any],
+    config: FbankConfig = _AST,
+    *,
+    lengths: Lengths | None = None,
+    out: Tensor | npt.NDArray[Any] | None = None,
+    backend: str = "auto",
+) -> Tensor | npt.NDArray[Any]:
+    """Compute log-mel filterbank energies of a batch of waveforms.
+
+    Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
+    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN.
+
+    Args:
+        waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
+            they come) or int16 (taken as sample / 32768).
+        config: The conventions; the default is the Audio Spectrogram Transformer's.
+        lengths: Samples that count in each waveform, shape (...); frames beyond them are
+            `config.log_silence`. A length below one frame has no frame.
+        out: Contiguous array that takes the result and is returned.
+        backend: `"auto"`, `"reference"` (plain torch, differentiable) or `"numba"` (CPU, float32).
+    Returns:
+        Energies, shape (..., num_frames, num_mel_bins), of the waveform's kind, device and dtype
+        (float32 for int16).
+    Raises:
+        TypeError: An argument's type or dtype is none of those above.
+        ValueError: A shape, a length, `out` or `backend` does not fit.
+        RuntimeError: The backend asked for cannot run this input.
+    """
+    if isinstance(waveform, np.ndarray):
+        return _fbank_numpy(waveform, config, lengths, out, backend)
+    if not isinstance(waveform, Tensor):
+        raise TypeError(f"waveform must be a tensor or a numpy array, got {_type(waveform)}")
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
+    _check_waveform(waveform, config)
+    leading = waveform.shape[:-1]
+    num_frames = config.num_frames(waveform.shape[-1])
+    shape = (*leading, num_frames, config.num_mel_bins)
+    if out is not None:
+        _check_out(out, shape, waveform)
+    sample_counts = _check_lengths(lengths, leading, waveform.shape[-1])
+
+    samples = waveform.reshape(-1, waveform.shape[-1])  # (batch, num_samples)
+    if samples.dtype == torch.int16:
+        samples = samples.to(torch.float32) * (1.0 / 32768.0)
+    flat_out = None if out is None else out.view(-1, *shape[-2:])
+    chosen = _choose(_dispatch.requested_backend("fbank", backend), samples, config)
+    if samples.shape[0] == 0 or num_frames == 0:
+        return samples.new_empty(shape) if out is None else out
+    run = _dispatch.load_backend("fbank", chosen)
+    if sample_counts is None:
+        log_mel: Tensor = run(samples.contiguous(), config, flat_out)
+    else:
+        log_mel = _run_ragged(run, samples.contiguous(), config, flat_out, sample_counts)
+    return log_mel.view(shape) if out is None else out
+
+
+class Fbank(nn.Module):
+    """`fbank` as a module: no parameters, no state; runs where its input is.
+
+    Args:
+        config: The conventions; the default is the Audio Spectrogram Transformer's.
+        backend: As in `fbank`.
+    """
+
+    def __init__(self, config: FbankConfig = _AST, *, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+
+    def forward(self, waveform: Tensor, lengths: Lengths | None = None) -> Tensor:
+        """Return energies, shape (..., num_frames, num_mel_bins), of (..., num_samples)."""
+        return fbank(waveform, self.config, lengths=lengths, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """Show what differs from the default config, and the backend."""
+        changed = [
+            f"{name}={value!r}"
+            for name, value in vars(self.config).items()
+            if value != getattr(_AST, name)
+        ]
+        return ", ".join([*changed, f"backend={self.backend!r}"])
+
+
+def _fbank_numpy(
+    waveform: npt.NDArray[Any],
+    config: FbankConfig,
+    lengths: Lengths | None,
+    out: object,
+    backend: str,
+) -> npt.NDArray[Any]:
+    if waveform.dtype not in (np.float32, np.float64, np.int16):
+        raise TypeError(f"waveform must be float32, float64 or int16, got {waveform.dtype}")
+    if out is not None and not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, as the waveform is, got {_type(out)}")
+    if out is not None and not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be C-contiguous and writable")
+    if out is not None and out.dtype not in (np.float32, np.float64):
+        dtype = np.float64 if waveform.dtype == np.float64 else np.float32
+        raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
+    # A tensor cannot view a read-only array (a memory-mapped cache) or negative strides.
+    samples = np.require(waveform, requirements=["C", "W"])
+    out_tensor = None if out is None else torch.from_numpy(out)
+    result = fbank(
+        torch.from_numpy(samples), config, lengths=lengths, out=out_tensor, backend=backend
+    )
+    return result.numpy() if out is None else out
+
+
+def _check_waveform(waveform: Tensor, config: FbankConfig) -> None:
+    if waveform.dtype not in _DTYPES:
+        raise TypeError(f"waveform must be float32, float64 or int16, got {_name(waveform.dtype)}")
+    if waveform.dim() == 0 or waveform.shape[-1] < config.window_size:
+        raise ValueError(
+            f"waveform must be (..., num_samples) with num_samples >= {config.window_size} "
+            f"(frame_length {config.frame_length:g} ms at {config.sample_frequency:g} Hz), "
+            f"got {tuple(waveform.shape)}"
+        )
+
+
+def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
+    dtype = torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {_name(dtype)}, got {_name(out.dtype)}")
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+    if out.device != waveform.device:
+        raise ValueError(f"out must be on {waveform.device}, as the waveform is, got {out.device}")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()}")
+    if torch.is_grad_enabled() and (waveform.requires_grad or out.requires_grad):
+        raise ValueError("out must be None where gradients are wanted, got a tensor")
+
+
+def _check_lengths(
+    lengths: Lengths | None, leading: torch.Size, num_samples: int
+) -> list[int] | None:
+    """Return one count of samples for each row of the flattened batch."""
+    if lengths is None:
+        return None
+    counts = torch.as_tensor(lengths)
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+        raise TypeError(f"lengths must be integers, got {_name(counts.dtype)}")
+    if counts.shape != leading:
+        raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
+    listed: list[int] = counts.reshape(-1).tolist()
+    wrong = [count for count in listed if not 0 <= count <= num_samples]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
+    return listed
+
+
+def _choose(requested: str, samples: Tensor, config: FbankConfig) -> str:
+    """Return the backend that runs; auto takes numba wherever numba can."""
+    if requested == "numba":
+        obstacle = _numba_obstacle(samples, config)
+        if obstacle is not None:
+            raise RuntimeError(obstacle)
+    if requested != "auto":
+        return requested
+    chosen = "reference" if _numba_obstacle(samples, config) else "numba"
+    _dispatch.log_choice("fbank", chosen)
+    return chosen
+
+
+def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
+    """Say why numba cannot run this input; None when it can."""
+    way_out = 'use backend="reference"'
+    if samples.device.type != "cpu":
+        return f"numba needs a CPU waveform, got {samples.device}; {way_out}"
+    if samples.dtype != torch.float32:
+        return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}; {way_out}"
+    if samples.requires_grad and torch.is_grad_enabled():
+        return f"numba has no gradient and the waveform requires one; {way_out}"
+    if config.dither != 0.0:
+        return f"numba adds no dither, got dither {config.dither:g}; {way_out}"
+    return None
+
+
+def _run_ragged(
+    run: Any, samples: Tensor, config: FbankConfig, out: Tensor | None, counts: list[int]
+) -> Tensor:
+    if config.snip_edges:
+        log_mel: Tensor = run(samples, config, out)
+        return _silence_beyond(log_mel, counts, config)
+    # Each waveform is mirrored at its own end, so each runs at its own length.
+    if out is None:
+        rows = [
+            _padded_row(run, row[:count], config, config.num_frames(samples.shape[1]))
+            for row, count in zip(samples, counts, strict=True)
+        ]
+        return torch.stack(rows)
+    for row, count, out_row in zip(samples, counts, out, strict=True):
+        out_row.copy_(_padded_row(run, row[:count], config, out.shape[1]))
+    return out
+
+
+def _padded_row(run: Any, row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
+    log_mel = row.new_full((num_frames, config.num_mel_bins), config.log_silence)
+    if row.shape[0] < config.window_size:
+        return log_mel
+    frames: Tensor = run(row[None].contiguous(), config, None)[0]
+    return torch.cat((frames, log_mel[frames.shape[0] :]))
+
+
+def _silence_beyond(log_mel: Tensor, counts: list[int], config: FbankConfig) -> Tensor:
+    num_frames = [config.num_frames(count) for count in counts]
+    ends = torch.tensor(num_frames, device=log_mel.device)
+    positions = torch.arange(log_mel.shape[1], device=log_mel.device)
+    beyond = positions >= ends[:, None]  # (batch, num_frames)
+    return log_mel.masked_fill_(beyond[..., None], config.log_silence)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _type(value: object) -> str:
+    return type(value).__name__

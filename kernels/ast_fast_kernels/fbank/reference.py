@@ -1,0 +1,101 @@
+"""The filterbank in plain torch, one function a stage; run in float64 it is the oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels.fbank import tables
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+def fbank_reference(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
+    """Return log-mel energies by the definition; differentiable, any floating dtype and device.
+
+    Args:
+        waveform: Shape (batch, num_samples).
+        config: The conventions.
+        out: Contiguous tensor that takes the result, shape (batch, num_frames, num_mel_bins).
+    """
+    log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+    return log_mel if out is None else out.copy_(log_mel)
+
+
+def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
+    """Return the scaled, dithered, DC-free frames (Kaldi's raw energy is theirs)."""
+    frames = cut_frames(waveform * config.waveform_scale, config)
+    return remove_dc_offset(add_dither(frames, config), config)
+
+
+def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Return log-mel energies of prepared frames, shape (..., num_frames, num_mel_bins)."""
+    spectrum = spectrum_of_frames(apply_window(preemphasise(frames, config), config), config)
+    return log_energies(apply_mel_banks(spectrum, config), config)
+
+
+def cut_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
+    """Return overlapping frames, shape (..., num_frames, window_size).
+
+    Without `snip_edges` the waveform is mirrored at both ends, its edge samples repeated.
+    """
+    num_frames = config.num_frames(waveform.shape[-1])
+    if not config.snip_edges:
+        pad = config.window_size // 2 - config.window_shift // 2
+        mirrored = waveform.flip(-1)
+        if pad > 0:
+            waveform = torch.cat((waveform[..., :pad].flip(-1), waveform, mirrored), dim=-1)
+        else:
+            waveform = torch.cat((waveform[..., -pad:], mirrored), dim=-1)
+    frames = waveform.unfold(-1, config.window_size, config.window_shift)
+    return frames[..., :num_frames, :]
+
+
+def add_dither(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Add Gaussian noise from torch's global generator, drawn for each frame on its own."""
+    if config.dither == 0.0:
+        return frames
+    noise = torch.randn(frames.shape, dtype=frames.dtype, device=frames.device)
+    return frames + config.dither * noise
+
+
+def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Subtract each frame's mean."""
+    if not config.remove_dc_offset:
+        return frames
+    return frames - frames.mean(dim=-1, keepdim=True)
+
+
+def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Subtract the previous sample in part; a frame's first sample is its own predecessor."""
+    if config.preemphasis_coefficient == 0.0:
+        return frames
+    previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
+    return frames - config.preemphasis_coefficient * previous
+
+
+def apply_window(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Multiply each frame by the window."""
+    return frames * torch.tensor(tables.window(config), dtype=frames.dtype, device=frames.device)
+
+
+def spectrum_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
+    """Return the power or magnitude spectrum, shape (..., num_frames, fft_size // 2 + 1)."""
+    spectrum = torch.fft.rfft(frames, n=config.fft_size)
+    if config.use_power:
+        return spectrum.real.square() + spectrum.imag.square()
+    return spectrum.abs()
+
+
+def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
+    """Return the energies of the mel filters, shape (..., num_frames, num_mel_bins)."""
+    banks = torch.tensor(
+        tables.mel_banks(config), dtype=spectrum.dtype, device=spectrum.device
+    )  # (num_mel_bins, fft_size // 2 + 1)
+    return spectrum @ banks.T
+
+
+def log_energies(energies: Tensor, config: FbankConfig) -> Tensor:
+    """Return ln(max(energy + log_offset, log_floor)); NaN stays NaN."""
+    if not config.use_log_fbank:
+        return energies
+    return (energies + config.log_offset).clamp(min=config.log_floor).log()
