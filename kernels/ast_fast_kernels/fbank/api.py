@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any, overload
 
 import numpy as np
@@ -72,7 +73,7 @@ def fbank(
         raise TypeError(f"waveform must be a tensor or a numpy array, got {_type(waveform)}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
-    _check_waveform(waveform, config)
+    check_waveform(waveform, config)
     leading = waveform.shape[:-1]
     num_frames = config.num_frames(waveform.shape[-1])
     shape = (*leading, num_frames, config.num_mel_bins)
@@ -80,11 +81,9 @@ def fbank(
         _check_out(out, shape, waveform)
     sample_counts = _check_lengths(lengths, leading, waveform.shape[-1])
 
-    samples = waveform.reshape(-1, waveform.shape[-1])  # (batch, num_samples)
-    if samples.dtype == torch.int16:
-        samples = samples.to(torch.float32) * (1.0 / 32768.0)
+    samples = as_floating(waveform.reshape(-1, waveform.shape[-1]))  # (batch, num_samples)
     flat_out = None if out is None else out.view(-1, *shape[-2:])
-    chosen = _choose(_dispatch.requested_backend("fbank", backend), samples, config)
+    chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape) if out is None else out
     run = _dispatch.load_backend("fbank", chosen)
@@ -147,7 +146,13 @@ def _fbank_numpy(
     return result.numpy() if out is None else out
 
 
-def _check_waveform(waveform: Tensor, config: FbankConfig) -> None:
+def as_floating(samples: Tensor) -> Tensor:
+    """Return int16 samples as float32 in [-1, 1); others as they are."""
+    return samples.to(torch.float32) * 2.0**-15 if samples.dtype == torch.int16 else samples
+
+
+def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
+    """Raise unless dtype and length fit (one frame at least)."""
     if waveform.dtype not in _DTYPES:
         raise TypeError(f"waveform must be float32, float64 or int16, got {_name(waveform.dtype)}")
     if waveform.dim() == 0 or waveform.shape[-1] < config.window_size:
@@ -190,7 +195,7 @@ def _check_lengths(
     return listed
 
 
-def _choose(requested: str, samples: Tensor, config: FbankConfig) -> str:
+def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
     """Return the backend that runs; auto takes numba wherever numba can."""
     if requested == "numba":
         obstacle = _numba_obstacle(samples, config)
@@ -206,6 +211,8 @@ def _choose(requested: str, samples: Tensor, config: FbankConfig) -> str:
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     way_out = 'use backend="reference"'
+    if find_spec("ast_fast_kernels.fbank.numba_cpu") is None:  # until that module lands
+        return f"numba is not there yet; {way_out}"
     if samples.device.type != "cpu":
         return f"numba needs a CPU waveform, got {samples.device}; {way_out}"
     if samples.dtype != torch.float32:

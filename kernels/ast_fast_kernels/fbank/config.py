@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 FLOAT32_EPS = 1.1920928955078125e-07
 """Kaldi's log floor: `torch.finfo(torch.float32).eps`."""
@@ -74,6 +74,9 @@ class FbankConfig:
             rule = f"even and at least the window's {self.window_size} samples"
             good = self.n_fft >= self.window_size and self.n_fft % 2 == 0
             _require(good, "n_fft", rule, self.n_fft)
+        rule = f"one of {', '.join(get_args(WindowType))}"
+        good = self.window_type in get_args(WindowType)
+        _require(good, "window_type", rule, self.window_type)
         _require(self.num_mel_bins >= 1, "num_mel_bins", "at least 1", self.num_mel_bins)
         _require(self.dither >= 0, "dither", "at least 0", self.dither)
         rule = "from 0 to 1"

@@ -80,7 +80,7 @@ def apply_window(frames: Tensor, config: FbankConfig) -> Tensor:
 
 def spectrum_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
     """Return the power or magnitude spectrum, shape (..., num_frames, fft_size // 2 + 1)."""
-    spectrum = torch.fft.rfft(frames, n=config.fft_size)
+    spectrum: Tensor = torch.fft.rfft(frames, n=config.fft_size)
     if config.use_power:
         return spectrum.real.square() + spectrum.imag.square()
     return spectrum.abs()

@@ -1,0 +1,163 @@
+"""torchaudio.compliance.kaldi's `fbank` under the same signature: change the import, no more."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels.fbank import api, reference
+from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
+
+__all__ = ["fbank"]
+
+
+def fbank(
+    waveform: Tensor,
+    blackman_coeff: float = 0.42,
+    channel: int = -1,
+    dither: float = 0.0,
+    energy_floor: float = 1.0,
+    frame_length: float = 25.0,
+    frame_shift: float = 10.0,
+    high_freq: float = 0.0,
+    htk_compat: bool = False,
+    low_freq: float = 20.0,
+    min_duration: float = 0.0,
+    num_mel_bins: int = 23,
+    preemphasis_coefficient: float = 0.97,
+    raw_energy: bool = True,
+    remove_dc_offset: bool = True,
+    round_to_power_of_two: bool = True,
+    sample_frequency: float = 16000.0,
+    snip_edges: bool = True,
+    subtract_mean: bool = False,
+    use_energy: bool = False,
+    use_log_fbank: bool = True,
+    use_power: bool = True,
+    vtln_high: float = -500.0,
+    vtln_low: float = 100.0,
+    vtln_warp: float = 1.0,
+    window_type: WindowType = "povey",
+) -> Tensor:
+    """Compute Kaldi's log-mel filterbank of one channel, as torchaudio does.
+
+    One clip a call: a 2-D input is (channels, samples); `ast_fast_kernels.fbank` takes batches.
+    Where torchaudio asserts, this raises ValueError. The backend is that of `use_backend` or
+    AST_FAST_BACKEND.
+
+    Args:
+        waveform: Samples, shape (channels, num_samples), in whatever scale the features shall have.
+        blackman_coeff: Constant coefficient of the generalised Blackman window.
+        channel: Channel to take; below 0 the first.
+        dither: Standard deviation of the noise added to each frame; 0 is none.
+        energy_floor: Floor of the energy column, not of the mel energies; 0 is none.
+        frame_length: Length of a frame, in milliseconds.
+        frame_shift: Hop between frames, in milliseconds.
+        high_freq: Upper edge of the filters, in Hz; 0 or below counts down from Nyquist.
+        htk_compat: Whether the energy column is the last one instead of the first.
+        low_freq: Lower edge of the filters, in Hz.
+        min_duration: A shorter clip gives an empty tensor; in seconds.
+        num_mel_bins: Number of filters, at least 4.
+        preemphasis_coefficient: Per-frame pre-emphasis; 0 is none.
+        raw_energy: Whether the energy is taken before pre-emphasis and window.
+        remove_dc_offset: Whether each frame's mean is subtracted.
+        round_to_power_of_two: Whether frames are zero-padded to a power of two for the FFT.
+        sample_frequency: Sample rate, in Hz.
+        snip_edges: Whether only whole frames are taken; False mirrors the clip at both ends.
+        subtract_mean: Whether each column's mean over the clip is subtracted.
+        use_energy: Whether a column with the frame's log energy is added.
+        use_log_fbank: Whether the natural logarithm of the mel energies is taken.
+        use_power: Whether the spectrum is a power spectrum; False takes magnitudes.
+        vtln_high: Upper inflection point of the warp, in Hz; below 0 counts down from Nyquist.
+        vtln_low: Lower inflection point of the warp, in Hz.
+        vtln_warp: Vocal-tract-length warp factor; 1 is none.
+        window_type: Shape of the (symmetric) window.
+    Returns:
+        Energies, shape (num_frames, num_mel_bins + use_energy), of the waveform's device and dtype
+        (float32 for int16).
+    Raises:
+        TypeError: The waveform is no tensor, or neither float32, float64 nor int16.
+        ValueError: An argument is out of range, or the clip is shorter than one frame.
+    Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
+    """
+    config = _config(
+        blackman_coeff=blackman_coeff,
+        dither=dither,
+        frame_length=frame_length,
+        frame_shift=frame_shift,
+        high_freq=high_freq,
+        low_freq=low_freq,
+        num_mel_bins=num_mel_bins,
+        preemphasis_coefficient=preemphasis_coefficient,
+        remove_dc_offset=remove_dc_offset,
+        round_to_power_of_two=round_to_power_of_two,
+        sample_frequency=sample_frequency,
+        snip_edges=snip_edges,
+        use_log_fbank=use_log_fbank,
+        use_power=use_power,
+        vtln_high=vtln_high,
+        vtln_low=vtln_low,
+        vtln_warp=vtln_warp,
+        window_type=window_type,
+    )
+    if energy_floor < 0:
+        raise ValueError(f"energy_floor must be at least 0, got {energy_floor}")
+    samples = _channel(waveform, channel)
+    api.check_waveform(samples, config)
+    if samples.shape[0] < min_duration * sample_frequency:
+        return api.as_floating(samples[:0])
+    if not use_energy:
+        features = api.fbank(samples, config)
+    else:
+        features = _with_energy(samples, config, energy_floor, raw_energy, htk_compat)
+    return features - features.mean(dim=0) if subtract_mean else features
+
+
+@lru_cache(maxsize=64)
+def _config(*, round_to_power_of_two: bool, **fields: object) -> FbankConfig:
+    config = FbankConfig(log_floor=FLOAT32_EPS, **fields)  # type: ignore[arg-type]
+    if config.num_mel_bins < 4:
+        raise ValueError(f"num_mel_bins must be at least 4, got {config.num_mel_bins}")
+    if round_to_power_of_two:
+        return config
+    if config.window_size % 2:
+        raise ValueError(
+            "frame_length must be an even number of samples where round_to_power_of_two is False, "
+            f"got {config.frame_length:g} ms ({config.window_size} samples)"
+        )
+    return config.replace(n_fft=config.window_size)
+
+
+def _channel(waveform: Tensor, channel: int) -> Tensor:
+    if not isinstance(waveform, Tensor):
+        raise TypeError(f"waveform must be a tensor, got {type(waveform).__name__}")
+    if waveform.dim() != 2:
+        raise ValueError(f"waveform must be (channels, samples), got {tuple(waveform.shape)}")
+    channel = max(channel, 0)
+    if channel >= waveform.shape[0]:
+        raise ValueError(
+            f"channel must be below the waveform's {waveform.shape[0]} channels, got {channel}"
+        )
+    return waveform[channel]
+
+
+def _with_energy(
+    samples: Tensor, config: FbankConfig, energy_floor: float, raw_energy: bool, energy_last: bool
+) -> Tensor:
+    frames = reference.prepare_frames(api.as_floating(samples), config)
+    if config.dither != 0.0:
+        # Energy and filters see the same noise, so both come from these frames.
+        api.choose_backend(_dispatch.requested_backend("fbank", "auto"), samples, config)
+        log_mel = reference.log_mel_of_frames(frames, config)
+    else:
+        log_mel = api.fbank(samples, config)
+    if not raw_energy:
+        frames = reference.apply_window(reference.preemphasise(frames, config), config)
+    energy = frames.square().sum(dim=-1, keepdim=True).clamp(min=FLOAT32_EPS).log()
+    if energy_floor > 0:
+        energy = energy.clamp(min=math.log(energy_floor))
+    return torch.cat((log_mel, energy) if energy_last else (energy, log_mel), dim=-1)
