@@ -40,8 +40,9 @@ def atomic_write(path: Path) -> Iterator[Path]:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty temporary folder that becomes `path` when the block ends well.
 
-    Unlike `atomic_write`, an existing folder at `path` is moved aside first, because a rename cannot
-    replace a folder that holds something: between the two renames `path` is absent, never partial.
+    Unlike `atomic_write`, an existing folder at `path` is moved aside first, because a rename
+    cannot replace a folder that holds something: between the two renames `path` is absent, never
+    partial.
 
     Args:
         path: The folder to create or replace; its parent must exist.

@@ -6,6 +6,11 @@ import pytest
 from ast_fast.atomic import atomic_folder, atomic_write
 
 
+def _write_and_raise(path, error):
+    path.write_text("half")
+    raise error
+
+
 def test_atomic_write_publishes_only_when_the_block_has_ended(tmp_path):
     target = tmp_path / "report.json"
     with atomic_write(target) as temporary:
@@ -21,8 +26,7 @@ def test_atomic_write_keeps_the_old_file_after_an_error(tmp_path, error):
     target = tmp_path / "report.json"
     target.write_text("old")
     with pytest.raises(error), atomic_write(target) as temporary:
-        temporary.write_text("half")
-        raise error
+        _write_and_raise(temporary, error())
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.json"]
 
@@ -72,7 +76,6 @@ def test_atomic_folder_keeps_the_old_folder_after_an_error(tmp_path):
     target.mkdir()
     (target / "old").write_text("")
     with pytest.raises(ValueError, match="stop"), atomic_folder(target) as temporary:
-        (temporary / "new").write_text("")
-        raise ValueError("stop")
+        _write_and_raise(temporary / "new", ValueError("stop"))
     assert os.listdir(target) == ["old"]
     assert os.listdir(tmp_path) == ["set"]

@@ -1,0 +1,117 @@
+"""One audio file in, one clip out: mono int16 at the sample rate and length asked for."""
+
+from __future__ import annotations
+
+import math
+import re
+import stat
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+RESAMPLE_MARGIN = 0.1
+"""Seconds read beyond a clip's end, so that soxr's filter sees what follows, not a cliff."""
+SAMPLE_RATES = (100, 1_000_000)
+"""Sample rates that a file may claim, in Hz; beyond them a header is taken for damaged."""
+BLOCK_VALUES = 2**20
+"""Samples of all channels decoded at once: bounds memory whatever a header claims."""
+UNKNOWN_LENGTH = 0x7FFF0000
+"""Data sizes from here on are what streaming writers put into a header, not a promise."""
+SHORT_READ = 0.99
+"""Share of the promised frames that counts as all of them: MP3 headers promise roughly."""
+
+_CUT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
+_CUT_OGG = "Last page lacks an end-of-stream bit"
+
+
+class BadAudioError(Exception):
+    """A file holds no usable audio; the message is the reason, to be put after the file's name."""
+
+
+def read_clip(
+    path: Path, *, sample_rate: int, num_samples: int, resample_quality: str
+) -> NDArray[np.int16]:
+    """Decode the beginning of an audio file to a clip of fixed length.
+
+    Takes any format, sample rate and number of channels that libsndfile reads: channels are
+    averaged, the rest is resampled, cut or padded with zeros. Values beyond ±1.0, as lossy formats
+    give, are clipped. Only what the clip needs is read, so damage after it goes unseen.
+
+    Args:
+        path: The file.
+        sample_rate: Of the clip, in Hz.
+        num_samples: Of the clip.
+        resample_quality: soxr's quality: QQ, LQ, MQ, HQ or VHQ.
+    Returns:
+        Samples, shape (num_samples,).
+    Raises:
+        BadAudioError: The file is absent, empty, no audio, cut short, or holds NaN or infinity.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadAudioError("is not a file")
+        if status.st_size == 0:
+            raise BadAudioError("is empty (0 bytes)")
+        with soundfile.SoundFile(path) as file:
+            waveform = _read_mono(file, sample_rate, num_samples)
+            rate: int = file.samplerate
+    except FileNotFoundError:
+        raise BadAudioError("is absent") from None
+    except OSError as error:
+        raise BadAudioError(f"cannot be read: {error.strerror or error}") from None
+    except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: headerless .raw
+        reason = getattr(error, "error_string", str(error)).strip(" .")
+        raise BadAudioError(f"is no audio that libsndfile can decode ({reason})") from None
+    if rate != sample_rate:
+        waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
+    clip = np.zeros(num_samples, np.int16)
+    waveform = waveform[:num_samples]
+    clip[: len(waveform)] = np.clip(np.rint(waveform * 32768.0), -32768, 32767)
+    return clip
+
+
+def _read_mono(
+    file: soundfile.SoundFile, sample_rate: int, num_samples: int
+) -> NDArray[np.float32]:
+    """Read what a clip needs of a file, as the mean of its channels."""
+    lowest, highest = SAMPLE_RATES
+    if not lowest <= file.samplerate <= highest:
+        raise BadAudioError(f"claims a sample rate of {file.samplerate} Hz")
+    needed = math.ceil(num_samples * file.samplerate / sample_rate)
+    if file.frames < needed:
+        _check_whole(file)
+    wanted = min(file.frames, needed + math.ceil(RESAMPLE_MARGIN * file.samplerate))
+    block_size = max(1, BLOCK_VALUES // file.channels)
+    blocks = []
+    count = 0
+    while count < wanted:
+        block = file.read(min(block_size, wanted - count), dtype="float32", always_2d=True)
+        if not len(block):
+            break
+        blocks.append(block.mean(axis=1, dtype=np.float32))
+        count += len(block)
+    if not count:
+        raise BadAudioError("holds no samples")
+    if count < SHORT_READ * min(wanted, needed):
+        raise BadAudioError(f"is cut short: its header promises {file.frames} frames, {count} read")
+    waveform = np.concatenate(blocks)
+    if not np.isfinite(waveform).all():
+        first = int(np.flatnonzero(~np.isfinite(waveform))[0])
+        raise BadAudioError(f"holds NaN or infinity (first at frame {first})")
+    return waveform
+
+
+def _check_whole(file: soundfile.SoundFile) -> None:
+    """Raise where libsndfile noted, without failing, that a file ends before its header says."""
+    notes: str = file.extra_info
+    for promised, found in _CUT_CHUNK.findall(notes):
+        if int(found) < int(promised) < UNKNOWN_LENGTH:
+            raise BadAudioError(
+                f"is cut short: its header promises {promised} bytes of audio, it holds {found}"
+            )
+    if file.format == "OGG" and _CUT_OGG in notes:
+        raise BadAudioError("is cut short: its last Ogg page does not end the stream")

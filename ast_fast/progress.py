@@ -1,0 +1,64 @@
+"""One progress display for every long step: a bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+LINE_INTERVAL = 5.0
+"""Seconds between two plain lines."""
+
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def show_progress(
+    console: Console, label: str, total: int | None, *, in_bytes: bool = False, done: int = 0
+) -> Iterator[Advance]:
+    """Yield a function that advances the display by a number of items.
+
+    Args:
+        console: Where the display goes; only a terminal gets a bar.
+        label: What is being done.
+        total: Items in all; None when nobody knows.
+        in_bytes: Whether items are bytes, shown with their unit and speed.
+        done: Items done before (a resumed transfer).
+    """
+    if console.is_terminal:
+        counts: list[ProgressColumn] = (
+            [DownloadColumn(), TransferSpeedColumn()] if in_bytes else [MofNCompleteColumn()]
+        )
+        columns = [TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn()]
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task(label, total=total, completed=done)
+            yield lambda amount: progress.advance(task, amount)
+        return
+    count = done
+    next_line = time.monotonic() + LINE_INTERVAL
+
+    def advance(amount: int) -> None:
+        nonlocal count, next_line
+        count += amount
+        if time.monotonic() >= next_line and count != total:
+            next_line = time.monotonic() + LINE_INTERVAL
+            console.print(f"{label}: {_amount(count, total, in_bytes)}", highlight=False)
+
+    yield advance
+
+
+def _amount(count: int, total: int | None, in_bytes: bool) -> str:
+    shown = [f"{n / 1e6:.1f} MB" if in_bytes else str(n) for n in (count, total) if n is not None]
+    return " of ".join(shown)
