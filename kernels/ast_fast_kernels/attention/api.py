@@ -29,13 +29,18 @@ def attention(
         ValueError: Shapes or devices do not fit, or `backend` is none of the above.
     """
     _check(q, k, v)
-    chosen = _dispatch.requested_backend("attention", backend)
-    if chosen == "auto":
-        chosen = "sdpa"
-        _dispatch.log_choice("attention", chosen)
+    chosen = choose_backend(_dispatch.requested_backend("attention", backend))
     run = _dispatch.load_backend("attention", chosen)
     out: Tensor = run(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
     return out
+
+
+def choose_backend(requested: str) -> str:
+    """Return the backend that runs; auto takes sdpa."""
+    if requested != "auto":
+        return requested
+    _dispatch.log_choice("attention", "sdpa")
+    return "sdpa"
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
