@@ -1,0 +1,166 @@
+"""From waveforms to what the model sees: log-mel, normalised and padded to one length."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from ast_fast_kernels import fbank
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ast_fast.config import Config
+from ast_fast.errors import InputError
+
+STD_FLOOR = 1e-2
+"""Deviation of a clip's log-mel below which it is not stretched further: rounding noise of a silent
+clip stays at 0 instead of becoming a sound."""
+
+BATCH_SIZE = 64
+"""Clips at a time when statistics are computed."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and deviation of the log-mel values of a set of clips."""
+
+    mean: float
+    std: float
+
+
+def load_batch(
+    waveforms: NDArray[np.int16], indices: NDArray[np.int64], device: torch.device
+) -> Tensor:
+    """Return clips of the memory-mapped data set, int16, shape (batch, num_samples)."""
+    return torch.from_numpy(waveforms[indices]).to(device)  # indexing by an array copies
+
+
+def log_mel(waveforms: Tensor, config: Config) -> Tensor:
+    """Return log-mel features, not normalised.
+
+    Args:
+        waveforms: Shape (batch, num_samples), floating in [-1, 1] or int16.
+        config: `config.fbank` is used.
+    Returns:
+        Features, shape (batch, num_frames, num_mel_bins).
+    """
+    features: Tensor = fbank(waveforms, config.fbank)
+    return features
+
+
+def normalise(
+    features: Tensor, config: Config, statistics: Statistics | None
+) -> tuple[Tensor, Tensor]:
+    """Return features centred and scaled, and the value that silence has among them.
+
+    Per sample, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip: digital silence
+    becomes 0. By statistics, (x − mean) / (2 · std), as the AST does.
+
+    Args:
+        features: Log-mel, shape (batch, num_frames, num_mel_bins).
+        config: `config.features.norm_per_sample` chooses; `config.fbank` says what silence is.
+        statistics: Of the training clips; needed unless `norm_per_sample`.
+    Returns:
+        Normalised features, same shape, and silence after the same step, shape (batch,).
+    Raises:
+        ValueError: Statistics are needed and missing.
+    Source: YuanGongND/ast, src/dataloader.py (the factor 2).
+    """
+    silence = config.fbank.log_silence
+    if config.features.norm_per_sample:
+        shape = features.shape[1:]
+        normalised, mean, inverse_std = torch.native_layer_norm(
+            features, shape, None, None, STD_FLOOR**2
+        )
+        return normalised, ((silence - mean) * inverse_std).flatten()
+    if statistics is None:
+        raise ValueError("statistics must be given when features.norm_per_sample is off, got None")
+    scale = 0.5 / statistics.std
+    padding = features.new_full((len(features),), (silence - statistics.mean) * scale)
+    return (features - statistics.mean) * scale, padding
+
+
+def pad_frames(features: Tensor, target_frames: int, silence: Tensor) -> Tensor:
+    """Return features of exactly `target_frames` frames: silence follows, or the end is cut.
+
+    Args:
+        features: Normalised, shape (batch, num_frames, num_mel_bins).
+        target_frames: Frames to return.
+        silence: Each clip's value of silence from `normalise`, shape (batch,).
+    """
+    batch, num_frames, num_mel_bins = features.shape
+    if num_frames >= target_frames:
+        return features[:, :target_frames]
+    padded = features.new_empty(batch, target_frames, num_mel_bins)
+    padded[:, :num_frames] = features
+    padded[:, num_frames:] = silence.view(-1, 1, 1)
+    return padded
+
+
+def compute_statistics(
+    waveforms: NDArray[np.int16],
+    indices: NDArray[np.int64],
+    config: Config,
+    *,
+    device: torch.device | None = None,
+) -> Statistics:
+    """Return mean and deviation of the log-mel values of the named clips, and of no others.
+
+    Sums accumulate in float64, around the first batch's mean.
+
+    Args:
+        waveforms: All clips, shape (num_clips, num_samples).
+        indices: The clips to take: those of the training folds.
+        config: `config.fbank` is used.
+        device: Where to compute; None is the CPU.
+    Raises:
+        InputError: The clips are all alike to the last value, so that nothing can be scaled.
+    """
+    count, total, total_squared, centre = 0, 0.0, 0.0, 0.0
+    for begin in range(0, len(indices), BATCH_SIZE):
+        batch = load_batch(
+            waveforms, indices[begin : begin + BATCH_SIZE], device or torch.device("cpu")
+        )
+        values = log_mel(batch, config).double()
+        if begin == 0:
+            centre = values.mean().item()
+        values -= centre
+        count += values.numel()
+        total += values.sum().item()
+        total_squared += values.square().sum().item()
+    mean = total / count
+    std = math.sqrt(max(0.0, total_squared / count - mean**2))
+    if std < STD_FLOOR:
+        raise InputError(
+            f"the {len(indices)} training clips hold only silence: their log-mel deviation must "
+            f"be at least {STD_FLOOR:g}, got {std:.3g}"
+        )
+    return Statistics(centre + mean, std)
+
+
+def check_features(config: Config, num_samples: int) -> None:
+    """Raise if clips of `num_samples` samples give no usable features.
+
+    Args:
+        config: `config.fbank` and `config.features` are checked.
+        num_samples: Samples of a clip.
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    if config.features.target_frames < 1:
+        raise InputError(
+            f"features.target_frames must be at least 1, got {config.features.target_frames}"
+        )
+    if config.fbank.num_frames(num_samples) < 1:
+        raise InputError(
+            f"audio.clip_seconds must give at least one frame of {config.fbank.window_size} "
+            f"samples (fbank.frame_length {config.fbank.frame_length:g} ms), "
+            f"got {num_samples} samples"
+        )
+    if not math.isfinite(config.fbank.log_silence):
+        raise InputError(
+            "fbank.log_floor and fbank.log_offset must not both be 0, or silence becomes -inf; "
+            f"got {config.fbank.log_floor:g} and {config.fbank.log_offset:g}"
+        )

@@ -1,0 +1,266 @@
+"""The minimal Audio Spectrogram Transformer: log-mel features in, class logits out.
+
+Follows Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021), section 2.1,
+without its distillation token and pre-training. Patches are numbered as there, frequency first:
+patch `f * num_patches_time + t`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from ast_fast_kernels import attention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ast_fast.config import ModelConfig
+from ast_fast.errors import InputError
+
+INIT_STD = 0.02
+"""Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""
+
+
+class AudioSpectrogramTransformer(nn.Module):
+    """Classify log-mel features with a transformer over their patches."""
+
+    def __init__(
+        self, config: ModelConfig, *, num_mel_bins: int, num_frames: int, num_classes: int
+    ) -> None:
+        """Build the model with fresh weights.
+
+        Args:
+            config: Sizes; checked by `check_model`.
+            num_mel_bins: Mel bins of the features.
+            num_frames: Frames of the features, padding included.
+            num_classes: Width of the logits.
+        Raises:
+            InputError: The sizes do not fit each other.
+        """
+        super().__init__()
+        check_model(config, num_mel_bins, num_frames)
+        self.pool = config.pool
+        self.patch_embedding = PatchEmbedding(config, num_mel_bins, num_frames)
+        self.class_token = (
+            nn.Parameter(torch.zeros(config.embed_dim)) if config.pool == "cls" else None
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.head = nn.Linear(config.embed_dim, num_classes)
+        self._initialise()
+
+    @property
+    def num_patches(self) -> int:
+        """How many patches the whole spectrogram has."""
+        return self.patch_embedding.num_patches
+
+    def forward(self, features: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """Return the logits of every clip.
+
+        Args:
+            features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
+            keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
+                is left out costs nothing, not even its projection.
+        Returns:
+            Logits, shape (batch, num_classes).
+        """
+        tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
+        if self.class_token is not None:
+            class_token = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
+            tokens = torch.cat((class_token, tokens), dim=1)
+        tokens = self.dropout(tokens)
+        for block in self.blocks:
+            tokens = block(tokens)
+        if self.class_token is not None:
+            pooled = self.norm(tokens[:, 0])
+        else:
+            pooled = self.norm(tokens).mean(dim=1)
+        logits: Tensor = self.head(pooled)
+        return logits
+
+    def _initialise(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _truncated_normal(module.weight)
+                nn.init.zeros_(module.bias)
+        if isinstance(self.patch_embedding.position, nn.Parameter):
+            _truncated_normal(self.patch_embedding.position)
+        if self.class_token is not None:
+            _truncated_normal(self.class_token)
+
+
+class PatchEmbedding(nn.Module):
+    """Cut features into patches, project each one and add its position's embedding."""
+
+    position: Tensor  # (num_patches, embed_dim): a parameter if learned, else a buffer
+
+    def __init__(self, config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.patch_stride = config.patch_stride
+        self.features_shape = (num_frames, num_mel_bins)
+        self.grid = patch_grid(config, num_mel_bins, num_frames)
+        self.num_patches = self.grid[0] * self.grid[1]
+        self.projection = nn.Linear(math.prod(config.patch_size), config.embed_dim)
+        if config.position_embedding == "learned":
+            self.position = nn.Parameter(torch.zeros(self.num_patches, config.embed_dim))
+        else:
+            table = sinusoidal_position_embedding(self.grid, config.embed_dim)
+            self.register_buffer("position", table, persistent=False)
+
+    def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return the tokens of all patches, or of those named by `keep`, in its order.
+
+        Args:
+            features: Shape (batch, num_frames, num_mel_bins).
+            keep: Shape (batch, num_kept), int64; None takes all patches.
+        Returns:
+            Tokens, shape (batch, num_patches or num_kept, embed_dim).
+        """
+        if features.ndim != 3 or features.shape[1:] != self.features_shape:
+            num_frames, num_mel_bins = self.features_shape
+            raise ValueError(
+                f"features must be (batch, {num_frames} frames, {num_mel_bins} mel bins), "
+                f"got {tuple(features.shape)}"
+            )
+        (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
+        patches = features.transpose(1, 2).unfold(1, height, step_freq).unfold(2, width, step_time)
+        # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
+        if keep is None:
+            position = self.position
+            patches = patches.reshape(len(features), self.num_patches, height * width)
+        else:
+            position = functional.embedding(keep, self.position)
+            clips = torch.arange(len(features), device=features.device).unsqueeze(1)
+            patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+        tokens: Tensor = self.projection(patches) + position
+        return tokens
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention from one packed projection."""
+
+    def __init__(self, embed_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.projection = nn.Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the attended tokens, same shape: (batch, tokens, embed_dim)."""
+        batch, num_tokens, embed_dim = tokens.shape
+        qkv = self.qkv(tokens).view(batch, num_tokens, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (batch, num_heads, tokens, head_dim)
+        attended = attention(q, k, v).transpose(1, 2).reshape(batch, num_tokens, embed_dim)
+        projected: Tensor = self.projection(attended)
+        return projected
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: attention, then an MLP, each added to what came in."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden_dim = hidden_width(config)
+        self.norm1 = nn.LayerNorm(config.embed_dim)
+        self.attention = Attention(config.embed_dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(config.embed_dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.embed_dim, hidden_dim),
+            nn.GELU(),
+            nn.Linear(hidden_dim, config.embed_dim),
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens after the block, same shape: (batch, tokens, embed_dim)."""
+        attended: Tensor = tokens + self.dropout(self.attention(self.norm1(tokens)))
+        return attended + self.dropout(self.mlp(self.norm2(attended)))
+
+
+def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
+    """Raise if no model can be built from these sizes.
+
+    Args:
+        config: The model's settings.
+        num_mel_bins: Mel bins of the features.
+        num_frames: Frames of the features, padding included.
+    Raises:
+        InputError: A size is out of range, or two do not fit; the message names the setting.
+    """
+    for name in ("embed_dim", "num_heads", "depth"):
+        value = getattr(config, name)
+        if value < 1:
+            raise InputError(f"model.{name} must be at least 1, got {value}")
+    if config.embed_dim % config.num_heads:
+        raise InputError(
+            f"model.embed_dim must be divisible by model.num_heads ({config.num_heads}), "
+            f"got {config.embed_dim}"
+        )
+    if config.position_embedding == "sinusoidal" and config.embed_dim % 4:
+        raise InputError(
+            "model.embed_dim must be divisible by 4 for model.position_embedding sinusoidal, "
+            f"got {config.embed_dim}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
+    if not config.mlp_ratio > 0 or hidden_width(config) < 1:
+        raise InputError(
+            f"model.mlp_ratio must give an MLP at least 1 wide, got {config.mlp_ratio}"
+        )
+    for name in ("patch_size", "patch_stride"):
+        pair = getattr(config, name)
+        if min(pair) < 1:
+            raise InputError(f"model.{name} must be at least 1 along both axes, got {_pair(pair)}")
+    if config.patch_size[0] > num_mel_bins or config.patch_size[1] > num_frames:
+        raise InputError(
+            f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
+            f"{num_frames} frames), got {_pair(config.patch_size)}"
+        )
+
+
+def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
+    """Return how many patches fit along (freq, time); what is left at the upper ends is unseen."""
+    return (
+        (num_mel_bins - config.patch_size[0]) // config.patch_stride[0] + 1,
+        (num_frames - config.patch_size[1]) // config.patch_stride[1] + 1,
+    )
+
+
+def hidden_width(config: ModelConfig) -> int:
+    """Return the width of a block's MLP."""
+    return int(config.embed_dim * config.mlp_ratio)
+
+
+def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tensor:
+    """Return fixed position embeddings of a grid of patches: half for frequency, half for time.
+
+    Each half holds sines, then cosines, of the position at wavelengths from 2π to 10000 · 2π.
+
+    Args:
+        grid: Number of patches along (freq, time).
+        embed_dim: Width of an embedding, divisible by 4.
+    Returns:
+        Embeddings, shape (grid freq * grid time, embed_dim), float32.
+    Source: Vaswani et al., "Attention Is All You Need", section 3.5, once for each axis.
+    """
+    quarter = embed_dim // 4
+    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    halves = []
+    for positions in torch.meshgrid(
+        torch.arange(grid[0], dtype=torch.float64),
+        torch.arange(grid[1], dtype=torch.float64),
+        indexing="ij",
+    ):
+        angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
+        halves += [angles.sin(), angles.cos()]
+    return torch.cat(halves, dim=1).float()
+
+
+def _truncated_normal(parameter: Tensor) -> None:
+    nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
+
+
+def _pair(pair: tuple[int, int]) -> str:
+    return f"{pair[0]} {pair[1]}"
