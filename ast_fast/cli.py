@@ -12,7 +12,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -67,8 +67,8 @@ def parse_config(argv: Sequence[str]) -> Config:
     """Return the run that flags describe, over the TOML file of `--config`, over the defaults.
 
     Prints help and raises SystemExit(0) on `--help`. With `--resume` the settings recorded in the
-    folder of `--out` stand in for the defaults. Values are checked by type and range, not against
-    a data set or a machine.
+    folder of `--out` stand in for the defaults. Only types are checked here (and the filterbank's
+    own rules); ranges are checked by who uses a setting.
 
     Args:
         argv: The arguments, without the program's name.
@@ -88,9 +88,7 @@ def parse_config(argv: Sequence[str]) -> Config:
     else:
         demo = values.get("data") is None and not values.get("download")
         base = DEMO_DEFAULTS if demo else {}
-    config = _build({**base, **values})
-    check_config(config)
-    return config
+    return _build({**base, **values})
 
 
 def recorded_values(out: Path) -> dict[str, Any]:
@@ -141,35 +139,6 @@ def settings() -> dict[str, Setting]:
     """Return every setting by its key, top-level settings first."""
     found = sorted(_walk(Config, (), ()), key=lambda setting: "." in setting.key)
     return {setting.key: setting for setting in found}
-
-
-def check_config(config: Config) -> None:
-    """Check the range of each setting, and those that only make sense together.
-
-    Raises:
-        InputError: One line for each setting out of range.
-    """
-    values = {key: _get(config, setting.fields) for key, setting in settings().items()}
-    problems = [
-        f"{key} must be {rule}, got {_shown(values[key])}"
-        for keys, rule, good in _RANGES
-        for key in keys
-        if not good(values[key])
-    ]
-    model = config.model
-    if model.num_heads >= 1 and model.embed_dim % model.num_heads:
-        problems.append(
-            f"model.embed_dim must be divisible by model.num_heads ({model.num_heads}), "
-            f"got {model.embed_dim}"
-        )
-    shape = (config.fbank.num_mel_bins, config.features.target_frames)
-    if min(shape) >= 1 and any(p > s for p, s in zip(model.patch_size, shape, strict=True)):
-        problems.append(
-            f"model.patch_size must fit in the spectrogram of {shape[0]} mel bins x {shape[1]} "
-            f"frames, got {_shown(model.patch_size)}"
-        )
-    if problems:
-        raise InputError("\n".join(problems))
 
 
 def print_help() -> None:
@@ -447,58 +416,3 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " ".join(_shown(item) for item in value) or "none"
     return repr(value) if isinstance(value, str) else str(value)
-
-
-_RANGES: tuple[tuple[tuple[str, ...], str, Callable[[Any], bool]], ...] = (
-    (
-        (
-            "training.epochs",
-            "training.batch_size",
-            "features.target_frames",
-            "model.embed_dim",
-            "model.num_heads",
-            "model.depth",
-        ),
-        "at least 1",
-        lambda value: value >= 1,
-    ),
-    (
-        ("model.patch_size", "model.patch_stride"),
-        "at least 1 in both directions",
-        lambda pair: min(pair) >= 1,
-    ),
-    (
-        ("audio.clip_seconds", "model.mlp_ratio", "training.learning_rate"),
-        "above 0",
-        lambda value: value > 0,
-    ),
-    (
-        (
-            "seed",
-            "threads",
-            "audio.workers",
-            "augment.gain_db",
-            "augment.freq_mask",
-            "augment.time_mask",
-            "augment.num_masks",
-            "training.weight_decay",
-            "training.warmup_epochs",
-            "training.final_learning_rate",
-            "training.clip_grad_norm",
-        ),
-        "at least 0",
-        lambda value: value >= 0,
-    ),
-    (
-        ("model.dropout", "augment.patch_drop", "training.label_smoothing", "training.ema_decay"),
-        "from 0 to below 1",
-        lambda value: 0 <= value < 1,
-    ),
-    (("augment.mix_probability",), "from 0 to 1", lambda value: 0 <= value <= 1),
-    (("folds",), "different numbers from 1 up", lambda folds: _distinct_folds(folds)),
-)
-"""Keys, the rule in words, and the rule."""
-
-
-def _distinct_folds(folds: tuple[int, ...]) -> bool:
-    return len(set(folds)) == len(folds) and all(fold >= 1 for fold in folds)

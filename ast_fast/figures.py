@@ -1,0 +1,286 @@
+"""The report's figures, as SVG that takes its colours from the page (light, dark, print)."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.image import imsave
+from numpy.typing import NDArray
+
+NUM_COLOURS = 8
+"""Line colours that the page's style sheet has, as `--series-1` and so on."""
+
+Line = tuple[str, Sequence[float], Sequence[float]]
+"""Name, x and y of one line of a chart."""
+
+
+def line_chart(
+    lines: Sequence[Line], *, x_label: str, y_label: str, percent: bool = False
+) -> Markup:
+    """Return a chart of a few lines over a common x axis, with a legend below.
+
+    Args:
+        lines: The lines, each drawn in the next colour; points that are not finite are left out.
+        x_label: What x counts.
+        y_label: What y measures.
+        percent: Whether y is a share of 1, shown from 0 to 100 %.
+    """
+    width, height, left, right, top, bottom = 460, 270, 46, 12, 14, 40
+    kept = [(name, _finite(xs, ys)) for name, xs, ys in lines]
+    xs = [x for _, points in kept for x, _ in points]
+    ys = [y for _, points in kept for _, y in points]
+    if not xs:
+        return Markup('<p class="note">No epoch was recorded.</p>')
+    x_ticks = _ticks(min(xs), max(xs), 6, whole=True)
+    y_ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if percent else _ticks(0.0, max(ys), 5)
+    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
+    y_high = max(y_ticks[-1], max(ys)) or 1.0
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (x - x_low) / (x_high - x_low)
+        return (
+            left + across * (width - left - right),
+            height - bottom - y / y_high * (height - top - bottom),
+        )
+
+    parts = []
+    for tick in y_ticks:
+        _, y = place(x_low, tick)
+        label = f"{100 * tick:.0f} %" if percent else f"{tick:g}"
+        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 6, y + 3.5, label, "end"))
+    for tick in x_ticks:
+        x, _ = place(tick, 0)
+        parts.append(_text(x, height - bottom + 16, f"{tick:g}", "middle"))
+    parts.append(_text((left + width - right) / 2, height - 6, x_label, "middle", "axis"))
+    for index, (_, points) in enumerate(kept):
+        placed = [place(x, y) for x, y in points]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
+        colour = _colour(index)
+        if len(placed) > 1:
+            parts.append(f'<polyline class="line" style="stroke:{colour}" points="{path}"/>')
+        if len(placed) <= 12:
+            parts.extend(
+                f'<circle r="2.4" style="fill:{colour}" cx="{x:.1f}" cy="{y:.1f}"/>'
+                for x, y in placed
+            )
+    drawing = _svg(width, height, parts, f"{y_label} over {x_label}")
+    title = Markup('<div class="chart-title">{}</div>').format(y_label)
+    return Markup('<div class="chart">') + title + drawing + legend([n for n, _ in kept]) + Markup("</div>")
+
+
+def legend(names: Iterable[str]) -> Markup:
+    """Return the names beside the colours that charts draw them in."""
+    items = (
+        Markup('<li><span class="swatch" style="background:{}"></span>{}</li>').format(
+            _colour(index), name
+        )
+        for index, name in enumerate(names)
+    )
+    return Markup('<ul class="legend">') + Markup("").join(items) + Markup("</ul>")
+
+
+def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Markup:
+    """Return one bar for each fold's accuracy, with the mean and chance as lines across.
+
+    Args:
+        accuracies: Accuracy by fold, from 0 to 1.
+        mean: Mean accuracy over the folds.
+        chance: Accuracy of guessing.
+    """
+    width, left, right, row, top = 460, 58, 54, 28, 22
+    height = top + row * len(accuracies) + 4
+    span = width - left - right
+    parts = []
+    for index, (fold, accuracy) in enumerate(accuracies.items()):
+        y = top + index * row
+        parts.append(_text(left - 10, y + 16, f"Fold {fold}", "end"))
+        parts.append(
+            f'<rect class="track" x="{left}" y="{y + 4}" width="{span}" height="17" rx="2"/>'
+            f'<rect class="bar" x="{left}" y="{y + 4}" width="{span * accuracy:.1f}" height="17" rx="2"/>'
+        )
+        parts.append(_text(width - right + 8, y + 16.5, f"{100 * accuracy:.1f} %", "start", "strong"))
+    marks = [(mean, f"mean {100 * mean:.1f} %", "mean")]
+    if abs(mean - chance) > 0.15:
+        marks.append((chance, f"chance {100 * chance:.0f} %", "chance"))
+    for value, label, style in marks:
+        x = left + span * value
+        parts.append(
+            f'<line class="{style}" x1="{x:.1f}" x2="{x:.1f}" y1="{top - 2}" y2="{height - 2}"/>'
+        )
+        anchor = "start" if value < 0.1 else "end" if value > 0.9 else "middle"
+        parts.append(_text(x, top - 8, label, anchor, "axis"))
+    return _svg(width, height, parts, "Accuracy of each fold")
+
+
+def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
+    """Return the confusion matrix: a row for each true class, shaded by its share of the row.
+
+    Cells are sized by the number of classes, so that 10 fill a column of text and 50 still carry
+    their counts.
+
+    Args:
+        matrix: Counts, shape (num_classes, num_classes), true classes down, predicted across.
+        names: Class names in the matrix's order.
+    """
+    count = len(names)
+    cell = 34 if count <= 12 else 24 if count <= 25 else 16
+    font = 12.5 if count <= 12 else 10.5 if count <= 25 else 9
+    label_font = max(font - 0.5, 9.5)
+    margin = int(max(len(name) for name in names) * label_font * 0.56) + 14
+    margin_top = int(margin * 0.78) + 20
+    size = cell * count
+    width = margin + size + int(margin * 0.62)
+    height = margin_top + size + 8
+    parts = [
+        f'<rect class="track" x="{margin}" y="{margin_top}" width="{size}" height="{size}"/>',
+        _text(margin - 8, margin_top - 10, "true ↓  predicted →", "end", "axis"),
+    ]
+    for index, name in enumerate(names):
+        offset = (index + 0.5) * cell
+        parts.append(
+            _text(margin - 7, margin_top + offset + label_font * 0.35, name, "end", size=label_font)
+        )
+        x, y = margin + offset + label_font * 0.2, margin_top - 7
+        parts.append(
+            _text(x, y, name, "start", size=label_font, extra=f'transform="rotate(-52 {x:.1f} {y})"')
+        )
+    lines = range(0, count + 1, 1 if count <= 25 else 5)
+    for line in lines:
+        at = line * cell
+        parts.append(
+            f'<path class="grid" d="M{margin} {margin_top + at}h{size}M{margin + at} {margin_top}v{size}"/>'
+        )
+    totals = matrix.sum(axis=1)
+    for row, column in np.argwhere(matrix > 0):
+        value = int(matrix[row, column])
+        share = value / totals[row]
+        style = "hit" if row == column else "miss"
+        x, y = margin + column * cell, margin_top + row * cell
+        strong = " on" if share > 0.55 else ""
+        tip = escape(f"{names[row]} taken for {names[column]}: {value} of {totals[row]}")
+        parts.append(
+            f'<g><title>{tip}</title><rect class="{style}" x="{x + 0.5}" y="{y + 0.5}" '
+            f'width="{cell - 1}" height="{cell - 1}" style="fill-opacity:{0.12 + 0.88 * share:.2f}"/>'
+            + _text(x + cell / 2, y + cell / 2 + font * 0.35, str(value), "middle", f"count{strong}", size=font)
+            + "</g>"
+        )
+    return _svg(width, height, parts, "Confusion matrix", natural=True)
+
+
+def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
+    """Return one bar split by the shares of a whole.
+
+    Args:
+        shares: Name and share, the shares adding up to 1.
+    """
+    width, height, at = 900, 34, 0.0
+    parts = []
+    for index, (name, share) in enumerate(shares):
+        span = width * share
+        parts.append(
+            f'<g><title>{escape(f"{name}: {100 * share:.1f} %")}</title>'
+            f'<rect x="{at:.1f}" y="0" width="{max(span, 0.0):.1f}" height="{height}" '
+            f'style="fill:{_colour(index)}"/></g>'
+        )
+        if span > 90:
+            parts.append(_text(at + span / 2, 21, f"{name} {100 * share:.0f} %", "middle", "on-colour"))
+        at += span
+    return _svg(width, height, parts, "Share of each stage of the run's time")
+
+
+def spectrogram(
+    log_mel: NDArray[np.floating],
+    *,
+    seconds: float,
+    centres: NDArray[np.floating],
+    value_range: tuple[float, float],
+) -> Markup:
+    """Return log-mel features as an image with time in seconds and mel bins in Hz on its axes.
+
+    Args:
+        log_mel: Features, shape (num_frames, num_mel_bins).
+        seconds: Time from the first frame to the last frame's end.
+        centres: Centre frequency of each mel bin in Hz, shape (num_mel_bins,).
+        value_range: Features at the dark and at the bright end of the colour scale.
+    """
+    left, top, inner_width, inner_height = 40, 6, 270, 104
+    num_bins = len(centres)
+    buffer = io.BytesIO()
+    image = np.ascontiguousarray(log_mel.T[::-1])
+    low, high = value_range
+    imsave(buffer, image, vmin=low, vmax=high, cmap="magma", format="webp", pil_kwargs={"quality": 70})
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    parts = [
+        f'<image x="{left}" y="{top}" width="{inner_width}" height="{inner_height}" '
+        f'preserveAspectRatio="none" href="data:image/webp;base64,{encoded}"/>'
+    ]
+    for bin_index, label in _frequency_ticks(centres):
+        y = top + inner_height * (1 - (bin_index + 0.5) / num_bins)
+        parts.append(f'<line class="tick" x1="{left - 4}" x2="{left}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(_text(left - 6, y + 3.3, label, "end", size=9.5))
+        parts.append(_text(left + inner_width + 5, y + 3.3, str(bin_index), "start", "axis", size=9))
+    for tick in _ticks(0, seconds, 5):
+        x = left + inner_width * tick / seconds
+        bottom = top + inner_height
+        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(_text(x, bottom + 14, f"{tick:g} s", "middle", size=9.5))
+    return _svg(left + inner_width + 26, top + inner_height + 20, parts, "Log-mel features")
+
+
+def _frequency_ticks(centres: NDArray[np.floating]) -> list[tuple[int, str]]:
+    """Return mel bins nearest to round frequencies, far enough apart to be read."""
+    ticks: list[tuple[int, str]] = []
+    for hertz in (125, 250, 500, 1000, 2000, 4000, 8000, 16000):
+        index = int(np.argmin(np.abs(centres - hertz)))
+        near = abs(float(centres[index]) - hertz) < 0.15 * hertz
+        apart = not ticks or index - ticks[-1][0] >= len(centres) / 9
+        if near and apart:
+            ticks.append((index, f"{hertz / 1000:g} kHz" if hertz >= 1000 else f"{hertz} Hz"))
+    return ticks
+
+
+def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
+    """Return round numbers from low to high, about `count` of them."""
+    span = max(high - low, 1e-9)
+    raw = span / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
+    if whole:
+        step = max(1.0, round(step))
+    first = math.ceil(low / step - 1e-9)
+    return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y)]
+
+
+def _colour(index: int) -> str:
+    return f"var(--series-{index % NUM_COLOURS + 1})"
+
+
+def _text(
+    x: float, y: float, text: str, anchor: str, style: str = "", *, size: float = 0, extra: str = ""
+) -> str:
+    font = f' style="font-size:{size:g}px"' if size else ""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}"{font} {extra}>'
+        f"{escape(text)}</text>"
+    )
+
+
+def _svg(
+    width: float, height: float, parts: Iterable[str], label: str, *, natural: bool = False
+) -> Markup:
+    size = f'width="{width}" height="{height}"' if natural else 'width="100%"'
+    return Markup(
+        f'<svg viewBox="0 0 {width} {height}" {size} role="img" aria-label="{escape(label)}">'
+        + "".join(parts)
+        + "</svg>"
+    )

@@ -1,0 +1,182 @@
+"""Every run's check of its own kernels: what it used against the reference, on a real batch."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from ast_fast_kernels import attention, fbank
+from ast_fast_kernels._dispatch import requested_backend
+from ast_fast_kernels.attention.api import choose_backend as choose_attention
+from ast_fast_kernels.fbank.api import as_floating
+from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from torch import Tensor, nn
+
+from ast_fast.config import Config
+
+ROUNDS = 7
+"""Interleaved rounds of each timing; their medians are compared."""
+
+SAME = "the run itself used the reference, so there is nothing to compare"
+
+
+def check_kernels(
+    config: Config, waveforms: Tensor, model: nn.Module, features: Tensor
+) -> dict[str, Any]:
+    """Compare the FBANK and the attention that the run uses with the reference, on real input.
+
+    Attention is run on the q, k and v of the model's first block. Times are medians of interleaved
+    rounds, after one round that is not counted.
+
+    Args:
+        config: The run's settings.
+        waveforms: A batch of test clips, int16, shape (batch, num_samples).
+        model: The trained model.
+        features: The model's input for these clips, shape (batch, num_frames, num_mel_bins).
+    Returns:
+        For `fbank` and `attention`: backend, shape, max_abs_error, fast_seconds,
+        reference_seconds and speed_ratio (the reference's time over the fast one's), and what is
+        said of each below. Where the run used the reference they are None, with a reason.
+    """
+    return {
+        "fbank": check_fbank(config, waveforms),
+        "attention": check_attention(*first_block_qkv(model, features)),
+    }
+
+
+def check_fbank(config: Config, waveforms: Tensor) -> dict[str, Any]:
+    """Compare the filterbank in use with the reference on the same clips.
+
+    Besides the largest difference of log-mel values, `relative_norm_before_log` is the norm of the
+    difference of mel energies over the reference's norm: a quiet bin cannot hide or invent error
+    there.
+
+    Args:
+        config: `config.fbank` is used.
+        waveforms: Clips, int16, shape (batch, num_samples).
+    """
+    samples = as_floating(waveforms)
+    chosen = choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank)
+    shape = [*waveforms.shape]
+    if chosen == "reference":
+        return _not_compared(chosen, shape) | {"relative_norm_before_log": None}
+
+    def run(backend: str) -> Tensor:
+        return fbank(samples, config.fbank, backend=backend)
+
+    energies = config.fbank.replace(use_log_fbank=False)
+    before_log = [
+        fbank(samples, energies, backend=backend).double() for backend in (chosen, "reference")
+    ]
+    difference = torch.linalg.vector_norm(before_log[0] - before_log[1])
+    norm = torch.linalg.vector_norm(before_log[1])
+    relative = (difference / norm).item() if norm > 0 else 0.0
+    return {
+        "backend": chosen,
+        "shape": shape,
+        "max_abs_error": _max_abs_error(run(chosen), run("reference")),
+        "relative_norm_before_log": relative,
+        **_compare(lambda: run(chosen), lambda: run("reference"), waveforms.device),
+    }
+
+
+def check_attention(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
+    """Compare the attention in use with the reference on the same q, k and v.
+
+    `forward_backward` holds the times and the ratio of forward and backward together, and the
+    largest error of a gradient over that gradient's largest value.
+
+    Args:
+        q: Queries, shape (batch, num_heads, num_tokens, head_dim).
+        k: Keys, same shape.
+        v: Values, same shape.
+    """
+    chosen = choose_attention(requested_backend("attention", "auto"))
+    shape = [*q.shape]
+    if chosen == "reference":
+        return _not_compared(chosen, shape) | {"forward_backward": None}
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
+    grad_out = torch.randn(
+        q.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32
+    ).to(q)
+
+    def forward(backend: str) -> Tensor:
+        with torch.no_grad():
+            return attention(*leaves, backend=backend)
+
+    def forward_backward(backend: str) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(attention(*leaves, backend=backend), leaves, grad_out)
+
+    gradients = zip(forward_backward(chosen), forward_backward("reference"), strict=True)
+    return {
+        "backend": chosen,
+        "shape": shape,
+        "max_abs_error": _max_abs_error(forward(chosen), forward("reference")),
+        **_compare(lambda: forward(chosen), lambda: forward("reference"), q.device),
+        "forward_backward": {
+            "max_gradient_error": max(
+                _max_abs_error(fast, exact) / max(exact.abs().max().item(), 1e-30)
+                for fast, exact in gradients
+            ),
+            **_compare(
+                lambda: forward_backward(chosen), lambda: forward_backward("reference"), q.device
+            ),
+        },
+    }
+
+
+def first_block_qkv(model: nn.Module, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what the model's first attention sees of a batch, as (q, k, v).
+
+    Args:
+        model: An `AudioSpectrogramTransformer`.
+        features: The model's input, shape (batch, num_frames, num_mel_bins).
+    """
+    block = model.get_submodule("blocks.0.attention")
+    seen: list[Tensor] = []
+    handle = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        with torch.no_grad():
+            model(features)
+            tokens = seen[0]
+            packed = block.get_submodule("qkv")(tokens)
+    finally:
+        handle.remove()
+    num_heads: Any = block.num_heads
+    batch, num_tokens, _ = tokens.shape
+    split = packed.view(batch, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
+    q, k, v = split.contiguous().unbind(0)  # (batch, num_heads, num_tokens, head_dim)
+    return q, k, v
+
+
+def _not_compared(backend: str, shape: list[int]) -> dict[str, Any]:
+    numbers = ("max_abs_error", "fast_seconds", "reference_seconds", "speed_ratio")
+    return {"backend": backend, "shape": shape, "reason": SAME} | dict.fromkeys(numbers)
+
+
+def _max_abs_error(fast: Tensor, exact: Tensor) -> float:
+    return (fast.double() - exact.double()).abs().max().item()
+
+
+def _compare(
+    fast: Callable[[], object], reference: Callable[[], object], device: torch.device
+) -> dict[str, float]:
+    """Return both medians in seconds and their ratio, the two taking turns."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(ROUNDS + 1):
+        for run, times in zip((fast, reference), seconds, strict=True):
+            begin = time.perf_counter()
+            run()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(time.perf_counter() - begin)
+    fast_median, reference_median = (statistics.median(times[1:]) for times in seconds)
+    return {
+        "fast_seconds": fast_median,
+        "reference_seconds": reference_median,
+        "speed_ratio": float(np.divide(reference_median, fast_median)),
+    }
