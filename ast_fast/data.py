@@ -34,13 +34,9 @@ from ast_fast.audio import BadAudioError, read_clip
 from ast_fast.config import Config
 from ast_fast.download import download_esc50
 from ast_fast.errors import InputError
+from ast_fast.layout import AUDIO, METADATA, REQUIRED_COLUMNS
 from ast_fast.progress import show_progress
 from ast_fast.synth import synthesise
-
-METADATA = Path("meta", "esc50.csv")
-AUDIO = Path("audio")
-COLUMNS = ("filename", "fold", "target", "category")
-"""Columns that every esc50.csv must have; esc10 as well when the subset is asked for."""
 
 FORMAT_VERSION = 1
 """Raised when the same files and settings give other samples, or are stored otherwise."""
@@ -293,7 +289,7 @@ def _check_layout(root: Path, table: Path) -> None:
 
 
 def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list[Clip]:
-    required = (*COLUMNS, "esc10") if subset == "esc10" else COLUMNS
+    required = (*REQUIRED_COLUMNS, "esc10") if subset == "esc10" else REQUIRED_COLUMNS
     rows = _numbered_rows(table, reader)
     header_line, header = next(rows, (1, []))
     if not header:

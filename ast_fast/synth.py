@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.atomic import atomic_folder
+from ast_fast.layout import AUDIO, COLUMNS, METADATA
 from ast_fast.progress import show_progress
 
 SAMPLE_RATE = 16000
@@ -51,22 +52,22 @@ def synthesise(cache: Path, *, console: Console) -> Path:
 
 
 def _write_set(root: Path, console: Console) -> None:
-    (root / "audio").mkdir()
-    (root / "meta").mkdir()
+    (root / AUDIO).mkdir()
+    (root / METADATA.parent).mkdir()
     total = NUM_FOLDS * CLIPS_PER_FOLD * len(SOUNDS)
     with (
-        (root / "meta" / "esc50.csv").open("w", encoding="utf-8", newline="") as file,
+        (root / METADATA).open("w", encoding="utf-8", newline="") as file,
         show_progress(console, "Synthesising audio", total) as advance,
     ):
         table = csv.writer(file, lineterminator="\n")
-        table.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        table.writerow(COLUMNS)
         for fold in range(1, NUM_FOLDS + 1):
             for target, (category, sound) in enumerate(SOUNDS.items()):
                 for take in range(CLIPS_PER_FOLD):
                     number = (fold - 1) * CLIPS_PER_FOLD + take
                     letter = chr(ord("A") + take)
                     filename = f"{fold}-{number:06d}-{letter}-{target}.wav"
-                    _write_clip(root / "audio" / filename, target, number, sound)
+                    _write_clip(root / AUDIO / filename, target, number, sound)
                     table.writerow([filename, fold, target, category, True, number, letter])
                     advance(1)
 
