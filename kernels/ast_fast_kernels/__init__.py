@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ast_fast_kernels import kaldi
+    import ast_fast_kernels.kaldi as kaldi
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
     from ast_fast_kernels.fbank.api import Fbank, fbank
