@@ -52,7 +52,9 @@ def line_chart(
     for tick in y_ticks:
         _, y = place(x_low, tick)
         label = f"{100 * tick:.0f} %" if percent else f"{tick:g}"
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        )
         parts.append(_text(left - 6, y + 3.5, label, "end"))
     for tick in x_ticks:
         x, _ = place(tick, 0)
@@ -71,7 +73,13 @@ def line_chart(
             )
     drawing = _svg(width, height, parts, f"{y_label} over {x_label}")
     title = Markup('<div class="chart-title">{}</div>').format(y_label)
-    return Markup('<div class="chart">') + title + drawing + legend([n for n, _ in kept]) + Markup("</div>")
+    return (
+        Markup('<div class="chart">')
+        + title
+        + drawing
+        + legend([n for n, _ in kept])
+        + Markup("</div>")
+    )
 
 
 def legend(names: Iterable[str]) -> Markup:
@@ -93,7 +101,7 @@ def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Mark
         mean: Mean accuracy over the folds.
         chance: Accuracy of guessing.
     """
-    width, left, right, row, top = 460, 58, 54, 28, 22
+    width, left, right, row, top = 460, 52, 62, 28, 22
     height = top + row * len(accuracies) + 4
     span = width - left - right
     parts = []
@@ -101,10 +109,11 @@ def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Mark
         y = top + index * row
         parts.append(_text(left - 10, y + 16, f"Fold {fold}", "end"))
         parts.append(
-            f'<rect class="track" x="{left}" y="{y + 4}" width="{span}" height="17" rx="2"/>'
-            f'<rect class="bar" x="{left}" y="{y + 4}" width="{span * accuracy:.1f}" height="17" rx="2"/>'
+            _rect("track", left, y + 4, span, 17) + _rect("bar", left, y + 4, span * accuracy, 17)
         )
-        parts.append(_text(width - right + 8, y + 16.5, f"{100 * accuracy:.1f} %", "start", "strong"))
+        parts.append(
+            _text(width - right + 8, y + 16.5, f"{100 * accuracy:.1f} %", "start", "strong")
+        )
     marks = [(mean, f"mean {100 * mean:.1f} %", "mean")]
     if abs(mean - chance) > 0.15:
         marks.append((chance, f"chance {100 * chance:.0f} %", "chance"))
@@ -129,48 +138,55 @@ def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
         names: Class names in the matrix's order.
     """
     count = len(names)
-    cell = 34 if count <= 12 else 24 if count <= 25 else 16
-    font = 12.5 if count <= 12 else 10.5 if count <= 25 else 9
+    cell, font = (34, 12.5) if count <= 12 else (24, 10.5) if count <= 25 else (16, 9)
     label_font = max(font - 0.5, 9.5)
-    margin = int(max(len(name) for name in names) * label_font * 0.56) + 14
-    margin_top = int(margin * 0.78) + 20
+    longest = max(len(name) for name in names) * label_font * 0.58
+    left = int(max(longest, 84)) + 14
+    top = int(longest * 0.8) + 26
     size = cell * count
-    width = margin + size + int(margin * 0.62)
-    height = margin_top + size + 8
     parts = [
-        f'<rect class="track" x="{margin}" y="{margin_top}" width="{size}" height="{size}"/>',
-        _text(margin - 8, margin_top - 10, "true ↓  predicted →", "end", "axis"),
+        _rect("track", left, top, size, size),
+        _text(left - 8, top - 8, "true ↓ as →", "end", "axis"),
     ]
     for index, name in enumerate(names):
         offset = (index + 0.5) * cell
-        parts.append(
-            _text(margin - 7, margin_top + offset + label_font * 0.35, name, "end", size=label_font)
-        )
-        x, y = margin + offset + label_font * 0.2, margin_top - 7
-        parts.append(
-            _text(x, y, name, "start", size=label_font, extra=f'transform="rotate(-52 {x:.1f} {y})"')
-        )
-    lines = range(0, count + 1, 1 if count <= 25 else 5)
-    for line in lines:
-        at = line * cell
-        parts.append(
-            f'<path class="grid" d="M{margin} {margin_top + at}h{size}M{margin + at} {margin_top}v{size}"/>'
-        )
+        y = top + offset + label_font * 0.35
+        parts.append(_text(left - 7, y, name, "end", size=label_font))
+        x = left + offset + label_font * 0.2
+        turn = f'transform="rotate(-52 {x:.1f} {top - 7})"'
+        parts.append(_text(x, top - 7, name, "start", size=label_font, extra=turn))
+    for line in range(0, count + 1, 1 if count <= 25 else 5):
+        across = f"M{left} {top + line * cell}h{size}"
+        down = f"M{left + line * cell} {top}v{size}"
+        parts.append(f'<path class="grid" d="{across}{down}"/>')
     totals = matrix.sum(axis=1)
     for row, column in np.argwhere(matrix > 0):
         value = int(matrix[row, column])
         share = value / totals[row]
-        style = "hit" if row == column else "miss"
-        x, y = margin + column * cell, margin_top + row * cell
-        strong = " on" if share > 0.55 else ""
-        tip = escape(f"{names[row]} taken for {names[column]}: {value} of {totals[row]}")
+        x, y = left + column * cell, top + row * cell
         parts.append(
-            f'<g><title>{tip}</title><rect class="{style}" x="{x + 0.5}" y="{y + 0.5}" '
-            f'width="{cell - 1}" height="{cell - 1}" style="fill-opacity:{0.12 + 0.88 * share:.2f}"/>'
-            + _text(x + cell / 2, y + cell / 2 + font * 0.35, str(value), "middle", f"count{strong}", size=font)
-            + "</g>"
+            _titled(
+                f"{names[row]} taken for {names[column]}: {value} of {totals[row]}",
+                _rect(
+                    "hit" if row == column else "miss",
+                    x + 0.5,
+                    y + 0.5,
+                    cell - 1,
+                    cell - 1,
+                    style=f"fill-opacity:{0.12 + 0.88 * share:.2f}",
+                ),
+                _text(
+                    x + cell / 2,
+                    y + cell / 2 + font * 0.35,
+                    str(value),
+                    "middle",
+                    "on" if share > 0.55 else "",
+                    size=font,
+                ),
+            )
         )
-    return _svg(width, height, parts, "Confusion matrix", natural=True)
+    width = left + size + int(longest * 0.62) + 8
+    return _svg(width, top + size + 8, parts, "Confusion matrix", natural=True)
 
 
 def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
@@ -184,12 +200,14 @@ def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
     for index, (name, share) in enumerate(shares):
         span = width * share
         parts.append(
-            f'<g><title>{escape(f"{name}: {100 * share:.1f} %")}</title>'
+            f"<g><title>{escape(f'{name}: {100 * share:.1f} %')}</title>"
             f'<rect x="{at:.1f}" y="0" width="{max(span, 0.0):.1f}" height="{height}" '
             f'style="fill:{_colour(index)}"/></g>'
         )
         if span > 90:
-            parts.append(_text(at + span / 2, 21, f"{name} {100 * share:.0f} %", "middle", "on-colour"))
+            parts.append(
+                _text(at + span / 2, 21, f"{name} {100 * share:.0f} %", "middle", "on-colour")
+            )
         at += span
     return _svg(width, height, parts, "Share of each stage of the run's time")
 
@@ -214,7 +232,9 @@ def spectrogram(
     buffer = io.BytesIO()
     image = np.ascontiguousarray(log_mel.T[::-1])
     low, high = value_range
-    imsave(buffer, image, vmin=low, vmax=high, cmap="magma", format="webp", pil_kwargs={"quality": 70})
+    imsave(
+        buffer, image, vmin=low, vmax=high, cmap="magma", format="webp", pil_kwargs={"quality": 70}
+    )
     encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
     parts = [
         f'<image x="{left}" y="{top}" width="{inner_width}" height="{inner_height}" '
@@ -224,11 +244,15 @@ def spectrogram(
         y = top + inner_height * (1 - (bin_index + 0.5) / num_bins)
         parts.append(f'<line class="tick" x1="{left - 4}" x2="{left}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(left - 6, y + 3.3, label, "end", size=9.5))
-        parts.append(_text(left + inner_width + 5, y + 3.3, str(bin_index), "start", "axis", size=9))
+        parts.append(
+            _text(left + inner_width + 5, y + 3.3, str(bin_index), "start", "axis", size=9)
+        )
     for tick in _ticks(0, seconds, 5):
         x = left + inner_width * tick / seconds
         bottom = top + inner_height
-        parts.append(f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
+        parts.append(
+            f'<line class="tick" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>'
+        )
         parts.append(_text(x, bottom + 14, f"{tick:g} s", "middle", size=9.5))
     return _svg(left + inner_width + 26, top + inner_height + 20, parts, "Log-mel features")
 
@@ -273,6 +297,18 @@ def _text(
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}"{font} {extra}>'
         f"{escape(text)}</text>"
     )
+
+
+def _rect(name: str, x: float, y: float, width: float, height: float, *, style: str = "") -> str:
+    return (
+        f'<rect class="{name}" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'style="{style}"/>'
+    )
+
+
+def _titled(title: str, *parts: str) -> str:
+    """Group shapes under a text that the browser shows when the pointer rests on them."""
+    return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
 
 
 def _svg(

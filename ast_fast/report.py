@@ -32,6 +32,10 @@ LISTED_BAD_FILES = 50
 """Bad files that the page names before it counts the rest."""
 
 
+MOST_ROWS = 16
+"""Classes that one column of the page's table holds; more stand in two."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """What one fold cost."""
@@ -40,8 +44,8 @@ class Measured:
     """Wall time of the fold, kernel check included."""
     stages: dict[str, float]
     """Seconds of each stage."""
-    clips: int
-    """Clips trained on, each counted once an epoch."""
+    epochs: int
+    """Epochs that these times cover: fewer than all if the fold was taken up again."""
     kernels: dict[str, Any]
     """`kernel_check.check_kernels` on a batch of the fold."""
 
@@ -114,7 +118,7 @@ def build_report(
             asdict(pair) for pair in metrics.most_confused(matrix, dataset.class_names)
         ],
         "kernels": _kernels(measured),
-        "timing": _timing(dataset, measured, run),
+        "timing": _timing(dataset, results, measured),
         "data": {
             "path": None if dataset.synthesised else str(dataset.root),
             "synthesised": dataset.synthesised,
@@ -148,6 +152,7 @@ def render_page(
     )
     environment.filters.update(percent=_percent, duration=_duration, number=_number, ms=_ms)
     chance = 1 / len(dataset.class_names)
+    examples, value_range = _examples(config, dataset, results)
     accuracies = {result.fold: result.accuracy for result in results}
     return environment.get_template("report.html").render(
         report=report,
@@ -157,9 +162,10 @@ def render_page(
         confusion=figures.confusion_matrix(np.array(report["confusion"]), dataset.class_names),
         stage_bar=figures.stage_bar(_shares(report["timing"])),
         shares=_shares(report["timing"]),
-        stage_legend=figures.legend([name for name, _ in _shares(report["timing"])]),
-        classes=sorted(report["classes"], key=lambda row: (row["f1"], row["name"])),
-        examples=_examples(config, dataset, results),
+        classes=_in_columns(sorted(report["classes"], key=lambda row: (row["f1"], row["name"]))),
+        examples=examples,
+        value_range=value_range,
+        kernel_rows=_kernel_rows(report["kernels"]),
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
     )
@@ -194,25 +200,28 @@ def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
 
 
 def _timing(
-    dataset: Dataset, measured: Mapping[int, Measured], run: Mapping[str, Any]
+    dataset: Dataset, results: Sequence[FoldResult], measured: Mapping[int, Measured]
 ) -> dict[str, Any]:
-    """Return training speed and where the time went, in seconds over all folds."""
-    seconds = dict.fromkeys(STAGES, 0.0)
-    seconds["decode"] = dataset.decode_seconds
-    for fold in measured.values():
-        for stage, value in fold.stages.items():
-            seconds[stage if stage in seconds else "other"] = (
-                seconds.get(stage if stage in seconds else "other", 0.0) + value
-            )
+    """Return training speed, and where the time went, in seconds over all folds.
+
+    The speed counts training steps only. `epochs_timed` is below `epochs` when a run was taken up
+    again: what it did after its last measurement, before it was ended, is in no time.
+    """
     total = dataset.decode_seconds + sum(fold.seconds for fold in measured.values())
-    named = sum(seconds[stage] for stage in STAGES)
-    seconds["other"] = max(0.0, total - named)
-    clips = sum(fold.clips for fold in measured.values())
-    training = sum(fold.seconds for fold in measured.values())
+    stages = {
+        name: sum(fold.stages.get(name, 0.0) for fold in measured.values()) for name in STAGES
+    }
+    stages["decode"] = dataset.decode_seconds
+    stages["other"] = max(0.0, total - sum(stages.values()))
+    rows = [row for result in results for row in result.history]
+    seconds = sum(row.seconds for row in rows)
+    clips = sum(row.seconds * row.clips_per_second for row in rows)
     return {
-        "clips_per_second": clips / training if training > 0 else None,
+        "clips_per_second": clips / seconds if seconds > 0 else None,
         "total_seconds": total,
-        "stages": seconds,
+        "stages": stages,
+        "epochs": len(rows),
+        "epochs_timed": sum(fold.epochs for fold in measured.values()),
     }
 
 
@@ -242,8 +251,11 @@ def _curves(results: Sequence[FoldResult]) -> list[Any]:
 
 def _examples(
     config: Config, dataset: Dataset, results: Sequence[FoldResult]
-) -> list[dict[str, Any]]:
-    """Return for each class its first tested clip: features, and what the model took it for."""
+) -> tuple[list[dict[str, Any]], tuple[float, float]]:
+    """Return each class's first tested clip, and the features' values at the colour scale's ends.
+
+    An example has its figure and what the model took the clip for.
+    """
     tested = {
         int(index): (result.fold, probabilities)
         for result in results
@@ -252,12 +264,10 @@ def _examples(
     chosen: dict[int, int] = {}
     for index in sorted(tested):
         chosen.setdefault(int(dataset.labels[index]), index)
-    if not chosen:
-        return []
     order = [chosen[label] for label in sorted(chosen)]
     waveforms = torch.from_numpy(np.array(dataset.waveforms[order]))
     features = log_mel(waveforms, config).float().cpu().numpy()
-    low, high = np.percentile(features, [2, 99.8])
+    low, high = (float(value) for value in np.percentile(features, [2, 99.8]))
     seconds = dataset.waveforms.shape[1] / dataset.sample_rate
     centres = mel_centres(config.fbank)
     examples = []
@@ -276,11 +286,11 @@ def _examples(
                     log_mel_features,
                     seconds=seconds,
                     centres=centres,
-                    value_range=(float(low), float(high)),
+                    value_range=(low, high),
                 ),
             }
         )
-    return examples
+    return examples, (low, high)
 
 
 def mel_centres(config: FbankConfig) -> NDArray[np.float64]:
@@ -291,10 +301,38 @@ def mel_centres(config: FbankConfig) -> NDArray[np.float64]:
     return inverse_mel_scale(edges[1:-1])
 
 
+def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the page's kernel table: a group for each operation, in it a row for each fold."""
+    groups = []
+    for op, title in (("fbank", "FBANK"), ("attention", "Attention, forward")):
+        if op not in kernels:
+            continue
+        checks = kernels[op]["per_fold"]
+        groups.append({"title": title, "rows": checks})
+        both = {
+            fold: {**check, **check["forward_backward"]}
+            for fold, check in checks.items()
+            if check.get("forward_backward")
+        }
+        if both:
+            for row in both.values():
+                row["max_abs_error"] = row["max_gradient_error"]
+            groups.append({"title": "Attention, forward + backward", "rows": both})
+    return groups
+
+
+def _in_columns(rows: list[Any]) -> list[list[Any]]:
+    """Split a long list into two that stand side by side."""
+    if len(rows) <= MOST_ROWS:
+        return [rows]
+    half = (len(rows) + 1) // 2
+    return [rows[:half], rows[half:]]
+
+
 def _settings(
     values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> dict[str, list[tuple[str, str, bool]]]:
-    """Return the settings by group, each as name, value, and whether it differs from the default."""
+    """Return the settings by group: name, value, and whether it differs from the default."""
     groups: dict[str, list[tuple[str, str, bool]]] = {}
     for key, value in values.items():
         group, _, name = key.rpartition(".")

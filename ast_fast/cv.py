@@ -1,0 +1,472 @@
+"""The main job: from audio files to a cross-validated report. `python -m ast_fast.cv --help`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from ast_fast_kernels import use_backend
+from ast_fast_kernels._dispatch import BACKENDS, requested_backend
+from ast_fast_kernels.attention.api import choose_backend as choose_attention
+from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+
+from ast_fast import checkpoint, run_info
+from ast_fast.atomic import atomic_write
+from ast_fast.cli import PROGRAM, config_to_toml, config_values, parse_config, recorded_config
+from ast_fast.config import Config
+from ast_fast.data import (
+    available_cores,
+    check_folds,
+    open_dataset,
+    read_metadata,
+)
+from ast_fast.errors import InputError
+from ast_fast.features import Statistics, load_batch, log_mel, normalise, pad_frames
+from ast_fast.kernel_check import check_kernels
+from ast_fast.layout import METADATA
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.report import Measured, write_report
+from ast_fast.timing import Stages
+from ast_fast.train import MODEL, FoldResult, check_config, resolve_device, train_fold
+from ast_fast.training_progress import TrainingProgress
+
+CONFIG = "config.toml"
+RUN = "run.json"
+MEASURED = "measured.json"
+LOCK = ".lock"
+
+MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
+"""Settings that may change when a run is resumed: none of them changes a result. That `data` still
+holds the same clips is checked by their content."""
+
+KERNEL_CHECK_CLIPS = 32
+"""Most clips of a test fold that kernels are compared on."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the cross-validation that the arguments describe and return the exit code.
+
+    0 when the report is written; 2, after one line for each problem on standard error, when
+    something given cannot be used or a resource is exhausted; 130 when interrupted.
+
+    Args:
+        argv: The arguments; None takes the command line's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    run = Run(arguments)
+    try:
+        run.prepare()
+        run.train()
+        run.report()
+    except InputError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; {run.how_to_go_on()}", file=sys.stderr)
+        return 130
+    except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
+        reason = exhausted_resource(error)
+        if reason is None:
+            raise
+        return _fail(f"{reason}; {run.how_to_go_on()}")
+    finally:
+        run.close()
+    return 0
+
+
+def _fail(message: str) -> int:
+    for line in message.splitlines():
+        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+    return 2
+
+
+class Run:
+    """One cross-validation: prepared, trained fold by fold, reported.
+
+    Args:
+        argv: The arguments.
+    """
+
+    def __init__(self, argv: Sequence[str]) -> None:
+        self.argv = argv
+        self.console = Console(soft_wrap=True, highlight=False, markup=False)
+        self.out: Path | None = None
+        self.begun = False
+        self.results: list[FoldResult] = []
+        self.measured: dict[int, Measured] = {}
+        self._lock: FileLock | None = None
+
+    def prepare(self) -> None:
+        """Check everything, open the data set, and make the run's folder or take it up again."""
+        self.config = parse_config(self.argv)
+        self.out = choose_out(self.config)
+        if self.config.resume:
+            check_resumed_settings(self.config, self.out)
+        check_run(self.config, self.out)
+        self.device = resolve_device(self.config.device)
+        threads = self.config.threads or available_cores()
+        if self.config.resume:
+            self.begun = True
+            threads = self.config.threads or _read_run(self.out)["threads"]
+        torch.set_num_threads(threads)
+        self.dataset = open_dataset(self.config, console=Console(stderr=True))
+        self.folds = check_folds(self.dataset, self.config.folds)
+        self.info = run_info.describe_run(self.argv, PROGRAM)
+        with chosen_backends(self.config, self.device):
+            kernels = kernels_in_use(self.config, self.device)
+        self.info |= {
+            "device": self.device.type,
+            "kernels": kernels,
+            "data_key": self.dataset.key,
+            "resumed": [],
+        }
+        if self.config.resume:
+            self._take_up()
+        else:
+            self._make_folder()
+        self._say_what_runs()
+
+    def train(self) -> None:
+        """Train and test every fold, and check the kernels on a batch of each."""
+        assert self.out is not None
+        with TrainingProgress(self.console, self.folds) as progress:
+            for fold in self.folds:
+                begin = time.perf_counter()
+                stages = Stages(synchronise=True)
+                folder = self.out / f"fold-{fold}"
+                with chosen_backends(self.config, self.device):
+                    result = train_fold(
+                        self.config,
+                        self.dataset,
+                        fold,
+                        self.out,
+                        observer=progress,
+                        stages=stages,
+                    )
+                    self.results.append(result)
+                    earlier = _read_measured(folder / MEASURED)
+                    if earlier is not None:
+                        self.measured[fold] = earlier
+                        continue
+                    kernels = self._check_kernels(result, folder / MODEL)
+                seconds = time.perf_counter() - begin
+                self.measured[fold] = Measured(
+                    seconds, stages.seconds, progress.epochs_seen, kernels
+                )
+                with atomic_write(folder / MEASURED) as path:
+                    path.write_text(json.dumps(dataclasses.asdict(self.measured[fold]), indent=2))
+
+    def report(self) -> None:
+        """Write the report and print what it comes to."""
+        assert self.out is not None
+        self.info |= {"ended": run_info.now(), "peak_memory_gib": run_info.peak_memory_gib()}
+        self._write_info()
+        report = write_report(
+            self.out,
+            self.config,
+            self.dataset,
+            self.results,
+            measured=self.measured,
+            run=self.info,
+        )
+        self._say_results(report)
+
+    def close(self) -> None:
+        """Let others use the run's folder."""
+        if self._lock is not None:
+            self._lock.release()
+
+    def how_to_go_on(self) -> str:
+        """Return what is kept and the command that goes on from there."""
+        if not self.begun or self.out is None:
+            return "no run was begun, and nothing is left behind"
+        command = shlex.join([*shlex.split(PROGRAM), "--resume", "--out", str(self.out)])
+        return f"finished epochs are kept; go on with: {command}"
+
+    def _make_folder(self) -> None:
+        assert self.out is not None
+        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._acquire()
+            self._write_info()
+            with atomic_write(self.out / CONFIG) as path:
+                path.write_text(config_to_toml(recorded(self.config)), encoding="utf-8")
+        except BaseException as error:
+            for name in (RUN, LOCK):
+                with contextlib.suppress(OSError):
+                    (self.out / name).unlink(missing_ok=True)
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
+            if isinstance(error, OSError) and exhausted_resource(error) is None:
+                raise InputError(f"--out {self.out} cannot be written: {error.strerror}") from error
+            raise
+        self.begun = True
+
+    def _take_up(self) -> None:
+        assert self.out is not None
+        self._acquire()
+        there = _read_run(self.out)
+        for name in ("data_key", "device", "kernels", "threads"):
+            if there[name] != self.info[name]:
+                raise InputError(
+                    f"--resume must go on with what the run in {self.out} began with: {name} is "
+                    f"{there[name]} there and {self.info[name]} here"
+                )
+        again = {"started": self.info["started"], "command": self.info["command"]}
+        self.info = {**there, "resumed": [*there["resumed"], again]}
+        self._write_info()
+
+    def _acquire(self) -> None:
+        assert self.out is not None
+        lock = FileLock(self.out / LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError(f"--out {self.out} is in use by another process") from None
+        self._lock = lock
+
+    def _write_info(self) -> None:
+        assert self.out is not None
+        with atomic_write(self.out / RUN) as path:
+            path.write_text(json.dumps(self.info, indent=2) + "\n", encoding="utf-8")
+
+    def _check_kernels(self, result: FoldResult, path: Path) -> dict[str, Any]:
+        """Compare the kernels in use with the reference on test clips and the tested weights."""
+        config = self.config
+        tensors, facts = checkpoint.load(path)
+        model = AudioSpectrogramTransformer(
+            config.model,
+            num_mel_bins=config.fbank.num_mel_bins,
+            num_frames=config.features.target_frames,
+            num_classes=len(self.dataset.class_names),
+        )
+        model.load_state_dict(tensors)
+        model.to(self.device).eval()
+        statistics = facts["statistics"] and Statistics(**facts["statistics"])
+        indices = result.test_indices[: min(KERNEL_CHECK_CLIPS, config.training.batch_size)]
+        waveforms = load_batch(self.dataset.waveforms, indices, self.device)
+        features, silence = normalise(log_mel(waveforms, config), config, statistics)
+        features = pad_frames(features, config.features.target_frames, silence)
+        return check_kernels(config, waveforms, model, features)
+
+    def _say_what_runs(self) -> None:
+        dataset, config = self.dataset, self.config
+        say = self.console.print
+        if dataset.synthesised:
+            where = "synthesised (no --data was given): simple artificial sounds, not real audio"
+        else:
+            where = str(dataset.root)
+        model = AudioSpectrogramTransformer(
+            config.model,
+            num_mel_bins=config.fbank.num_mel_bins,
+            num_frames=config.features.target_frames,
+            num_classes=len(dataset.class_names),
+        )
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        say(f"data     {where}")
+        say(
+            f"         {len(dataset.clips)} clips, {len(dataset.class_names)} classes, testing on "
+            f"fold{'s' if len(self.folds) > 1 else ''} {' '.join(map(str, self.folds))}"
+        )
+        if dataset.bad_files:
+            say(f"         {len(dataset.bad_files)} files that cannot be read are skipped")
+        say(f"model    {parameters:,} parameters, {model.num_patches} patches")
+        kernels = self.info["kernels"]
+        say(
+            f"kernels  FBANK by {kernels['fbank']}, attention by {kernels['attention']}; "
+            f"{self.device.type}, {self.info['threads']} threads"
+        )
+        say(f"out      {self.out}{' (resumed)' if config.resume else ''}")
+
+    def _say_results(self, report: Mapping[str, Any]) -> None:
+        accuracy, timing = report["accuracy"], report["timing"]
+        folds = Table("fold", "accuracy", "FBANK", "attention", box=None, padding=(0, 3, 0, 0))
+        for fold, value in accuracy["per_fold"].items():
+            ratios = [
+                "reference"
+                if check["per_fold"][fold]["speed_ratio"] is None
+                else f"{check['per_fold'][fold]['speed_ratio']:.3g} x reference, "
+                f"error {check['per_fold'][fold]['max_abs_error']:.1e}"
+                for check in report["kernels"].values()
+            ]
+            folds.add_row(fold, f"{100 * value:.1f} %", *ratios)
+        self.console.print()
+        self.console.print(folds)
+        spread = (
+            f" ± {100 * accuracy['std']:.1f} over folds" if len(accuracy["per_fold"]) > 1 else ""
+        )
+        of = ", on synthesised data" if self.dataset.synthesised else ""
+        self.console.print(f"\naccuracy {100 * accuracy['mean']:.1f} %{spread}{of}")
+        stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items())
+        self.console.print(f"time     {timing['total_seconds']:.1f} s: {stages}")
+        assert self.out is not None
+        self.console.print(f"report   {self.out / 'report.html'}")
+
+
+def choose_out(config: Config) -> Path:
+    """Return the folder of `--out`, or a new one under runs/ named by date and time."""
+    if config.paths.out is not None:
+        return config.paths.out
+    name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    candidates = [Path("runs", name), *(Path("runs", f"{name}-{n}") for n in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
+
+
+def recorded(config: Config) -> Config:
+    """Return the settings as config.toml keeps them: usable from anywhere, for another run too."""
+    data = config.paths.data and config.paths.data.absolute()
+    cache = config.paths.cache and config.paths.cache.absolute()
+    return replace(
+        config, resume=False, paths=replace(config.paths, data=data, cache=cache, out=None)
+    )
+
+
+def check_run(config: Config, out: Path) -> None:
+    """Check what can be checked before any work: settings, folder, device, backend, folds.
+
+    Raises:
+        InputError: The message names what cannot be used.
+    """
+    for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
+        if value < 0:
+            raise InputError(f"{name} must be at least 0, got {value}")
+    check_config(config, round(config.audio.clip_seconds * config.fbank.sample_frequency))
+    if not config.resume:
+        check_out(out)
+    device = resolve_device(config.device)
+    try:
+        with chosen_backends(config, device):
+            kernels_in_use(config, device)
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"--backend {config.backend}: {error}") from error
+    if config.folds and config.paths.data is not None and not config.download:
+        clips = read_metadata(config.paths.data, subset=config.subset)
+        known = sorted({clip.fold for clip in clips})
+        for fold in config.folds:
+            if fold not in known:
+                raise InputError(
+                    f"--folds must name folds of {config.paths.data / METADATA} "
+                    f"({', '.join(map(str, known))}), got {fold}"
+                )
+
+
+def check_out(out: Path) -> None:
+    """Check that the run's folder is new or empty, and that it can be made and written.
+
+    Raises:
+        InputError: It cannot; the message says why.
+    """
+    if (out / CONFIG).is_file():
+        raise InputError(
+            f"--out {out} holds another run; name a new folder, or go on with it by --resume"
+        )
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out must be a folder, got {out}, which is a file")
+    if out.is_dir() and any(out.iterdir()):
+        raise InputError(f"--out must be a new or empty folder, got {out}, which holds other files")
+    ancestor = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not ancestor.is_dir():
+        raise InputError(f"--out {out} cannot be made: {ancestor} is a file")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out} cannot be written: no permission to write in {ancestor}")
+
+
+def check_resumed_settings(config: Config, out: Path) -> None:
+    """Check that a resumed run has the settings that it began with.
+
+    Raises:
+        InputError: One differs that could change a result; the message names the first.
+    """
+    there, here = config_values(recorded_config(out)), config_values(config)
+    for key, value in there.items():
+        if key not in MAY_DIFFER and value != here[key]:
+            raise InputError(
+                f"--resume must have the settings of the run in {out}: {key} is {value} there and "
+                f"{here[key]} here; leave it out, or name another --out without --resume"
+            )
+
+
+def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
+    """Return the context in which kernels are those of `--backend`.
+
+    numba has no attention: sdpa, torch's own, stands in for it on the CPU.
+
+    Raises:
+        InputError: The backend needs a device or a kernel that is not there.
+    """
+    match config.backend:
+        case "auto":
+            return contextlib.nullcontext()
+        case "reference":
+            return use_backend("reference")
+        case "numba":
+            return use_backend(fbank="numba", attention="sdpa")
+        case "triton":
+            if device.type != "cuda":
+                raise InputError(
+                    "--backend triton needs a CUDA device, got cpu; use --backend numba on the CPU"
+                )
+            ops = {op: "triton" for op, backend in BACKENDS if backend == "triton"}
+            if not ops:
+                raise InputError("--backend triton has no kernels yet; use --backend auto")
+            return use_backend(**ops)
+
+
+def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
+    """Return the backend of each operation on this device, under the backends chosen."""
+    samples = torch.zeros(1, config.fbank.window_size, device=device)
+    return {
+        "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
+        "attention": choose_attention(requested_backend("attention", "auto")),
+    }
+
+
+def exhausted_resource(error: BaseException) -> str | None:
+    """Return what ran out (disk or memory) if that is what the error says, else None."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, SafetensorError) and "No space left" in text):
+        return "the disk is full: free some space"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return "out of memory: lower training.batch_size or the model's size"
+    return None
+
+
+def _read_run(out: Path) -> dict[str, Any]:
+    path = out / RUN
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--resume needs {path}, which cannot be read: {error}") from error
+    return run
+
+
+def _read_measured(path: Path) -> Measured | None:
+    """Return what an earlier process measured of a fold that it finished."""
+    if not path.is_file():
+        return None
+    return Measured(**json.loads(path.read_text(encoding="utf-8")))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
