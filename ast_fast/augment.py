@@ -160,7 +160,7 @@ def check_augment(config: AugmentConfig, num_mel_bins: int, num_frames: int) -> 
         ("time_mask", num_frames, "frames of a clip"),
     ):
         value = getattr(config, name)
-        if not 0 <= value <= largest:
+        if value < 0 or (value > largest and config.num_masks > 0):
             raise InputError(f"augment.{name} must be from 0 to the {largest} {unit}, got {value}")
 
 

@@ -175,8 +175,9 @@ class Block(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the tokens after the block, same shape: (batch, tokens, embed_dim)."""
-        attended: Tensor = tokens + self.dropout(self.attention(self.norm1(tokens)))
-        return attended + self.dropout(self.mlp(self.norm2(attended)))
+        tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
+        after: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
+        return after
 
 
 def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
@@ -205,7 +206,7 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
     if not 0 <= config.dropout < 1:
         raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
-    if not config.mlp_ratio > 0 or hidden_width(config) < 1:
+    if not 0 < config.mlp_ratio < math.inf or hidden_width(config) < 1:
         raise InputError(
             f"model.mlp_ratio must give an MLP at least 1 wide, got {config.mlp_ratio}"
         )

@@ -1,0 +1,216 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ast_fast.augment import (
+    augment_waveforms,
+    check_augment,
+    kept_patches,
+    mix,
+    roll,
+    spec_augment,
+)
+from ast_fast.config import AugmentConfig
+from ast_fast.errors import InputError
+
+OFF = AugmentConfig(
+    roll=False,
+    gain_db=0.0,
+    polarity=False,
+    mix_probability=0.0,
+    freq_mask=0,
+    time_mask=0,
+    num_masks=0,
+    patch_drop=0.0,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(batch: int, num_samples: int = 1000) -> torch.Tensor:
+    return 0.1 * torch.randn(batch, num_samples, generator=seeded(99))
+
+
+def one_hot(batch: int, num_classes: int = 4) -> torch.Tensor:
+    return torch.nn.functional.one_hot(torch.arange(batch) % num_classes, num_classes).float()
+
+
+def test_everything_off_changes_nothing():
+    waveforms, targets = noise(5), one_hot(5)
+    out, out_targets = augment_waveforms(waveforms, targets, OFF, seeded())
+    assert torch.equal(out, waveforms)
+    assert torch.equal(out_targets, targets)
+    features = torch.randn(2, 20, 8)
+    assert torch.equal(spec_augment(features, OFF, seeded()), features)
+    assert kept_patches(2, 8, OFF, seeded()) is None
+
+
+def test_inputs_are_never_changed():
+    waveforms, targets, features = noise(8), one_hot(8), torch.ones(8, 60, 40)
+    before = waveforms.clone(), targets.clone(), features.clone()
+    augment_waveforms(waveforms, targets, AugmentConfig(mix_probability=1.0), seeded())
+    spec_augment(features, AugmentConfig(), seeded())
+    assert torch.equal(waveforms, before[0])
+    assert torch.equal(targets, before[1])
+    assert torch.equal(features, before[2])
+
+
+def test_a_seed_gives_one_augmentation_and_another_seed_another():
+    waveforms, targets = noise(8), one_hot(8)
+    first = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(1))
+    again = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(1))
+    other = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+
+
+def test_roll_rotates_each_clip_by_its_own_shift():
+    waveforms = torch.arange(7.0).expand(50, 7) + 10 * torch.arange(50.0).unsqueeze(1)
+    rolled = roll(waveforms, seeded())
+    shifts = set()
+    for clip, original in zip(rolled, waveforms, strict=True):
+        shift = int(clip[0] - original[0])
+        assert torch.equal(clip, original.roll(-shift))
+        shifts.add(shift)
+    assert shifts == set(range(7))
+
+
+def test_gain_stays_within_its_decibels_and_reaches_both_sides():
+    waveforms = torch.ones(2000, 1)
+    config = replace(OFF, gain_db=6.0)
+    out, _ = augment_waveforms(waveforms, one_hot(2000), config, seeded())
+    decibels = 20 * out.log10()
+    assert decibels.abs().max() <= 6.0
+    assert decibels.min() < -5.8
+    assert decibels.max() > 5.8
+    assert abs(decibels.mean()) < 0.3
+
+
+def test_polarity_flips_about_half():
+    out, _ = augment_waveforms(
+        torch.ones(1000, 1), one_hot(1000), replace(OFF, polarity=True), seeded()
+    )
+    assert set(out.flatten().tolist()) == {-1.0, 1.0}
+    assert 0.44 < (out < 0).float().mean() < 0.56
+
+
+def test_mixed_labels_still_sum_to_one_and_name_both_classes():
+    waveforms, targets = mix(noise(64), one_hot(64), 1.0, seeded())
+    assert waveforms.shape == (64, 1000)
+    torch.testing.assert_close(targets.sum(dim=1), torch.ones(64))
+    assert ((targets > 0).sum(dim=1) <= 2).all()
+    assert ((targets > 0).sum(dim=1) == 2).sum() > 30
+
+
+def test_mixing_keeps_the_energy_of_equally_loud_clips():
+    clips = noise(64, 20000)
+    clips = clips / clips.norm(dim=1, keepdim=True)
+    mixed, _ = mix(clips, one_hot(64), 1.0, seeded())
+    torch.testing.assert_close(mixed.norm(dim=1), torch.ones(64), atol=0.02, rtol=0)
+
+
+def test_mixing_follows_sound_levels():
+    """A loud and a soft sinusoid of equal share are equally loud in the mixture."""
+    time = torch.arange(16000) / 16000
+    loud = torch.sin(2 * math.pi * 440 * time)
+    soft = 0.01 * torch.sin(2 * math.pi * 1000 * time)
+    clips = torch.stack((loud, soft))
+    mixed, targets = mix(clips, torch.eye(2), 1.0, seeded())
+    for clip, target in zip(mixed, targets, strict=True):
+        share_loud = (clip @ loud) / (loud @ loud) * 1.0  # its level in the mixture
+        share_soft = (clip @ soft) / (soft @ soft) * 0.01
+        torch.testing.assert_close(
+            share_loud / share_soft, target[0] / target[1], rtol=1e-3, atol=0
+        )
+
+
+def test_the_share_of_mixed_clips_is_the_probability():
+    clips, targets = noise(2000, 10), one_hot(2000)
+    mixed, _ = mix(clips, targets, 0.3, seeded())
+    share = (mixed != clips).any(dim=1).float().mean()
+    assert 0.26 < share < 0.34
+
+
+def test_silence_is_mixed_with_nothing():
+    clips = noise(4)
+    clips[2] = 0
+    mixed, targets = mix(clips, torch.eye(4), 1.0, seeded())
+    assert mixed.isfinite().all()
+    assert torch.equal(mixed[2], clips[2])
+    assert torch.equal(targets[2], torch.eye(4)[2])
+    assert not targets[:, 2][[0, 1, 3]].any()  # nor does any clip claim a share of it
+    assert (targets.max(dim=1).values < 1).any()
+
+
+def test_silent_batches_and_single_clips_stay_as_they_are():
+    for clips in (torch.zeros(3, 100), noise(1)):
+        mixed, targets = mix(clips, one_hot(len(clips)), 1.0, seeded())
+        assert torch.equal(mixed, clips)
+        assert torch.equal(targets, one_hot(len(clips)))
+
+
+def test_masks_are_bands_of_zeros_of_bounded_width():
+    config = replace(OFF, freq_mask=5, time_mask=9, num_masks=1)
+    out = spec_augment(torch.ones(500, 60, 40), config, seeded())
+    masked_frames = (out == 0).all(dim=2)
+    masked_bins = (out == 0).all(dim=1)
+    assert torch.equal(out == 0, masked_frames.unsqueeze(2) | masked_bins.unsqueeze(1))
+    for masks, widest in ((masked_frames, 9), (masked_bins, 5)):
+        widths = masks.sum(dim=1)
+        assert set(widths.tolist()) == set(range(widest + 1))
+        assert ((masks.int().diff(dim=1) == 1).sum(dim=1) <= 1).all()  # one band, in one piece
+        assert masks.any(dim=0).all()  # which can lie anywhere
+
+
+def test_masks_differ_between_clips_and_can_be_many():
+    config = replace(OFF, time_mask=9, num_masks=3)
+    masked = (spec_augment(torch.ones(200, 90, 4), config, seeded()) == 0).all(dim=2)
+    bands = (masked.int().diff(dim=1) == 1).sum(dim=1)
+    assert bands.max() == 3
+    assert len({tuple(row) for row in masked.tolist()}) > 190
+
+
+def test_a_mask_may_cover_everything():
+    config = replace(OFF, freq_mask=4, num_masks=1)
+    out = spec_augment(torch.ones(100, 6, 4), config, seeded())
+    assert (out == 0).all(dim=(1, 2)).any()
+
+
+@pytest.mark.parametrize(("drop", "num_kept"), [(0.5, 128), (0.25, 192), (0.999, 1)])
+def test_kept_patches_are_distinct_sorted_and_as_many_as_asked(drop, num_kept):
+    keep = kept_patches(16, 256, replace(OFF, patch_drop=drop), seeded())
+    assert keep is not None
+    assert keep.shape == (16, num_kept)
+    assert (keep.diff(dim=1) > 0).all()
+    assert keep.min() >= 0
+    assert keep.max() < 256
+    assert len({tuple(row) for row in keep.tolist()}) > 10
+
+
+def test_every_patch_is_kept_equally_often():
+    keep = kept_patches(4000, 8, replace(OFF, patch_drop=0.5), seeded())
+    assert keep is not None
+    shares = keep.flatten().bincount(minlength=8) / 4000
+    torch.testing.assert_close(shares, torch.full((8,), 0.5), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mix_probability": 1.5}, "augment.mix_probability must be from 0 to 1, got 1.5"),
+        ({"patch_drop": 1.0}, "augment.patch_drop must be from 0 to below 1, got 1.0"),
+        ({"gain_db": -1.0}, "augment.gain_db must be finite and at least 0, got -1.0"),
+        ({"num_masks": -1}, "augment.num_masks must be at least 0, got -1"),
+        ({"freq_mask": 129}, "freq_mask must be from 0 to the 128 mel bins of the features, got"),
+        ({"time_mask": 499}, "time_mask must be from 0 to the 498 frames of a clip, got 499"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_augment(replace(AugmentConfig(), **changes), num_mel_bins=128, num_frames=498)

@@ -1,0 +1,196 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from ast_fast_kernels import use_backend
+
+from ast_fast.config import ModelConfig
+from ast_fast.errors import InputError
+from ast_fast.model import (
+    AudioSpectrogramTransformer,
+    check_model,
+    patch_grid,
+    sinusoidal_position_embedding,
+)
+
+SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2)
+
+
+def build(config: ModelConfig, *, num_frames: int = 64, num_mel_bins: int = 32):
+    torch.manual_seed(0)
+    model = AudioSpectrogramTransformer(
+        config, num_mel_bins=num_mel_bins, num_frames=num_frames, num_classes=5
+    )
+    features = torch.randn(3, num_frames, num_mel_bins)
+    return model.eval(), features
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal"])
+@pytest.mark.parametrize(
+    ("patch_size", "patch_stride", "num_patches"),
+    [
+        pytest.param((16, 16), (16, 16), 2 * 4, id="tiled"),
+        pytest.param((16, 16), (10, 10), 2 * 5, id="overlapping"),
+        pytest.param((32, 4), (32, 4), 16, id="whole-columns"),
+        pytest.param((5, 7), (3, 11), 10 * 6, id="with-gaps-and-primes"),
+        pytest.param((32, 64), (1, 1), 1, id="one-patch"),
+    ],
+)
+def test_logits_have_a_row_for_each_clip(pool, position, patch_size, patch_stride, num_patches):
+    model, features = build(
+        replace(
+            SMALL,
+            pool=pool,
+            position_embedding=position,
+            patch_size=patch_size,
+            patch_stride=patch_stride,
+        )
+    )
+    logits = model(features)
+    assert model.num_patches == num_patches
+    assert logits.shape == (3, 5)
+    assert logits.isfinite().all()
+
+
+def test_the_original_patches_are_600():
+    original = ModelConfig(patch_size=(16, 16), patch_stride=(10, 10))
+    assert patch_grid(original, num_mel_bins=128, num_frames=512) == (12, 50)
+
+
+def test_a_patch_covers_its_mel_bins_and_frames():
+    model, features = build(replace(SMALL, patch_size=(8, 4), patch_stride=(6, 3)))
+    embedding = model.patch_embedding
+    tokens = embedding(features)
+    grid_freq, grid_time = embedding.grid
+    for freq, time in [(0, 0), (1, 2), (grid_freq - 1, grid_time - 1)]:
+        index = freq * grid_time + time
+        patch = features[:, time * 3 : time * 3 + 4, freq * 6 : freq * 6 + 8].transpose(1, 2)
+        expected = embedding.projection(patch.flatten(1)) + embedding.position[index]
+        torch.testing.assert_close(tokens[:, index], expected)
+
+
+def test_the_projection_is_the_originals_convolution():
+    model, features = build(replace(SMALL, patch_stride=(10, 10)))
+    embedding = model.patch_embedding
+    weight = embedding.projection.weight.view(-1, 1, *embedding.patch_size)
+    image = features.transpose(1, 2).unsqueeze(1)  # (batch, 1, freq, time)
+    convolved = torch.nn.functional.conv2d(image, weight, embedding.projection.bias, stride=10)
+    expected = convolved.flatten(2).transpose(1, 2) + embedding.position
+    torch.testing.assert_close(embedding(features), expected)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_left_out_patches_are_never_seen(pool):
+    model, features = build(replace(SMALL, pool=pool))
+    grid_time = model.patch_embedding.grid[1]
+    keep = torch.tensor([[0, 2, 5], [1, 6, 7], [0, 1, 2]])
+    seen = torch.zeros_like(features, dtype=torch.bool)
+    for clip, indices in enumerate(keep.tolist()):
+        for index in indices:
+            freq, time = 16 * (index // grid_time), 16 * (index % grid_time)
+            seen[clip, time : time + 16, freq : freq + 16] = True
+    logits = model(features, keep=keep)
+    torch.testing.assert_close(model(features.where(seen, torch.nan), keep=keep), logits)
+    assert not torch.allclose(model(features), logits)
+
+
+def test_keeping_every_patch_is_keeping_all():
+    model, features = build(SMALL)
+    keep = torch.arange(model.num_patches).expand(3, -1)
+    torch.testing.assert_close(model(features, keep=keep), model(features))
+
+
+def test_the_order_of_kept_patches_does_not_matter():
+    model, features = build(SMALL)
+    keep = torch.tensor([[0, 2, 5]] * 3)
+    torch.testing.assert_close(model(features, keep=keep.flip(1)), model(features, keep=keep))
+
+
+@pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_every_parameter_gets_a_gradient(pool, keep):
+    model, features = build(replace(SMALL, pool=pool))
+    model(features, keep=keep).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_attention_backends_agree():
+    model, features = build(SMALL)
+    with use_backend(attention="reference"):
+        expected = model(features)
+    with use_backend(attention="sdpa"):
+        torch.testing.assert_close(model(features), expected)
+
+
+def test_dropout_acts_in_training_only():
+    model, features = build(replace(SMALL, dropout=0.5))
+    assert torch.equal(model(features), model(features))
+    model.train()
+    assert not torch.equal(model(features), model(features))
+
+
+def test_weights_start_small_and_biases_at_zero():
+    model, _ = build(ModelConfig(pool="cls"), num_frames=512, num_mel_bins=128)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            continue
+        if name.endswith("bias"):
+            assert not parameter.any(), name
+        else:
+            assert parameter.abs().max() <= 0.04, name
+            assert 0.014 < parameter.std() < 0.022, name
+
+
+def test_sinusoidal_embeddings_tell_positions_apart_along_each_axis():
+    table = sinusoidal_position_embedding((3, 4), 16).view(3, 4, 16)
+    assert table.abs().max() <= 1
+    for row in range(3):  # the first half is frequency's, the second time's
+        assert torch.equal(table[row, 0, :8], table[row, 3, :8])
+    for column in range(4):
+        assert torch.equal(table[0, column, 8:], table[2, column, 8:])
+    distances = torch.cdist(table.view(12, 16), table.view(12, 16)) + torch.eye(12)
+    assert distances.min() > 0.5
+
+
+def test_sinusoidal_embeddings_are_not_trained_and_not_saved():
+    model, _ = build(replace(SMALL, position_embedding="sinusoidal"))
+    assert not any("position" in name for name in model.state_dict())
+
+
+def test_wrong_features_are_refused():
+    model, features = build(SMALL)
+    with pytest.raises(ValueError, match=r"\(batch, 64 frames, 32 mel bins\), got \(3, 32, 64\)"):
+        model(features.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embed_dim": 130}, r"embed_dim must be divisible by model.num_heads \(4\), got 130"),
+        (
+            {"embed_dim": 6, "num_heads": 2, "position_embedding": "sinusoidal"},
+            "divisible by 4 for model.position_embedding sinusoidal, got 6",
+        ),
+        ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
+        ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),
+        ({"depth": 0}, "model.depth must be at least 1, got 0"),
+        ({"dropout": 1.0}, "model.dropout must be from 0 to below 1, got 1.0"),
+        ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
+        ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),
+        ({"mlp_ratio": float("inf")}, "model.mlp_ratio .* got inf"),
+        (
+            {"patch_size": (129, 16)},
+            r"patch_size must fit into .*128 mel bins by 512 frames\), got 129 16",
+        ),
+        ({"patch_size": (16, 513)}, "patch_size must fit .* got 16 513"),
+        ({"patch_size": (0, 16)}, "patch_size must be at least 1 along both axes, got 0 16"),
+        ({"patch_stride": (16, 0)}, "patch_stride must be at least 1 along both axes, got 16 0"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_impossible_sizes_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_model(replace(ModelConfig(), **changes), num_mel_bins=128, num_frames=512)

@@ -1,0 +1,610 @@
+import csv
+import math
+import os
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ast_fast_kernels.fbank.config import FbankConfig
+
+from ast_fast import checkpoint
+from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
+from ast_fast.data import Clip, Dataset
+from ast_fast.errors import InputError
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.timing import Stages
+from ast_fast.train import (
+    DivergedError,
+    EpochRow,
+    FoldResult,
+    Observer,
+    check_config,
+    decayed_and_plain,
+    ema_decay,
+    epoch_seeds,
+    learning_rate,
+    resolve_amp,
+    resolve_device,
+    soft_cross_entropy,
+    split_fold,
+    train_fold,
+)
+
+CPU = torch.device("cpu")
+NO_AUGMENTATION = AugmentConfig(
+    roll=False, gain_db=0, polarity=False, mix_probability=0, num_masks=0, patch_drop=0
+)
+SMALL = Config(
+    device="cpu",
+    fbank=FbankConfig(num_mel_bins=32),
+    features=FeatureConfig(target_frames=32),
+    model=ModelConfig(embed_dim=16, num_heads=2, depth=1, dropout=0.1),
+    augment=AugmentConfig(freq_mask=8, time_mask=8),
+    training=TrainingConfig(epochs=3, batch_size=8, warmup_epochs=1.0),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def fake_dataset(num_clips: int = 30, num_classes: int = 5, num_samples: int = 5000) -> Dataset:
+    """Return noisy tones, a pitch for each class, in three folds, numbered as a csv might."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(num_clips) % num_classes
+    folds = np.arange(num_clips) // num_classes % 3 + 1
+    pitch = 300.0 * 2.0 ** labels[:, None] * rng.uniform(0.95, 1.05, (num_clips, 1))
+    tones = np.sin(2 * np.pi * pitch * np.arange(num_samples) / 16000)
+    waveforms = 8000 * tones + 500 * rng.standard_normal((num_clips, num_samples))
+    names = tuple(f"class-{label}" for label in range(num_classes))
+    return Dataset(
+        waveforms=waveforms.astype(np.int16),
+        clips=tuple(
+            Clip(f"{index}.wav", int(fold), 10 * int(label), names[label])
+            for index, (fold, label) in enumerate(zip(folds, labels, strict=True))
+        ),
+        class_names=names,
+        labels=labels,
+        folds=folds,
+        sample_rate=16000,
+        bad_files=(),
+        root=Path("nowhere"),
+        key="0123abcd",
+        decode_seconds=0.0,
+        synthesised=False,
+    )
+
+
+def weights(out_dir: Path, fold: int = 1) -> dict[str, torch.Tensor]:
+    return checkpoint.load(out_dir / f"fold-{fold}" / "model.safetensors")[0]
+
+
+def assert_same_training(result: FoldResult, expected: FoldResult) -> None:
+    """Assert that everything but the clock is equal to the bit."""
+    assert (result.fold, result.accuracy, result.loss) == (
+        expected.fold,
+        expected.accuracy,
+        expected.loss,
+    )
+    np.testing.assert_array_equal(result.probabilities, expected.probabilities)
+    np.testing.assert_array_equal(result.test_indices, expected.test_indices)
+    timeless = [replace(row, seconds=0, clips_per_second=0) for row in result.history]
+    assert timeless == [replace(row, seconds=0, clips_per_second=0) for row in expected.history]
+
+
+def assert_same_weights(out_dir: Path, expected_dir: Path) -> None:
+    tensors, expected = weights(out_dir), weights(expected_dir)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+class Killer(Observer):
+    """Interrupt the training where told."""
+
+    def __init__(self, epoch: int, step: int | None = None) -> None:
+        self.at = (epoch, step)
+
+    def on_step(self, fold, epoch, step, num_steps, loss, clips):
+        if (epoch, step) == self.at:
+            raise KeyboardInterrupt
+
+    def on_epoch(self, row):
+        if (row.epoch, None) == self.at:
+            raise KeyboardInterrupt
+
+
+class Recorder(Observer):
+    def __init__(self) -> None:
+        self.events: list[tuple] = []
+
+    def on_fold_start(self, fold, num_train, num_test, epochs):
+        self.events.append(("fold", fold, num_train, num_test, epochs))
+
+    def on_step(self, fold, epoch, step, num_steps, loss, clips):
+        self.events.append(("step", epoch, step, num_steps, clips))
+
+    def on_epoch(self, row):
+        self.events.append(("epoch", row.epoch))
+
+    def on_fold_end(self, result):
+        self.events.append(("end", result.fold))
+
+
+def test_a_small_model_learns_twenty_clips_by_heart(tmp_path):
+    config = replace(
+        SMALL,
+        augment=NO_AUGMENTATION,
+        model=ModelConfig(embed_dim=32, num_heads=2, depth=2),
+        training=TrainingConfig(
+            epochs=50, batch_size=10, learning_rate=5e-3, warmup_epochs=2.0, label_smoothing=0
+        ),
+    )
+    result = train_fold(config, fake_dataset(), 1, tmp_path)
+    assert result.history[-1].train_accuracy == 1.0
+    assert result.history[-1].train_loss < 0.1
+    assert result.accuracy == 1.0  # the tones of the test fold are easy
+
+
+def test_training_with_all_augmentation_is_better_than_chance(tmp_path):
+    config = replace(
+        SMALL, training=TrainingConfig(epochs=40, batch_size=10, warmup_epochs=2, ema_decay=0.9)
+    )
+    assert train_fold(config, fake_dataset(), 2, tmp_path).accuracy > 0.6
+
+
+def test_a_fold_writes_its_files_and_no_others(tmp_path):
+    dataset = fake_dataset()
+    config = replace(SMALL, features=FeatureConfig(norm_per_sample=False, target_frames=32))
+    result = train_fold(config, dataset, 2, tmp_path)
+    folder = tmp_path / "fold-2"
+    assert {path.name for path in folder.iterdir()} == {
+        "history.csv",
+        "predictions.csv",
+        "model.safetensors",
+    }
+    np.testing.assert_array_equal(result.test_indices, np.flatnonzero(dataset.folds == 2))
+
+    with (folder / "history.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3]
+    assert float(rows[-1]["test_accuracy"]) == result.accuracy == result.history[-1].test_accuracy
+    assert float(rows[-1]["test_loss"]) == result.loss
+    assert float(rows[1]["train_loss"]) == result.history[1].train_loss
+
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["filename", "fold", "target", "predicted"]
+    assert list(rows[0])[4:] == list(dataset.class_names)
+    assert [row["filename"] for row in rows] == [
+        dataset.clips[index].filename for index in result.test_indices
+    ]
+    assert {row["fold"] for row in rows} == {"2"}
+    right = [row["target"] == row["predicted"] for row in rows]
+    assert sum(right) / len(right) == result.accuracy
+    assert {row["target"] for row in rows} == {"0", "10", "20", "30", "40"}  # the csv's own numbers
+
+    tensors, facts = checkpoint.load(folder / "model.safetensors")
+    assert facts["run"]["fold"] == 2
+    assert facts["run"]["model"]["embed_dim"] == 16
+    assert facts["class_names"] == list(dataset.class_names)
+    assert facts["statistics"]["std"] > 0
+    assert facts["accuracy"] == result.accuracy
+    model = AudioSpectrogramTransformer(SMALL.model, num_mel_bins=32, num_frames=32, num_classes=5)
+    model.load_state_dict(tensors)
+
+
+def test_probabilities_are_those_of_the_test_fold(tmp_path):
+    dataset = fake_dataset()
+    result = train_fold(SMALL, dataset, 1, tmp_path)
+    assert result.probabilities.shape == (10, 5)
+    np.testing.assert_allclose(result.probabilities.sum(axis=1), 1, rtol=1e-5)
+    labels = dataset.labels[result.test_indices]
+    assert result.accuracy == np.mean(result.probabilities.argmax(axis=1) == labels)
+    own = result.probabilities[np.arange(len(labels)), labels]
+    assert result.loss == pytest.approx(-np.log(own).mean(), rel=1e-5)
+
+
+def test_the_observer_sees_every_step(tmp_path):
+    recorder = Recorder()
+    config = replace(SMALL, training=replace(SMALL.training, epochs=1))
+    train_fold(config, fake_dataset(), 3, tmp_path, observer=recorder)
+    assert recorder.events == [
+        ("fold", 3, 20, 10, 1),
+        ("step", 1, 1, 3, 8),
+        ("step", 1, 2, 3, 8),
+        ("step", 1, 3, 3, 4),  # the last, small batch is used
+        ("epoch", 1),
+        ("end", 3),
+    ]
+
+
+def test_the_time_of_every_stage_is_counted(tmp_path):
+    stages = Stages()
+    train_fold(SMALL, fake_dataset(), 1, tmp_path, stages=stages)
+    assert stages.seconds.keys() == {"features", "forward", "backward", "other"}
+    assert all(seconds > 0 for seconds in stages.seconds.values())
+
+
+@pytest.mark.parametrize(
+    "killer",
+    [
+        Killer(1, 1),
+        Killer(1),
+        Killer(2, 2),
+        Killer(2),
+        Killer(3),
+    ],
+    ids=[
+        "before-any-checkpoint",
+        "after-the-first-epoch",
+        "within-an-epoch",
+        "after-the-second-epoch",
+        "before-the-fold-is-finished",
+    ],
+)
+@pytest.mark.parametrize("norm_per_sample", [True, False], ids=["per-sample", "statistics"])
+def test_a_resumed_fold_is_equal_to_the_bit(tmp_path, killer, norm_per_sample):
+    dataset = fake_dataset()
+    config = replace(
+        SMALL, features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32)
+    )
+    expected = train_fold(config, dataset, 1, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(config, dataset, 1, tmp_path / "killed", observer=killer)
+    assert not (tmp_path / "killed" / "fold-1" / "model.safetensors").exists()
+    torch.manual_seed(123)  # whatever state another process has
+    result = train_fold(replace(config, resume=True), dataset, 1, tmp_path / "killed")
+    assert_same_training(result, expected)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+    assert not (tmp_path / "killed" / "fold-1" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["predictions.csv", "model.safetensors"])
+def test_a_fold_killed_while_it_finishes_is_finished_on_resume(tmp_path, monkeypatch, name):
+    dataset = fake_dataset()
+    expected = train_fold(SMALL, dataset, 1, tmp_path / "whole")
+    rename = os.replace
+
+    def kill(source, target):
+        if Path(target).name == name:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(SMALL, dataset, 1, tmp_path / "killed")
+    result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path / "killed")
+    assert_same_training(result, expected)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_finished_fold_is_not_trained_again(tmp_path):
+    dataset = fake_dataset()
+    expected = train_fold(SMALL, dataset, 1, tmp_path)
+    model = tmp_path / "fold-1" / "model.safetensors"
+    before = model.stat().st_mtime_ns
+    recorder = Recorder()
+    result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path, observer=recorder)
+    assert_same_training(result, expected)
+    assert result.history == expected.history  # the clock too: it is read, not measured
+    assert recorder.events == [("fold", 1, 20, 10, 3), ("end", 1)]
+    assert model.stat().st_mtime_ns == before
+
+
+def test_without_resume_a_fold_begins_anew(tmp_path):
+    dataset = fake_dataset()
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+    recorder = Recorder()
+    train_fold(SMALL, dataset, 1, tmp_path, observer=recorder)
+    assert [event for event in recorder.events if event[0] == "epoch"] == [
+        ("epoch", 1),
+        ("epoch", 2),
+        ("epoch", 3),
+    ]
+
+
+def test_another_run_is_not_resumed(tmp_path):
+    dataset = fake_dataset()
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+    resumed = replace(SMALL, resume=True)
+    other = replace(resumed, training=replace(SMALL.training, learning_rate=2e-3))
+    message = "checkpoint.safetensors belongs to another run: training.learning_rate is 0.001 there"
+    with pytest.raises(InputError, match=message):
+        train_fold(other, dataset, 1, tmp_path)
+    with pytest.raises(InputError, match="belongs to another run: data_key is 0123abcd there"):
+        train_fold(resumed, replace(dataset, key="4567"), 1, tmp_path)
+    train_fold(resumed, dataset, 1, tmp_path)
+    with pytest.raises(InputError, match=r"model.safetensors belongs to another run"):
+        train_fold(other, dataset, 1, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "predictions.csv"])
+def test_a_damaged_file_stops_the_resume_and_is_named(tmp_path, name):
+    dataset = fake_dataset()
+    if name == "checkpoint.safetensors":
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+    else:
+        train_fold(SMALL, dataset, 1, tmp_path)
+    path = tmp_path / "fold-1" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(InputError, match=rf"fold-1.{name} must .*remove"):
+        train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path)
+
+
+def test_a_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
+    dataset = fake_dataset()
+    first = train_fold(SMALL, dataset, 1, tmp_path / "first")
+    torch.rand(7)
+    again = train_fold(SMALL, dataset, 1, tmp_path / "again")
+    other = train_fold(replace(SMALL, seed=1), dataset, 1, tmp_path / "other")
+    assert_same_training(again, first)
+    assert_same_weights(tmp_path / "again", tmp_path / "first")
+    assert other.loss != first.loss
+
+
+def test_training_leaves_the_global_random_state_alone(tmp_path):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    train_fold(SMALL, fake_dataset(), 1, tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("norm_per_sample", [True, False], ids=["per-sample", "statistics"])
+def test_nothing_of_the_test_fold_touches_training(tmp_path, norm_per_sample):
+    """Other sounds and other labels in the test fold change no weight and no statistic."""
+    dataset = fake_dataset()
+    config = replace(
+        SMALL, features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32)
+    )
+    train_fold(config, dataset, 1, tmp_path / "clean")
+    waveforms, labels = dataset.waveforms.copy(), dataset.labels.copy()
+    waveforms[dataset.folds == 1] = np.random.default_rng(1).choice([-32768, 32767], (10, 5000))
+    labels[dataset.folds == 1] = 0
+    poisoned = replace(dataset, waveforms=waveforms, labels=labels)
+    train_fold(config, poisoned, 1, tmp_path / "poisoned")
+    assert_same_weights(tmp_path / "poisoned", tmp_path / "clean")
+    facts = [
+        checkpoint.load(tmp_path / name / "fold-1" / "model.safetensors")[1]
+        for name in ("clean", "poisoned")
+    ]
+    assert facts[0]["statistics"] == facts[1]["statistics"]
+    assert facts[0]["history"][-1]["train_loss"] == facts[1]["history"][-1]["train_loss"]
+    assert facts[0]["loss"] != facts[1]["loss"]
+
+
+def test_the_learning_curve_changes_nothing(tmp_path, monkeypatch):
+    dataset = fake_dataset()
+    every = train_fold(SMALL, dataset, 1, tmp_path / "every")
+    assert all(row.test_loss is not None for row in every.history)
+    monkeypatch.setattr("ast_fast.train.CURVE_POINTS", 1)
+    once = train_fold(SMALL, dataset, 1, tmp_path / "once")
+    assert [row.test_loss is None for row in once.history] == [True, True, False]
+    assert_same_weights(tmp_path / "every", tmp_path / "once")
+
+
+def test_a_loss_that_is_no_number_says_where_and_what_to_change(tmp_path):
+    config = replace(
+        SMALL,
+        training=replace(SMALL.training, learning_rate=1e30, clip_grad_norm=0, warmup_epochs=0),
+    )
+    message = r"the loss of fold 1 became (nan|inf) at epoch 1, step \d; lower training.learning_r"
+    with pytest.raises(DivergedError, match=message) as caught:
+        train_fold(config, fake_dataset(), 1, tmp_path)
+    assert isinstance(caught.value, RuntimeError)
+    assert isinstance(caught.value, InputError)
+
+
+def test_bfloat16_trains_on_the_cpu(tmp_path):
+    config = replace(SMALL, training=replace(SMALL.training, amp="bfloat16"))
+    result = train_fold(config, fake_dataset(), 1, tmp_path)
+    assert result.history[-1].train_loss < result.history[0].train_loss
+    assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
+
+
+def test_without_average_the_trained_weights_are_tested(tmp_path):
+    config = replace(SMALL, training=replace(SMALL.training, ema_decay=0.0))
+    result = train_fold(config, fake_dataset(), 1, tmp_path)
+    averaged = train_fold(SMALL, fake_dataset(), 1, tmp_path / "averaged")
+    assert result.history[-1].train_loss == averaged.history[-1].train_loss
+    assert result.loss != averaged.loss
+
+
+def test_the_tested_weights_are_the_average_of_the_trained_ones(tmp_path, monkeypatch):
+    """Follow every step's weights and average them by the formula."""
+    trained: list[list[torch.Tensor]] = []
+    step = torch.optim.AdamW.step
+
+    def record(self, *args, **kwargs):
+        if not trained:
+            trained.append([p.detach().clone() for g in self.param_groups for p in g["params"]])
+        step(self, *args, **kwargs)
+        trained.append([p.detach().clone() for g in self.param_groups for p in g["params"]])
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    train_fold(SMALL, fake_dataset(), 1, tmp_path)
+    average = [parameter.double() for parameter in trained[0]]
+    for number, parameters in enumerate(trained[1:]):
+        decay = min(0.995, (1 + number) / (10 + number))
+        average = [
+            decay * a + (1 - decay) * p.double() for a, p in zip(average, parameters, strict=True)
+        ]
+    model = AudioSpectrogramTransformer(SMALL.model, num_mel_bins=32, num_frames=32, num_classes=5)
+    decayed, plain = decayed_and_plain(model)
+    tested = weights(tmp_path)
+    for name, expected in zip([*decayed, *plain], average, strict=True):
+        torch.testing.assert_close(tested[name].double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_decay_of_the_average_grows_to_its_limit():
+    assert ema_decay(0, 0.995) == 0.1
+    assert ema_decay(90, 0.995) == 0.91
+    assert ema_decay(10**6, 0.995) == 0.995
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    config = TrainingConfig(learning_rate=1.0, final_learning_rate=0.1, warmup_epochs=2.0)
+    rates = [learning_rate(step, 50, 5, config) for step in range(50)]
+    assert rates[:10] == pytest.approx([0.1 * (step + 1) for step in range(10)])
+    assert rates[9] == max(rates) == 1.0
+    assert rates[29] == pytest.approx(0.55)  # halfway down
+    assert rates[49] == pytest.approx(0.1)
+    assert all(left > right for left, right in pairwise(rates[9:]))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 3])
+def test_a_warm_up_longer_than_the_run_leaves_half_of_it(num_steps):
+    config = TrainingConfig(learning_rate=1.0, final_learning_rate=0.0, warmup_epochs=5.0)
+    rates = [learning_rate(step, num_steps, 1, config) for step in range(num_steps)]
+    assert all(0 <= rate <= 1 for rate in rates)
+    assert rates[-1] == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_hard_labels_is_torchs(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator)
+    labels = torch.tensor([0, 1, 2, 3, 1, 0])
+    targets = torch.nn.functional.one_hot(labels, 4).float()
+    expected = torch.nn.functional.cross_entropy(
+        logits, labels, label_smoothing=smoothing, reduction="none"
+    )
+    torch.testing.assert_close(soft_cross_entropy(logits, targets, smoothing), expected)
+
+
+def test_the_loss_of_soft_labels_is_linear_in_them():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, generator=generator)
+    first, second = torch.eye(3)[:1], torch.eye(3)[1:2]
+    mixed = soft_cross_entropy(logits, 0.3 * first + 0.7 * second, 0.1)
+    parts = [soft_cross_entropy(logits, target, 0.1) for target in (first, second)]
+    torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
+
+
+def test_only_matrices_decay():
+    model = AudioSpectrogramTransformer(
+        replace(SMALL.model, pool="cls"), num_mel_bins=32, num_frames=32, num_classes=5
+    )
+    decayed, plain = decayed_and_plain(model)
+    assert len(decayed) + len(plain) == len(list(model.parameters()))
+    assert all(parameter.ndim == 2 for parameter in decayed.values())
+    assert {"class_token", "patch_embedding.position", "norm.weight", "head.bias"} <= plain.keys()
+
+
+def test_epochs_folds_and_seeds_have_seeds_of_their_own():
+    seeds = [
+        epoch_seeds(seed, fold, epoch)
+        for seed in range(5)
+        for fold in range(1, 6)
+        for epoch in range(5)
+    ]
+    assert len({seed for pair in seeds for seed in pair}) == 2 * len(seeds)
+
+
+def test_folds_split_the_clips():
+    dataset = fake_dataset()
+    train, test = split_fold(dataset, 3)
+    assert sorted([*train, *test]) == list(range(30))
+    assert set(dataset.folds[test]) == {3}
+
+
+def test_a_fold_that_does_not_exist_is_named():
+    with pytest.raises(InputError, match=r"fold must be one of .*\(1, 2, 3\), got 7"):
+        split_fold(fake_dataset(), 7)
+
+
+def test_a_class_without_training_clip_is_named():
+    dataset = fake_dataset()
+    folds = dataset.folds.copy()
+    folds[dataset.labels == 1] = 2
+    with pytest.raises(InputError, match=r"training clip outside fold 2, .* none of class-1"):
+        split_fold(replace(dataset, folds=folds), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "training.epochs must be at least 1, got 0"),
+        ({"batch_size": 0}, "training.batch_size must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "training.learning_rate must be finite and above 0, got 0.0"),
+        ({"learning_rate": math.inf}, "training.learning_rate must be finite and above 0, got inf"),
+        ({"final_learning_rate": -1.0}, "training.final_learning_rate must be finite and at least"),
+        ({"weight_decay": -0.1}, "training.weight_decay must be finite and at least 0, got -0.1"),
+        ({"warmup_epochs": math.nan}, "training.warmup_epochs must be finite and at least 0, got"),
+        ({"clip_grad_norm": -1.0}, "training.clip_grad_norm must be finite and at least 0"),
+        ({"label_smoothing": 1.0}, "training.label_smoothing must be from 0 to below 1, got 1.0"),
+        ({"ema_decay": 1.0}, "training.ema_decay must be from 0 to below 1, got 1.0"),
+        ({"amp": "float16"}, "training.amp must be auto, off or bfloat16 on the CPU, got float16"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_training_settings_out_of_range_are_named(changes, message):
+    with pytest.raises(InputError, match=message):
+        check_config(replace(SMALL, training=replace(SMALL.training, **changes)), 5000)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (replace(SMALL, seed=-1), "seed must be at least 0, got -1"),
+        (replace(SMALL, model=ModelConfig(embed_dim=130)), "model.embed_dim must be divisible"),
+        (replace(SMALL, augment=AugmentConfig(freq_mask=33)), "augment.freq_mask"),
+        (replace(SMALL, features=FeatureConfig(target_frames=8)), "model.patch_size must fit"),
+    ],
+    ids=["seed", "model", "augment", "features"],
+)
+def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, config, message):
+    with pytest.raises(InputError, match=message):
+        train_fold(config, fake_dataset(), 1, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_defaults_are_good():
+    check_config(Config(), 80000)
+
+
+def test_mixed_precision_is_off_on_the_cpu_unless_asked_for():
+    assert resolve_amp("auto", CPU) is None
+    assert resolve_amp("off", CPU) is None
+    assert resolve_amp("bfloat16", CPU) is torch.bfloat16
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_is_refused_where_there_is_none():
+    assert resolve_device("auto") == CPU
+    with pytest.raises(InputError, match="device must be one that this machine has, got cuda"):
+        resolve_device("cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("amp", ["auto", "off", "bfloat16", "float16"])
+def test_a_gpu_learns_too(tmp_path, amp):
+    training = replace(SMALL.training, epochs=30, amp=amp, ema_decay=0.9)
+    config = replace(SMALL, device="cuda", augment=NO_AUGMENTATION, training=training)
+    assert train_fold(config, fake_dataset(), 1, tmp_path).accuracy > 0.8
+
+
+def test_history_rows_are_what_the_csv_shows():
+    assert [*EpochRow.__dataclass_fields__] == [
+        "epoch",
+        "learning_rate",
+        "train_loss",
+        "train_accuracy",
+        "test_loss",
+        "test_accuracy",
+        "seconds",
+        "clips_per_second",
+    ]
