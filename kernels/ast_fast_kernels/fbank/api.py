@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any, overload
 
 import numpy as np
@@ -211,17 +210,16 @@ def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     way_out = 'use backend="reference"'
-    if find_spec("ast_fast_kernels.fbank.numba_cpu") is None:  # until that module lands
-        return f"numba is not there yet; {way_out}"
     if samples.device.type != "cpu":
         return f"numba needs a CPU waveform, got {samples.device}; {way_out}"
     if samples.dtype != torch.float32:
         return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}; {way_out}"
     if samples.requires_grad and torch.is_grad_enabled():
         return f"numba has no gradient and the waveform requires one; {way_out}"
-    if config.dither != 0.0:
-        return f"numba adds no dither, got dither {config.dither:g}; {way_out}"
-    return None
+    from ast_fast_kernels.fbank.numba_cpu import unsupported  # loads Numba, so not before it is used
+
+    obstacle = unsupported(config)
+    return None if obstacle is None else f"{obstacle}; {way_out}"
 
 
 def _run_ragged(

@@ -1,0 +1,278 @@
+"""Power spectra of real signals, one signal per vector lane; built on simd.py, knows no mel.
+
+An FFT of n points is done in two passes over a grid of `rows * columns` vectors, in place:
+
+1. a real DFT of `rows` points down each column (inputs n2, n2 + columns, …), leaving the real part
+   of output k in row k and its imaginary part in row `rows - k`;
+2. a complex DFT of `columns` points along each row, whose butterflies already hold the twiddles
+   between the passes: six fused multiply-adds each, by factoring the cosine out of the rotation
+   (Linzer and Feig, 1993). Row k gives bins k + rows * j, and by symmetry n - those.
+
+No pass untangles anything, and no lane ever meets another. The butterflies below are plain Python
+over anything with `+ - *`: floats in the tests, vectors under construction in the intrinsics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from llvmlite import ir
+from numba.core import types
+
+from ast_fast_kernels._numba import intrinsic, stage
+from ast_fast_kernels.simd import Lanes, Value, data_pointer
+
+MIN_SIZE, MAX_SIZE = 32, 4096
+"""FFT lengths that the two passes serve: powers of two from the one to the other."""
+
+T = TypeVar("T", Value, float)
+Complex = tuple[T, T | None]
+"""Real and imaginary part; an imaginary part of None is zero."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an FFT length is split."""
+
+    rows: int
+    columns: int
+
+    @classmethod
+    def of(cls, n_fft: int) -> Plan:
+        """Return the split of a power of two into two nearly equal powers, rows the larger."""
+        power = n_fft.bit_length() - 1
+        return cls(rows=1 << (power + 1) // 2, columns=1 << power // 2)
+
+
+def is_supported(n_fft: int) -> bool:
+    """Whether `n_fft` is a length that the two passes serve."""
+    return MIN_SIZE <= n_fft <= MAX_SIZE and n_fft & (n_fft - 1) == 0
+
+
+def rotation(numerator: int, denominator: int) -> tuple[float, float]:
+    """Return (cosine, sine over cosine) of exp(-2πi · numerator / denominator)."""
+    angle = -2.0 * math.pi * numerator / denominator
+    return math.cos(angle), math.tan(angle)
+
+
+def butterfly(a: Complex[T], b: Complex[T], cosine: Any, tangent: Any) -> list[Complex[T]]:
+    """Return a + w·b and a - w·b for the rotation w = cosine · (1 + i·tangent)."""
+    b_re, b_im = b
+    u = b_re if b_im is None else b_re - tangent * b_im
+    v = tangent * b_re if b_im is None else b_im + tangent * b_re
+    a_re, a_im = a
+    plus_im = cosine * v if a_im is None else a_im + cosine * v
+    minus_im = -(cosine * v) if a_im is None else a_im - cosine * v
+    return [(a_re + cosine * u, plus_im), (a_re - cosine * u, minus_im)]
+
+
+def quarter_butterfly(a: Complex[T], b: Complex[T]) -> list[Complex[T]]:
+    """Return a - i·b and a + i·b, where the cosine is zero."""
+    (a_re, a_im), (b_re, b_im) = a, b
+    if a_im is None or b_im is None:  # both: the first butterflies of a real row
+        return [(a_re, -b_re), (a_re, b_re)]
+    return [(a_re + b_im, a_im - b_re), (a_re - b_im, a_im + b_re)]
+
+
+def real_dft(x: Sequence[T]) -> list[Complex[T]]:
+    """Return bins 0 to n/2 of a real sequence of a power of two, by decimation in time."""
+    n = len(x)
+    if n == 1:
+        return [(x[0], None)]
+    if n == 2:
+        return [(x[0] + x[1], None), (x[0] - x[1], None)]
+    even, odd = real_dft(x[0::2]), real_dft(x[1::2])
+    bins: list[Any] = [None] * (n // 2 + 1)
+    bins[0] = (even[0][0] + odd[0][0], None)
+    bins[n // 2] = (even[0][0] - odd[0][0], None)
+    bins[n // 4] = (even[n // 4][0], -odd[n // 4][0])
+    for k in range(1, n // 4):
+        bins[k], (re, im) = butterfly(even[k], odd[k], *rotation(k, n))
+        bins[n // 2 - k] = (re, -im)  # type: ignore[operator]
+    return bins
+
+
+def twisted_dft(
+    z: Sequence[Complex[T]],
+    combine: Callable[[int, int, Complex[T], Complex[T]], list[Complex[T]]],
+) -> list[Complex[T]]:
+    """Return sum over n of z[n] · v^n for the roots v that `combine`'s rotations stand for.
+
+    `combine(m, j, a, b)` is the butterfly of output j in a transform of m points; with the
+    rotations of row k it gives bins k + rows * j of the whole FFT.
+    """
+    m = len(z)
+    if m == 1:
+        return list(z)
+    even, odd = twisted_dft(z[0::2], combine), twisted_dft(z[1::2], combine)
+    pairs = [combine(m, j, even[j], odd[j]) for j in range(m // 2)]
+    return [plus for plus, _ in pairs] + [minus for _, minus in pairs]
+
+
+def twiddles(n_fft: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Return (cosine, tangent) of every butterfly of rows 1 to rows/2 - 1, flat and in order."""
+    plan = Plan.of(n_fft)
+    table = [
+        rotation(row + plan.rows * j, plan.rows * m)
+        for row in range(1, plan.rows // 2)
+        for m in _sizes(plan.columns)
+        for j in range(m // 2)
+    ]
+    return np.array(table, dtype=np.float64).astype(np.float32).reshape(-1)
+
+
+def _sizes(columns: int) -> list[int]:
+    return [1 << level for level in range(1, columns.bit_length())]
+
+
+def _power(z: Complex[Value]) -> Value:
+    re, im = z
+    return re * re if im is None else re * re + im * im
+
+
+@intrinsic
+def _column_pass(typing_context: Any, grid: Any, column: Any, n_fft: Any, lanes: Any) -> Any:
+    """Replace one column of the grid by its real DFT."""
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
+        return None
+    plan = Plan.of(n_fft.literal_value)
+    count = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        pointer = data_pointer(context, builder, grid, args[0])
+        start = builder.mul(args[1], ir.Constant(args[1].type, count))
+        places = [
+            builder.add(start, ir.Constant(start.type, row * plan.columns * count))
+            for row in range(plan.rows)
+        ]
+        bins = real_dft([vectors.load(pointer, place) for place in places])
+        for k, (re, im) in enumerate(bins):
+            vectors.store(re, pointer, places[k])
+            if im is not None:
+                vectors.store(im, pointer, places[plan.rows - k])
+        return context.get_dummy_value()
+
+    return types.void(grid, types.intp, n_fft, lanes), emit
+
+
+@intrinsic
+def _real_rows_pass(typing_context: Any, grid: Any, power: Any, n_fft: Any, lanes: Any) -> Any:
+    """Write the power of the bins of rows 0 and rows/2, whose inputs are real."""
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
+        return None
+    plan = Plan.of(n_fft.literal_value)
+    count = lanes.literal_value
+    half = plan.rows // 2
+
+    def combine(m: int, j: int, a: Complex[Value], b: Complex[Value]) -> list[Complex[Value]]:
+        turn, whole = half + plan.rows * j, plan.rows * m
+        if 4 * turn == whole:
+            return quarter_butterfly(a, b)
+        return butterfly(a, b, *rotation(turn, whole))
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        read = data_pointer(context, builder, grid, args[0])
+        write = data_pointer(context, builder, power, args[1])
+        size = context.get_value_type(types.intp)
+
+        def row(k: int) -> list[Value]:
+            first = k * plan.columns
+            return [
+                vectors.load(read, size((first + column) * count)) for column in range(plan.columns)
+            ]
+
+        def write_power(bin_index: int, z: Complex[Value]) -> None:
+            vectors.store(_power(z), write, size(bin_index * count))
+
+        middle = twisted_dft([(re, None) for re in row(half)], combine)
+        for j, z in enumerate(real_dft(row(0))):
+            write_power(plan.rows * j, z)
+        for j in range(plan.columns // 2):
+            write_power(half + plan.rows * j, middle[j])
+        return context.get_dummy_value()
+
+    return types.void(grid, power, n_fft, lanes), emit
+
+
+@intrinsic
+def _row_pass(
+    typing_context: Any, grid: Any, power: Any, table: Any, row: Any, n_fft: Any, lanes: Any
+) -> Any:
+    """Write the power of the bins of one row from 1 to rows/2 - 1."""
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
+        return None
+    n = n_fft.literal_value
+    plan = Plan.of(n)
+    count = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        read = data_pointer(context, builder, grid, args[0])
+        write = data_pointer(context, builder, power, args[1])
+        factors = data_pointer(context, builder, table, args[2])
+        k = args[3]
+        size = k.type
+
+        def affine(scale: int, offset: int) -> ir.Value:
+            return builder.add(builder.mul(k, size(scale)), size(offset))
+
+        def combine(m: int, j: int, a: Complex[Value], b: Complex[Value]) -> list[Complex[Value]]:
+            butterflies = plan.columns - 1
+            index = affine(2 * butterflies, 2 * (m // 2 - 1 + j - butterflies))
+            cosine = vectors.load_splat(factors, index)
+            tangent = vectors.load_splat(factors, builder.add(index, size(1)))
+            return butterfly(a, b, cosine, tangent)
+
+        width = plan.columns * count
+        z: list[Complex[Value]] = [
+            (
+                vectors.load(read, affine(width, column * count)),
+                vectors.load(read, affine(-width, plan.rows * width + column * count)),
+            )
+            for column in range(plan.columns)
+        ]
+        for j, value in enumerate(twisted_dft(z, combine)):
+            if j < plan.columns // 2:
+                place = affine(count, plan.rows * j * count)
+            else:
+                place = affine(-count, (n - plan.rows * j) * count)
+            vectors.store(_power(value), write, place)
+        return context.get_dummy_value()
+
+    return types.void(grid, power, table, types.intp, n_fft, lanes), emit
+
+
+@stage
+def power_spectrum(grid: Any, power: Any, table: Any, n_fft: int, lanes: int) -> None:
+    """Write the power spectra of `lanes` real signals.
+
+    Args:
+        grid: The signals, flat (n_fft, lanes) float32; overwritten.
+        power: Receives the spectra, flat (n_fft // 2 + 1, lanes) float32.
+        table: `twiddles(n_fft)`.
+        n_fft: FFT length, a literal.
+        lanes: Lanes of a vector, a literal.
+    """
+    rows, columns = _split(n_fft)
+    for column in range(columns):
+        _column_pass(grid, column, n_fft, lanes)
+    _real_rows_pass(grid, power, n_fft, lanes)
+    for row in range(1, rows // 2):
+        _row_pass(grid, power, table, row, n_fft, lanes)
+
+
+@stage
+def _split(n_fft: int) -> tuple[int, int]:
+    rows = columns = 1
+    while rows * columns < n_fft:
+        if rows == columns:
+            rows *= 2
+        else:
+            columns *= 2
+    return rows, columns

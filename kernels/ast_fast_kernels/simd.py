@@ -1,0 +1,371 @@
+"""Explicit SIMD for Numba: a vector of float32 lanes and its few operations.
+
+`Vector` values live in LLVM registers, so code written with them is vector code whatever the
+optimiser thinks of it: LLVM maps 16 lanes to AVX-512, 8 to AVX2, 4 to NEON or SSE, and splits what
+the machine is too narrow for. Knows no audio.
+
+Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `fma`, `maximum`, `log` and the
+operators `+ - *` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
+straight-line code from plain Python (see fft.py).
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.datamodel.models import PrimitiveModel
+from numba.core.datamodel.registry import register_default
+from numba.extending import lower_builtin, type_callable
+
+from ast_fast_kernels._numba import intrinsic
+
+ALIGNMENT = 64
+"""Bytes to which scratch buffers are aligned: a cache line, and the widest vector."""
+
+_CONTRACT = ("contract",)
+_FLOAT = ir.FloatType()
+_INT32 = ir.IntType(32)
+
+
+def host_lanes() -> int:
+    """Return the float32 lanes of this machine's widest vectors: 16, 8 or 4."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 16
+    return 8 if features.get("avx2") else 4
+
+
+class VectorType(types.Type):
+    """Numba's type of a vector of float32 lanes."""
+
+    def __init__(self, lanes: int) -> None:
+        self.lanes = lanes
+        super().__init__(name=f"float32x{lanes}")  # type: ignore[no-untyped-call]
+
+
+@register_default(VectorType)
+class _VectorModel(PrimitiveModel):
+    def __init__(self, manager: Any, vector: VectorType) -> None:
+        super().__init__(manager, vector, ir.VectorType(_FLOAT, vector.lanes))
+
+
+class Value:
+    """A vector under construction: operators emit LLVM instructions; floats are constants."""
+
+    def __init__(self, lanes: Lanes, value: ir.Value) -> None:
+        self.lanes = lanes
+        self.value = value
+
+    def _emit(self, instruction: str, left: Operand, right: Operand) -> Value:
+        emit = getattr(self.lanes.builder, instruction)
+        left, right = self.lanes.lift(left), self.lanes.lift(right)
+        return Value(self.lanes, emit(left.value, right.value, flags=_CONTRACT))
+
+    def __add__(self, other: Operand) -> Value:
+        return self._emit("fadd", self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self._emit("fadd", other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._emit("fsub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self._emit("fsub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._emit("fmul", self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self._emit("fmul", other, self)
+
+    def __neg__(self) -> Value:
+        return Value(self.lanes, self.lanes.builder.fneg(self.value))
+
+
+Operand = Value | float
+
+
+class Lanes:
+    """Emits operations on vectors of `count` float32 lanes at the builder's position."""
+
+    def __init__(self, builder: ir.IRBuilder, count: int) -> None:
+        self.builder = builder
+        self.count = count
+        self.type = ir.VectorType(_FLOAT, count)
+        self.int_type = ir.VectorType(_INT32, count)
+
+    def constant(self, value: float) -> Value:
+        """Return a vector whose lanes all hold `value`."""
+        return Value(self, ir.Constant(self.type, [value] * self.count))
+
+    def lift(self, operand: Operand) -> Value:
+        """Return the operand as a vector."""
+        return operand if isinstance(operand, Value) else self.constant(operand)
+
+    def splat(self, scalar: ir.Value) -> Value:
+        """Return a vector whose lanes all hold the scalar."""
+        undefined = ir.Constant(self.type, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, _INT32(0))
+        zeros = ir.Constant(self.int_type, [0] * self.count)
+        return Value(self, self.builder.shuffle_vector(one, undefined, zeros))
+
+    def load(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load lanes from `pointer[index:]`, at any alignment."""
+        return Value(self, self.builder.load(self._place(pointer, index), align=4))
+
+    def store(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
+        """Store lanes to `pointer[index:]`, at any alignment."""
+        self.builder.store(vector.value, self._place(pointer, index), align=4)
+
+    def _place(self, pointer: ir.Value, index: ir.Value) -> ir.Value:
+        place = self.builder.gep(pointer, [index])
+        return self.builder.bitcast(place, self.type.as_pointer())
+
+    def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load one float into every lane."""
+        return self.splat(self.builder.load(self.builder.gep(pointer, [index]), align=4))
+
+    def shuffle(self, left: Value, right: Value, order: Sequence[int]) -> Value:
+        """Return the lanes of left and right, numbered through, in the given order."""
+        mask = ir.Constant(self.int_type, list(order))
+        return Value(self, self.builder.shuffle_vector(left.value, right.value, mask))
+
+    def sqrt(self, x: Value) -> Value:
+        """Return the square root of every lane."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.type, [self.type]),
+            f"llvm.sqrt.v{self.count}f32",
+        )
+        return Value(self, self.builder.call(function, [x.value]))
+
+    def select_less(self, a: Value, b: Value, yes: Value, no: Value) -> Value:
+        """Return `yes` in lanes where a < b, else `no`; a NaN is not less."""
+        less = self.builder.fcmp_ordered("<", a.value, b.value)
+        return Value(self, self.builder.select(less, yes.value, no.value))
+
+    def maximum(self, x: Value, floor: Value) -> Value:
+        """Return the larger of each lane; a NaN in x stays."""
+        return self.select_less(x, floor, floor, x)
+
+    def log(self, x: Value) -> Value:
+        """Return the natural logarithm of x >= 0: 2 ulp, -inf at 0, NaN and infinity as they come.
+
+        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)) and evaluates Cephes' logf polynomial.
+        """
+        b = self.builder
+        smallest = self.constant(2.0**-126)
+        is_tiny = b.fcmp_ordered("<", x.value, smallest.value)
+        normal = b.select(is_tiny, (x * 2.0**23).value, x.value)
+        shift = b.select(is_tiny, self.constant(-23.0).value, self.constant(0.0).value)
+
+        def integers(value: int) -> ir.Constant:
+            return ir.Constant(self.int_type, [value] * self.count)
+
+        bits = b.bitcast(normal, self.int_type)
+        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0.
+        exponent = b.ashr(b.sub(bits, integers(0x3F3504F3)), integers(23))
+        mantissa_bits = b.sub(bits, b.shl(exponent, integers(23)))
+        f = Value(self, b.bitcast(mantissa_bits, self.type)) - 1.0
+        e = Value(self, b.sitofp(exponent, self.type)) + Value(self, shift)
+        square = f * f
+        polynomial = self.constant(_LOG_POLYNOMIAL[0])
+        for coefficient in _LOG_POLYNOMIAL[1:]:
+            polynomial = polynomial * f + coefficient
+        tail = f * square * polynomial + e * _LN2_LOW - 0.5 * square
+        result = (tail + f) + e * _LN2_HIGH
+        # +inf and NaN have no logarithm better than themselves; 0 has -inf.
+        finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
+        result = Value(self, b.select(finite, result.value, x.value))
+        zero = b.fcmp_ordered("==", x.value, self.constant(0.0).value)
+        return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
+
+    def sum(self, x: Value) -> ir.Value:
+        """Return the sum of the lanes, added pairwise."""
+        half = self.count // 2
+        while half:
+            order = [(lane + half) % self.count for lane in range(self.count)]
+            x = x + self.shuffle(x, x, order)
+            half //= 2
+        return self.builder.extract_element(x.value, _INT32(0))
+
+    def transpose(self, rows: Sequence[Value]) -> list[Value]:
+        """Transpose `count` vectors by log2(count) perfect shuffles."""
+        half = self.count // 2
+        low = [lane // 2 + (lane % 2) * self.count for lane in range(self.count)]
+        high = [half + lane for lane in low]
+        vectors = list(rows)
+        for _ in range(self.count.bit_length() - 1):
+            pairs = list(zip(vectors[:half], vectors[half:], strict=True))
+            vectors = [self.shuffle(a, b, order) for a, b in pairs for order in (low, high)]
+        return vectors
+
+
+# Source: Cephes, single/logf.c. ln 2 is split so that e * _LN2_HIGH is exact.
+_LOG_POLYNOMIAL = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
+_LN2_LOW = -2.12194440e-4
+_LN2_HIGH = 0.693359375
+
+
+def data_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
+    """Return the data pointer of a Numba array inside an intrinsic."""
+    return context.make_array(array_type)(context, builder, array).data
+
+
+def _is_float32(array: Any) -> bool:
+    return isinstance(array, types.Array) and array.dtype == types.float32
+
+
+@intrinsic
+def load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Load `lanes` floats from the flat array, beginning at index; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = data_pointer(context, builder, array, args[0])
+        return Lanes(builder, vector.lanes).load(pointer, args[1]).value
+
+    return vector(array, types.intp, lanes), emit
+
+
+@intrinsic
+def store(typing_context: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Store a vector into the flat array, beginning at index; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(vector, VectorType)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = data_pointer(context, builder, array, args[0])
+        lanes = Lanes(builder, vector.lanes)
+        lanes.store(Value(lanes, args[2]), pointer, args[1])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, vector), emit
+
+
+@intrinsic
+def splat(typing_context: Any, scalar: Any, lanes: Any) -> Any:
+    """Return a vector whose lanes all hold the scalar."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return Lanes(builder, vector.lanes).splat(args[0]).value
+
+    return vector(types.float32, lanes), emit
+
+
+@intrinsic
+def lane_sum(typing_context: Any, vector: Any) -> Any:
+    """Return the sum of a vector's lanes, added pairwise."""
+    if not isinstance(vector, VectorType):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, vector.lanes)
+        return lanes.sum(Value(lanes, args[0]))
+
+    return types.float32(vector), emit
+
+
+def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> Any:
+    """Return an intrinsic of `arity` vectors that gives a vector."""
+
+    def body(typing_context: Any, *vectors: Any) -> Any:
+        first = vectors[0]
+        if not isinstance(first, VectorType) or any(v != first for v in vectors):
+            return None
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            lanes = Lanes(builder, first.lanes)
+            return emit_value(lanes, *(Value(lanes, arg) for arg in args)).value
+
+        return first(*vectors), emit
+
+    wrappers: dict[int, Callable[..., Any]] = {
+        1: lambda typing_context, x: body(typing_context, x),
+        2: lambda typing_context, x, y: body(typing_context, x, y),
+        3: lambda typing_context, x, y, z: body(typing_context, x, y, z),
+    }
+    wrapper = wrappers[arity]
+    wrapper.__doc__ = doc
+    return intrinsic(wrapper)
+
+
+log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane.")
+sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
+maximum = _vector_function(Lanes.maximum, 2, "Return the larger of each lane; a NaN in x stays.")
+
+
+def _register_operator(function: Callable[[Value, Value], Value]) -> None:
+    @type_callable(function)
+    def type_operator(context: Any) -> Callable[[Any, Any], Any]:
+        def typer(left: Any, right: Any) -> Any:
+            return left if isinstance(left, VectorType) and left == right else None
+
+        return typer
+
+    def lower_operator(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, signature.return_type.lanes)
+        return function(Value(lanes, args[0]), Value(lanes, args[1])).value
+
+    lower_builtin(function, VectorType, VectorType)(lower_operator)
+
+
+for _function in (operator.add, operator.sub, operator.mul):
+    _register_operator(_function)
+
+
+@intrinsic
+def transpose_tile(
+    typing_context: Any,
+    source: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    lanes: Any,
+) -> Any:
+    """Transpose a square of `lanes` rows from the flat source into the flat target."""
+    if not (_is_float32(source) and _is_float32(target)):
+        return None
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    count = lanes.literal_value
+    size = types.intp
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        read = data_pointer(context, builder, source, args[0])
+        write = data_pointer(context, builder, target, args[3])
+
+        def place(start: ir.Value, stride: ir.Value, row: int) -> ir.Value:
+            return builder.add(start, builder.mul(stride, ir.Constant(stride.type, row)))
+
+        rows = [vectors.load(read, place(args[1], args[2], row)) for row in range(count)]
+        for row, vector in enumerate(vectors.transpose(rows)):
+            vectors.store(vector, write, place(args[4], args[5], row))
+        return context.get_dummy_value()
+
+    return types.void(source, size, size, target, size, size, lanes), emit

@@ -1,0 +1,71 @@
+import cmath
+import math
+
+import numpy as np
+import pytest
+from ast_fast_kernels import fft
+from numba import njit
+
+
+def as_complex(z: tuple[float, float | None]) -> complex:
+    return complex(z[0], 0.0 if z[1] is None else z[1])
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 32, 64])
+def test_real_dft_is_the_dft(n: int) -> None:
+    x = np.random.default_rng(n).normal(size=n)
+    bins = [as_complex(z) for z in fft.real_dft(list(x))]
+    np.testing.assert_allclose(bins, np.fft.rfft(x), atol=1e-12)
+
+
+def test_a_butterfly_adds_and_subtracts_the_rotated_term() -> None:
+    a, b = (0.3, -0.7), (1.1, 0.4)
+    w = cmath.exp(-2j * math.pi * 3 / 17)
+    plus, minus = fft.butterfly(a, b, *fft.rotation(3, 17))
+    assert abs(as_complex(plus) - (complex(*a) + w * complex(*b))) < 1e-15
+    assert abs(as_complex(minus) - (complex(*a) - w * complex(*b))) < 1e-15
+
+
+@pytest.mark.parametrize("m", [1, 2, 8, 16])
+def test_twisted_dft_gives_every_rows_th_bin(m: int) -> None:
+    rows, row = 32, 5
+    rng = np.random.default_rng(m)
+    z = rng.normal(size=m) + 1j * rng.normal(size=m)
+
+    def combine(size, j, a, b):
+        return fft.butterfly(a, b, *fft.rotation(row + rows * j, rows * size))
+
+    values = [as_complex(v) for v in fft.twisted_dft([(v.real, v.imag) for v in z], combine)]
+    n = rows * m
+    expected = [
+        sum(z[i] * cmath.exp(-2j * math.pi * i * (row + rows * j) / n) for i in range(m))
+        for j in range(m)
+    ]
+    np.testing.assert_allclose(values, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("n_fft", [32, 64, 128, 256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize("lanes", [4, 16], ids=lambda lanes: f"{lanes}-lanes")
+def test_power_spectrum_agrees_with_numpy(n_fft: int, lanes: int) -> None:
+    if lanes != 16 and n_fft > 512:
+        pytest.skip("the width is covered by the smaller lengths")
+
+    @njit
+    def run(grid, power, table):
+        fft.power_spectrum(grid, power, table, n_fft, lanes)
+
+    signals = np.random.default_rng(n_fft).normal(size=(n_fft, lanes)).astype(np.float32)
+    power = np.full((n_fft // 2 + 1, lanes), np.nan, np.float32)
+    run(signals.reshape(-1).copy(), power.reshape(-1), fft.twiddles(n_fft))
+    expected = np.abs(np.fft.rfft(signals.astype(np.float64), axis=0)) ** 2
+    # Each of log2(n) butterfly levels rounds twice: eps * 2 * log2(n), doubled by the square.
+    budget = 4 * math.log2(n_fft) * np.finfo(np.float32).eps
+    assert np.linalg.norm(power - expected) / np.linalg.norm(expected) < budget
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "supported"),
+    [(16, False), (32, True), (400, False), (512, True), (4096, True), (8192, False)],
+)
+def test_supported_lengths_are_powers_of_two_from_32_to_4096(n_fft: int, supported: bool) -> None:
+    assert fft.is_supported(n_fft) is supported
