@@ -46,13 +46,13 @@ class VectorType(types.Type):
 
     def __init__(self, lanes: int) -> None:
         self.lanes = lanes
-        super().__init__(name=f"float32x{lanes}")  # type: ignore[no-untyped-call]
+        super().__init__(name=f"float32x{lanes}")
 
 
 @register_default(VectorType)
 class _VectorModel(PrimitiveModel):
     def __init__(self, manager: Any, vector: VectorType) -> None:
-        super().__init__(manager, vector, ir.VectorType(_FLOAT, vector.lanes))
+        super().__init__(manager, vector, ir.VectorType(_FLOAT, vector.lanes))  # type: ignore[no-untyped-call]
 
 
 class Value:
