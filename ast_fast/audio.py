@@ -69,8 +69,8 @@ def read_clip(
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
     clip = np.zeros(num_samples, np.int16)
-    waveform = waveform[:num_samples]
-    clip[: len(waveform)] = np.clip(np.rint(waveform * 32768.0), -32768, 32767)
+    scaled = np.rint(np.clip(waveform[:num_samples], -1.0, 1.0) * 32768.0)
+    clip[: len(scaled)] = np.minimum(scaled, 32767.0)
     return clip
 
 
@@ -92,7 +92,8 @@ def _read_mono(
         block = file.read(min(block_size, wanted - count), dtype="float32", always_2d=True)
         if not len(block):
             break
-        blocks.append(block.mean(axis=1, dtype=np.float32))
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found below
+            blocks.append(block.mean(axis=1, dtype=np.float32))
         count += len(block)
     if not count:
         raise BadAudioError("holds no samples")

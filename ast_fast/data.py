@@ -42,6 +42,7 @@ FORMAT_VERSION = 1
 """Raised when the same files and settings give other samples, or are stored otherwise."""
 HASHED_BYTES = 64 * 2**20
 """Files are hashed up to here: far beyond any clip, and a ten-hour file costs no more."""
+MAX_CLIP_SECONDS = 3600.0
 LISTED = 20
 """Things that an error names before it counts the rest."""
 BATCH = 64
@@ -262,8 +263,9 @@ def _decode_settings(config: Config) -> DecodeSettings:
     if rate != int(rate):
         raise InputError(f"fbank.sample-frequency must be a whole number of Hz, got {rate:g}")
     seconds = config.audio.clip_seconds
-    if not round(seconds * rate) >= 1:
-        raise InputError(f"audio.clip-seconds must hold at least one sample, got {seconds:g}")
+    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
+        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
+        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
     return DecodeSettings(int(rate), round(seconds * rate), config.audio.resample_quality)
 
 
@@ -412,8 +414,8 @@ def _read_cache(
     """Open a finished cache; None when it is absent or not what its name promises."""
     try:
         about = json.loads((folder / "about.json").read_text("utf-8"))
-        reasons: dict[str, str] = about["bad_files"]
-        waveforms: NDArray[np.int16] = np.load(folder / "waveforms.npy", mmap_mode="r")
+        reasons: dict[str, str] = dict(about["bad_files"])
+        waveforms = _map(folder / "waveforms.npy")
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
         return None
     if waveforms.dtype != np.int16 or waveforms.shape != (num_clips - len(reasons), num_samples):
@@ -470,8 +472,12 @@ def _build_cache(
         _check_bad_files(root, clips, _bad_files(clips, reasons), skip=skip_bad_files)
         about = {"settings": asdict(settings), "source": str(root), "bad_files": reasons}
         (temporary / "about.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    waveforms: NDArray[np.int16] = np.load(folder / "waveforms.npy", mmap_mode="r")
-    return waveforms, reasons
+    return _map(folder / "waveforms.npy"), reasons
+
+
+def _map(path: Path) -> NDArray[np.int16]:
+    mapped: NDArray[np.int16] = np.lib.format.open_memmap(path, mode="r")
+    return mapped
 
 
 def _write_header(file: IO[bytes], num_clips: int, num_samples: int) -> None:

@@ -120,12 +120,13 @@ def _pure_tone(rng: np.random.Generator, times: Waveform) -> Waveform:
 
 
 def _harmonic_buzz(rng: np.random.Generator, times: Waveform) -> Waveform:
-    pitch = rng.uniform(80, 250)
-    tones: list[Waveform] = [
-        rng.uniform(0.5, 1.0) / k**0.7 * np.sin(2 * np.pi * (k * pitch * times + rng.uniform()))
-        for k in range(1, 25)
-    ]
-    waveform: Waveform = np.sum(tones, axis=0)
+    """Return two dozen harmonics of a low pitch, each of its own strength and phase."""
+    fundamental = np.exp(2j * np.pi * rng.uniform(80, 250) * times)
+    harmonics = np.zeros_like(fundamental)
+    for k in range(24, 0, -1):  # Horner's scheme: one product a harmonic instead of one sine
+        strength = rng.uniform(0.5, 1.0) / k**0.7
+        harmonics = (harmonics + strength * np.exp(2j * np.pi * rng.uniform())) * fundamental
+    waveform: Waveform = harmonics.imag
     return waveform
 
 
