@@ -31,17 +31,18 @@ def relative_norm(out: Tensor, reference: Tensor) -> float:
     return error / scale
 
 
-def log_mel_error(log_mel: Tensor, reference: Tensor) -> Tensor:
+def log_mel_error(log_mel: Tensor, reference: Tensor, *, use_power: bool = True) -> Tensor:
     """Return |log_mel − reference| of the bins within 60 dB of their frame's maximum, flat.
 
     Args:
         log_mel: Natural logarithms, shape (..., num_frames, num_mel_bins).
         reference: The same from float64.
+        use_power: Whether they are of powers; False: of magnitudes.
     """
     reference = reference.double()
     loudest = reference.amax(dim=-1, keepdim=True)
-    audible = reference >= loudest - QUIET_DB / 10.0 * math.log(10.0)
-    return (log_mel.double() - reference).abs()[audible]
+    quietest = loudest - QUIET_DB / (10.0 if use_power else 20.0) * math.log(10.0)
+    return (log_mel.double() - reference).abs()[reference >= quietest]
 
 
 def eps_bound(dtype: torch.dtype, reduction_length: int) -> float:

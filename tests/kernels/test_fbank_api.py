@@ -1,0 +1,356 @@
+"""What callers of `fbank` may rely on, whatever the backend."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+from ast_fast_kernels import Fbank, FbankConfig, fbank, use_backend
+from ast_fast_kernels.testing.budgets import (
+    LOG_MEL_MAX,
+    eps_bound,
+    log_mel_error,
+    relative_norm,
+)
+from ast_fast_kernels.testing.signals import SIGNALS, make_signal
+
+AST = FbankConfig()
+BACKENDS = ["reference", "numba"]
+CONFIGS = {
+    "ast": AST,
+    "kaldi": FbankConfig.preset("kaldi"),
+    "seed": FbankConfig.preset("seed"),
+    "kaldi-mirrored-edges": FbankConfig.preset("kaldi", snip_edges=False),
+    "44-khz": FbankConfig(sample_frequency=44100.0),
+}
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (0.1 * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype)
+
+
+def oracle(waveform: torch.Tensor, config: FbankConfig = AST) -> torch.Tensor:
+    return fbank(waveform.double(), config, backend="reference")
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_float32_agrees_with_float64(backend: str, name: str, config: FbankConfig) -> None:
+    waveform = torch.from_numpy(make_signal(name, 24000)).float()
+    before_log = config.replace(use_log_fbank=False)
+    expected = oracle(waveform, before_log)
+    # An FFT, its windowed input and a filter's sum; DC removal leaves a mean's rounding where
+    # there was only a mean, so the bound counts from the input's energy as well.
+    floor = eps_bound(torch.float32, config.fft_size) ** (2 if config.use_power else 1)
+    energy = waveform.double().square().sum().item() ** (1.0 if config.use_power else 0.5)
+    out = fbank(waveform, before_log, backend=backend)
+    error = (out.double() - expected).norm().item()
+    bound = eps_bound(torch.float32, config.fft_size) * expected.norm().item() + floor * energy
+    assert error <= bound
+
+    log_mel = fbank(waveform, config, backend=backend)
+    audible = log_mel_error(log_mel, oracle(waveform, config), use_power=config.use_power)
+    assert audible.max() <= LOG_MEL_MAX
+
+
+@pytest.mark.parametrize("num_samples", [400, 401, 559, 560, 1009, 4096, 80000])
+def test_any_length_from_one_frame_on_gives_the_frames_of_the_config(
+    backend: str, num_samples: int
+) -> None:
+    waveform = noise(2, num_samples)
+    out = fbank(waveform, backend=backend)
+    assert out.shape == (2, AST.num_frames(num_samples), 128)
+    assert log_mel_error(out, oracle(waveform)).max() <= LOG_MEL_MAX
+
+
+@pytest.mark.parametrize("snip_edges", [True, False], ids=["whole-frames", "mirrored-edges"])
+def test_leading_dimensions_are_a_batch(backend: str, snip_edges: bool) -> None:
+    config = AST.replace(snip_edges=snip_edges)
+    waveform = noise(2, 3, 1600)
+    out = fbank(waveform, config, backend=backend)
+    assert out.shape == (2, 3, config.num_frames(1600), 128)
+    for i in range(2):
+        for j in range(3):
+            alone = fbank(waveform[i, j], config, backend=backend)
+            torch.testing.assert_close(out[i, j], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 1600), (2, 0, 1600)])
+def test_empty_batch_gives_an_empty_batch(backend: str, shape: tuple[int, ...]) -> None:
+    out = fbank(torch.empty(shape), backend=backend)
+    assert out.shape == (*shape[:-1], 8, 128)
+    assert out.dtype == torch.float32
+
+
+def test_non_contiguous_waveform_is_read_as_it_lies(backend: str) -> None:
+    wide = noise(3, 2, 1600)
+    strided, permuted = wide[:, 1, ::2], wide.permute(1, 0, 2)
+    assert torch.equal(
+        fbank(strided, backend=backend), fbank(strided.contiguous(), backend=backend)
+    )
+    assert torch.equal(
+        fbank(permuted, backend=backend), fbank(permuted.contiguous(), backend=backend)
+    )
+
+
+def test_waveform_is_left_as_it_was(backend: str) -> None:
+    waveform = noise(2, 1600)
+    before = waveform.clone()
+    fbank(waveform, AST.replace(waveform_scale=32768.0), backend=backend)
+    assert torch.equal(waveform, before)
+
+
+def test_int16_is_sample_over_32768(backend: str) -> None:
+    samples = torch.randint(
+        -32768, 32768, (2, 1600), generator=torch.Generator().manual_seed(0), dtype=torch.int16
+    )
+    out = fbank(samples, backend=backend)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, fbank(samples.float() / 32768.0, backend=backend))
+
+
+def test_numpy_in_gives_numpy_out(backend: str) -> None:
+    waveform = noise(2, 1600)
+    out = fbank(waveform.numpy(), backend=backend)
+    assert isinstance(out, np.ndarray)
+    assert out.dtype == np.float32
+    np.testing.assert_array_equal(out, fbank(waveform, backend=backend).numpy())
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.int16], ids=["float32", "int16"])
+def test_read_only_or_reversed_numpy_is_taken_without_a_warning(backend: str, dtype: type) -> None:
+    waveform = (noise(2, 1600).numpy() * 1000).astype(dtype)
+    expected = fbank(waveform, backend=backend)
+    frozen = waveform.copy()
+    frozen.setflags(write=False)
+    np.testing.assert_array_equal(fbank(frozen, backend=backend), expected)
+    mirrored = np.ascontiguousarray(waveform[:, ::-1])[:, ::-1]
+    np.testing.assert_array_equal(fbank(mirrored, backend=backend), expected)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_bad_sample_makes_nan_of_its_frames_and_of_no_others(backend: str, bad: float) -> None:
+    waveform = noise(1, 4000)
+    clean = fbank(waveform, backend=backend)
+    waveform[0, 2000] = bad
+    out = fbank(waveform, backend=backend)
+    hit = [m for m in range(out.shape[1]) if m * 160 <= 2000 < m * 160 + 400]
+    used = [i for i in range(128) if i != 3]  # filter 3 is empty: a backend may skip it
+    assert out[0, hit][:, used].isnan().all()
+    rest = [m for m in range(out.shape[1]) if m not in hit]
+    torch.testing.assert_close(out[0, rest], clean[0, rest], rtol=0, atol=1e-5)
+
+
+def test_silence_gives_log_silence(backend: str) -> None:
+    for config in CONFIGS.values():
+        num_samples = 2 * config.window_size
+        out = fbank(torch.zeros(1, num_samples), config, backend=backend)
+        torch.testing.assert_close(out, torch.full_like(out, config.log_silence), rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("snip_edges", [True, False], ids=["whole-frames", "mirrored-edges"])
+def test_lengths_give_each_waveform_its_own_frames_and_silence_beyond(
+    backend: str, snip_edges: bool
+) -> None:
+    config = AST.replace(snip_edges=snip_edges)
+    counts = [4000, 1009, 400, 399, 0]
+    waveform = noise(5, 4000)
+    out = fbank(waveform, config, lengths=counts, backend=backend)
+    assert out.shape == (5, config.num_frames(4000), 128)
+    for row, count, one in zip(waveform, counts, out, strict=True):
+        frames = config.num_frames(count) if count >= 400 else 0
+        assert (one[frames:] == torch.tensor(config.log_silence)).all()
+        if frames:
+            alone = fbank(row[:count], config, backend=backend)
+            torch.testing.assert_close(one[:frames], alone, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor], ids=["list", "numpy", "torch"])
+def test_lengths_have_the_batch_shape_whatever_holds_them(backend: str, kind) -> None:
+    waveform = noise(2, 2, 1600)
+    out = fbank(waveform, lengths=kind([[1600, 400], [0, 800]]), backend=backend)
+    assert (out[1, 0] == torch.tensor(AST.log_silence)).all()
+    assert torch.equal(out[0, 0], fbank(waveform, backend=backend)[0, 0])
+
+
+def test_out_is_filled_and_returned(backend: str) -> None:
+    for shape, kwargs in (
+        ((2, 3, 1600), {}),
+        ((2, 1600), {"lengths": [1600, 500]}),
+        ((2, 1600), {"lengths": [1600, 500], "config": AST.replace(snip_edges=False)}),
+    ):
+        waveform = noise(*shape)
+        expected = fbank(waveform, backend=backend, **kwargs)
+        out = torch.full_like(expected, math.nan)
+        assert fbank(waveform, out=out, backend=backend, **kwargs) is out
+        assert torch.equal(out, expected)
+        array = np.full(expected.shape, np.nan, np.float32)
+        assert fbank(waveform.numpy(), out=array, backend=backend, **kwargs) is array
+        np.testing.assert_array_equal(array, expected.numpy())
+
+
+@pytest.mark.parametrize(
+    ("waveform", "error", "message"),
+    [
+        (
+            torch.zeros(1, 320),
+            ValueError,
+            "waveform must be (..., num_samples) with num_samples >= 400 "
+            "(frame_length 25 ms at 16000 Hz), got (1, 320)",
+        ),
+        (torch.zeros(399), ValueError, "got (399,)"),
+        (torch.tensor(0.0), ValueError, "got ()"),
+        ([0.0] * 400, TypeError, "waveform must be a tensor or a numpy array, got list"),
+        (
+            torch.zeros(400, dtype=torch.float16),
+            TypeError,
+            "waveform must be float32, float64 or int16, got float16",
+        ),
+        (
+            np.zeros(400, np.int32),
+            TypeError,
+            "waveform must be float32, float64 or int16, got int32",
+        ),
+    ],
+)
+def test_bad_waveform_is_refused(backend: str, waveform, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fbank(waveform, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([400], ValueError, "lengths must have shape (2,), got (1,)"),
+        ([400, 1601], ValueError, "lengths must be from 0 to num_samples (1600), got 1601"),
+        ([-1, 400], ValueError, "lengths must be from 0 to num_samples (1600), got -1"),
+        ([0.5, 1.0], TypeError, "lengths must be integers, got float32"),
+        (torch.tensor([True, True]), TypeError, "lengths must be integers, got bool"),
+    ],
+)
+def test_bad_lengths_are_refused(backend: str, lengths, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fbank(noise(2, 1600), lengths=lengths, backend=backend)
+
+
+def read_only(*shape: int) -> np.ndarray:
+    array = np.zeros(shape, np.float32)
+    array.setflags(write=False)
+    return array
+
+
+@pytest.mark.parametrize(
+    ("waveform", "out", "error", "message"),
+    [
+        (
+            torch.zeros(1600),
+            torch.zeros(8, 64),
+            ValueError,
+            "out must have shape (8, 128), got (8, 64)",
+        ),
+        (
+            torch.zeros(1600),
+            torch.zeros(8, 128, dtype=torch.float64),
+            TypeError,
+            "out must be float32, got float64",
+        ),
+        (
+            torch.zeros(1600),
+            torch.zeros(8, 128, device="meta"),
+            ValueError,
+            "out must be on cpu, as the waveform is, got meta",
+        ),
+        (
+            torch.zeros(1600),
+            torch.zeros(128, 8).T,
+            ValueError,
+            "out must be contiguous, got strides (1, 8)",
+        ),
+        (
+            torch.zeros(1600),
+            np.zeros((8, 128), np.float32),
+            TypeError,
+            "out must be a tensor, as the waveform is, got ndarray",
+        ),
+        (
+            np.zeros(1600, np.float32),
+            torch.zeros(8, 128),
+            TypeError,
+            "out must be a numpy array, as the waveform is, got Tensor",
+        ),
+        (
+            np.zeros(1600, np.int16),
+            np.zeros((8, 128), np.float16),
+            TypeError,
+            "out must be float32, got float16",
+        ),
+        (
+            np.zeros(1600, np.float32),
+            np.zeros((128, 8), np.float32).T,
+            ValueError,
+            "out must be C-contiguous and writable",
+        ),
+        (
+            np.zeros(1600, np.float32),
+            read_only(8, 128),
+            ValueError,
+            "out must be C-contiguous and writable",
+        ),
+    ],
+)
+def test_bad_out_is_refused(backend: str, waveform, out, error, message) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        fbank(waveform, out=out, backend=backend)
+
+
+def test_out_is_refused_where_gradients_are_wanted(backend: str) -> None:
+    waveform, out = torch.zeros(1600, requires_grad=True), torch.zeros(8, 128)
+    with pytest.raises(ValueError, match="out must be None where gradients are wanted, got a ten"):
+        fbank(waveform, out=out, backend=backend)
+    with torch.no_grad():
+        assert fbank(waveform, out=out, backend=backend) is out
+
+
+def test_module_runs_as_the_function_and_has_no_state(backend: str) -> None:
+    config = AST.replace(num_mel_bins=40)
+    module = Fbank(config, backend=backend)
+    waveform = noise(2, 1600)
+    assert torch.equal(module(waveform), fbank(waveform, config, backend=backend))
+    assert torch.equal(
+        module(waveform, [1600, 500]),
+        fbank(waveform, config, lengths=[1600, 500], backend=backend),
+    )
+    assert not module.state_dict()
+    assert repr(module) == f"Fbank(num_mel_bins=40, backend='{backend}')"
+    assert repr(Fbank(backend=backend)) == f"Fbank(backend='{backend}')"
+
+
+def test_use_backend_decides_where_the_call_names_none(backend: str) -> None:
+    waveform = noise(1, 1600)
+    with use_backend(fbank=backend):
+        assert torch.equal(fbank(waveform), fbank(waveform, backend=backend))
+
+
+def test_result_of_int16_preset_scale_is_shifted_by_the_scale(backend: str) -> None:
+    waveform = noise(1, 1600)
+    scaled = fbank(waveform, AST.replace(waveform_scale=32768.0), backend=backend)
+    used = [i for i in range(128) if i != 3]
+    shift = 2 * math.log(32768.0)
+    plain = fbank(waveform, AST, backend=backend)
+    torch.testing.assert_close(scaled[..., used], plain[..., used] + shift, rtol=0, atol=1e-4)
+
+
+def test_relative_norm_of_a_batch_holds_at_five_seconds(backend: str) -> None:
+    waveform = torch.stack(
+        [torch.from_numpy(make_signal(name, 80000)).float() for name in ("bursts", "noise")]
+    )
+    config = AST.replace(use_log_fbank=False)
+    out = fbank(waveform, config, backend=backend)
+    assert relative_norm(out, oracle(waveform, config)) < eps_bound(torch.float32, 512)

@@ -1,0 +1,114 @@
+"""The reference against the definition, written out sample by sample with a direct DFT."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ast_fast_kernels.fbank import reference, tables
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
+from ast_fast_kernels.testing.signals import make_signal
+
+AST = FbankConfig()
+
+
+def fbank_by_definition(waveform: np.ndarray, config: FbankConfig) -> np.ndarray:
+    size, shift, n_fft = config.window_size, config.window_shift, config.fft_size
+    phase = np.outer(np.arange(n_fft // 2 + 1), np.arange(size)) * (-2j * math.pi / n_fft)
+    dft = np.exp(phase)
+    rows = []
+    for m in range(config.num_frames(len(waveform))):
+        start = m * shift if config.snip_edges else m * shift + shift // 2 - size // 2
+        frame = np.empty(size)
+        for n in range(size):
+            i = start + n
+            if i < 0:
+                i = -1 - i
+            if i >= len(waveform):
+                i = 2 * len(waveform) - 1 - i
+            frame[n] = waveform[i] * config.waveform_scale
+        if config.remove_dc_offset:
+            frame -= frame.sum() / size
+        emphasised = frame.copy()
+        for n in range(size):
+            emphasised[n] -= config.preemphasis_coefficient * frame[max(n - 1, 0)]
+        spectrum = np.abs(dft @ (emphasised * tables.window(config)))
+        energies = tables.mel_banks(config) @ (spectrum**2 if config.use_power else spectrum)
+        if config.use_log_fbank:
+            energies = np.log(np.maximum(energies + config.log_offset, config.log_floor))
+        rows.append(energies)
+    return np.stack(rows)
+
+
+CONFIGS = {
+    "ast": AST,
+    "kaldi": FbankConfig.preset("kaldi"),
+    "seed": FbankConfig.preset("seed"),
+    "mirrored-edges": AST.replace(snip_edges=False),
+    "mirrored-edges-long-hop": AST.replace(snip_edges=False, frame_length=8.0, frame_shift=20.0),
+    "no-dc-removal": AST.replace(remove_dc_offset=False),
+    "int16-scale": AST.replace(waveform_scale=32768.0),
+    "before-log": AST.replace(use_log_fbank=False),
+    "offset-and-floor": AST.replace(log_offset=1e-6, log_floor=1e-4),
+    "exact-fft": AST.replace(n_fft=400),
+    "odd-window": AST.replace(frame_length=7.85, frame_shift=3.05),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_reference_in_float64_is_the_definition(config: FbankConfig) -> None:
+    waveform = make_signal("bursts", 1511, seed=2)
+    expected = fbank_by_definition(waveform, config)
+    out = reference.fbank_reference(torch.from_numpy(waveform)[None], config)
+    assert out.dtype == torch.float64
+    # Quiet bins carry the loud bins' rounding; a direct DFT of 400 terms errs by about 1e-13.
+    np.testing.assert_allclose(out[0].numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["noise", "bursts", "sweep", "full_scale", "impulse"])
+def test_reference_in_float32_keeps_to_its_rounding_before_the_log(name: str) -> None:
+    config = AST.replace(use_log_fbank=False)
+    waveform = torch.from_numpy(make_signal(name, 16000))[None].float()
+    oracle = reference.fbank_reference(waveform.double(), config)
+    out = reference.fbank_reference(waveform, config)
+    assert out.dtype == torch.float32
+    assert relative_norm(out, oracle) < eps_bound(torch.float32, config.fft_size)
+
+
+@pytest.mark.parametrize("use_power", [True, False], ids=["power", "magnitude"])
+def test_reference_is_differentiable(use_power: bool) -> None:
+    config = FbankConfig(
+        frame_length=2.0, frame_shift=1.0, num_mel_bins=5, use_power=use_power, snip_edges=False
+    )
+    generator = torch.Generator().manual_seed(0)
+    waveform = torch.randn(2, 70, generator=generator, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x: reference.fbank_reference(x, config), (waveform,), fast_mode=True
+    )
+
+
+def test_gradient_at_silence_is_zero_not_nan() -> None:
+    waveform = torch.zeros(1, 800, requires_grad=True)
+    reference.fbank_reference(waveform, AST).sum().backward()
+    assert torch.equal(waveform.grad, torch.zeros(1, 800))
+
+
+def test_dither_is_drawn_for_each_frame_with_its_standard_deviation() -> None:
+    config = AST.replace(dither=0.25)
+    torch.manual_seed(0)
+    noise = reference.add_dither(torch.zeros(1, 200, 400), config)
+    # 80,000 draws: the deviation's own error is 0.25 / sqrt(160,000), here with five sigma.
+    assert noise.std().item() == pytest.approx(0.25, abs=5 * 0.25 / 400)
+    torch.manual_seed(0)
+    assert torch.equal(noise, reference.add_dither(torch.zeros(1, 200, 400), config))
+
+
+def test_out_takes_the_result() -> None:
+    waveform = torch.from_numpy(make_signal("noise", 1000))[None]
+    out = torch.full((1, AST.num_frames(1000), 128), math.nan, dtype=torch.float64)
+    result = reference.fbank_reference(waveform, AST, out)
+    assert result is out
+    assert torch.equal(out, reference.fbank_reference(waveform, AST))

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ast_fast_kernels.fbank import tables
+from ast_fast_kernels.fbank.config import FbankConfig
+
+AST = FbankConfig()
+EPS = np.finfo(np.float64).eps
+
+
+@pytest.mark.parametrize("periodic", [False, True], ids=["symmetric", "periodic"])
+@pytest.mark.parametrize(
+    ("window_type", "expected"),
+    [
+        ("hanning", lambda n, p: torch.hann_window(n, p, dtype=torch.float64)),
+        ("hamming", lambda n, p: torch.hamming_window(n, p, 0.54, 0.46, dtype=torch.float64)),
+        ("povey", lambda n, p: torch.hann_window(n, p, dtype=torch.float64) ** 0.85),
+        ("rectangular", lambda n, p: torch.ones(n, dtype=torch.float64)),
+        ("blackman", lambda n, p: torch.blackman_window(n, p, dtype=torch.float64)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_window_is_the_textbook_one(window_type, expected, periodic) -> None:
+    config = AST.replace(window_type=window_type, window_periodic=periodic)
+    window = tables.window(config)
+    assert window.shape == (400,)
+    np.testing.assert_allclose(window, expected(400, periodic).numpy(), atol=8 * EPS)
+
+
+def test_blackman_coefficient_sets_the_constant_term() -> None:
+    config = AST.replace(window_type="blackman", blackman_coeff=0.3)
+    # At the middle of the window both cosines are ∓1: c + 0.5 + (0.5 - c).
+    assert tables.window(config.replace(window_periodic=True))[200] == pytest.approx(1.0)
+    # A quarter in: cos = 0, cos = -1.
+    assert tables.window(config.replace(window_periodic=True))[100] == pytest.approx(0.1)
+
+
+def test_mel_banks_have_a_zero_nyquist_bin_and_one_empty_filter_at_ast_settings() -> None:
+    banks = tables.mel_banks(AST)
+    assert banks.shape == (128, 257)
+    assert banks.dtype == np.float64
+    assert not banks[:, -1].any()
+    assert np.flatnonzero(~banks.any(axis=1)).tolist() == [3]
+
+
+def test_mel_triangles_sum_to_one_between_the_outer_centres() -> None:
+    config = FbankConfig.preset("kaldi")
+    banks = tables.mel_banks(config)
+    edges = np.linspace(tables.mel_scale(20.0), tables.mel_scale(8000.0), 25)
+    mel = tables.mel_scale(np.arange(257) * 31.25)
+    inside = (mel >= edges[1]) & (mel <= edges[-2])
+    assert inside.sum() > 200
+    np.testing.assert_allclose(banks[:, inside].sum(axis=0), 1.0, atol=1e-12)
+
+
+def test_mel_triangle_is_linear_in_mel_with_peak_one() -> None:
+    config = FbankConfig(num_mel_bins=1, low_freq=0.0, n_fft=4096)
+    (bank,) = tables.mel_banks(config)
+    top = 1127.0 * np.log1p(8000.0 / 700.0)
+    mel = 1127.0 * np.log1p(np.arange(2048) * (16000.0 / 4096) / 700.0)
+    np.testing.assert_allclose(bank[:-1], 1 - np.abs(2 * mel / top - 1), atol=1e-12)
+
+
+def test_mel_scale_has_an_inverse() -> None:
+    hertz = np.array([0.0, 20.0, 700.0, 8000.0, 22050.0])
+    np.testing.assert_allclose(tables.inverse_mel_scale(tables.mel_scale(hertz)), hertz, rtol=1e-14)
+    assert tables.mel_scale(700.0) == pytest.approx(1127.0 * np.log(2.0))
+
+
+@pytest.mark.parametrize("warp", [0.8, 0.9, 1.1, 1.25])
+def test_vtln_warp_moves_centres_by_the_factor_between_its_inflection_points(warp) -> None:
+    config = FbankConfig(num_mel_bins=40, n_fft=16384, vtln_warp=warp)
+    plain = tables.mel_banks(config.replace(vtln_warp=1.0)).argmax(axis=1) * 16000.0 / 16384
+    warped = tables.mel_banks(config).argmax(axis=1) * 16000.0 / 16384
+    middle = (plain > 100.0 * max(1.0, warp)) & (plain < 7500.0 * min(1.0, warp))
+    assert middle.sum() > 25
+    # Peaks are found to within one bin on either side.
+    np.testing.assert_allclose(warped[middle], plain[middle] / warp, atol=2 * 16000.0 / 16384)
+
+
+@pytest.mark.parametrize("table", [tables.window, tables.mel_banks])
+def test_tables_are_cached_and_read_only(table) -> None:
+    assert table(AST) is table(FbankConfig())
+    with pytest.raises(ValueError, match="read-only"):
+        table(AST)[0] = 1.0
