@@ -370,13 +370,14 @@ class _RowChecker:
     def _filename(self, line: int, value: str) -> str:
         if not value or "\0" in value:
             self._fail(line, "filename", "must name a file", value)
-        for path in (PurePosixPath(value), PureWindowsPath(value)):
-            if path.is_absolute() or path.drive or ".." in path.parts:
+        for named in (PurePosixPath(value), PureWindowsPath(value)):
+            if named.is_absolute() or named.drive or ".." in named.parts:
                 self._fail(line, "filename", f"must stay inside {AUDIO}/", value)
-        if value in self.lines:
-            rule = f"must be listed once, line {self.lines[value]} has it too"
+        path = str(PurePosixPath(value))  # ./a.wav is a.wav
+        if path in self.lines:
+            rule = f"must be listed once, line {self.lines[path]} has it too"
             self._fail(line, "filename", rule, value)
-        self.lines[value] = line
+        self.lines[path] = line
         return value
 
     def _number(self, line: int, column: str, value: str, *, lowest: int) -> int:

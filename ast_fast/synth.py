@@ -7,6 +7,7 @@ are stereo, at 44.1 kHz, short or long, so that a run on them exercises the load
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,7 +88,9 @@ def _write_clip(
     if kind == 4:
         balance = rng.uniform(0.4, 1.0)
         waveform = np.stack([waveform, balance * waveform], axis=1)
-    soundfile.write(path, waveform, rate, subtype="PCM_16")
+    encoded = io.BytesIO()  # a full disk is the system's error then, not a riddle of libsndfile's
+    soundfile.write(encoded, waveform, rate, format="WAV", subtype="PCM_16")
+    path.write_bytes(encoded.getvalue())
 
 
 def _sweep(rng: np.random.Generator, times: Waveform, *, rising: bool) -> Waveform:

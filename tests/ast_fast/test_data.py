@@ -125,6 +125,10 @@ ROWS_AND_MESSAGES = {
         "a.wav,2,0,dog,True,1,A",
         "column filename: must be listed once, line 2 has it too, got 'a.wav'",
     ),
+    "filename-twice-in-disguise": (
+        "./a.wav,2,0,dog,True,1,A",
+        "column filename: must be listed once, line 2 has it too, got './a.wav'",
+    ),
     "filename-goes-up": ("../d.wav,1,0,dog,True,1,A", "column filename: must stay inside audio/"),
     "filename-goes-up-inside": ("x/../../d.wav,1,0,dog,True,1,A", "must stay inside audio/, got"),
     "filename-goes-up-windows": ("..\\d.wav,1,0,dog,True,1,A", "must stay inside audio/, got"),
