@@ -22,7 +22,7 @@ class Stages:
 
     def __init__(self, *, synchronise: bool = False) -> None:
         self.seconds: dict[str, float] = {}
-        self._synchronise = synchronise and torch.cuda.is_available()
+        self._synchronise = synchronise
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
@@ -30,7 +30,7 @@ class Stages:
         begin = perf_counter()
         try:
             yield
-            if self._synchronise:
+            if self._synchronise and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - begin

@@ -142,6 +142,8 @@ def train_fold(
     train_indices, test_indices = split_fold(dataset, fold)
     folder = out_dir / f"fold-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
+    for left_behind in folder.glob(".*.partial.*"):  # by a process killed while writing
+        left_behind.unlink(missing_ok=True)
 
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
     result = _load_result(config, dataset, fold, folder, test_indices) if config.resume else None

@@ -120,6 +120,10 @@ class Killer(Observer):
         if (row.epoch, None) == self.at:
             raise KeyboardInterrupt
 
+    @staticmethod
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
 
 class Recorder(Observer):
     def __init__(self) -> None:
@@ -285,6 +289,20 @@ def test_a_fold_killed_while_it_finishes_is_finished_on_resume(tmp_path, monkeyp
     result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path / "killed")
     assert_same_training(result, expected)
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_what_a_kill_within_a_write_left_behind_is_removed(tmp_path, monkeypatch):
+    dataset = fake_dataset()
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.unlink", lambda path, missing_ok=False: None)
+        patch.setattr("os.replace", Killer.kill)  # a SIGKILL runs no clean-up either
+        with pytest.raises(KeyboardInterrupt):
+            train_fold(SMALL, dataset, 1, tmp_path)
+    folder = tmp_path / "fold-1"
+    assert len(list(folder.iterdir())) == 1
+    train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path)
+    assert {path.suffix for path in folder.iterdir()} == {".csv", ".safetensors"}
+    assert len(list(folder.iterdir())) == 3
 
 
 def test_a_finished_fold_is_not_trained_again(tmp_path):
