@@ -23,8 +23,8 @@ def relative_norm(out: Tensor, reference: Tensor) -> float:
 
     A zero reference gives 0 for an equal result and infinity for any other.
     """
-    reference = reference.double()
-    error = float((out.double() - reference).norm())
+    reference = reference.detach().double()
+    error = float((out.detach().double() - reference).norm())
     scale = float(reference.norm())
     if scale == 0.0:
         return 0.0 if error == 0.0 else math.inf

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import logging
+import re
+import threading
+
+import pytest
+import torch
+from ast_fast_kernels import FbankConfig, _dispatch, attention, fbank, use_backend
+from ast_fast_kernels._dispatch import BACKENDS, load_backend, requested_backend
+
+WAVEFORM = torch.zeros(1, 800)
+
+
+@pytest.fixture(autouse=True)
+def _no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AST_FAST_BACKEND", raising=False)
+
+
+@pytest.mark.parametrize(("op", "backend"), BACKENDS, ids=lambda value: value)
+def test_every_entry_of_the_table_loads(op: str, backend: str) -> None:
+    assert callable(load_backend(op, backend))
+    assert requested_backend(op, backend) == backend
+
+
+def test_nothing_named_is_auto() -> None:
+    assert requested_backend("fbank", "auto") == "auto"
+
+
+def test_argument_comes_before_use_backend_before_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("AST_FAST_BACKEND", "reference")
+    assert requested_backend("fbank", "auto") == "reference"
+    with use_backend("numba"):
+        assert requested_backend("fbank", "auto") == "numba"
+        assert requested_backend("fbank", "reference") == "reference"
+        assert requested_backend("attention", "auto") == "reference"
+    assert requested_backend("fbank", "auto") == "reference"
+
+
+def test_environment_may_name_operations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AST_FAST_BACKEND", "fbank=numba, attention=sdpa")
+    assert requested_backend("fbank", "auto") == "numba"
+    assert requested_backend("attention", "auto") == "sdpa"
+
+
+def test_use_backend_nests_and_ends_with_its_block() -> None:
+    with use_backend("reference"):
+        with use_backend(fbank="numba"):
+            assert requested_backend("fbank", "auto") == "numba"
+            assert requested_backend("attention", "auto") == "reference"
+        assert requested_backend("fbank", "auto") == "reference"
+        with use_backend(fbank="auto"):
+            assert requested_backend("fbank", "auto") == "auto"
+    assert requested_backend("fbank", "auto") == "auto"
+
+
+def test_use_backend_ends_when_its_block_raises() -> None:
+    with pytest.raises(KeyError), use_backend("reference"):
+        raise KeyError
+    assert requested_backend("fbank", "auto") == "auto"
+
+
+def test_use_backend_holds_for_its_own_thread_only() -> None:
+    seen = []
+    with use_backend("reference"):
+        thread = threading.Thread(target=lambda: seen.append(requested_backend("fbank", "auto")))
+        thread.start()
+        thread.join()
+    assert seen == ["auto"]
+
+
+def test_name_that_only_some_operations_have_leaves_the_others() -> None:
+    with use_backend("sdpa"):
+        assert requested_backend("fbank", "auto") == "auto"
+        assert requested_backend("attention", "auto") == "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("names", "ops", "message"),
+    [
+        (["cuda"], {}, "backend must be one of auto, numba, reference, sdpa, got 'cuda'"),
+        ([], {"fft": "numba"}, "use_backend's argument must name an operation (fbank, attention)"),
+        ([], {"fbank": "sdpa"}, "fbank must be one of auto, reference, numba for fbank, got 'sd"),
+    ],
+)
+def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)), use_backend(*names, **ops):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("cuda", "AST_FAST_BACKEND must be one of auto, numba, reference, sdpa, got 'cuda'"),
+        ("fft=numba", "AST_FAST_BACKEND must name an operation (fbank, attention), got 'fft'"),
+        ("fbank=sdpa", "AST_FAST_BACKEND must be one of auto, reference, numba for fbank, got"),
+    ],
+)
+def test_environment_refuses_unknown_names(
+    monkeypatch: pytest.MonkeyPatch, value: str, message: str
+) -> None:
+    monkeypatch.setenv("AST_FAST_BACKEND", value)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fbank(WAVEFORM)
+
+
+def test_call_refuses_a_backend_that_its_operation_lacks() -> None:
+    message = "backend must be one of auto, reference, numba for fbank, got 'triton'"
+    with pytest.raises(ValueError, match=message):
+        fbank(WAVEFORM, backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("waveform", "config", "message"),
+    [
+        (
+            WAVEFORM.double(),
+            FbankConfig(),
+            'numba needs a float32 or int16 waveform, got float64; use backend="reference"',
+        ),
+        (
+            WAVEFORM.clone().requires_grad_(),
+            FbankConfig(),
+            'numba has no gradient and the waveform requires one; use backend="reference"',
+        ),
+        (
+            WAVEFORM,
+            FbankConfig(dither=0.5),
+            'numba adds no dither, got dither 0.5; use backend="reference"',
+        ),
+        (
+            WAVEFORM,
+            FbankConfig(n_fft=400),
+            "numba needs an FFT of a power of two from 32 to 4096, got 400; use backend=",
+        ),
+        (
+            WAVEFORM.to("meta"),
+            FbankConfig(),
+            'numba needs a CPU waveform, got meta; use backend="reference"',
+        ),
+    ],
+    ids=["float64", "gradient", "dither", "fft-400", "device"],
+)
+def test_named_backend_that_cannot_run_raises_where_auto_takes_the_reference(
+    waveform: torch.Tensor, config: FbankConfig, message: str
+) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        fbank(waveform, config, backend="numba")
+    assert fbank(waveform, config).shape == (1, 3, 128)
+
+
+def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
+    _dispatch.log_choice.cache_clear()
+    q = torch.zeros(1, 1, 2, 4)
+    with caplog.at_level(logging.INFO, logger="ast_fast_kernels"):
+        for _ in range(3):
+            fbank(WAVEFORM)
+            fbank(WAVEFORM, backend="reference")
+            attention(q, q, q)
+    assert caplog.messages == [
+        "fbank: auto chose backend 'numba'",
+        "attention: auto chose backend 'sdpa'",
+    ]

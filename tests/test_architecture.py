@@ -1,0 +1,147 @@
+"""Who may import whom, what an import may load, and which names are public."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import ast_fast_kernels
+import pytest
+from ast_fast_kernels._dispatch import BACKENDS
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"ast_fast": ROOT / "ast_fast", "ast_fast_kernels": ROOT / "kernels/ast_fast_kernels"}
+KERNELS = "ast_fast_kernels"
+BACKEND_MODULES = sorted({entry.partition(":")[0] for entry in BACKENDS.values()})
+
+
+def modules(package: str) -> dict[str, Path]:
+    folder = PACKAGES[package]
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = [package, *path.relative_to(folder).with_suffix("").parts]
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Every module that a file's imports name, at any depth; `from a import b` gives a.b too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            names |= {node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_the_walk_sees_imports() -> None:
+    assert "ast_fast_kernels.fbank.tables" in imports(
+        PACKAGES["ast_fast_kernels"] / "fbank" / "reference.py"
+    )
+    assert len(modules("ast_fast_kernels")) > 10
+
+
+@pytest.mark.parametrize("module", modules("ast_fast_kernels"))
+def test_kernels_never_import_ast_fast(module: str) -> None:
+    path = modules("ast_fast_kernels")[module]
+    assert not [name for name in imports(path) if within(name, "ast_fast")]
+
+
+@pytest.mark.parametrize("module", BACKEND_MODULES)
+def test_backends_never_import_each_other(module: str) -> None:
+    path = modules("ast_fast_kernels")[module]
+    others = [other for other in BACKEND_MODULES if other != module]
+    assert not [name for name in imports(path) for other in others if within(name, other)]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_nothing_shipped_imports_its_tests(package: str) -> None:
+    for module, path in modules(package).items():
+        names = imports(path)
+        assert not [name for name in names if within(name, "pytest") or within(name, "tests")]
+        if package == "ast_fast" or ".testing" not in module:
+            assert not [name for name in names if within(name, "ast_fast_kernels.testing")]
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import ast_fast_kernels",
+        "from ast_fast_kernels import FbankConfig",
+        "from ast_fast_kernels.fbank.config import FbankConfig",
+        "from ast_fast_kernels import use_backend",
+    ],
+)
+def test_import_loads_no_heavy_package(statement: str) -> None:
+    assert not loaded_by(statement) & {"torch", "numba", "triton", "numpy"}
+
+
+def test_fbank_loads_numba_only_when_it_runs() -> None:
+    call = "import torch; from ast_fast_kernels import fbank; fbank(torch.zeros(400), backend={!r})"
+    assert not loaded_by(call.format("reference")) & {"numba", "triton"}
+    assert "numba" in loaded_by(call.format("numba"))  # else the line above says nothing
+
+
+def test_public_names_are_these() -> None:
+    assert ast_fast_kernels.__all__ == [
+        "Fbank",
+        "FbankConfig",
+        "attention",
+        "fbank",
+        "kaldi",
+        "use_backend",
+    ]
+    assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))
+    for name in ast_fast_kernels.__all__:
+        assert getattr(ast_fast_kernels, name) is not None
+    with pytest.raises(AttributeError, match="module 'ast_fast_kernels' has no attribute 'fft2'"):
+        ast_fast_kernels.fft2  # noqa: B018
+
+
+@pytest.fixture
+def _fresh_package() -> Iterator[None]:
+    """As if nothing of ast_fast_kernels had been imported."""
+    before = {name: module for name, module in sys.modules.items() if within(name, KERNELS)}
+    for name in before:
+        del sys.modules[name]
+    yield
+    for name in [name for name in sys.modules if within(name, KERNELS)]:
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.mark.usefixtures("_fresh_package")
+@pytest.mark.parametrize("name", ["fbank", "attention"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "",
+        "import ast_fast_kernels.{name}",
+        "import ast_fast_kernels.{name}.api",
+        "from ast_fast_kernels.{name} import api",
+        "from ast_fast_kernels import {name}",
+    ],
+    ids=["nothing", "subpackage", "its-api", "from-subpackage", "function"],
+)
+def test_name_is_the_function_whatever_was_imported_before(name: str, first: str) -> None:
+    namespace: dict[str, object] = {}
+    exec(first.format(name=name), namespace)
+    exec(f"import ast_fast_kernels\nfrom ast_fast_kernels import {name} as function", namespace)
+    assert inspect.isfunction(namespace["function"])
+    assert getattr(namespace["ast_fast_kernels"], name) is namespace["function"]
