@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from ast_fast_kernels import fbank
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
@@ -94,6 +95,15 @@ def test_gradient_at_silence_is_zero_not_nan() -> None:
     waveform = torch.zeros(1, 800, requires_grad=True)
     reference.fbank_reference(waveform, AST).sum().backward()
     assert torch.equal(waveform.grad, torch.zeros(1, 800))
+
+
+@pytest.mark.parametrize("snip_edges", [True, False], ids=["whole-frames", "mirrored-edges"])
+def test_gradient_of_a_ragged_batch_stays_within_lengths(snip_edges: bool) -> None:
+    waveform = torch.from_numpy(make_signal("noise", 3200)).view(2, 1600).requires_grad_()
+    config = AST.replace(snip_edges=snip_edges)
+    fbank(waveform, config, lengths=[1600, 560], backend="reference").sum().backward()
+    assert waveform.grad[1, :560].count_nonzero() > 500
+    assert not waveform.grad[1, 560:].any()
 
 
 def test_dither_is_drawn_for_each_frame_with_its_standard_deviation() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.config import FbankConfig
 
-Lengths = Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
+Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
 _AST = FbankConfig()
@@ -48,7 +48,8 @@ def fbank(
     """Compute log-mel filterbank energies of a batch of waveforms.
 
     Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
-    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN.
+    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN, but
+    for filters without a bin.
 
     Args:
         waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
@@ -70,6 +71,8 @@ def fbank(
         return _fbank_numpy(waveform, config, lengths, out, backend)
     if not isinstance(waveform, Tensor):
         raise TypeError(f"waveform must be a tensor or a numpy array, got {_type(waveform)}")
+    if not isinstance(config, FbankConfig):
+        raise TypeError(f"config must be an FbankConfig, got {_type(config)}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
     check_waveform(waveform, config)
@@ -81,7 +84,7 @@ def fbank(
     sample_counts = _check_lengths(lengths, leading, waveform.shape[-1])
 
     samples = as_floating(waveform.reshape(-1, waveform.shape[-1]))  # (batch, num_samples)
-    flat_out = None if out is None else out.view(-1, *shape[-2:])
+    flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape) if out is None else out
@@ -183,7 +186,8 @@ def _check_lengths(
     if lengths is None:
         return None
     counts = torch.as_tensor(lengths)
-    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool:
+    no_integers = counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool
+    if no_integers and counts.numel():  # an empty list has no type of its own
         raise TypeError(f"lengths must be integers, got {_name(counts.dtype)}")
     if counts.shape != leading:
         raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
@@ -216,7 +220,8 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}; {way_out}"
     if samples.requires_grad and torch.is_grad_enabled():
         return f"numba has no gradient and the waveform requires one; {way_out}"
-    from ast_fast_kernels.fbank.numba_cpu import unsupported  # loads Numba, so not before it is used
+    # Loads Numba, so not before there is something for it to do.
+    from ast_fast_kernels.fbank.numba_cpu import unsupported
 
     obstacle = unsupported(config)
     return None if obstacle is None else f"{obstacle}; {way_out}"

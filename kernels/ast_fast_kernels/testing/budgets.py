@@ -10,12 +10,14 @@ from torch import Tensor
 QUIET_DB = 60.0
 """Bins further below their frame's loudest bin than this are not compared after the logarithm."""
 
-LOG_MEL_MAX = 4e-4
+LOG_MEL_MAX = 1e-3
 """Largest log-mel difference of a float32 backend from float64 within `QUIET_DB`.
 
-A power bin q below the loudest carries the FFT's rounding error of that loudest bin: about
-2 · eps32 · sqrt(log2 512) · 10^(60/20) = 7e-4 in the worst case; three times the 1.4e-4 seen on
-real clips."""
+A bin carries the rounding of its frame's loudest one, about eps32 / 2 · sqrt(log2 512) = 1.8e-7 of
+its amplitude; 60 dB below that is 1.8e-4 of the bin's own, so 3.6e-4 of its power; three sigma."""
+
+LOG_MEL_MEAN = 1e-6
+"""Mean of the same differences: most bins err by a few eps32 of a logarithm near 10."""
 
 
 def relative_norm(out: Tensor, reference: Tensor) -> float:
