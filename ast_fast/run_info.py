@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 
-import ast_fast
-
 PACKAGES = ("torch", "numpy", "numba", "triton", "soundfile", "soxr", "scikit-learn", "ast-fast")
 
 
@@ -74,7 +72,7 @@ def peak_memory_gib() -> float:
 
 def commit() -> dict[str, Any] | None:
     """Return the checkout's commit and whether tracked files differ from it; None outside one."""
-    root = Path(ast_fast.__file__).parent.parent
+    root = Path(__file__).parent.parent
     if not (root / ".git").exists():
         return None
     try:

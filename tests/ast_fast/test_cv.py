@@ -1,0 +1,526 @@
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+
+from ast_fast import checkpoint, cv
+from ast_fast.cv import exhausted_resource, main
+
+CLASSES = ("low hum", "high hum", "hiss")
+NUM_FOLDS = 2
+CLIPS_PER_CLASS = 4
+SAMPLE_RATE = 16000
+
+TINY = [
+    *(
+        "--audio.clip-seconds",
+        "0.5",
+        "--fbank.num-mel-bins",
+        "32",
+        "--features.target-frames",
+        "48",
+    ),
+    *("--model.embed-dim", "16", "--model.num-heads", "2", "--model.depth", "1"),
+    *("--augment.freq-mask", "4", "--augment.time-mask", "8", "--threads", "1"),
+    *("--training.batch-size", "4", "--training.warmup-epochs", "1", "--training.ema-decay", "0.5"),
+    *("--training.epochs", "20", "--training.learning-rate", "3e-3"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of three easy classes in two folds."""
+    root = tmp_path_factory.mktemp("data")
+    write_data(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _threads() -> Iterator[None]:
+    """Give other tests their threads back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def base(data: Path, cache: Path) -> list[str]:
+    """The flags that every run here has; the reference spares compiling."""
+    return ["--data", str(data), "--cache", str(cache), "--backend", "reference", *TINY]
+
+
+@pytest.fixture(scope="module")
+def finished(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing interrupted."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main([*base, "--out", str(out)]) == 0
+    return out
+
+
+def write_data(root: Path, *, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    times = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
+    (root / "audio").mkdir()
+    (root / "meta").mkdir()
+    with (root / "meta" / "esc50.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["filename", "fold", "target", "category", "esc10", "src_file", "take"])
+        for fold in range(1, NUM_FOLDS + 1):
+            for target, name in enumerate(CLASSES):
+                for take in range(CLIPS_PER_CLASS):
+                    filename = f"{fold}-{target}-{take}.wav"
+                    noise = rng.normal(size=len(times))
+                    tone = np.sin(
+                        2 * np.pi * (300, 3000, 0)[target] * rng.uniform(0.9, 1.1) * times
+                    )
+                    samples = 0.3 * tone + (0.2 if name == "hiss" else 0.01) * noise
+                    soundfile.write(root / "audio" / filename, samples, SAMPLE_RATE)
+                    writer.writerow([filename, fold, target, name, target < 2, 0, "A"])
+
+
+def read_report(out: Path) -> dict[str, Any]:
+    return json.loads((out / "report.json").read_text())
+
+
+def files_under(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def same_results(out: Path, expected: Path) -> None:
+    assert read_report(out)["accuracy"] == read_report(expected)["accuracy"]
+    for fold in range(1, NUM_FOLDS + 1):
+        here, there = (folder / f"fold-{fold}" for folder in (out, expected))
+        name = "predictions.csv"
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+        weights, wanted = (load_file(folder / "model.safetensors") for folder in (here, there))
+        assert weights.keys() == wanted.keys()
+        assert all(torch.equal(weights[name], wanted[name]) for name in wanted)
+
+
+def run_until_checkpoint(arguments: list[str], out: Path) -> subprocess.Popen[str]:
+    """Start a run in a process of its own and return when its first checkpoint is there."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ast_fast.cv", *arguments, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (out / "fold-1" / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoint within a minute"
+        time.sleep(0.002)
+    return process
+
+
+def test_a_run_writes_its_folder(finished: Path) -> None:
+    per_fold = ["history.csv", "measured.json", "model.safetensors", "predictions.csv"]
+    expected = ["config.toml", "report.html", "report.json", "run.json"]
+    expected += [f"fold-{fold}/{name}" for fold in (1, 2) for name in per_fold]
+    assert [name for name in files_under(finished) if name != ".lock"] == sorted(expected)
+
+
+def test_a_run_learns_easy_sounds(finished: Path) -> None:
+    assert read_report(finished)["accuracy"]["mean"] > 0.8
+
+
+def test_predictions_list_every_test_clip_with_its_probabilities(finished: Path) -> None:
+    report = read_report(finished)
+    for fold in (1, 2):
+        with (finished / f"fold-{fold}" / "predictions.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == len(CLASSES) * CLIPS_PER_CLASS
+        assert {row["fold"] for row in rows} == {str(fold)}
+        for row in rows:
+            assert sum(float(row[name]) for name in CLASSES) == pytest.approx(1, abs=1e-5)
+        right = np.mean([row["target"] == row["predicted"] for row in rows])
+        assert report["accuracy"]["per_fold"][str(fold)] == right
+
+
+def test_run_json_says_what_ran_where(finished: Path) -> None:
+    run = json.loads((finished / "run.json").read_text())
+    assert run["command"].startswith("python -m ast_fast.cv --data ")
+    assert {"python", "torch", "numpy"} <= run["versions"].keys()
+    assert {"cpu", "cores", "memory_gib", "gpu"} <= run["machine"].keys()
+    assert run["threads"] == 1
+    assert run["kernels"] == {"fbank": "reference", "attention": "reference"}
+    assert run["started"] <= run["ended"]
+    assert run["peak_memory_gib"] > 0
+
+
+def test_config_toml_repeats_the_run(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "again"
+    config = ["--config", str(finished / "config.toml")]
+    assert "out" not in tomllib.loads((finished / "config.toml").read_text())
+    assert main([*config, "--out", str(out), "--folds", "1"]) == 0
+    name = "fold-1/predictions.csv"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_bits(
+    base: list[str], finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    process = run_until_checkpoint(base, out)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.communicate()
+    assert not (out / "fold-1" / "model.safetensors").exists(), "it was killed too late"
+    assert main(["--resume", "--out", str(out)]) == 0
+    same_results(out, finished)
+    report = read_report(out)
+    assert report["timing"]["epochs_timed"] < report["timing"]["epochs"] == 40
+    assert len(report["run"]["resumed"]) == 1
+    assert "taken up again" in (out / "report.html").read_text()
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    base: list[str], finished: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "a folder"
+    process = run_until_checkpoint(base, out)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    command = f"python -m ast_fast.cv --resume --out '{out}'"
+    assert errors.strip() == f"interrupted; finished epochs are kept; go on with: {command}"
+    assert not [name for name in files_under(out) if "partial" in name]
+    assert main(["--resume", "--out", str(out)]) == 0
+    same_results(out, finished)
+
+
+def test_an_interrupt_before_the_run_leaves_nothing(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cv, "open_dataset", interrupt)
+    assert main([*base, "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == (
+        "\ninterrupted; no run was begun, and nothing is left behind\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+def test_resuming_a_finished_run_rewrites_the_report_alone(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = read_report(out)
+    (out / "report.html").unlink()
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert "finished earlier" in capsys.readouterr().out
+    assert (out / "report.html").is_file()
+    after = read_report(out)
+    unchanged = ("folds", "classes", "confusion", "kernels", "data")
+    assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
+    same_results(out, finished)
+
+
+@pytest.mark.parametrize(
+    ("given", "difference"),
+    [
+        (["--seed", "1"], "seed is 0 there and 1 here"),
+        (["--training.epochs", "21"], "training.epochs is 20 there and 21 here"),
+        (["--folds", "1"], "folds is [] there and [1] here"),
+        (["--backend", "auto"], "backend is reference there and auto here"),
+        (["--threads", "2"], "threads is 1 there and 2 here"),
+    ],
+    ids=["seed", "epochs", "folds", "backend", "threads"],
+)
+def test_a_resume_with_other_settings_is_refused(
+    given: list[str],
+    difference: str,
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    before = {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
+    assert main(["--resume", "--out", str(finished), *given]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --resume must have the settings of the run in {finished}: {difference}; "
+        "leave it out, or name another --out without --resume\n"
+    )
+    assert before == {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
+
+
+def test_a_resume_with_other_audio_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other").mkdir()
+    write_data(tmp_path / "other", seed=1)
+    arguments = ["--resume", "--out", str(finished), "--data", str(tmp_path / "other")]
+    assert main(arguments) == 2
+    message = f"error: --resume must go on with what the run in {finished} began with: data_key is"
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_a_resume_from_a_moved_data_set_goes_on(finished: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    shutil.copytree(data, tmp_path / "moved")
+    assert main(["--resume", "--out", str(out), "--data", str(tmp_path / "moved")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--trainin.epochs 3", "unknown flag --trainin.epochs; did you mean --training.epochs?"),
+        ("--training.epochs 0", "training.epochs must be at least 1, got 0"),
+        ("--threads -1", "threads must be at least 0, got -1"),
+        ("--audio.workers -1", "audio.workers must be at least 0, got -1"),
+        ("--folds 7", "--folds must name folds of {table} (1, 2), got 7"),
+        ("--folds 1 1", "--folds must name each fold once, got 1 twice"),
+        (
+            "--model.embed-dim 100 --model.num-heads 3",
+            "model.embed_dim must be divisible by model.num_heads (3), got 100",
+        ),
+        (
+            "--model.patch-size 33 16",
+            "model.patch_size must fit into the spectrogram (32 mel bins by 48 frames), got 33 16",
+        ),
+        (
+            "--model.patch-size 16 49",
+            "model.patch_size must fit into the spectrogram (32 mel bins by 48 frames), got 16 49",
+        ),
+        (
+            "--backend numba --fbank.dither 1",
+            '--backend numba: numba adds no dither, got dither 1; use backend="reference"',
+        ),
+        ("--data {missing}", "--data {missing} does not exist; --download fetches ESC-50"),
+        ("--resume", "--out must hold a run to resume, got {out}, which has no config.toml"),
+    ],
+    ids=lambda text: text.split(" ")[0].lstrip("-") if text.startswith("--") else "",
+)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    given: str,
+    message: str,
+    base: list[str],
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = {
+        "out": tmp_path / "deep" / "run",
+        "missing": tmp_path / "missing",
+        "table": data / "meta" / "esc50.csv",
+    }
+    arguments = [*base, "--out", str(names["out"]), *given.format(**names).split()]
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"error: {message.format(**names)}\n"
+    assert captured.out == ""
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ["--backend", "triton"],
+            "--backend triton needs a CUDA device, got cpu; use --backend numba on the CPU",
+        ),
+        (
+            ["--device", "cuda"],
+            "device must be one that this machine has, got cuda, which torch does not find; "
+            "use --device cpu",
+        ),
+    ],
+    ids=["triton", "cuda"],
+)
+def test_a_machine_without_cuda_says_so(
+    given: list[str],
+    message: str,
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*base, "--out", str(tmp_path / "run"), *given]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_out_that_holds_a_run_is_refused(
+    base: list[str], finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*base, "--out", str(finished)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out {finished} holds another run; name a new folder, or go on with it by "
+        "--resume\n"
+    )
+
+
+def test_an_out_that_holds_other_files_is_refused(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.txt").write_text("precious")
+    assert main([*base, "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --out must be a new or empty folder, got {tmp_path}, which holds other files\n"
+    )
+    assert files_under(tmp_path) == ["thesis.txt"]
+
+
+def test_an_out_below_a_file_is_refused(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file"
+    path.write_text("")
+    assert main([*base, "--out", str(path)]) == 2
+    assert main([*base, "--out", str(path / "run")]) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: --out must be a folder, got {path}, which is a file",
+        f"error: --out {path / 'run'} cannot be made: {path} is a file",
+    ]
+
+
+def test_an_out_in_use_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    program = (
+        "import sys, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen(
+        [sys.executable, "-c", program, str(out / ".lock")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    try:
+        assert main(["--resume", "--out", str(out)]) == 2
+    finally:
+        holder.communicate()
+    assert capsys.readouterr().err == f"error: --out {out} is in use by another process\n"
+
+
+def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(
+    base: list[str],
+    finished: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+
+    saved: list[Path] = []
+
+    def fill(path: Path, *arguments: Any) -> None:
+        if len(saved) == 3:
+            raise OSError(28, "No space left on device")
+        saved.append(path)
+        save(path, *arguments)
+
+    save = checkpoint.save
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", fill)
+        assert main([*base, "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        "error: the disk is full: free some space; finished epochs are kept; "
+        f"go on with: python -m ast_fast.cv --resume --out {out}\n"
+    )
+    assert main(["--resume", "--out", str(out)]) == 0
+    same_results(out, finished)
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cv, "config_to_toml", fill)
+    assert main([*base, "--out", str(tmp_path / "deep" / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "error: the disk is full: free some space; no run was begun, and nothing is left behind\n"
+    )
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(28, "No space left on device"), "the disk is full: free some space"),
+        (MemoryError(), "out of memory: lower training.batch_size or the model's size"),
+        (
+            RuntimeError(
+                "DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"
+            ),
+            "out of memory: lower training.batch_size or the model's size",
+        ),
+        (OSError(5, "Input/output error"), None),
+        (RuntimeError("a defect"), None),
+    ],
+    ids=["disk", "memory", "torch-memory", "broken-disk", "defect"],
+)
+def test_exhausted_resources_are_told_from_defects(error: Exception, reason: str | None) -> None:
+    assert exhausted_resource(error) == reason
+
+
+def test_a_defect_is_not_hidden(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(cv, "open_dataset", fail)
+    with pytest.raises(RuntimeError, match="a defect"):
+        main([*base, "--out", str(tmp_path / "run")])
+
+
+def test_the_default_kernels_run_and_are_compared(
+    data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["--data", str(data), "--cache", str(cache), *TINY, "--training.epochs", "1"]
+    assert main([*arguments, "--folds", "2", "--out", str(out)]) == 0
+    report = read_report(out)
+    assert report["accuracy"]["per_fold"].keys() == {"2"}
+    assert report["accuracy"]["std"] == 0
+    for op, backend in (("fbank", "numba"), ("attention", "sdpa")):
+        kernel = report["kernels"][op]
+        assert kernel["backend"] == kernel["per_fold"]["2"]["backend"] == backend
+        assert 0 <= kernel["max_abs_error"] < 1e-2
+        assert kernel["speed_ratio"] > 0
+    shown = capsys.readouterr().out
+    assert f"data     {data}" in shown
+    assert "FBANK by numba, attention by sdpa" in shown
+    assert f"report   {out / 'report.html'}" in shown
+
+
+def test_numba_by_name_takes_sdpa_for_attention(base: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = [*base, "--backend", "numba", "--training.epochs", "1", "--folds", "1"]
+    assert main([*arguments, "--out", str(out)]) == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["kernels"] == {"fbank": "numba", "attention": "sdpa"}
