@@ -1,0 +1,155 @@
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ast_fast_kernels import _dispatch, use_backend
+from ast_fast_kernels.attention.sdpa import attention_sdpa
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.reference import fbank_reference
+from torch import Tensor
+
+from ast_fast.config import Config, FeatureConfig, ModelConfig
+from ast_fast.kernel_check import (
+    ROUNDS,
+    check_attention,
+    check_fbank,
+    check_kernels,
+    first_block_qkv,
+)
+from ast_fast.model import AudioSpectrogramTransformer
+
+CONFIG = Config(
+    fbank=FbankConfig(num_mel_bins=32),
+    features=FeatureConfig(target_frames=32),
+    model=ModelConfig(embed_dim=16, num_heads=2, depth=2),
+)
+
+
+def louder_fbank(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
+    """Is wrong by 0.5 after the log, by half of the norm before it, and slower."""
+    time.sleep(0.02)
+    exact = fbank_reference(waveform, config, out)
+    return exact + 0.5 if config.use_log_fbank else exact * 1.5
+
+
+def shifted_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Is wrong by 0.25 in its values and not in its gradients."""
+    return attention_sdpa(q, k, v, scale) + 0.25
+
+
+@pytest.fixture
+def waveforms() -> Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(-9000, 9000, (3, 4000)).astype(np.int16))
+
+
+@pytest.fixture
+def model() -> AudioSpectrogramTransformer:
+    torch.manual_seed(0)
+    return AudioSpectrogramTransformer(
+        CONFIG.model, num_mel_bins=32, num_frames=32, num_classes=3
+    ).eval()
+
+
+@pytest.fixture
+def features() -> Tensor:
+    return torch.randn(3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def replace_backend(
+    monkeypatch: pytest.MonkeyPatch, op: str, backend: str, function: object
+) -> None:
+    load = _dispatch.load_backend
+
+    def load_or_replace(wanted_op: str, wanted: str) -> object:
+        return function if (wanted_op, wanted) == (op, backend) else load(wanted_op, wanted)
+
+    monkeypatch.setattr(_dispatch, "load_backend", load_or_replace)
+
+
+def test_both_operations_are_checked_as_the_run_uses_them(
+    waveforms: Tensor, model: AudioSpectrogramTransformer, features: Tensor
+) -> None:
+    checks = check_kernels(CONFIG, waveforms, model, features)
+    fbank, attention = checks["fbank"], checks["attention"]
+    assert (fbank["backend"], fbank["shape"]) == ("numba", [3, 4000])
+    assert (attention["backend"], attention["shape"]) == ("sdpa", [3, 2, 4, 8])
+    assert 0 <= fbank["max_abs_error"] < 1e-2
+    assert 0 <= fbank["relative_norm_before_log"] < 1e-5
+    assert 0 <= attention["max_abs_error"] < 1e-5
+    assert 0 <= attention["forward_backward"]["max_gradient_error"] < 1e-4
+    for timed in (fbank, attention, attention["forward_backward"]):
+        ratio = timed["reference_seconds"] / timed["fast_seconds"]
+        assert timed["speed_ratio"] == pytest.approx(ratio)
+
+
+def test_a_wrong_and_slow_filterbank_is_found_out(
+    waveforms: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_backend(monkeypatch, "fbank", "numba", louder_fbank)
+    with use_backend(fbank="numba"):
+        check = check_fbank(CONFIG, waveforms)
+    assert check["max_abs_error"] == pytest.approx(0.5, abs=1e-5)
+    assert check["relative_norm_before_log"] == pytest.approx(0.5, abs=1e-5)
+    assert check["fast_seconds"] > 0.02
+    assert check["speed_ratio"] < 1
+
+
+def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_backend(monkeypatch, "attention", "sdpa", shifted_attention)
+    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    check = check_attention(q, k, v)
+    assert check["max_abs_error"] == pytest.approx(0.25, abs=1e-5)
+    assert check["forward_backward"]["max_gradient_error"] < 1e-5
+
+
+def test_a_run_on_the_reference_is_not_compared_with_itself(
+    waveforms: Tensor, model: AudioSpectrogramTransformer, features: Tensor
+) -> None:
+    with use_backend("reference"):
+        checks = check_kernels(CONFIG, waveforms, model, features)
+    for check in checks.values():
+        assert check["backend"] == "reference"
+        assert "nothing to compare" in check["reason"]
+        for key in ("max_abs_error", "fast_seconds", "reference_seconds", "speed_ratio"):
+            assert check[key] is None
+
+
+def test_the_two_take_turns(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+
+    def note(name: str) -> Any:
+        def run(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
+            calls.append(name)
+            return fbank_reference(waveform, config, out)
+
+        return run
+
+    monkeypatch.setattr(_dispatch, "load_backend", lambda _, backend: note(backend))
+    with use_backend(fbank="numba"):
+        check_fbank(CONFIG, waveforms)
+    assert calls[-2 * ROUNDS :] == ["numba", "reference"] * ROUNDS
+
+
+def test_attention_is_checked_on_what_the_first_block_sees(
+    model: AudioSpectrogramTransformer, features: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[Tensor, ...]] = []
+
+    def watch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        seen.append((q, k, v))
+        return attention_sdpa(q, k, v, scale)
+
+    replace_backend(monkeypatch, "attention", "sdpa", watch)
+    found = first_block_qkv(model, features)
+    assert len(seen) == CONFIG.model.depth
+    for mine, true in zip(found, seen[0], strict=True):
+        torch.testing.assert_close(mine, true)
+
+
+def test_a_large_attention_is_checked_on_fewer_clips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ast_fast.kernel_check.MOST_SCORES", 2 * 5 * 5 * 2)
+    q, k, v = torch.randn(3, 4, 2, 5, 8, generator=torch.Generator().manual_seed(0))
+    assert check_attention(q, k, v)["shape"] == [2, 2, 5, 8]

@@ -1,0 +1,328 @@
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from ast_fast.config import AudioConfig, Config, FeatureConfig, TrainingConfig
+from ast_fast.data import BadFile, Clip, Dataset
+from ast_fast.figures import line_chart, stage_bar
+from ast_fast.report import Measured, build_report, mel_centres, write_report
+from ast_fast.train import EpochRow, FoldResult
+
+SAMPLE_RATE = 16000
+EPOCHS = 4
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+SHAPES = {"rect", "line", "path", "circle", "polyline", "image", "use"}
+
+RUN: dict[str, Any] = {
+    "command": "python -m ast_fast.cv --data '<data>'",
+    "commit": {"hash": "0" * 40, "dirty": True},
+    "versions": {"python": "3.11.0", "torch": "2.13.0"},
+    "machine": {"system": "Linux", "cpu": "a CPU", "cores": 2, "memory_gib": 8.0, "gpu": None},
+    "threads": 2,
+    "started": "2030-01-01T00:00:00+00:00",
+    "ended": "2030-01-01T00:01:00+00:00",
+    "peak_memory_gib": 0.5,
+}
+COMPARED: dict[str, Any] = {
+    "backend": "numba",
+    "shape": [4, 4000],
+    "max_abs_error": 1e-3,
+    "relative_norm_before_log": 1e-7,
+    "fast_seconds": 0.001,
+    "reference_seconds": 0.01,
+    "speed_ratio": 10.0,
+}
+NOT_COMPARED: dict[str, Any] = {
+    **dict.fromkeys(COMPARED),
+    "backend": "reference",
+    "shape": [4, 4000],
+    "reason": "nothing to compare",
+}
+CONFIG = Config(
+    audio=AudioConfig(clip_seconds=0.25),
+    features=FeatureConfig(target_frames=32),
+    training=TrainingConfig(epochs=EPOCHS),
+)
+
+
+def make_dataset(num_classes: int = 3, num_folds: int = 2) -> Dataset:
+    names = tuple(f"class_{index}" for index in range(num_classes))
+    clips = tuple(
+        Clip(f"{fold}-{label}-{take}.wav", fold, label, names[label])
+        for fold in range(1, num_folds + 1)
+        for label in range(num_classes)
+        for take in range(2)
+    )
+    rng = np.random.default_rng(0)
+    return Dataset(
+        waveforms=rng.integers(-9000, 9000, (len(clips), SAMPLE_RATE // 4)).astype(np.int16),
+        clips=clips,
+        class_names=names,
+        labels=np.array([clip.target for clip in clips]),
+        folds=np.array([clip.fold for clip in clips]),
+        sample_rate=SAMPLE_RATE,
+        bad_files=(),
+        root=Path("/somewhere/data"),
+        key="k" * 64,
+        decode_seconds=1.0,
+        synthesised=False,
+    )
+
+
+def make_results(dataset: Dataset, *, wrong: int = 1) -> list[FoldResult]:
+    """Return results in which the first `wrong` clips of each fold are taken for the next class."""
+    results = []
+    for fold in sorted({int(fold) for fold in dataset.folds}):
+        indices = np.flatnonzero(dataset.folds == fold)
+        guesses = dataset.labels[indices].copy()
+        guesses[:wrong] = (guesses[:wrong] + 1) % len(dataset.class_names)
+        probabilities = np.full((len(indices), len(dataset.class_names)), 0.01, np.float32)
+        probabilities[np.arange(len(indices)), guesses] = 0.9
+        history = [
+            EpochRow(
+                epoch, 1e-3, 2.0 / epoch, 0.5, None, 0.5 if epoch % 2 == 0 else None, 2.0, 10.0
+            )
+            for epoch in range(1, EPOCHS + 1)
+        ]
+        accuracy = 1 - wrong / len(indices)
+        results.append(FoldResult(fold, accuracy, 0.7, history, indices, probabilities))
+    return results
+
+
+def make_measured(
+    results: list[FoldResult], kernel: dict[str, Any] = COMPARED
+) -> dict[int, Measured]:
+    both = {**kernel, "forward_backward": {**kernel, "max_gradient_error": 1e-6}}
+    if kernel["speed_ratio"] is None:
+        both["forward_backward"] = None
+    stages = {"features": 1.0, "forward": 3.0, "backward": 4.0, "other": 0.5}
+    return {
+        result.fold: Measured(10.0, stages, EPOCHS, {"fbank": kernel, "attention": both})
+        for result in results
+    }
+
+
+Page = tuple[dict[str, Any], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., Page]:
+    """Write a report and return its JSON, read back, and its page."""
+
+    def run(dataset: Dataset, *, kernel: dict[str, Any] = COMPARED, **changes: Any) -> Page:
+        results = changes.pop("results", make_results(dataset))
+        arguments = {"measured": make_measured(results, kernel), "run": RUN} | changes
+        write_report(tmp_path, CONFIG, dataset, results, **arguments)
+        report = json.loads((tmp_path / "report.json").read_text())
+        return report, (tmp_path / "report.html").read_text()
+
+    return run
+
+
+class _Balance(HTMLParser):
+    """Raises at the first tag that is closed in the wrong place, or links outside the page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag not in ("script", "link", "iframe", "object")
+        for name, value in attrs:
+            if name in ("src", "href", "xlink:href", "action", "srcset"):
+                assert value is not None
+                assert value.startswith("data:image/"), value[:80]
+        if tag not in VOID | SHAPES:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID | SHAPES:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def check_page(page: str) -> None:
+    parser = _Balance()
+    parser.feed(page)
+    parser.close()
+    assert parser.open == []
+    assert "@import" not in page
+    assert "url(" not in page
+    for svg in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(svg)
+
+
+def test_report_json_holds_what_other_programs_read(write: Callable[..., Page]) -> None:
+    report, _ = write(make_dataset())
+    assert report["accuracy"]["per_fold"] == {"1": pytest.approx(5 / 6), "2": pytest.approx(5 / 6)}
+    assert report["accuracy"]["mean"] == pytest.approx(5 / 6)
+    assert report["accuracy"]["std"] == 0
+    for op in ("fbank", "attention"):
+        kernel = report["kernels"][op]
+        assert kernel["backend"] == "numba"
+        assert (kernel["max_abs_error"], kernel["speed_ratio"]) == (1e-3, 10)
+        assert kernel["per_fold"].keys() == {"1", "2"}
+    assert report["config"]["training.epochs"] == EPOCHS
+    assert report["run"] == RUN
+
+
+def test_accuracy_deviates_by_the_sample_deviation() -> None:
+    dataset = make_dataset()
+    first, second = make_results(dataset)
+    results = [replace(first, accuracy=0.5), replace(second, accuracy=0.7)]
+    report = build_report(CONFIG, dataset, results, measured={}, run=RUN)
+    assert report["accuracy"]["mean"] == pytest.approx(0.6)
+    assert report["accuracy"]["std"] == pytest.approx(math.sqrt(0.02))
+
+
+def test_stages_add_up_to_the_whole_time(write: Callable[..., Page]) -> None:
+    timing = write(make_dataset())[0]["timing"]
+    assert timing["stages"] == {
+        "decode": 1.0,
+        "features": 2.0,
+        "forward": 6.0,
+        "backward": 8.0,
+        "other": 4.0,
+    }
+    assert timing["total_seconds"] == 21
+    assert timing["clips_per_second"] == 10
+    assert timing["epochs_timed"] == timing["epochs"] == 2 * EPOCHS
+
+
+def test_a_kernel_is_reported_by_its_worst_error_and_median_ratio() -> None:
+    dataset = make_dataset(num_folds=3)
+    results = make_results(dataset)
+    measured = make_measured(results)
+    for fold, (error, ratio) in {1: (1e-3, 8.0), 2: (5e-3, 9.0), 3: (2e-3, 30.0)}.items():
+        check = {**COMPARED, "max_abs_error": error, "speed_ratio": ratio}
+        measured[fold].kernels["fbank"] = check
+    kernel = build_report(CONFIG, dataset, results, measured=measured, run=RUN)["kernels"]["fbank"]
+    assert (kernel["max_abs_error"], kernel["speed_ratio"]) == (5e-3, 9)
+
+
+def test_confusion_counts_and_names_the_mistakes(write: Callable[..., Page]) -> None:
+    report, page = write(make_dataset())
+    assert report["confusion"] == [[2, 2, 0], [0, 4, 0], [0, 0, 4]]
+    assert report["most_confused"] == [
+        {"actual": "class_0", "predicted": "class_1", "count": 2, "share": 0.5}
+    ]
+    assert "class_0 taken for class_1: 2 of 4" in page
+
+
+def test_numbers_that_are_not_finite_become_null() -> None:
+    dataset = make_dataset()
+    results = [replace(result, loss=math.nan) for result in make_results(dataset)]
+    report = build_report(CONFIG, dataset, results, measured={}, run=RUN)
+    assert report["folds"]["1"]["loss"] is None
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("num_classes", [2, 10, 20, 50])
+def test_the_page_is_whole_and_needs_nothing_else(
+    num_classes: int, write: Callable[..., Page]
+) -> None:
+    _, page = write(make_dataset(num_classes))
+    check_page(page)
+    assert len(page) < 3e6
+    assert page.count("data:image/webp") == num_classes
+    assert all(f">class_{index}<" in page for index in range(num_classes))
+
+
+def test_the_page_of_one_fold_has_no_deviation(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    report, page = write(dataset, results=make_results(dataset)[:1])
+    assert report["accuracy"]["std"] == 0
+    assert "mean accuracy, one fold" in page
+    _, page = write(dataset)
+    assert "± 0.0 over folds" in page
+
+
+def test_the_page_says_that_data_was_synthesised(write: Callable[..., Page]) -> None:
+    _, page = write(replace(make_dataset(), synthesised=True))
+    assert "This data set was synthesised." in page
+    _, page = write(make_dataset())
+    assert "synthesised" not in page
+    assert "/somewhere/data" in page
+
+
+def test_the_page_counts_skipped_files(write: Callable[..., Page]) -> None:
+    bad = tuple(BadFile(f"{n}.wav", 1, "class_0", "it is empty") for n in range(60))
+    report, page = write(replace(make_dataset(), bad_files=bad))
+    assert len(report["data"]["bad_files"]) == 60
+    assert "60 audio files were skipped" in page
+    assert "and 10 more" in page
+    _, page = write(replace(make_dataset(), bad_files=bad[:1]))
+    assert "1 audio file was skipped" in page
+
+
+def test_the_page_says_why_kernels_were_not_compared(write: Callable[..., Page]) -> None:
+    report, page = write(make_dataset(), kernel=NOT_COMPARED)
+    assert report["kernels"]["fbank"]["speed_ratio"] is None
+    assert report["kernels"]["fbank"]["reason"] == "nothing to compare"
+    assert "not compared: nothing to compare" in page
+
+
+def test_the_page_says_when_times_are_partial(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    measured = make_measured(make_results(dataset))
+    measured[1] = replace(measured[1], epochs=1)
+    _, page = write(dataset, measured=measured)
+    assert f"times cover {EPOCHS + 1} of its {2 * EPOCHS} epochs" in page
+
+
+def test_names_from_the_data_set_cannot_become_markup(write: Callable[..., Page]) -> None:
+    evil = "</text><script>alert(1)</script>&\"'"
+    dataset = make_dataset()
+    clips = (replace(dataset.clips[0], filename=evil), *dataset.clips[1:])
+    dataset = replace(
+        dataset,
+        clips=clips,
+        class_names=(evil, "b", "c"),
+        root=Path(evil),
+        bad_files=(BadFile(evil, 1, evil, evil),),
+    )
+    _, page = write(dataset, run={**RUN, "command": evil})
+    assert "<script" not in page
+    check_page(page)
+
+
+def test_settings_that_differ_from_the_defaults_are_set_off(write: Callable[..., Page]) -> None:
+    _, page = write(make_dataset())
+    assert f'<tr class="changed"><td>epochs</td><td>{EPOCHS}</td></tr>' in page
+    assert "<tr><td>batch_size</td><td>32</td></tr>" in page
+
+
+def test_mel_centres_are_where_the_filters_peak() -> None:
+    centres = mel_centres(CONFIG.fbank)
+    assert centres.shape == (128,)
+    assert np.all(np.diff(centres) > 0)
+    # Kaldi's mel scale cuts 20..8000 Hz (31.75..2840.02 mel) into 129 steps of 21.77 mel.
+    assert centres[0] == pytest.approx(700 * (math.exp((31.75 + 21.77) / 1127) - 1), rel=1e-3)
+    assert centres[-1] == pytest.approx(700 * (math.exp((2840.02 - 21.77) / 1127) - 1), rel=1e-3)
+
+
+def test_a_chart_leaves_out_what_is_not_finite() -> None:
+    chart = str(line_chart([("a", [1, 2, 3], [1.0, math.nan, 2.0])], x_label="x", y_label="y"))
+    assert "nan" not in chart
+    assert chart.count("<circle") == 2
+
+
+def test_a_chart_of_nothing_says_so() -> None:
+    assert "No epoch" in line_chart([("a", [], [])], x_label="x", y_label="y")
+
+
+def test_a_stage_bar_is_as_wide_as_its_shares() -> None:
+    widths = re.findall(r'width="([\d.]+)" height="34', stage_bar([("a", 0.25), ("b", 0.75)]))
+    assert [float(width) for width in widths] == [225, 675]
