@@ -1,0 +1,61 @@
+"""Machine, versions and threads in every record; real clips where there are some."""
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ast_fast_kernels.testing.signals import make_signal
+
+ROOT = Path(__file__).parent.parent
+CLIP_SAMPLES = 80000  # 5 s at 16 kHz, ESC-50's length
+
+
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
+    """Add what a ratio depends on."""
+    machine_info["versions"] = {name: version(name) for name in ("torch", "numba", "numpy")}
+    machine_info["cores"] = os.cpu_count()
+    machine_info["platform"] = platform.platform()
+    if torch.cuda.is_available():
+        machine_info["gpu"] = torch.cuda.get_device_name()
+
+
+def pytest_benchmark_update_json(
+    config: pytest.Config, benchmarks: list, output_json: dict
+) -> None:
+    """Name the command and the commit."""
+    output_json["command"] = " ".join(config.invocation_params.args)
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    output_json["commit"] = described.stdout.strip() or None
+
+
+@pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Run with this many threads, in torch and in our kernels alike."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def clips() -> np.ndarray:
+    """64 clips of 5 s, int16 (64, 80000): ESC-10's, or synthesised where it is not at hand."""
+    root = os.environ.get("AST_FAST_DATA")
+    if root:
+        from ast_fast.config import Config, Paths
+        from ast_fast.data import open_dataset
+
+        data = open_dataset(Config(paths=Paths(data=Path(root) / "esc10")))
+        return np.array(data.waveforms[:64])
+    waves = [make_signal("bursts", CLIP_SAMPLES, seed=seed) for seed in range(64)]
+    return np.round(np.stack(waves) * 32767).astype(np.int16)
