@@ -27,10 +27,13 @@ from ast_fast.errors import InputError
 PROGRAM = "python -m ast_fast.cv"
 
 DEMO_DEFAULTS: dict[str, object] = {
-    "training.epochs": 12,
+    "training.epochs": 20,
     "training.batch_size": 16,
+    "training.learning_rate": 2e-3,
     "training.warmup_epochs": 2.0,
-    "training.ema_decay": 0.9,
+    "training.ema_decay": 0.95,
+    "augment.mix_probability": 0.0,
+    "augment.patch_drop": 0.6,
 }
 """Defaults of a run on the synthesised data set, whose few clips need fewer and smaller steps."""
 
