@@ -18,10 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from ast_fast_kernels import use_backend
-from ast_fast_kernels._dispatch import BACKENDS, requested_backend
-from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +42,10 @@ from ast_fast.report import Measured, write_report
 from ast_fast.timing import Stages
 from ast_fast.train import MODEL, FoldResult, check_config, resolve_device, train_fold
 from ast_fast.training_progress import TrainingProgress
+from ast_fast_kernels import use_backend
+from ast_fast_kernels._dispatch import BACKENDS, requested_backend
+from ast_fast_kernels.attention.api import choose_backend as choose_attention
+from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 
 CONFIG = "config.toml"
 RUN = "run.json"

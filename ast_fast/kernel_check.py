@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
+
+from ast_fast.config import Config
 from ast_fast_kernels import attention, fbank
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import as_floating
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
-from torch import Tensor, nn
-
-from ast_fast.config import Config
 
 MOST_SCORES = 2**25
 """Attention scores of the largest batch compared: the reference keeps them all in memory."""

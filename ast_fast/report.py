@@ -12,8 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.tables import inverse_mel_scale, mel_scale
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
@@ -24,6 +22,8 @@ from ast_fast.config import Config
 from ast_fast.data import Dataset
 from ast_fast.features import log_mel
 from ast_fast.train import FoldResult
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.tables import inverse_mel_scale, mel_scale
 
 STAGES = ("decode", "features", "forward", "backward")
 """Stages that the report names; the rest of the run's time is `other`."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ast_fast_kernels.fbank.config import FbankConfig
 
 from ast_fast.cli import (
     DEMO_DEFAULTS,
@@ -16,6 +15,7 @@ from ast_fast.cli import (
 )
 from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
+from ast_fast_kernels.fbank.config import FbankConfig
 
 DATA = ["--data", "somewhere"]
 

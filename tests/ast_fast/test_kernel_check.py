@@ -4,10 +4,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ast_fast_kernels import _dispatch, use_backend
-from ast_fast_kernels.attention.sdpa import attention_sdpa
-from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.reference import fbank_reference
 from torch import Tensor
 
 from ast_fast.config import Config, FeatureConfig, ModelConfig
@@ -19,6 +15,10 @@ from ast_fast.kernel_check import (
     first_block_qkv,
 )
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast_kernels import _dispatch, use_backend
+from ast_fast_kernels.attention.sdpa import attention_sdpa
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.reference import fbank_reference
 
 CONFIG = Config(
     fbank=FbankConfig(num_mel_bins=32),
