@@ -101,7 +101,7 @@ def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Mark
         mean: Mean accuracy over the folds.
         chance: Accuracy of guessing.
     """
-    width, left, right, row, top = 460, 52, 62, 28, 22
+    width, left, right, row, top = 470, 52, 72, 28, 22
     height = top + row * len(accuracies) + 4
     span = width - left - right
     parts = []
@@ -204,7 +204,7 @@ def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
             f'<rect x="{at:.1f}" y="0" width="{max(span, 0.0):.1f}" height="{height}" '
             f'style="fill:{_colour(index)}"/></g>'
         )
-        if span > 90:
+        if span > 8.5 * len(name) + 50:
             parts.append(
                 _text(at + span / 2, 21, f"{name} {100 * share:.0f} %", "middle", "on-colour")
             )

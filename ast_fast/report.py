@@ -345,6 +345,8 @@ def _shown(value: Any) -> str:
         return " × ".join(str(item) for item in value) if value else "all"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.7g}"
     return "–" if value in (None, "") else str(value)
 
 
