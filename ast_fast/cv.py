@@ -175,7 +175,8 @@ class Run:
     def report(self) -> None:
         """Write the report and print what it comes to."""
         assert self.out is not None
-        self.info |= {"ended": run_info.now(), "peak_memory_gib": run_info.peak_memory_gib()}
+        peak = max(run_info.peak_memory_gib(), self.info.get("peak_memory_gib", 0.0))
+        self.info |= {"ended": run_info.now(), "peak_memory_gib": peak}
         self._write_info()
         report = write_report(
             self.out,
@@ -230,7 +231,7 @@ class Run:
                     f"--resume must go on with what the run in {self.out} began with: {name} is "
                     f"{there[name]} there and {self.info[name]} here"
                 )
-        again = {"started": self.info["started"], "command": self.info["command"]}
+        again = {key: self.info[key] for key in ("started", "command", "commit", "versions")}
         self.info = {**there, "resumed": [*there["resumed"], again]}
         self._write_info()
 

@@ -28,6 +28,7 @@ RUN: dict[str, Any] = {
     "versions": {"python": "3.11.0", "torch": "2.13.0"},
     "machine": {"system": "Linux", "cpu": "a CPU", "cores": 2, "memory_gib": 8.0, "gpu": None},
     "threads": 2,
+    "resumed": [],
     "started": "2030-01-01T00:00:00+00:00",
     "ended": "2030-01-01T00:01:00+00:00",
     "peak_memory_gib": 0.5,
