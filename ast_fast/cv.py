@@ -56,6 +56,9 @@ MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
 """Settings that may change when a run is resumed: none of them changes a result. That `data` still
 holds the same clips is checked by their content."""
 
+MUST_AGREE = ("data_key", "device", "kernels", "threads")
+"""Facts of run.json that a resumed run must find unchanged: results depend on them."""
+
 KERNEL_CHECK_CLIPS = 32
 """Most clips of a test fold that kernels are compared on."""
 
@@ -106,7 +109,7 @@ class Run:
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = argv
         self.console = Console(soft_wrap=True, highlight=False, markup=False)
-        self.out: Path | None = None
+        self.out: Path
         self.begun = False
         self.results: list[FoldResult] = []
         self.measured: dict[int, Measured] = {}
@@ -144,7 +147,6 @@ class Run:
 
     def train(self) -> None:
         """Train and test every fold, and check the kernels on a batch of each."""
-        assert self.out is not None
         with TrainingProgress(self.console, self.folds) as progress:
             for fold in self.folds:
                 begin = time.perf_counter()
@@ -174,7 +176,6 @@ class Run:
 
     def report(self) -> None:
         """Write the report and print what it comes to."""
-        assert self.out is not None
         peak = max(run_info.peak_memory_gib(), self.info.get("peak_memory_gib", 0.0))
         self.info |= {"ended": run_info.now(), "peak_memory_gib": peak}
         self._write_info()
@@ -195,24 +196,25 @@ class Run:
 
     def how_to_go_on(self) -> str:
         """Return what is kept and the command that goes on from there."""
-        if not self.begun or self.out is None:
+        if not self.begun:
             return "no run was begun, and nothing is left behind"
         command = shlex.join([*shlex.split(PROGRAM), "--resume", "--out", str(self.out)])
         return f"finished epochs are kept; go on with: {command}"
 
     def _make_folder(self) -> None:
-        assert self.out is not None
         made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             self._acquire()
+            check_out(self.out)  # again: another process may have been faster
             self._write_info()
             with atomic_write(self.out / CONFIG) as path:
                 path.write_text(config_to_toml(recorded(self.config)), encoding="utf-8")
         except BaseException as error:
-            for name in (RUN, LOCK):
-                with contextlib.suppress(OSError):
-                    (self.out / name).unlink(missing_ok=True)
+            if self._lock is not None and not (self.out / CONFIG).exists():
+                for name in (RUN, LOCK):
+                    with contextlib.suppress(OSError):
+                        (self.out / name).unlink(missing_ok=True)
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
@@ -222,10 +224,9 @@ class Run:
         self.begun = True
 
     def _take_up(self) -> None:
-        assert self.out is not None
         self._acquire()
         there = _read_run(self.out)
-        for name in ("data_key", "device", "kernels", "threads"):
+        for name in MUST_AGREE:
             if there[name] != self.info[name]:
                 raise InputError(
                     f"--resume must go on with what the run in {self.out} began with: {name} is "
@@ -236,7 +237,6 @@ class Run:
         self._write_info()
 
     def _acquire(self) -> None:
-        assert self.out is not None
         lock = FileLock(self.out / LOCK)
         try:
             lock.acquire(timeout=0)
@@ -245,7 +245,6 @@ class Run:
         self._lock = lock
 
     def _write_info(self) -> None:
-        assert self.out is not None
         with atomic_write(self.out / RUN) as path:
             path.write_text(json.dumps(self.info, indent=2) + "\n", encoding="utf-8")
 
@@ -253,12 +252,7 @@ class Run:
         """Compare the kernels in use with the reference on test clips and the tested weights."""
         config = self.config
         tensors, facts = checkpoint.load(path)
-        model = AudioSpectrogramTransformer(
-            config.model,
-            num_mel_bins=config.fbank.num_mel_bins,
-            num_frames=config.features.target_frames,
-            num_classes=len(self.dataset.class_names),
-        )
+        model = self._new_model()
         model.load_state_dict(tensors)
         model.to(self.device).eval()
         statistics = facts["statistics"] and Statistics(**facts["statistics"])
@@ -268,6 +262,14 @@ class Run:
         features = pad_frames(features, config.features.target_frames, silence)
         return check_kernels(config, waveforms, model, features)
 
+    def _new_model(self) -> AudioSpectrogramTransformer:
+        return AudioSpectrogramTransformer(
+            self.config.model,
+            num_mel_bins=self.config.fbank.num_mel_bins,
+            num_frames=self.config.features.target_frames,
+            num_classes=len(self.dataset.class_names),
+        )
+
     def _say_what_runs(self) -> None:
         dataset, config = self.dataset, self.config
         say = self.console.print
@@ -275,12 +277,7 @@ class Run:
             where = "synthesised (no --data was given): simple artificial sounds, not real audio"
         else:
             where = str(dataset.root)
-        model = AudioSpectrogramTransformer(
-            config.model,
-            num_mel_bins=config.fbank.num_mel_bins,
-            num_frames=config.features.target_frames,
-            num_classes=len(dataset.class_names),
-        )
+        model = self._new_model()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"data     {where}")
         say(
@@ -319,7 +316,6 @@ class Run:
         self.console.print(f"\naccuracy {100 * accuracy['mean']:.1f} %{spread}{of}")
         stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items())
         self.console.print(f"time     {timing['total_seconds']:.1f} s: {stages}")
-        assert self.out is not None
         self.console.print(f"report   {self.out / 'report.html'}")
 
 
@@ -384,7 +380,7 @@ def check_out(out: Path) -> None:
         )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got {out}, which is a file")
-    if out.is_dir() and any(out.iterdir()):
+    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
         raise InputError(f"--out must be a new or empty folder, got {out}, which holds other files")
     ancestor = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not ancestor.is_dir():
@@ -460,6 +456,9 @@ def _read_run(out: Path) -> dict[str, Any]:
         run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"--resume needs {path}, which cannot be read: {error}") from error
+    for name in (*MUST_AGREE, "resumed"):
+        if name not in run:
+            raise InputError(f"--resume needs {path} to say {name}, which it does not")
     return run
 
 

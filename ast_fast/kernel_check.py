@@ -32,7 +32,8 @@ def check_kernels(
 ) -> dict[str, Any]:
     """Compare the FBANK and the attention that the run uses with the reference, on real input.
 
-    Attention is run on the q, k and v of the model's first block. Times are medians of interleaved
+    Attention is run on the q, k and v of the model's first block, in the float32 that testing runs
+    in, whatever mixed precision trained it. Times are medians of interleaved
     rounds, after one round that is not counted.
 
     Args:

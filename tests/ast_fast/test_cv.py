@@ -421,6 +421,40 @@ def test_an_out_in_use_is_refused(
     assert capsys.readouterr().err == f"error: --out {out} is in use by another process\n"
 
 
+def test_of_two_runs_begun_at_once_one_goes_on(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "run"
+    arguments = [*base, "--folds", "1", "--training.epochs", "1", "--out", str(out)]
+    open_dataset = cv.open_dataset
+
+    def be_overtaken(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(cv, "open_dataset", open_dataset)
+        assert main(arguments) == 0
+        return open_dataset(*given, **named)
+
+    monkeypatch.setattr(cv, "open_dataset", be_overtaken)
+    assert main(arguments) == 2
+    assert "holds another run" in capsys.readouterr().err
+    assert (out / "report.html").is_file()
+    assert main(["--resume", "--out", str(out)]) == 0
+
+
+def test_a_resume_without_run_json_is_refused(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "run.json").write_text("{}")
+    assert main(["--resume", "--out", str(out)]) == 2
+    assert capsys.readouterr().err == (
+        f"error: --resume needs {out / 'run.json'} to say data_key, which it does not\n"
+    )
+
+
 def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(
     base: list[str],
     finished: Path,
