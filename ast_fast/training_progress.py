@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 from ast_fast.train import EpochRow, FoldResult, Observer
 
@@ -39,7 +39,6 @@ class TrainingProgress(Observer):
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.fields[state]}", style="default"),
-                TimeElapsedColumn(),
                 console=self._console,
                 transient=True,
             )
@@ -78,7 +77,8 @@ class TrainingProgress(Observer):
                 f"epoch {epoch}/{self._epochs}, loss {loss:.3f}{self._last_test}, "
                 f"{self._speed.rate:.0f} clips/s, {left} left"
             )
-            self._progress.update(self._task, completed=done, state=state)
+            last = step == num_steps
+            self._progress.update(self._task, completed=done, state=state, refresh=last)
 
     def on_epoch(self, row: EpochRow) -> None:
         """See an epoch done."""
