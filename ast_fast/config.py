@@ -110,7 +110,7 @@ class AugmentConfig:
 class TrainingConfig:
     """The optimiser and its schedule."""
 
-    epochs: int = 100
+    epochs: int = 120
     """Passes over the training folds."""
     batch_size: int = 32
     """Clips a step."""
