@@ -1,8 +1,10 @@
-"""How this package compiles with Numba: the flags, and what names a cached kernel."""
+"""How this package compiles with Numba: its flags, and a disk cache that is never an obstacle."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
+import pickle
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -10,13 +12,26 @@ from typing import Any
 
 import numba
 import numba.extending
+from numba.core.caching import FunctionCache
+
+_logger = logging.getLogger("ast_fast_kernels")
+
+_UNREADABLE = (
+    OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, ValueError,
+)  # fmt: skip
+"""What reading a damaged or foreign cache file raises (pickle's documentation), and a full disk."""
 
 _SOURCES = ("_numba.py", "simd.py", "fft.py", "fbank/numba_cpu.py")
 
 
 def jit(function: Callable[..., Any]) -> Any:
-    """Compile an entry point: no GIL, cached on disk, IEEE arithmetic, C division."""
-    return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    try:
+        compiled._cache = _KernelCache(compiled.py_func)  # type: ignore[no-untyped-call]
+    except RuntimeError as error:  # no folder of Numba's choice can be written
+        _say_uncached(str(error))
+    return compiled
 
 
 def stage(function: Callable[..., Any]) -> Any:
@@ -27,6 +42,29 @@ def stage(function: Callable[..., Any]) -> Any:
 def intrinsic(function: Callable[..., Any]) -> Any:
     """Make an intrinsic that sees the values of literal arguments."""
     return numba.extending.intrinsic(prefer_literal=True)(function)
+
+
+class _KernelCache(FunctionCache):
+    """Numba's disk cache, but a failed read is a miss and a failed write keeps the kernel."""
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+        except _UNREADABLE as error:
+            _say_uncached(f"{self.cache_path}: {error}")
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+        except _UNREADABLE as error:
+            _say_uncached(f"{self.cache_path}: {error}")
+
+
+@cache
+def _say_uncached(reason: str) -> None:
+    """Say, once for each reason, that kernels are compiled anew."""
+    _logger.warning("compiled kernels are not cached on disk: %s", reason)
 
 
 @cache

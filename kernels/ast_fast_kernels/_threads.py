@@ -8,38 +8,74 @@ depends on how many there are.
 from __future__ import annotations
 
 import os
-import sys
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from itertools import pairwise
 
+compile_lock = threading.Lock()
+"""Held while a kernel is compiled; a fork waits for it, since compilers hold locks of their own."""
 
-def num_threads() -> int:
-    """Return how many threads a call may use: torch's number, where torch is loaded."""
-    torch = sys.modules.get("torch")
-    return torch.get_num_threads() if torch is not None else len(os.sched_getaffinity(0))
+_pool_lock = threading.Lock()
+_pool: ThreadPoolExecutor | None = None
 
 
 def parallel_for(run: Callable[[int, int], None], count: int, grain: int, threads: int) -> None:
     """Call `run(first, last)` over ranges that cover 0..count, at most `threads` at once.
 
     The calling thread takes the first range. Ranges hold at least `grain` items, where there are
-    enough. An exception in any of them is raised here, after all have ended.
+    enough. Returns or raises only when every range has ended: they write to the caller's arrays.
     """
     parts = max(1, min(threads, count // grain))
     bounds = [count * part // parts for part in range(parts + 1)]
-    others = [_pool(os.getpid()).submit(run, first, last) for first, last in pairwise(bounds[1:])]
+    others: list[Future[None]] = []
     try:
+        for first, last in pairwise(bounds[1:]):
+            others.append(_submit(run, first, last))
         run(bounds[0], bounds[1])
     finally:
-        for other in others:
-            other.exception()
+        _wait(others)
     for other in others:
         other.result()
 
 
-@cache
-def _pool(process: int) -> ThreadPoolExecutor:
-    """Return this process's pool; a forked child makes its own, the parent's threads are gone."""
-    return ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ast-fast")
+def _submit(run: Callable[[int, int], None], first: int, last: int) -> Future[None]:
+    try:
+        return _executor().submit(run, first, last)
+    except RuntimeError:  # the interpreter is shutting down and starts no thread any more
+        done: Future[None] = Future()
+        done.set_result(run(first, last))
+        return done
+
+
+def _wait(futures: list[Future[None]]) -> None:
+    """Wait for all, through any number of interrupts; the last one is raised then."""
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            wait(futures)
+            break
+        except KeyboardInterrupt as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
+
+
+def _executor() -> ThreadPoolExecutor:
+    global _pool
+    with _pool_lock:
+        if _pool is None:
+            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ast-fast")
+        return _pool
+
+
+def _start_anew() -> None:
+    """Forget the parent's threads, which a fork does not copy."""
+    global _pool, _pool_lock
+    _pool, _pool_lock = None, threading.Lock()
+    compile_lock.release()
+
+
+os.register_at_fork(
+    before=compile_lock.acquire, after_in_parent=compile_lock.release, after_in_child=_start_anew
+)

@@ -4,7 +4,7 @@
 optimiser thinks of it: LLVM maps 16 lanes to AVX-512, 8 to AVX2, 4 to NEON or SSE, and splits what
 the machine is too narrow for. Knows no audio.
 
-Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `fma`, `maximum`, `log` and the
+Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the
 operators `+ - *` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
 straight-line code from plain Python (see fft.py).
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -33,8 +34,13 @@ _FLOAT = ir.FloatType()
 _INT32 = ir.IntType(32)
 
 
+@cache
 def host_lanes() -> int:
-    """Return the float32 lanes of this machine's widest vectors: 16, 8 or 4."""
+    """Return the float32 lanes of this machine's widest vectors: 16, 8 or 4.
+
+    Asked once: LLVM answers under a lock, and a process forked while another thread holds it would
+    wait for ever.
+    """
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return 16
@@ -305,7 +311,6 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
     wrappers: dict[int, Callable[..., Any]] = {
         1: lambda typing_context, x: body(typing_context, x),
         2: lambda typing_context, x, y: body(typing_context, x, y),
-        3: lambda typing_context, x, y, z: body(typing_context, x, y, z),
     }
     wrapper = wrappers[arity]
     wrapper.__doc__ = doc

@@ -1,12 +1,18 @@
+import ctypes
+import mmap
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
 from ast_fast_kernels import FbankConfig, _threads, fbank
+from ast_fast_kernels.fbank import numba_cpu
 from ast_fast_kernels.fbank.numba_cpu import run_blocks, unsupported
 from ast_fast_kernels.fbank.reference import fbank_reference
 
@@ -105,8 +111,7 @@ def test_a_bad_sample_touches_its_own_frames_only(value: float, position: int) -
     frames = torch.arange(clean.shape[0])
     touched = (frames * 160 <= position) & (position < frames * 160 + 400)
     assert torch.equal(dirty[~touched], clean[~touched])
-    used = clean[0] != FbankConfig().log_silence  # an empty filter stays at the floor
-    assert dirty[touched][:, used].isnan().all()
+    assert dirty[touched].isnan().all()
 
 
 def test_silence_is_the_log_floor() -> None:
@@ -167,44 +172,125 @@ def test_many_python_threads_call_at_once() -> None:
     assert all(torch.equal(result, expected) for result in results)
 
 
+def run_program(program: str, timeout: float = 120.0, **environment: str) -> str:
+    """Run a program in a fresh process and return what it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
 def test_a_forked_child_computes_the_same() -> None:
-    program = """
+    # Compares with numpy: torch's own threads do not survive a fork.
+    run_program("""
 import os, torch
 from ast_fast_kernels import fbank
 torch.set_num_threads(2)
 waveform = torch.linspace(-1, 1, 4 * 80000).sin().view(4, 80000)
 expected = fbank(waveform, backend="numba").numpy()
 child = os.fork()
-if child == 0:  # compares with numpy: torch's own threads do not survive a fork
+if child == 0:
     os._exit(0 if (fbank(waveform, backend="numba").numpy() == expected).all() else 3)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+
+
+def test_children_forked_while_threads_compute_do_not_hang() -> None:
+    run_program("""
+import os, threading, torch
+from ast_fast_kernels import FbankConfig, fbank
+torch.set_num_threads(2)
+waveform = torch.zeros(2, 80000)
+stop = threading.Event()
+def work(config):
+    while not stop.is_set():
+        fbank(waveform, config, backend="numba")
+# One length is compiled already, the others while children are forked.
+fbank(waveform, backend="numba")
+threads = [
+    threading.Thread(target=work, args=(FbankConfig(n_fft=n_fft),)) for n_fft in (512, 1024, 2048)
+]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(40):
+    child = os.fork()
+    if child == 0:
+        fbank(waveform, backend="numba")
+        os._exit(0)
+    codes.append(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+raise SystemExit(any(codes))
+""")
+
+
+def test_a_call_at_interpreter_exit_still_works() -> None:
+    printed = run_program("""
+import atexit, torch
+from ast_fast_kernels import fbank
+torch.set_num_threads(2)
+waveform = torch.zeros(8, 80000)
+fbank(waveform, backend="numba")
+atexit.register(lambda: print(fbank(waveform, backend="numba").shape))
+""")
+    assert printed.strip() == "torch.Size([8, 498, 128])"
+
+
+KERNEL = "numba_cpu._build_kernel(512, numba_cpu.host_lanes(), numba_cpu.source_digest())"
+CALL = """
+import logging, torch
+logging.basicConfig()
+from ast_fast_kernels import fbank
+from ast_fast_kernels.fbank import numba_cpu
+assert fbank(torch.zeros(1, 16000), backend="numba").shape == (1, 98, 128)
 """
-    finished = subprocess.run([sys.executable, "-c", program], timeout=120, check=False)
-    assert finished.returncode == 0
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage", None], ids=["empty", "garbage", "truncated"])
+def test_a_damaged_cache_is_a_miss(damage: bytes | None, tmp_path) -> None:
+    run_program(CALL, NUMBA_CACHE_DIR=str(tmp_path))
+    for file in tmp_path.rglob("*.nb[ci]"):
+        file.write_bytes(file.read_bytes()[:-100] if damage is None else damage)
+    run_program(CALL, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_no_cache_folder_is_no_obstacle(tmp_path) -> None:
+    # A file where the folder should be cannot be written by anyone, root included.
+    blocker = tmp_path / "file"
+    blocker.touch()
+    run_program(CALL, NUMBA_CACHE_DIR=str(blocker / "cache"))
+
+
+def test_the_cache_key_covers_every_source(monkeypatch, tmp_path) -> None:
+    import ast_fast_kernels._numba as module
+
+    folder = Path(module.__file__).parent
+    digests = set()
+    for changed in (None, "simd.py", "fft.py", "_numba.py", "fbank/numba_cpu.py"):
+        copy = tmp_path / str(changed).replace("/", "-")
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        if changed is not None:
+            (copy / changed).write_text((copy / changed).read_text() + "# changed")
+        monkeypatch.setattr(module, "__file__", str(copy / "_numba.py"))
+        digests.add(module.source_digest.__wrapped__())
+    assert len(digests) == 5
 
 
 def test_a_second_process_takes_the_compiled_kernel_from_the_cache(tmp_path) -> None:
-    program = """
-import sys, torch
-from ast_fast_kernels import fbank
-from ast_fast_kernels.fbank import numba_cpu
-fbank(torch.zeros(1, 16000), backend="numba")
-stats = numba_cpu._build_kernel(512, numba_cpu.host_lanes(), numba_cpu.source_digest()).stats
+    program = f"""{CALL}
+stats = {KERNEL}.stats
 print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
 """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-    counts = [
-        subprocess.run(
-            [sys.executable, "-c", program],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=120,
-        ).stdout.split()
-        for _ in range(2)
-    ]
-    assert counts == [["0", "1"], ["1", "0"]]
+    printed = [run_program(program, NUMBA_CACHE_DIR=str(tmp_path)).split() for _ in range(2)]
+    assert printed == [["0", "1"], ["1", "0"]]
 
 
 def test_ranges_cover_the_work_once() -> None:
@@ -226,3 +312,52 @@ def test_an_error_in_a_worker_is_raised_by_the_caller() -> None:
 
     with pytest.raises(ValueError, match="worker"):
         _threads.parallel_for(run, 100, 10, 2)
+
+
+def test_an_interrupt_waits_until_workers_have_stopped_writing() -> None:
+    ended = threading.Event()
+    begun = threading.Event()
+
+    def run(first: int, last: int) -> None:
+        if first == 0:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        ended.wait(0.2)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        _threads.parallel_for(run, 100, 10, 2)
+    assert ended.is_set()
+
+
+@pytest.mark.parametrize("at_end", [True, False], ids=["guarded-end", "guarded-start"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_scratch_is_never_left(name: str, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every buffer stands against a page that cannot be touched; a step beyond it is a crash."""
+    monkeypatch.setattr(numba_cpu, "_aligned", lambda size: guarded(size, at_end))
+    config = CONFIGS[name]
+    for num_frames in (1, 16, 21):
+        num_samples = config.window_size + (num_frames - 1) * config.window_shift
+        out = np.full((1, config.num_frames(num_samples), config.num_mel_bins), np.nan, np.float32)
+        run_blocks(noise(1, num_samples).numpy(), out, config, numba_cpu.host_lanes(), 1)
+        assert not np.isnan(out).any()
+
+
+_PAGES: list[mmap.mmap] = []
+
+
+def guarded(size: int, at_end: bool) -> np.ndarray:
+    """Return NaNs that begin or end at a page without access."""
+    page = mmap.PAGESIZE
+    pages = -(-size * 4 // page) * page
+    memory = mmap.mmap(-1, pages + 2 * page)
+    _PAGES.append(memory)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    protect = ctypes.CDLL(None, use_errno=True).mprotect
+    for guard in (address, address + page + pages):
+        assert protect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
+    start = page + (pages - size * 4 if at_end else 0)
+    buffer = np.frombuffer(memory, np.float32, size, start)
+    buffer[:] = np.nan
+    return buffer

@@ -3,8 +3,9 @@ import math
 
 import numpy as np
 import pytest
-from ast_fast_kernels import fft
 from numba import njit
+
+from ast_fast_kernels import fft
 
 
 def as_complex(z: tuple[float, float | None]) -> complex:

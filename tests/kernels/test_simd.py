@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from ast_fast_kernels import simd
 from numba import njit
+
+from ast_fast_kernels import simd
 
 WIDTHS = [4, 8, 16]
 

@@ -3,7 +3,7 @@
 Cannot avoid, for 5 s at 16 kHz: 320 kB read and 255 kB written, and about 9,800 vector operations
 for every 16 frames; at two a cycle that is 60 µs at 2.6 GHz, so arithmetic is the bound.
 
-A block of `lanes` frames goes through scratch memory that stays in the first-level cache: its
+A block of `lanes` frames goes through scratch memory that stays in the nearest caches: its
 samples, pre-emphasised, are turned so that one vector holds the same sample of every frame;
 windowed into the FFT's grid; transformed (fft.py); summed by mel filter; logged, turned back and
 stored.
@@ -57,8 +57,8 @@ def fbank_numba(waveform: Tensor, config: FbankConfig, out: Tensor | None = None
     batch, num_samples = waveform.shape
     num_frames = config.num_frames(num_samples)
     if out is None:
-        out = torch.empty((batch, num_frames, config.num_mel_bins), dtype=torch.float32)
-    run_blocks(waveform.numpy(), out.numpy(), config, host_lanes(), _threads.num_threads())
+        out = waveform.new_empty((batch, num_frames, config.num_mel_bins))
+    run_blocks(waveform.numpy(), out.numpy(), config, host_lanes(), torch.get_num_threads())
     return out
 
 
@@ -75,11 +75,14 @@ def run_blocks(
     waveform: Float32Array, out: Float32Array, config: FbankConfig, lanes: int, num_threads: int
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
-    kernel = _build_kernel(config.fft_size, lanes, source_digest())
     conventions = _conventions(config)
     batch, num_frames, _ = out.shape
     flat_out = out.reshape(-1)
     blocks = -(-num_frames // lanes)
+    with _threads.compile_lock:
+        kernel = _build_kernel(config.fft_size, lanes, source_digest())
+        if not kernel.signatures:  # no blocks: this only compiles
+            kernel(waveform, flat_out, num_frames, 0, 0, conventions, _scratch(config, lanes))
 
     def run(first: int, last: int) -> None:
         kernel(waveform, flat_out, num_frames, first, last, conventions, _scratch(config, lanes))
@@ -145,11 +148,15 @@ def _conventions(config: FbankConfig) -> Conventions:
 
 
 def _support(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray]:
-    """Return the first bin of each filter and how many follow; an empty filter has none."""
+    """Return the first bin of each filter and how many bins it has.
+
+    An empty filter gets one bin of weight zero, so that it is NaN where its frame is.
+    """
     used = banks != 0
-    starts = used.argmax(axis=1).astype(np.intp)
+    used[~used.any(axis=1), 0] = True
+    starts = used.argmax(axis=1)
     ends = banks.shape[1] - used[:, ::-1].argmax(axis=1)
-    return starts, np.where(used.any(axis=1), ends - starts, 0).astype(np.intp)
+    return starts.astype(np.intp), (ends - starts).astype(np.intp)
 
 
 def _scratch(config: FbankConfig, lanes: int) -> Scratch:
