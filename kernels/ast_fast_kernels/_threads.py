@@ -43,8 +43,9 @@ def _submit(run: Callable[[int, int], None], first: int, last: int) -> Future[No
     try:
         return _executor().submit(run, first, last)
     except RuntimeError:  # the interpreter is shutting down and starts no thread any more
+        run(first, last)
         done: Future[None] = Future()
-        done.set_result(run(first, last))
+        done.set_result(None)
         return done
 
 
