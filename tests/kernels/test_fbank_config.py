@@ -1,8 +1,14 @@
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import Field, fields
+from typing import get_type_hints
 
+import numpy as np
 import pytest
+import torch
+
 from ast_fast_kernels import FbankConfig
 
 
@@ -29,6 +35,50 @@ def test_default_is_ast_five_seconds_give_498_frames() -> None:
 )
 def test_num_frames_counts_as_kaldi(num_samples, snip_edges, frames) -> None:
     assert FbankConfig(snip_edges=snip_edges).num_frames(num_samples) == frames
+
+
+@pytest.mark.parametrize("snip_edges", [True, False], ids=["whole-frames", "mirrored-edges"])
+def test_num_frames_takes_arrays_and_tensors_of_lengths(snip_edges: bool) -> None:
+    config = FbankConfig(snip_edges=snip_edges)
+    counts = [0, 79, 80, 399, 400, 80000]
+    frames = [config.num_frames(count) for count in counts]
+    assert config.num_frames(np.array(counts)).tolist() == frames
+    assert config.num_frames(torch.tensor(counts)).tolist() == frames
+    assert {type(value) for value in frames} == {int}
+
+
+RATES = [8000.0, 11025.0, 16000.0, 22050.0, 44100.0, 48000.0, 96000.0, 16000 / 3, 12345.678]
+
+
+@pytest.mark.parametrize("sample_frequency", RATES)
+def test_from_samples_gives_exactly_these_samples(sample_frequency: float) -> None:
+    for size in [*range(2, 1200), 2048, 4096, 44100, 10**6]:
+        config = FbankConfig.from_samples(
+            window_size=size, window_shift=size - 1, sample_frequency=sample_frequency
+        )
+        assert (config.window_size, config.window_shift) == (size, size - 1)
+
+
+def test_from_samples_takes_fields_and_gives_round_milliseconds_where_there_are_some() -> None:
+    config = FbankConfig.from_samples(
+        window_size=400, window_shift=160, sample_frequency=16000, num_mel_bins=80
+    )
+    assert config == FbankConfig(num_mel_bins=80)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"window_size": 400.0}, TypeError, "window_size must be an integer, got 400.0"),
+        ({"window_shift": 0}, ValueError, "window_shift must be at least 1 sample, got 0"),
+        ({"window_size": 1}, ValueError, "frame_length must be at least 2 samples, got 0.0625"),
+        ({"sample_frequency": 0}, ValueError, "sample_frequency must be above 0 Hz, got 0.0"),
+    ],
+)
+def test_from_samples_refuses_what_is_no_size(changes, error, message) -> None:
+    sizes = {"window_size": 400, "window_shift": 160, "sample_frequency": 16000, **changes}
+    with pytest.raises(error, match=re.escape(message)):
+        FbankConfig.from_samples(**sizes)
 
 
 def test_lengths_in_samples_are_truncated() -> None:
@@ -66,8 +116,13 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
         ({"low_freq": 8000.0}, r"low_freq must be .* got 8000.0"),
         ({"high_freq": 9000.0}, r"high_freq must be at most Nyquist \(8000 Hz\), got 9000.0"),
         ({"high_freq": -8000.0}, r"low_freq must be from 0 to below the upper edge \(0 Hz\)"),
-        ({"log_floor": -1.0}, r"log_floor must be at least 0, got -1.0"),
-        ({"log_offset": -1.0}, r"log_offset must be at least 0, got -1.0"),
+        (
+            {"log_floor": -1.0},
+            r"log_floor must be 0 or at least .* \(1.18e-38\), got -1.0",
+        ),
+        ({"log_floor": 1e-50}, r"log_floor must be 0 or at least float32's .* got 1e-50"),
+        ({"log_offset": -1.0}, r"log_offset must be 0 or at least .* got -1.0"),
+        ({"mel_dtype": "float16"}, r"mel_dtype must be one of float64, float32, got float16"),
         ({"vtln_warp": 0.0}, r"vtln_warp must be above 0, got 0.0"),
         (
             {"vtln_warp": 1.1, "vtln_low": 10.0},
@@ -83,6 +138,50 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
 def test_bad_value_names_argument_rule_and_value(changes, message) -> None:
     with pytest.raises(ValueError, match=message):
         FbankConfig(**changes)
+
+
+@pytest.mark.parametrize("field", fields(FbankConfig), ids=lambda field: field.name)
+def test_value_of_another_type_is_refused_in_every_field(field: Field) -> None:
+    wrong = ["16000", None, [1.0], True] if field.type != "bool" else ["True", None, 1, 0.0]
+    if field.type == "int | None":
+        wrong.remove(None)
+    if "Literal" in str(get_type_hints(FbankConfig)[field.name]):
+        wrong = [None, 3, ["hanning"]]
+    for value in wrong:
+        with pytest.raises(TypeError, match=f"^{field.name} must be .*{re.escape(repr(value))}$"):
+            FbankConfig(**{field.name: value})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", [f.name for f in fields(FbankConfig) if f.type == "float"])
+def test_no_number_is_nan_or_infinite(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be finite, got {value}"):
+        FbankConfig(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"n_fft": 512.0}, "n_fft must be an integer, got 512.0"),
+        ({"num_mel_bins": 23.5}, "num_mel_bins must be an integer, got 23.5"),
+        ({"num_mel_bins": True}, "num_mel_bins must be an integer, got True"),
+        ({"sample_frequency": "16000"}, "sample_frequency must be a number, got '16000'"),
+        ({"use_power": 1}, "use_power must be True or False, got 1"),
+        ({"window_type": None}, "window_type must be a string, got None"),
+    ],
+)
+def test_wrong_type_names_argument_rule_and_value(changes, message) -> None:
+    with pytest.raises(TypeError, match=re.escape(message)):
+        FbankConfig(**changes)
+
+
+def test_values_are_kept_as_plain_python_ones() -> None:
+    config = FbankConfig(
+        sample_frequency=np.float32(16000), num_mel_bins=np.int64(128), n_fft=np.int32(512)
+    )
+    assert config == FbankConfig(n_fft=512)
+    assert {type(value) for value in vars(config).values()} == {float, int, bool, str}
+    assert repr(FbankConfig(sample_frequency=16000)) == repr(FbankConfig())
 
 
 def test_vtln_points_do_not_matter_without_a_warp() -> None:

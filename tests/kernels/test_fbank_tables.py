@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -78,6 +79,18 @@ def test_vtln_warp_moves_centres_by_the_factor_between_its_inflection_points(war
     assert middle.sum() > 25
     # Peaks are found to within one bin on either side.
     np.testing.assert_allclose(warped[middle], plain[middle] / warp, atol=2 * 16000.0 / 16384)
+
+
+@pytest.mark.parametrize("warp", [1.0, 0.9, 1.2])
+def test_float32_banks_are_the_others_but_for_bins_on_an_edge(warp: float) -> None:
+    config = FbankConfig(sample_frequency=8000.0, low_freq=125.0, vtln_warp=warp, vtln_low=200.0)
+    exact = tables.mel_banks(config)
+    rounded = tables.mel_banks(config.replace(mel_dtype="float32"))
+    assert rounded.dtype == np.float64
+    # Mel values near 2146 are rounded to 1.2e-4, in triangles 15 wide.
+    np.testing.assert_allclose(rounded, exact, atol=4 * 1.2e-4 / 15)
+    if warp == 1.0:
+        assert 0 < rounded[exact == 0].max() < 1e-5
 
 
 @pytest.mark.parametrize("table", [tables.window, tables.mel_banks])

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import Literal, Self, get_args
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
 
 FLOAT32_EPS = 1.1920928955078125e-07
 """Kaldi's log floor: `torch.finfo(torch.float32).eps`."""
 
+FLOAT32_TINY = 1.1754943508222875e-38
+"""Smallest normal float32: nothing below it but 0 survives rounding to a kernel's dtype."""
+
 WindowType = Literal["hanning", "hamming", "povey", "rectangular", "blackman"]
+MelDtype = Literal["float64", "float32"]
 PresetName = Literal["ast", "kaldi", "seed"]
 
 
@@ -53,6 +64,9 @@ class FbankConfig:
     """Lower edge of the lowest filter, in Hz."""
     high_freq: float = 0.0
     """Upper edge of the highest filter, in Hz; 0 or below counts down from Nyquist."""
+    mel_dtype: MelDtype = "float64"
+    """What the filters are computed in; float32 repeats torchaudio's arithmetic step by step, so
+    that a bin on a filter's edge weighs what it does there."""
     use_log_fbank: bool = True
     """Whether the natural logarithm is taken."""
     log_floor: float = FLOAT32_EPS
@@ -67,6 +81,8 @@ class FbankConfig:
     """Vocal-tract-length warp factor; 1 is none."""
 
     def __post_init__(self) -> None:
+        for name, kind in _KINDS:
+            object.__setattr__(self, name, kind(name, getattr(self, name)))
         _require(self.sample_frequency > 0, "sample_frequency", "above 0 Hz", self.sample_frequency)
         _require(self.window_size >= 2, "frame_length", "at least 2 samples", self.frame_length)
         _require(self.window_shift >= 1, "frame_shift", "at least 1 sample", self.frame_shift)
@@ -74,9 +90,6 @@ class FbankConfig:
             rule = f"even and at least the window's {self.window_size} samples"
             good = self.n_fft >= self.window_size and self.n_fft % 2 == 0
             _require(good, "n_fft", rule, self.n_fft)
-        rule = f"one of {', '.join(get_args(WindowType))}"
-        good = self.window_type in get_args(WindowType)
-        _require(good, "window_type", rule, self.window_type)
         _require(self.num_mel_bins >= 1, "num_mel_bins", "at least 1", self.num_mel_bins)
         _require(self.dither >= 0, "dither", "at least 0", self.dither)
         rule = "from 0 to 1"
@@ -89,8 +102,10 @@ class FbankConfig:
         _require(self.vtln_warp > 0, "vtln_warp", "above 0", self.vtln_warp)
         if self.vtln_warp != 1.0:
             self._check_vtln()
-        _require(self.log_floor >= 0, "log_floor", "at least 0", self.log_floor)
-        _require(self.log_offset >= 0, "log_offset", "at least 0", self.log_offset)
+        rule = f"0 or at least float32's smallest normal number ({FLOAT32_TINY:.3g})"
+        for name in ("log_floor", "log_offset"):
+            value = getattr(self, name)
+            _require(value == 0 or value >= FLOAT32_TINY, name, rule, value)
 
     @classmethod
     def preset(cls, name: PresetName, **changes: object) -> Self:
@@ -107,6 +122,30 @@ class FbankConfig:
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
+
+    @classmethod
+    def from_samples(
+        cls, *, window_size: int, window_shift: int, sample_frequency: float, **changes: object
+    ) -> Self:
+        """Return a config whose frames have exactly these sizes; other fields by keyword.
+
+        Args:
+            window_size: Length of a frame, in samples.
+            window_shift: Hop between frames, in samples.
+            sample_frequency: Sample rate, in Hz.
+            changes: Fields to set differently from the default.
+        Raises:
+            TypeError: A size is no integer.
+            ValueError: A size or the sample rate is not above 0, or a changed field does not fit.
+        """
+        sample_frequency = _number("sample_frequency", sample_frequency)
+        _require(sample_frequency > 0, "sample_frequency", "above 0 Hz", sample_frequency)
+        return cls(
+            sample_frequency=sample_frequency,
+            frame_length=_milliseconds("window_size", window_size, sample_frequency),
+            frame_shift=_milliseconds("window_shift", window_shift, sample_frequency),
+            **changes,  # type: ignore[arg-type]
+        )
 
     def replace(self, **changes: object) -> Self:
         """Return a copy with fields changed, checked again."""
@@ -150,14 +189,23 @@ class FbankConfig:
             return 0.0
         return math.log(energy) if energy > 0 else -math.inf
 
-    def num_frames(self, num_samples: int) -> int:
+    @overload
+    def num_frames(self, num_samples: int) -> int: ...
+    @overload
+    def num_frames(self, num_samples: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]: ...
+    @overload
+    def num_frames(self, num_samples: Tensor) -> Tensor: ...
+    def num_frames(self, num_samples: Any) -> Any:
         """Return how many frames `num_samples` samples give; 0 when there is not one.
 
-        With `snip_edges` only whole frames count; without, one for each shift, rounded.
+        With `snip_edges` only whole frames count; without, one for each shift, rounded. Integer
+        arrays and tensors of lengths give theirs.
         """
         if self.snip_edges:
-            return max(0, 1 + (num_samples - self.window_size) // self.window_shift)
-        return (num_samples + self.window_shift // 2) // self.window_shift
+            frames = 1 + (num_samples - self.window_size) // self.window_shift
+        else:
+            frames = (num_samples + self.window_shift // 2) // self.window_shift
+        return frames * (frames > 0)
 
     def _check_vtln(self) -> None:
         rule = f"above low_freq ({self.low_freq:g} Hz) and below vtln_high"
@@ -186,3 +234,60 @@ PRESETS: dict[str, dict[str, object]] = {
 def _require(good: bool, argument: str, rule: str, value: object) -> None:
     if not good:
         raise ValueError(f"{argument} must be {rule}, got {value}")
+
+
+def _number(argument: str, value: object) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{argument} must be a number, got {value!r}")
+    _require(math.isfinite(value), argument, "finite", value)
+    return float(value)
+
+
+def _integer(argument: str, value: object) -> int:
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise TypeError(f"{argument} must be an integer, got {value!r}")
+    return int(value)
+
+
+def _integer_or_none(argument: str, value: object) -> int | None:
+    return None if value is None else _integer(argument, value)
+
+
+def _boolean(argument: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}")
+    return value
+
+
+def _one_of(choice: Any) -> Callable[[str, object], str]:
+    names = get_args(choice)
+
+    def check(argument: str, value: object) -> str:
+        if not isinstance(value, str):
+            raise TypeError(f"{argument} must be a string, got {value!r}")
+        _require(value in names, argument, f"one of {', '.join(names)}", value)
+        return value
+
+    return check
+
+
+_CHECKS: dict[Any, Callable[[str, object], object]] = {
+    "float": _number,
+    "int": _integer,
+    "int | None": _integer_or_none,
+    "bool": _boolean,
+    "WindowType": _one_of(WindowType),
+    "MelDtype": _one_of(MelDtype),
+}
+_KINDS = [(field.name, _CHECKS[field.type]) for field in fields(FbankConfig)]
+"""Each field's check, by its annotation; it returns the value as a plain Python one."""
+
+
+def _milliseconds(argument: str, size: int, sample_frequency: float) -> float:
+    """Return the time that truncates to `size` samples."""
+    size = _integer(argument, size)
+    _require(size > 0, argument, "at least 1 sample", size)
+    milliseconds = size / sample_frequency * 1000.0
+    while int(sample_frequency * milliseconds * 0.001) < size:
+        milliseconds = math.nextafter(milliseconds, math.inf)
+    return milliseconds
