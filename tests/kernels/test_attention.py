@@ -5,10 +5,11 @@ import re
 
 import pytest
 import torch
+from torch import Tensor
+
 from ast_fast_kernels import attention
 from ast_fast_kernels._dispatch import BACKENDS
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
-from torch import Tensor
 
 NAMES = [backend for op, backend in BACKENDS if op == "attention"]
 SHAPES = {
@@ -156,3 +157,14 @@ def test_what_does_not_fit_is_refused(q, k, v, error, message) -> None:
 def test_backend_that_attention_lacks_is_refused() -> None:
     with pytest.raises(ValueError, match="backend must be one of auto, reference, sdpa for atte"):
         attention(GOOD, GOOD, GOOD, backend="numba")
+
+
+def test_reference_computes_in_float32_under_autocast() -> None:
+    q, k, v = (
+        torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    expected = attention(q, k, v, backend="reference")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(q, k, v, backend="reference")
+    assert out.dtype == torch.float32
+    assert torch.equal(out, expected)

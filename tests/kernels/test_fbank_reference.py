@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ast_fast_kernels import fbank
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -26,10 +27,8 @@ def fbank_by_definition(waveform: np.ndarray, config: FbankConfig) -> np.ndarray
         frame = np.empty(size)
         for n in range(size):
             i = start + n
-            if i < 0:
-                i = -1 - i
-            if i >= len(waveform):
-                i = 2 * len(waveform) - 1 - i
+            while not 0 <= i < len(waveform):
+                i = -1 - i if i < 0 else 2 * len(waveform) - 1 - i
             frame[n] = waveform[i] * config.waveform_scale
         if config.remove_dc_offset:
             frame -= frame.sum() / size
@@ -61,7 +60,16 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_reference_in_float64_is_the_definition(config: FbankConfig) -> None:
-    waveform = make_signal("bursts", 1511, seed=2)
+    assert_is_the_definition(make_signal("bursts", 1511, seed=2), config)
+
+
+@pytest.mark.parametrize("num_samples", [90, 160, 201, 399])
+def test_short_clip_is_mirrored_by_the_definition(num_samples: int) -> None:
+    waveform = make_signal("bursts", num_samples, seed=2)
+    assert_is_the_definition(waveform, CONFIGS["mirrored-edges"])
+
+
+def assert_is_the_definition(waveform: np.ndarray, config: FbankConfig) -> None:
     expected = fbank_by_definition(waveform, config)
     out = reference.fbank_reference(torch.from_numpy(waveform)[None], config)
     assert out.dtype == torch.float64
@@ -104,6 +112,16 @@ def test_gradient_of_a_ragged_batch_stays_within_lengths(snip_edges: bool) -> No
     fbank(waveform, config, lengths=[1600, 560], backend="reference").sum().backward()
     assert waveform.grad[1, :560].count_nonzero() > 500
     assert not waveform.grad[1, 560:].any()
+
+
+def test_nan_beyond_a_length_reaches_no_gradient() -> None:
+    waveform = torch.from_numpy(make_signal("noise", 3200)).view(2, 1600)
+    clean = waveform.clone().requires_grad_()
+    fbank(clean, lengths=[1600, 900], backend="reference").sum().backward()
+    waveform[1, 900:] = math.nan
+    waveform.requires_grad_()
+    fbank(waveform, lengths=[1600, 900], backend="reference").sum().backward()
+    assert torch.equal(waveform.grad, clean.grad)
 
 
 def test_dither_is_drawn_for_each_frame_with_its_standard_deviation() -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ast_fast_kernels._autocast import no_autocast
+
 
 def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Return attention with every intermediate in memory; half precisions are computed in float32.
+    """Return attention with every intermediate in memory, computed in float32 or wider.
+
+    Autocast changes nothing: half-precision q, k and v are widened, others stay as they are.
 
     Args:
         q: Queries, shape (batch, num_heads, num_queries, head_dim).
@@ -16,8 +20,9 @@ def attention_reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor
         scale: Factor on the scores.
     """
     dtype = torch.promote_types(q.dtype, torch.float32)
-    scores = (q.to(dtype) * scale) @ k.to(dtype).mT  # (batch, num_heads, num_queries, num_keys)
-    return (softmax(scores) @ v.to(dtype)).to(q.dtype)
+    with no_autocast(q.device):
+        scores = (q.to(dtype) * scale) @ k.to(dtype).mT  # (batch, num_heads, num_queries, num_keys)
+        return (softmax(scores) @ v.to(dtype)).to(q.dtype)
 
 
 def softmax(scores: Tensor) -> Tensor:

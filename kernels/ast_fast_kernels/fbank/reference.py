@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -36,18 +37,20 @@ def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
 def cut_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Return overlapping frames, shape (..., num_frames, window_size).
 
-    Without `snip_edges` the waveform is mirrored at both ends, its edge samples repeated.
+    Without `snip_edges` the waveform is mirrored at both ends, its edge samples repeated, as often
+    as a frame reaches beyond it.
     """
-    num_frames = config.num_frames(waveform.shape[-1])
+    size, shift, num_samples = config.window_size, config.window_shift, waveform.shape[-1]
+    num_frames = config.num_frames(num_samples)
+    if num_frames == 0:
+        return waveform.new_empty((*waveform.shape[:-1], 0, size))
     if not config.snip_edges:
-        pad = config.window_size // 2 - config.window_shift // 2
-        mirrored = waveform.flip(-1)
-        if pad > 0:
-            waveform = torch.cat((waveform[..., :pad].flip(-1), waveform, mirrored), dim=-1)
-        else:
-            waveform = torch.cat((waveform[..., -pad:], mirrored), dim=-1)
-    frames = waveform.unfold(-1, config.window_size, config.window_shift)
-    return frames[..., :num_frames, :]
+        first = shift // 2 - size // 2
+        last = first + (num_frames - 1) * shift + size
+        index = torch.arange(first, last, device=waveform.device) % (2 * num_samples)
+        index = torch.where(index < num_samples, index, 2 * num_samples - 1 - index)
+        waveform = waveform.index_select(-1, index)
+    return waveform.unfold(-1, size, shift)[..., :num_frames, :]
 
 
 def add_dither(frames: Tensor, config: FbankConfig) -> Tensor:
@@ -87,11 +90,15 @@ def spectrum_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
 
 
 def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
-    """Return the energies of the mel filters, shape (..., num_frames, num_mel_bins)."""
+    """Return the energies of the mel filters, shape (..., num_frames, num_mel_bins).
+
+    In the spectrum's own dtype, under autocast too.
+    """
     banks = torch.tensor(
         tables.mel_banks(config), dtype=spectrum.dtype, device=spectrum.device
     )  # (num_mel_bins, fft_size // 2 + 1)
-    return spectrum @ banks.T
+    with no_autocast(spectrum.device):
+        return spectrum @ banks.T
 
 
 def log_energies(energies: Tensor, config: FbankConfig) -> Tensor:
