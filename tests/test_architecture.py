@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import ast
 import inspect
+import pickle
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import ast_fast_kernels
 import pytest
+
+import ast_fast_kernels
 from ast_fast_kernels._dispatch import BACKENDS
 
 ROOT = Path(__file__).parents[1]
@@ -145,3 +147,23 @@ def test_name_is_the_function_whatever_was_imported_before(name: str, first: str
     exec(f"import ast_fast_kernels\nfrom ast_fast_kernels import {name} as function", namespace)
     assert inspect.isfunction(namespace["function"])
     assert getattr(namespace["ast_fast_kernels"], name) is namespace["function"]
+
+
+@pytest.mark.usefixtures("_fresh_package")
+@pytest.mark.parametrize("name", ["fbank", "attention"])
+@pytest.mark.parametrize("first", ["", "from ast_fast_kernels import {name}"], ids=["", "function"])
+def test_submodules_can_be_imported_under_another_name(name: str, first: str) -> None:
+    namespace: dict[str, object] = {}
+    for submodule in ("api", "reference"):
+        statement = f"import ast_fast_kernels.{{name}}.{submodule} as found"
+        exec(f"{first}\n{statement}".format(name=name), namespace)
+        assert namespace["found"] is sys.modules[f"ast_fast_kernels.{name}.{submodule}"]
+
+
+@pytest.mark.parametrize("name", ["fbank", "attention"])
+def test_function_looks_like_one(name: str) -> None:
+    function = getattr(ast_fast_kernels, name)
+    assert function.__name__ == function.__qualname__ == name
+    assert "backend" in inspect.signature(function).parameters
+    assert function.__doc__.startswith("Compute")
+    assert pickle.loads(pickle.dumps(function)) is function

@@ -1,7 +1,7 @@
 """Fast log-mel filterbanks and attention, as drop-ins; every name is loaded on first use.
 
-`fbank` and `attention` are the functions, never the subpackages of the same name; those are
-reached by `from ast_fast_kernels.fbank.config import FbankConfig` and the like.
+`fbank` and `attention` are the functions, never the subpackages of the same name; what those hold
+is reached by `from ast_fast_kernels.fbank.config import FbankConfig` and the like.
 """
 
 from __future__ import annotations
@@ -46,6 +46,11 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
+    subpackage = sys.modules.get(f"{__name__}.{name}")
+    if subpackage is not None:
+        # `import ast_fast_kernels.fbank.api as api` looks for `api` on the function.
+        vars(subpackage).update(vars(value))
+        value.__dict__ = vars(subpackage)
     setattr(sys.modules[__name__], name, value)
     return value
 

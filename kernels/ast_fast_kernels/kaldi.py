@@ -15,6 +15,7 @@ from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
 __all__ = ["fbank"]
 
 
+@api.outside_compilation
 def fbank(
     waveform: Tensor,
     blackman_coeff: float = 0.42,
@@ -46,7 +47,8 @@ def fbank(
     """Compute Kaldi's log-mel filterbank of one channel, as torchaudio does.
 
     One clip a call: a 2-D input is (channels, samples); `ast_fast_kernels.fbank` takes batches.
-    Where torchaudio asserts, this raises ValueError. The backend is that of `use_backend` or
+    Filters are rounded to float32 where torchaudio rounds them (`FbankConfig.mel_dtype`). Where
+    torchaudio asserts, this raises ValueError. The backend is that of `use_backend` or
     AST_FAST_BACKEND.
 
     Args:
@@ -60,7 +62,7 @@ def fbank(
         high_freq: Upper edge of the filters, in Hz; 0 or below counts down from Nyquist.
         htk_compat: Whether the energy column is the last one instead of the first.
         low_freq: Lower edge of the filters, in Hz.
-        min_duration: A shorter clip gives an empty tensor; in seconds.
+        min_duration: A shorter clip gives an empty tensor, of shape (0,); in seconds.
         num_mel_bins: Number of filters, at least 4.
         preemphasis_coefficient: Per-frame pre-emphasis; 0 is none.
         raw_energy: Whether the energy is taken before pre-emphasis and window.
@@ -84,32 +86,37 @@ def fbank(
         ValueError: An argument is out of range, or the clip is shorter than one frame.
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
-    config = _config(
+    framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
+    if not round_to_power_of_two and framing.window_size % 2:
+        raise ValueError(
+            "frame_length must be an even number of samples where round_to_power_of_two is False, "
+            f"got {frame_length:g} ms ({framing.window_size} samples)"
+        )
+    samples = _channel(waveform, channel)
+    api.check_waveform(samples, framing)
+    if samples.shape[0] < min_duration * sample_frequency:
+        return api.as_floating(samples[:0])
+    if num_mel_bins < 4:
+        raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
+    if energy_floor < 0:
+        raise ValueError(f"energy_floor must be at least 0, got {energy_floor}")
+    config = _complete(
+        framing,
+        n_fft=None if round_to_power_of_two else framing.window_size,
         blackman_coeff=blackman_coeff,
         dither=dither,
-        frame_length=frame_length,
-        frame_shift=frame_shift,
         high_freq=high_freq,
         low_freq=low_freq,
         num_mel_bins=num_mel_bins,
-        preemphasis_coefficient=preemphasis_coefficient,
-        remove_dc_offset=remove_dc_offset,
-        round_to_power_of_two=round_to_power_of_two,
-        sample_frequency=sample_frequency,
-        snip_edges=snip_edges,
-        use_log_fbank=use_log_fbank,
-        use_power=use_power,
+        remove_dc_offset=bool(remove_dc_offset),
+        snip_edges=bool(snip_edges),
+        use_log_fbank=bool(use_log_fbank),
+        use_power=bool(use_power),
         vtln_high=vtln_high,
         vtln_low=vtln_low,
         vtln_warp=vtln_warp,
         window_type=window_type,
     )
-    if energy_floor < 0:
-        raise ValueError(f"energy_floor must be at least 0, got {energy_floor}")
-    samples = _channel(waveform, channel)
-    api.check_waveform(samples, config)
-    if samples.shape[0] < min_duration * sample_frequency:
-        return api.as_floating(samples[:0])
     if not use_energy:
         features = api.fbank(samples, config)
     else:
@@ -117,19 +124,24 @@ def fbank(
     return features - features.mean(dim=0) if subtract_mean else features
 
 
-@lru_cache(maxsize=64)
-def _config(*, round_to_power_of_two: bool, **fields: object) -> FbankConfig:
-    config = FbankConfig(log_floor=FLOAT32_EPS, **fields)  # type: ignore[arg-type]
-    if config.num_mel_bins < 4:
-        raise ValueError(f"num_mel_bins must be at least 4, got {config.num_mel_bins}")
-    if round_to_power_of_two:
-        return config
-    if config.window_size % 2:
-        raise ValueError(
-            "frame_length must be an even number of samples where round_to_power_of_two is False, "
-            f"got {config.frame_length:g} ms ({config.window_size} samples)"
-        )
-    return config.replace(n_fft=config.window_size)
+@lru_cache(maxsize=64, typed=True)
+def _framing(
+    sample_frequency: float, frame_length: float, frame_shift: float, preemphasis: float
+) -> FbankConfig:
+    """Return what is checked before `min_duration`; all else is checked after it."""
+    return FbankConfig(
+        sample_frequency=sample_frequency,
+        frame_length=frame_length,
+        frame_shift=frame_shift,
+        preemphasis_coefficient=preemphasis,
+        low_freq=0.0,
+        mel_dtype="float32",
+    )
+
+
+@lru_cache(maxsize=64, typed=True)
+def _complete(framing: FbankConfig, **fields: object) -> FbankConfig:
+    return framing.replace(**fields)
 
 
 def _channel(waveform: Tensor, channel: int) -> Tensor:

@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+
 from ast_fast_kernels import FbankConfig, _dispatch, attention, fbank, use_backend
 from ast_fast_kernels._dispatch import BACKENDS, load_backend, requested_backend
 

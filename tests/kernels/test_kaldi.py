@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from ast_fast_kernels import FbankConfig, kaldi, use_backend
 from ast_fast_kernels import fbank as batched_fbank
 from ast_fast_kernels.testing.budgets import relative_norm
@@ -69,8 +70,8 @@ def noise(num_samples: int = 4000, dtype: torch.dtype = torch.float32) -> torch.
     return torch.from_numpy(make_signal("noise", num_samples)).to(dtype)[None]
 
 
-def test_defaults_are_the_kaldi_preset() -> None:
-    expected = batched_fbank(noise(), FbankConfig.preset("kaldi"))[0]
+def test_defaults_are_the_kaldi_preset_with_torchaudios_rounding() -> None:
+    expected = batched_fbank(noise(), FbankConfig.preset("kaldi", mel_dtype="float32"))[0]
     assert torch.equal(kaldi.fbank(noise()), expected)
 
 
@@ -80,6 +81,48 @@ def test_clip_below_min_duration_gives_an_empty_tensor_of_its_dtype(dtype: torch
     assert out.shape == (0,)
     assert out.dtype == dtype
     assert kaldi.fbank(noise(dtype=dtype), min_duration=0.25).shape == (23, 23)
+
+
+def test_below_min_duration_only_the_framing_is_checked() -> None:
+    unchecked = {"num_mel_bins": 3, "window_type": "kaiser", "low_freq": 9e3, "energy_floor": -1.0}
+    out = kaldi.fbank(noise(), min_duration=1.0, **unchecked)  # type: ignore[arg-type]
+    assert out.shape == (0,)
+    with pytest.raises(ValueError, match="preemphasis_coefficient must be from 0 to 1, got 2"):
+        kaldi.fbank(noise(), min_duration=1.0, preemphasis_coefficient=2.0)
+    with pytest.raises(ValueError, match="channel must be below"):
+        kaldi.fbank(noise(), min_duration=1.0, channel=1)
+
+
+def test_clip_below_one_frame_raises_with_mirrored_edges_too() -> None:
+    with pytest.raises(ValueError, match=re.escape("num_samples >= 400 (frame_length 25 ms at")):
+        kaldi.fbank(noise(399), snip_edges=False)
+
+
+def test_flags_may_be_numbers() -> None:
+    out = kaldi.fbank(noise(), snip_edges=0, use_power=1, use_energy=1, round_to_power_of_two=1)  # type: ignore[arg-type]
+    assert torch.equal(out, kaldi.fbank(noise(), snip_edges=False, use_energy=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("use_energy", [False, True])
+def test_autocast_and_compilation_change_nothing(backend: str, use_energy: bool) -> None:
+    torch.compiler.reset()
+    with use_backend(fbank=backend):
+        expected = kaldi.fbank(noise(), use_energy=use_energy)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(kaldi.fbank(noise(), use_energy=use_energy), expected)
+        compiled = torch.compile(
+            lambda waveform: kaldi.fbank(waveform, use_energy=use_energy) + 0.0, backend="eager"
+        )
+        assert torch.equal(compiled(noise()), expected)
+
+
+def test_dither_is_right_under_autocast() -> None:
+    torch.manual_seed(0)
+    expected = kaldi.fbank(noise(), dither=0.1, use_energy=True)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(kaldi.fbank(noise(), dither=0.1, use_energy=True), expected)
 
 
 def test_float64_and_int16_waveforms_are_taken() -> None:

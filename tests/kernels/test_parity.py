@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from ast_fast_kernels import FbankConfig, fbank
 from ast_fast_kernels.testing.signals import make_signal
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+
 from ast_fast_kernels.testing.budgets import eps_bound, log_mel_error, relative_norm
 from ast_fast_kernels.testing.signals import SIGNALS, make_signal
 

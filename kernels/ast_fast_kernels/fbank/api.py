@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, overload
+import functools
+import math
+import reprlib
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, ParamSpec, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +21,26 @@ Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
 _AST = FbankConfig()
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def outside_compilation(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Break torch.compile's graph around a function: it runs as it would without.
+
+    `torch.compiler.disable` as a decorator would load the whole compiler on import.
+    """
+
+    @functools.wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        if torch.compiler.is_dynamo_compiling():
+            disable: Any = torch.compiler.disable
+            uncompiled: _T = disable(function)(*args, **kwargs)
+            return uncompiled
+        return function(*args, **kwargs)
+
+    return run
 
 
 @overload
@@ -37,6 +61,7 @@ def fbank(
     out: npt.NDArray[Any] | None = ...,
     backend: str = ...,
 ) -> npt.NDArray[Any]: ...
+@outside_compilation
 def fbank(
     waveform: Tensor | npt.NDArray[Any],
     config: FbankConfig = _AST,
@@ -56,7 +81,7 @@ def fbank(
             they come) or int16 (taken as sample / 32768).
         config: The conventions; the default is the Audio Spectrogram Transformer's.
         lengths: Samples that count in each waveform, shape (...); frames beyond them are
-            `config.log_silence`. A length below one frame has no frame.
+            `config.log_silence`. `config.num_frames(lengths)` says how many each has.
         out: Contiguous array that takes the result and is returned.
         backend: `"auto"`, `"reference"` (plain torch, differentiable) or `"numba"` (CPU, float32).
     Returns:
@@ -76,6 +101,7 @@ def fbank(
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
     check_waveform(waveform, config)
+    waveform = waveform.resolve_neg()
     leading = waveform.shape[:-1]
     num_frames = config.num_frames(waveform.shape[-1])
     shape = (*leading, num_frames, config.num_mel_bins)
@@ -83,7 +109,7 @@ def fbank(
         _check_out(out, shape, waveform)
     sample_counts = _check_lengths(lengths, leading, waveform.shape[-1])
 
-    samples = as_floating(waveform.reshape(-1, waveform.shape[-1]))  # (batch, num_samples)
+    samples = as_floating(waveform.reshape(math.prod(leading), waveform.shape[-1]))
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     if samples.shape[0] == 0 or num_frames == 0:
@@ -132,6 +158,8 @@ def _fbank_numpy(
 ) -> npt.NDArray[Any]:
     if waveform.dtype not in (np.float32, np.float64, np.int16):
         raise TypeError(f"waveform must be float32, float64 or int16, got {waveform.dtype}")
+    if isinstance(waveform, np.ma.MaskedArray):
+        raise TypeError("waveform must be an array without a mask, got MaskedArray")
     if out is not None and not isinstance(out, np.ndarray):
         raise TypeError(f"out must be a numpy array, as the waveform is, got {_type(out)}")
     if out is not None and not (out.flags.c_contiguous and out.flags.writeable):
@@ -139,13 +167,21 @@ def _fbank_numpy(
     if out is not None and out.dtype not in (np.float32, np.float64):
         dtype = np.float64 if waveform.dtype == np.float64 else np.float32
         raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
-    # A tensor cannot view a read-only array (a memory-mapped cache) or negative strides.
-    samples = np.require(waveform, requirements=["C", "W"])
     out_tensor = None if out is None else torch.from_numpy(out)
-    result = fbank(
-        torch.from_numpy(samples), config, lengths=lengths, out=out_tensor, backend=backend
-    )
+    result = fbank(_as_tensor(waveform), config, lengths=lengths, out=out_tensor, backend=backend)
     return result.numpy() if out is None else out
+
+
+def _as_tensor(waveform: npt.NDArray[Any]) -> Tensor:
+    """Return the array's own memory as a tensor, which nothing here writes to."""
+    if any(stride < 0 or stride % waveform.itemsize for stride in waveform.strides):
+        waveform = waveform.copy()  # strides that no tensor has
+    if not waveform.flags.writeable:  # such as a memory-mapped cache; torch would warn
+        interface = dict(waveform.__array_interface__)
+        interface["data"] = (waveform.ctypes.data, False)
+        # numpy keeps the namespace alive, and so the array.
+        waveform = np.asarray(SimpleNamespace(__array_interface__=interface, owner=waveform))
+    return torch.from_numpy(waveform)
 
 
 def as_floating(samples: Tensor) -> Tensor:
@@ -154,12 +190,13 @@ def as_floating(samples: Tensor) -> Tensor:
 
 
 def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
-    """Raise unless dtype and length fit (one frame at least)."""
+    """Raise unless dtype and length fit (one frame at least, where edges are snipped)."""
     if waveform.dtype not in _DTYPES:
         raise TypeError(f"waveform must be float32, float64 or int16, got {_name(waveform.dtype)}")
-    if waveform.dim() == 0 or waveform.shape[-1] < config.window_size:
+    least = config.window_size if config.snip_edges else 0
+    if waveform.dim() == 0 or waveform.shape[-1] < least:
         raise ValueError(
-            f"waveform must be (..., num_samples) with num_samples >= {config.window_size} "
+            f"waveform must be (..., num_samples) with num_samples >= {least} "
             f"(frame_length {config.frame_length:g} ms at {config.sample_frequency:g} Hz), "
             f"got {tuple(waveform.shape)}"
         )
@@ -185,7 +222,13 @@ def _check_lengths(
     """Return one count of samples for each row of the flattened batch."""
     if lengths is None:
         return None
-    counts = torch.as_tensor(lengths)
+    try:
+        counts = torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # what torch raises for strings, None, ragged
+        given = reprlib.repr(lengths)
+        raise TypeError(
+            f"lengths must be integers of shape {tuple(leading)}, got {given}"
+        ) from None
     no_integers = counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool
     if no_integers and counts.numel():  # an empty list has no type of its own
         raise TypeError(f"lengths must be integers, got {_name(counts.dtype)}")
@@ -231,8 +274,11 @@ def _run_ragged(
     run: Any, samples: Tensor, config: FbankConfig, out: Tensor | None, counts: list[int]
 ) -> Tensor:
     if config.snip_edges:
+        if samples.requires_grad:  # or a NaN beyond a length would reach the gradient before it
+            samples = samples.masked_fill(_beyond(counts, samples), 0.0)
         log_mel: Tensor = run(samples, config, out)
-        return _silence_beyond(log_mel, counts, config)
+        frames = [config.num_frames(count) for count in counts]
+        return log_mel.masked_fill_(_beyond(frames, log_mel)[..., None], config.log_silence)
     # Each waveform is mirrored at its own end, so each runs at its own length.
     if out is None:
         rows = [
@@ -247,18 +293,16 @@ def _run_ragged(
 
 def _padded_row(run: Any, row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
     log_mel = row.new_full((num_frames, config.num_mel_bins), config.log_silence)
-    if row.shape[0] < config.window_size:
+    if config.num_frames(row.shape[0]) == 0:
         return log_mel
     frames: Tensor = run(row[None].contiguous(), config, None)[0]
     return torch.cat((frames, log_mel[frames.shape[0] :]))
 
 
-def _silence_beyond(log_mel: Tensor, counts: list[int], config: FbankConfig) -> Tensor:
-    num_frames = [config.num_frames(count) for count in counts]
-    ends = torch.tensor(num_frames, device=log_mel.device)
-    positions = torch.arange(log_mel.shape[1], device=log_mel.device)
-    beyond = positions >= ends[:, None]  # (batch, num_frames)
-    return log_mel.masked_fill_(beyond[..., None], config.log_silence)
+def _beyond(counts: list[int], values: Tensor) -> Tensor:
+    """Return where the second dimension is past the row's count, shape values.shape[:2]."""
+    ends = torch.tensor(counts, device=values.device)
+    return torch.arange(values.shape[1], device=values.device) >= ends[:, None]
 
 
 def _name(dtype: torch.dtype) -> str:
