@@ -57,7 +57,7 @@ class FeatureConfig:
     norm_per_sample: bool = True
     """Normalise each clip by its own mean and deviation; else by the training folds' statistics."""
     target_frames: int = 512
-    """Frames that the model sees: padded with the value of silence after normalising, or cut."""
+    """Frames that the model sees, no fewer than a clip has: padded with what silence becomes."""
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,8 @@ class Dataset:
     """Files left out by skip_bad_files."""
     root: Path
     key: str
-    """Hash of the files' content and of the settings that shape the waveforms."""
+    """Hash of the files' content, of the settings that shape the waveforms, and of every row of the
+    table that is used: two data sets with the same key train and test the same."""
     decode_seconds: float
     """Time spent decoding; 0.0 when the cache was there."""
     synthesised: bool
@@ -128,8 +129,8 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     root = _find_root(config, cache, console)
     clips = read_metadata(root, subset=config.subset)
     workers = config.audio.workers or available_cores()
-    key = content_key(root, clips, settings, workers=workers)
-    folder = cache / f"audio-{key[:32]}"
+    audio_key = content_key(root, clips, settings, workers=workers)
+    folder = cache / f"audio-{audio_key[:32]}"
     decode_seconds = 0.0
     with _cache_errors(cache):
         cached = _read_cache(folder, len(clips), settings.num_samples)
@@ -157,7 +158,7 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
         sample_rate=settings.sample_rate,
         bad_files=bad_files,
         root=root,
-        key=key,
+        key=_dataset_key(audio_key, clips),
         decode_seconds=decode_seconds,
         synthesised=config.paths.data is None and not config.download,
     )
@@ -256,6 +257,12 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _dataset_key(audio_key: str, clips: Sequence[Clip]) -> str:
+    """Hash what a training follows from: the audio, and each clip's fold, target and category."""
+    rows = json.dumps([audio_key, *(asdict(clip) for clip in clips)])
+    return hashlib.sha256(rows.encode()).hexdigest()
 
 
 def _decode_settings(config: Config) -> DecodeSettings:

@@ -153,11 +153,18 @@ def check_features(config: Config, num_samples: int) -> None:
         raise InputError(
             f"features.target_frames must be at least 1, got {config.features.target_frames}"
         )
-    if config.fbank.num_frames(num_samples) < 1:
+    num_frames = config.fbank.num_frames(num_samples)
+    if num_frames < 1:
         raise InputError(
             f"audio.clip_seconds must give at least one frame of {config.fbank.window_size} "
             f"samples (fbank.frame_length {config.fbank.frame_length:g} ms), "
             f"got {num_samples} samples"
+        )
+    if config.features.target_frames < num_frames:
+        raise InputError(
+            f"features.target_frames must be at least the {num_frames} frames of a clip "
+            f"(audio.clip_seconds {config.audio.clip_seconds:g} at fbank.sample_frequency "
+            f"{config.fbank.sample_frequency:g}), got {config.features.target_frames}"
         )
     if not math.isfinite(config.fbank.log_silence):
         raise InputError(

@@ -277,6 +277,29 @@ def test_a_resume_with_other_audio_is_refused(
     assert capsys.readouterr().err.startswith(message)
 
 
+@pytest.mark.parametrize("finished_folds", [1, 2], ids=["unfinished", "finished"])
+def test_a_resume_with_other_folds_is_refused(
+    finished: Path,
+    finished_folds: int,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    shutil.copytree(finished, out)
+    if finished_folds == 1:
+        shutil.rmtree(out / "fold-2")
+    shutil.copytree(data, other)
+    table = other / "meta" / "esc50.csv"
+    text = table.read_text()
+    for old, new in (("1-0-0.wav,1,", "1-0-0.wav,2,"), ("2-0-0.wav,2,", "2-0-0.wav,1,")):
+        assert old in text
+        text = text.replace(old, new)
+    table.write_text(text)
+    assert main(["--resume", "--out", str(out), "--data", str(other)]) == 2
+    assert f"the run in {out} began with: data_key is" in capsys.readouterr().err
+
+
 def test_a_resume_from_a_moved_data_set_goes_on(finished: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(finished, out)

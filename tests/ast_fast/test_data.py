@@ -505,6 +505,30 @@ def test_labels_are_read_from_the_table_not_from_the_cache(root, cache):
     assert dataset.decode_seconds == 0.0
 
 
+def _swap_folds(table):
+    first, second = table.splitlines()[1], table.splitlines()[3]
+    moved = first.replace(",1,", ",2,", 1), second.replace(",2,", ",1,", 1)
+    return table.replace(first, moved[0]).replace(second, moved[1])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _swap_folds,
+        lambda table: table.replace("class1", "cat"),
+        lambda table: table.replace(",0,class0", ",9,class0"),
+    ],
+    ids=["two-clips-swap-folds", "a-class-is-renamed", "a-target-is-renumbered"],
+)
+def test_a_changed_table_changes_the_key_and_decodes_nothing(root, cache, change):
+    before = open_dataset(settings(root, cache), console=quiet())
+    table = root / "meta" / "esc50.csv"
+    table.write_text(change(table.read_text()))
+    after = open_dataset(settings(root, cache), console=quiet())
+    assert after.key != before.key
+    assert after.decode_seconds == 0.0
+
+
 def test_a_large_file_counts_by_its_beginning_size_and_time(root, monkeypatch):
     monkeypatch.setattr(data, "HASHED_BYTES", 1000)
     clips = read_metadata(root)

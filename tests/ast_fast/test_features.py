@@ -6,7 +6,7 @@ import pytest
 import torch
 from ast_fast_kernels.fbank.config import FbankConfig
 
-from ast_fast.config import Config, FeatureConfig
+from ast_fast.config import AudioConfig, Config, FeatureConfig
 from ast_fast.errors import InputError
 from ast_fast.features import (
     STD_FLOOR,
@@ -147,13 +147,24 @@ def test_statistics_of_silence_are_refused():
             r"at least one frame of 400 samples \(fbank.frame_length 25 ms\), got 399 samples",
         ),
         (
+            replace(Config(), audio=AudioConfig(clip_seconds=10)),
+            160000,
+            r"features.target_frames must be at least the 998 frames of a clip "
+            r"\(audio.clip_seconds 10 at fbank.sample_frequency 16000\), got 512",
+        ),
+        (
             replace(Config(), fbank=FbankConfig(log_floor=0.0)),
             80000,
             "fbank.log_floor and fbank.log_offset must not both be 0",
         ),
     ],
-    ids=["no-target-frame", "shorter-than-a-frame", "log-without-floor"],
+    ids=["no-target-frame", "shorter-than-a-frame", "cut-short", "log-without-floor"],
 )
 def test_settings_without_usable_features_are_named(config, num_samples, message):
     with pytest.raises(InputError, match=message):
         check_features(config, num_samples)
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 32000, 44100, 48000, 96000])
+def test_the_default_clip_fits_at_every_common_rate(rate):
+    check_features(Config(fbank=FbankConfig(sample_frequency=rate)), 5 * rate)

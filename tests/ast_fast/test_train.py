@@ -579,9 +579,10 @@ def test_training_settings_out_of_range_are_named(changes, message):
         (replace(SMALL, seed=-1), "seed must be at least 0, got -1"),
         (replace(SMALL, model=ModelConfig(embed_dim=130)), "model.embed_dim must be divisible"),
         (replace(SMALL, augment=AugmentConfig(freq_mask=33)), "augment.freq_mask"),
-        (replace(SMALL, features=FeatureConfig(target_frames=8)), "model.patch_size must fit"),
+        (replace(SMALL, model=ModelConfig(patch_size=(16, 33))), "model.patch_size must fit"),
+        (replace(SMALL, features=FeatureConfig(target_frames=8)), "the 29 frames of a clip"),
     ],
-    ids=["seed", "model", "augment", "features"],
+    ids=["seed", "model", "augment", "patches", "features"],
 )
 def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
