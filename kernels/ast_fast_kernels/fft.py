@@ -1,9 +1,9 @@
 """Power spectra of real signals, one signal per vector lane; built on simd.py, knows no mel.
 
-An FFT of n points is done in two passes over a grid of `rows * columns` vectors, in place:
+An FFT of n points is done in two passes over a grid of `rows * columns` vectors:
 
-1. a real DFT of `rows` points down each column (inputs n2, n2 + columns, …), leaving the real part
-   of output k in row k and its imaginary part in row `rows - k`;
+1. a real DFT of `rows` points down each column (inputs n2, n2 + columns, …), windowed as they are
+   read, leaving the real part of output k in row k and its imaginary part in row `rows - k`;
 2. a complex DFT of `columns` points along each row, whose butterflies already hold the twiddles
    between the passes: six fused multiply-adds each, by factoring the cosine out of the rotation
    (Linzer and Feig, 1993). Row k gives bins k + rows * j, and by symmetry n - those.
@@ -78,13 +78,18 @@ def quarter_butterfly(a: Complex[T], b: Complex[T]) -> list[Complex[T]]:
     return [(a_re + b_im, a_im - b_re), (a_re - b_im, a_im + b_re)]
 
 
-def real_dft(x: Sequence[T]) -> list[Complex[T]]:
-    """Return bins 0 to n/2 of a real sequence of a power of two, by decimation in time."""
+def real_dft(x: Sequence[T | None]) -> list[Complex[T]]:
+    """Return bins 0 to n/2 of a real sequence of a power of two, by decimation in time.
+
+    Inputs of the second half may be None: they are zero, and cost nothing.
+    """
     n = len(x)
-    if n == 1:
-        return [(x[0], None)]
-    if n == 2:
-        return [(x[0] + x[1], None), (x[0] - x[1], None)]
+    if n <= 2:
+        first: Any = x[0]
+        second = x[1] if n == 2 else None
+        return [(first, None)] * n if second is None else [
+            (first + second, None), (first - second, None)
+        ]  # fmt: skip
     even, odd = real_dft(x[0::2]), real_dft(x[1::2])
     bins: list[Any] = [None] * (n // 2 + 1)
     bins[0] = (even[0][0] + odd[0][0], None)
@@ -135,29 +140,50 @@ def _power(z: Complex[Value]) -> Value:
 
 
 @intrinsic
-def _column_pass(typing_context: Any, grid: Any, column: Any, n_fft: Any, lanes: Any) -> Any:
-    """Replace one column of the grid by its real DFT."""
-    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
+def _column_pass(
+    typing_context: Any,
+    source: Any,
+    places: Any,
+    window: Any,
+    shift: Any,
+    grid: Any,
+    column: Any,
+    n_fft: Any,
+    used_rows: Any,
+    lanes: Any,
+) -> Any:
+    """Window one column of the signals and write its real DFT to the same column of the grid."""
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, used_rows, lanes)):
         return None
     plan = Plan.of(n_fft.literal_value)
-    count = lanes.literal_value
+    used, count = used_rows.literal_value, lanes.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
-        pointer = data_pointer(context, builder, grid, args[0])
-        start = builder.mul(args[1], ir.Constant(args[1].type, count))
-        places = [
-            builder.add(start, ir.Constant(start.type, row * plan.columns * count))
-            for row in range(plan.rows)
-        ]
-        bins = real_dft([vectors.load(pointer, place) for place in places])
-        for k, (re, im) in enumerate(bins):
-            vectors.store(re, pointer, places[k])
-            if im is not None:
-                vectors.store(im, pointer, places[plan.rows - k])
+        samples, offsets, factors, target = (
+            data_pointer(context, builder, array_type, array)
+            for array_type, array in zip(
+                (source, places, window, grid), (args[0], args[1], args[2], args[4]), strict=True
+            )
+        )
+        offset, k = Value(vectors, args[3]), args[5]
+
+        def sample(row: int) -> Value:
+            n = builder.add(k, k.type(row * plan.columns))
+            place = builder.load(builder.gep(offsets, [n]))
+            return (vectors.load(samples, place) - offset) * vectors.load_splat(factors, n)
+
+        start = builder.mul(k, k.type(count))
+        inputs = [sample(row) if row < used else None for row in range(plan.rows)]
+        for row, (re, im) in enumerate(real_dft(inputs)):
+            for part, at in ((re, row), (im, plan.rows - row)):
+                if part is not None:
+                    place = builder.add(start, k.type(at * plan.columns * count))
+                    vectors.store(part, target, place)
         return context.get_dummy_value()
 
-    return types.void(grid, types.intp, n_fft, lanes), emit
+    signature = types.void(source, places, window, shift, grid, types.intp, n_fft, used_rows, lanes)
+    return signature, emit
 
 
 @intrinsic
@@ -248,20 +274,50 @@ def _row_pass(
     return types.void(grid, power, table, types.intp, n_fft, lanes), emit
 
 
+def used_rows(n_fft: int, window_size: int) -> int:
+    """Return how many rows of the grid a window reaches, of the two numbers that are compiled.
+
+    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond
+    13/16 are zeros that such a window need not transform.
+    """
+    rows = Plan.of(n_fft).rows
+    shorter = rows * 13 // 16
+    return shorter if window_size <= shorter * (n_fft // rows) else rows
+
+
 @stage
-def power_spectrum(grid: Any, power: Any, table: Any, n_fft: int, lanes: int) -> None:
-    """Write the power spectra of `lanes` real signals.
+def power_spectrum(
+    source: Any,
+    places: Any,
+    window: Any,
+    shift: Any,
+    grid: Any,
+    power: Any,
+    table: Any,
+    n_fft: int,
+    used_rows: int,
+    lanes: int,
+) -> None:
+    """Write the power spectra of `lanes` windowed real signals.
+
+    Sample n of the signals is `(source[places[n]:] - shift) * window[n]`, a vector.
 
     Args:
-        grid: The signals, flat (n_fft, lanes) float32; overwritten.
+        source: Vectors of samples, flat float32.
+        places: Where each sample's vector begins, (n_fft,) int64; those of rows from `used_rows`
+            on are not read.
+        window: Factors, (n_fft,) float32; zero beyond the signals' end.
+        shift: A vector.
+        grid: Scratch, flat (n_fft, lanes) float32.
         power: Receives the spectra, flat (n_fft // 2 + 1, lanes) float32.
         table: `twiddles(n_fft)`.
         n_fft: FFT length, a literal.
+        used_rows: `used_rows(n_fft, window_size)`, a literal.
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
     for column in range(columns):
-        _column_pass(grid, column, n_fft, lanes)
+        _column_pass(source, places, window, shift, grid, column, n_fft, used_rows, lanes)
     _real_rows_pass(grid, power, n_fft, lanes)
     for row in range(1, rows // 2):
         _row_pass(grid, power, table, row, n_fft, lanes)

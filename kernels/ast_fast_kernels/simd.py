@@ -164,34 +164,41 @@ class Lanes:
     def log(self, x: Value) -> Value:
         """Return the natural logarithm of x >= 0: 2 ulp, -inf at 0, NaN and infinity as they come.
 
+        A denormal is scaled to a normal number first.
+        """
+        b = self.builder
+        is_tiny = b.fcmp_ordered("<", x.value, self.constant(2.0**-126).value)
+        scaled = Value(self, b.select(is_tiny, (x * 2.0**23).value, x.value))
+        scale = b.select(is_tiny, self.constant(-23 * math.log(2)).value, self.constant(0.0).value)
+        result = self.log_of_normal(scaled) + Value(self, scale)
+        zero = b.fcmp_ordered("==", x.value, self.constant(0.0).value)
+        return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
+
+    def log_of_normal(self, x: Value) -> Value:
+        """Return the natural logarithm of x >= 2^-126: 2 ulp, NaN and infinity as they come.
+
         Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)) and evaluates Cephes' logf polynomial.
         """
         b = self.builder
-        smallest = self.constant(2.0**-126)
-        is_tiny = b.fcmp_ordered("<", x.value, smallest.value)
-        normal = b.select(is_tiny, (x * 2.0**23).value, x.value)
-        shift = b.select(is_tiny, self.constant(-23.0).value, self.constant(0.0).value)
 
         def integers(value: int) -> ir.Constant:
             return ir.Constant(self.int_type, [value] * self.count)
 
-        bits = b.bitcast(normal, self.int_type)
+        bits = b.bitcast(x.value, self.int_type)
         # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0.
         exponent = b.ashr(b.sub(bits, integers(0x3F3504F3)), integers(23))
         mantissa_bits = b.sub(bits, b.shl(exponent, integers(23)))
         f = Value(self, b.bitcast(mantissa_bits, self.type)) - 1.0
-        e = Value(self, b.sitofp(exponent, self.type)) + Value(self, shift)
+        e = Value(self, b.sitofp(exponent, self.type))
         square = f * f
         polynomial = self.constant(_LOG_POLYNOMIAL[0])
         for coefficient in _LOG_POLYNOMIAL[1:]:
             polynomial = polynomial * f + coefficient
         tail = f * square * polynomial + e * _LN2_LOW - 0.5 * square
         result = (tail + f) + e * _LN2_HIGH
-        # +inf and NaN have no logarithm better than themselves; 0 has -inf.
+        # +inf and NaN have no logarithm better than themselves.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
-        result = Value(self, b.select(finite, result.value, x.value))
-        zero = b.fcmp_ordered("==", x.value, self.constant(0.0).value)
-        return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
+        return Value(self, b.select(finite, result.value, x.value))
 
     def sum(self, x: Value) -> ir.Value:
         """Return the sum of the lanes, added pairwise."""
@@ -269,6 +276,59 @@ def store(typing_context: Any, array: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def broadcast(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Load one float of the flat array into every lane; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = data_pointer(context, builder, array, args[0])
+        return Lanes(builder, vector.lanes).load_splat(pointer, args[1]).value
+
+    return vector(array, types.intp, lanes), emit
+
+
+@intrinsic
+def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any) -> Any:
+    """Load one float into each lane, `stride` apart in the flat array; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = data_pointer(context, builder, array, args[0])
+        result = ir.Constant(Lanes(builder, vector.lanes).type, ir.Undefined)
+        for lane, place in enumerate(_places(builder, args[1], args[2], vector.lanes)):
+            value = builder.load(builder.gep(pointer, [place]), align=4)
+            result = builder.insert_element(result, value, _INT32(lane))
+        return result
+
+    return vector(array, types.intp, types.intp, lanes), emit
+
+
+@intrinsic
+def scatter(typing_context: Any, array: Any, index: Any, stride: Any, vector: Any) -> Any:
+    """Store each lane, `stride` apart in the flat array; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(vector, VectorType)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = data_pointer(context, builder, array, args[0])
+        for lane, place in enumerate(_places(builder, args[1], args[2], vector.lanes)):
+            value = builder.extract_element(args[3], _INT32(lane))
+            builder.store(value, builder.gep(pointer, [place]), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, vector), emit
+
+
+def _places(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
+    """Return start, start + stride, … as indices."""
+    return [builder.add(start, builder.mul(stride, stride.type(row))) for row in range(count)]
+
+
+@intrinsic
 def splat(typing_context: Any, scalar: Any, lanes: Any) -> Any:
     """Return a vector whose lanes all hold the scalar."""
     if not isinstance(lanes, types.IntegerLiteral):
@@ -318,6 +378,9 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
 
 
 log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane.")
+log_of_normal = _vector_function(
+    Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."
+)
 sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
 maximum = _vector_function(Lanes.maximum, 2, "Return the larger of each lane; a NaN in x stays.")
 
@@ -341,6 +404,27 @@ for _function in (operator.add, operator.sub, operator.mul):
     _register_operator(_function)
 
 
+def _emit_transpose(
+    context: Any, builder: ir.IRBuilder, signature: Any, args: Any, lanes: int, emphasise: bool
+) -> ir.Value:
+    """Emit a transposition; its arguments are those of `transpose_tile`."""
+    vectors = Lanes(builder, lanes)
+    read = data_pointer(context, builder, signature.args[0], args[0])
+    write = data_pointer(context, builder, signature.args[3], args[3])
+
+    def load_row(place: ir.Value) -> Value:
+        if not emphasise:
+            return vectors.load(read, place)
+        previous = vectors.load(read, builder.sub(place, place.type(1)))
+        return vectors.load(read, place) - vectors.splat(args[6]) * previous
+
+    rows = [load_row(place) for place in _places(builder, args[1], args[2], lanes)]
+    targets = _places(builder, args[4], args[5], lanes)
+    for vector, place in zip(vectors.transpose(rows), targets, strict=True):
+        vectors.store(vector, write, place)
+    return context.get_dummy_value()
+
+
 @intrinsic
 def transpose_tile(
     typing_context: Any,
@@ -353,24 +437,38 @@ def transpose_tile(
     lanes: Any,
 ) -> Any:
     """Transpose a square of `lanes` rows from the flat source into the flat target."""
-    if not (_is_float32(source) and _is_float32(target)):
+    if not (
+        _is_float32(source) and _is_float32(target) and isinstance(lanes, types.IntegerLiteral)
+    ):
         return None
-    if not isinstance(lanes, types.IntegerLiteral):
-        return None
-    count = lanes.literal_value
-    size = types.intp
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        vectors = Lanes(builder, count)
-        read = data_pointer(context, builder, source, args[0])
-        write = data_pointer(context, builder, target, args[3])
+        return _emit_transpose(context, builder, signature, args, lanes.literal_value, False)
 
-        def place(start: ir.Value, stride: ir.Value, row: int) -> ir.Value:
-            return builder.add(start, builder.mul(stride, ir.Constant(stride.type, row)))
-
-        rows = [vectors.load(read, place(args[1], args[2], row)) for row in range(count)]
-        for row, vector in enumerate(vectors.transpose(rows)):
-            vectors.store(vector, write, place(args[4], args[5], row))
-        return context.get_dummy_value()
-
+    size = types.intp
     return types.void(source, size, size, target, size, size, lanes), emit
+
+
+@intrinsic
+def transpose_differences(
+    typing_context: Any,
+    source: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    coefficient: Any,
+    lanes: Any,
+) -> Any:
+    """Transpose like `transpose_tile`, of each element less `coefficient` times the one before."""
+    if not (
+        _is_float32(source) and _is_float32(target) and isinstance(lanes, types.IntegerLiteral)
+    ):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return _emit_transpose(context, builder, signature, args, lanes.literal_value, True)
+
+    size = types.intp
+    return types.void(source, size, size, target, size, size, types.float32, lanes), emit

@@ -244,7 +244,7 @@ atexit.register(lambda: print(fbank(waveform, backend="numba").shape))
     assert printed.strip() == "torch.Size([8, 498, 128])"
 
 
-KERNEL = "numba_cpu._build_kernel(512, numba_cpu.host_lanes(), numba_cpu.source_digest())"
+KERNEL = "numba_cpu._build_kernel(512, 26, numba_cpu.host_lanes(), numba_cpu.source_digest())"
 CALL = """
 import logging, torch
 logging.basicConfig()

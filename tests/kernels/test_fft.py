@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from ast_fast_kernels import fft
+from ast_fast_kernels import fft, simd
 
 
 def as_complex(z: tuple[float, float | None]) -> complex:
@@ -45,20 +45,55 @@ def test_twisted_dft_gives_every_rows_th_bin(m: int) -> None:
     np.testing.assert_allclose(values, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("window_size", [4, 8], ids=["all-inputs", "second-half-zero"])
+def test_real_dft_takes_none_for_zero(window_size: int) -> None:
+    x = np.random.default_rng(7).normal(size=8)
+    x[window_size:] = 0
+    inputs = [value if n < window_size else None for n, value in enumerate(x)]
+    bins = [as_complex(z) for z in fft.real_dft(inputs)]
+    np.testing.assert_allclose(bins, np.fft.rfft(x), atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("n_fft", "window_size", "rows"),
+    [(512, 400, 26), (512, 416, 26), (512, 417, 32), (512, 512, 32), (256, 200, 13), (64, 60, 8)],
+)
+def test_a_short_window_reaches_thirteen_sixteenths_of_the_rows(
+    n_fft: int, window_size: int, rows: int
+) -> None:
+    assert fft.used_rows(n_fft, window_size) == rows
+
+
 @pytest.mark.parametrize("n_fft", [32, 64, 128, 256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize("filled", [0.78, 1.0], ids=["short-window", "full-window"])
 @pytest.mark.parametrize("lanes", [4, 16], ids=lambda lanes: f"{lanes}-lanes")
-def test_power_spectrum_agrees_with_numpy(n_fft: int, lanes: int) -> None:
+def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int) -> None:
     if lanes != 16 and n_fft > 512:
         pytest.skip("the width is covered by the smaller lengths")
+    size = int(filled * n_fft)
+    rows = fft.used_rows(n_fft, size)
 
     @njit
-    def run(grid, power, table):
-        fft.power_spectrum(grid, power, table, n_fft, lanes)
+    def run(source, places, window, shift, grid, power, table):
+        offset = simd.splat(shift, lanes)
+        fft.power_spectrum(source, places, window, offset, grid, power, table, n_fft, rows, lanes)
 
-    signals = np.random.default_rng(n_fft).normal(size=(n_fft, lanes)).astype(np.float32)
+    rng = np.random.default_rng(n_fft)
+    signals = rng.normal(size=(size + 1, lanes)).astype(np.float32)
+    signals[size] = 0  # what lies beyond the window
+    window = np.zeros(n_fft, np.float32)
+    window[:size] = np.hanning(size)
+    order = rng.permutation(size)  # samples need not lie in order
+    places = np.full(n_fft, size, np.intp)
+    places[:size] = order
+    grid = np.full(n_fft * lanes, np.nan, np.float32)
     power = np.full((n_fft // 2 + 1, lanes), np.nan, np.float32)
-    run(signals.reshape(-1).copy(), power.reshape(-1), fft.twiddles(n_fft))
-    expected = np.abs(np.fft.rfft(signals.astype(np.float64), axis=0)) ** 2
+    run(
+        signals.reshape(-1), places * lanes, window, np.float32(0.25), grid, power.reshape(-1),
+        fft.twiddles(n_fft),
+    )  # fmt: skip
+    frames = (signals[order].astype(np.float64) - 0.25) * window[:size, None]
+    expected = np.abs(np.fft.rfft(frames, n_fft, axis=0)) ** 2
     # Each of log2(n) butterfly levels rounds twice: eps * 2 * log2(n), doubled by the square.
     budget = 4 * math.log2(n_fft) * np.finfo(np.float32).eps
     assert np.linalg.norm(power - expected) / np.linalg.norm(expected) < budget

@@ -75,6 +75,43 @@ def test_splat_fills_every_lane(lanes: int) -> None:
     np.testing.assert_array_equal(result, [2.5] * lanes + [0.0])
 
 
+def test_broadcast_loads_one_element_into_every_lane(lanes: int) -> None:
+    @njit
+    def run(source, result):
+        simd.store(result, 0, simd.broadcast(source, 3, lanes))
+
+    result = np.zeros(lanes, np.float32)
+    run(np.arange(5, dtype=np.float32), result)
+    np.testing.assert_array_equal(result, 3.0)
+
+
+def test_gather_and_scatter_step_by_a_stride(lanes: int) -> None:
+    @njit
+    def run(source, result):
+        simd.scatter(result, 2, 5, simd.gather(source, 1, 3, lanes))
+
+    source = np.arange(1 + 3 * lanes, dtype=np.float32)
+    result = np.full(2 + 5 * lanes, -1, np.float32)
+    run(source, result)
+    expected = np.full_like(result, -1)
+    expected[2::5] = source[1::3]
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_transpose_differences_subtracts_the_element_before(lanes: int) -> None:
+    source = np.random.default_rng(3).normal(size=1 + lanes * lanes).astype(np.float32)
+    target = np.full(lanes * lanes, np.nan, np.float32)
+    coefficient = np.float32(0.5)  # a power of two: the product is exact, fused or not
+
+    @njit
+    def run(source, target):
+        simd.transpose_differences(source, 1, lanes, target, 0, lanes, coefficient, lanes)
+
+    run(source, target)
+    expected = (source[1:] - coefficient * source[:-1]).reshape(lanes, lanes).T
+    np.testing.assert_array_equal(target.reshape(lanes, lanes), expected)
+
+
 def test_transpose_tile_turns_a_square_of_strided_arrays(lanes: int) -> None:
     source = np.arange(3 + lanes * (lanes + 5), dtype=np.float32)
     target = np.full(2 + lanes * (lanes + 1), -1, np.float32)
@@ -124,6 +161,14 @@ def apply_log(values: np.ndarray, lanes: int) -> np.ndarray:
 def test_log_of_a_special_value(value: float, expected: float, lanes: int) -> None:
     result = apply_log(np.full(lanes, value, np.float32), lanes)
     np.testing.assert_array_equal(result, np.full(lanes, expected, np.float32))
+
+
+@pytest.mark.parametrize("value", [2.0**-126, 1.0, 3e38, np.inf, np.nan])
+def test_log_of_normal_is_the_same_for_normal_numbers(value: float, lanes: int) -> None:
+    values = np.full(lanes, value, np.float32)
+    np.testing.assert_array_equal(
+        apply(simd.log_of_normal, lanes, values), apply_log(values, lanes)
+    )
 
 
 def test_log_of_a_denormal(lanes: int) -> None:

@@ -25,22 +25,28 @@ from ast_fast_kernels import _threads
 from ast_fast_kernels._numba import jit, source_digest, stage
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fft import is_supported, power_spectrum, twiddles
+from ast_fast_kernels.fft import is_supported, power_spectrum, twiddles, used_rows
 from ast_fast_kernels.simd import (
     ALIGNMENT,
+    broadcast,
+    gather,
     host_lanes,
-    lane_sum,
     load,
     log,
+    log_of_normal,
     maximum,
+    scatter,
     splat,
     sqrt,
     store,
+    transpose_differences,
     transpose_tile,
 )
 
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
 BLOCKS_PER_TASK = 8
 """Fewest blocks of frames that are worth another thread: about 50 µs of work."""
@@ -75,12 +81,13 @@ def run_blocks(
     waveform: Float32Array, out: Float32Array, config: FbankConfig, lanes: int, num_threads: int
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
-    conventions = _conventions(config)
+    conventions = _conventions(config, lanes)
     batch, num_frames, _ = out.shape
     flat_out = out.reshape(-1)
     blocks = -(-num_frames // lanes)
     with _threads.compile_lock:
-        kernel = _build_kernel(config.fft_size, lanes, source_digest())
+        rows = used_rows(config.fft_size, config.window_size)
+        kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
         if not kernel.signatures:  # no blocks: this only compiles
             kernel(waveform, flat_out, num_frames, 0, 0, conventions, _scratch(config, lanes))
 
@@ -93,10 +100,12 @@ def run_blocks(
 class Conventions(NamedTuple):
     """A config as the kernel takes it: tables rounded to float32, lengths in samples."""
 
-    window: Float32Array
+    window: Float32Array  # (n_fft,), zero beyond the window
+    window_size: int
+    places: IndexArray  # (n_fft,), where the tile holds each sample of a frame
     factors: Float32Array  # the FFT's twiddles
     starts: IndexArray  # first bin of each mel filter
-    counts: IndexArray  # bins of each mel filter
+    quads: IndexArray  # bins of each mel filter, in fours
     weights: Float32Array  # of those bins, one filter after another
     hop: int
     offset: int  # of the first frame from the first sample
@@ -113,29 +122,36 @@ class Conventions(NamedTuple):
 class Scratch(NamedTuple):
     """One thread's buffers, flat."""
 
-    samples: Float32Array  # of one block of frames
-    emphasised: Float32Array  # the same, less the previous sample in part
-    tile: Float32Array  # (hop, tile stride)
+    samples: Float32Array  # of one block of frames, after the one before it
+    tile: Float32Array  # (hop + 2, tile stride): hops side by side, first samples, zeros
+    hop_sums: Float32Array  # (tile stride,), of each hop's pre-emphasised samples
+    tail_sums: Float32Array  # (tile stride,), of all but its first
+    part_sums: Float32Array  # (tile stride,), of those that end a window
     grid: Float32Array  # (n_fft, lanes)
-    power: Float32Array  # (n_fft // 2 + 1, lanes)
-    square: Float32Array  # (lanes, lanes), of whatever is about to be turned
+    power: Float32Array  # (n_fft // 2 + 1, lanes), and zeros for the last quad to read
+    square: Float32Array  # (lanes, lanes), of energies about to be turned
 
 
 @lru_cache(maxsize=32)
-def _conventions(config: FbankConfig) -> Conventions:
-    banks = tables.mel_banks(config)
-    starts, counts = _support(banks)
-    weights = [
-        row[start : start + count] for row, start, count in zip(banks, starts, counts, strict=True)
-    ]
+def _conventions(config: FbankConfig, lanes: int) -> Conventions:
+    size, hop = config.window_size, config.window_shift
+    window = np.zeros(config.fft_size, np.float32)
+    window[:size] = tables.window(config)
+    stride = _tile_stride(size, hop, lanes)
+    n = np.arange(config.fft_size)
+    places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride)
+    places[0] = hop * stride
+    starts, quads, weights = _quads(tables.mel_banks(config))
     return Conventions(
-        window=tables.window(config).astype(np.float32),
+        window=window,
+        window_size=size,
+        places=places.astype(np.intp),
         factors=twiddles(config.fft_size),
         starts=starts,
-        counts=counts,
-        weights=np.concatenate(weights).astype(np.float32),
-        hop=config.window_shift,
-        offset=0 if config.snip_edges else config.window_shift // 2 - config.window_size // 2,
+        quads=quads,
+        weights=weights,
+        hop=hop,
+        offset=0 if config.snip_edges else hop // 2 - size // 2,
         mirror=not config.snip_edges,
         scale=np.float32(config.waveform_scale),
         remove_dc=config.remove_dc_offset,
@@ -147,30 +163,49 @@ def _conventions(config: FbankConfig) -> Conventions:
     )
 
 
-def _support(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray]:
-    """Return the first bin of each filter and how many bins it has.
+QUAD = 2
+"""Bins of a filter summed together: a narrow filter is one step, a wide one few."""
 
-    An empty filter gets one bin of weight zero, so that it is NaN where its frame is.
+
+def _quads(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Float32Array]:
+    """Return each filter's first bin, its bins in fours, and their weights, zero-padded.
+
+    An empty filter gets four bins of weight zero, so that it is NaN where its frame is.
     """
     used = banks != 0
     used[~used.any(axis=1), 0] = True
     starts = used.argmax(axis=1)
     ends = banks.shape[1] - used[:, ::-1].argmax(axis=1)
-    return starts.astype(np.intp), (ends - starts).astype(np.intp)
+    quads = -(-(ends - starts) // QUAD)
+    padded = np.pad(banks, ((0, 0), (0, QUAD)))
+    weights = [
+        row[start : start + count * QUAD]
+        for row, start, count in zip(padded, starts, quads, strict=True)
+    ]
+    return (
+        starts.astype(np.intp),
+        quads.astype(np.intp),
+        np.concatenate(weights).astype(np.float32),
+    )
 
 
 def _scratch(config: FbankConfig, lanes: int) -> Scratch:
     hop = config.window_shift
     span = (lanes - 1) * hop + max(hop, config.window_size)  # whole hops are turned
     stride = _tile_stride(config.window_size, hop, lanes)
-    return Scratch(
-        samples=_aligned(span),
-        emphasised=_aligned(span),
-        tile=_aligned(hop * stride),
+    scratch = Scratch(
+        samples=_aligned(1 + span),
+        tile=_aligned((hop + 2) * stride),
+        hop_sums=_aligned(stride),
+        tail_sums=_aligned(stride),
+        part_sums=_aligned(stride),
         grid=_aligned(config.fft_size * lanes),
-        power=_aligned((config.fft_size // 2 + 1) * lanes),
+        power=_aligned((config.fft_size // 2 + 1 + QUAD) * lanes),
         square=_aligned(lanes * lanes),
     )
+    scratch.tile[(hop + 1) * stride :] = 0.0
+    scratch.power[-QUAD * lanes :] = 0.0
+    return scratch
 
 
 def _aligned(size: int) -> Float32Array:
@@ -188,8 +223,8 @@ _tile_stride_jit = stage(_tile_stride)
 
 
 @cache
-def _build_kernel(n_fft: int, lanes: int, digest: str) -> Any:
-    """Return the compiled block loop for one FFT length and vector width.
+def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
+    """Return the compiled block loop for one FFT length, how full it is, and the vector width.
 
     The digest of the sources it is emitted from is part of Numba's cache key through the closure.
     """
@@ -206,14 +241,18 @@ def _build_kernel(n_fft: int, lanes: int, digest: str) -> Any:
     ) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
         blocks = (num_frames + lanes - 1) // lanes
+        stride = _tile_stride_jit(conventions.window_size, conventions.hop, lanes)
         for block in range(first_block, last_block):
             clip = block // blocks
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min((block - clip * blocks) * lanes, num_frames - lanes), 0)
-            _read_samples(waveform[clip], frame, conventions, scratch, lanes)
-            _turn(conventions, scratch, lanes)
-            _window_frames(conventions, scratch, n_fft, lanes)
-            power_spectrum(scratch.grid, scratch.power, conventions.factors, n_fft, lanes)
+            source, first = _locate_samples(waveform, clip, frame, conventions, scratch, lanes)
+            _turn(source, first, conventions, scratch.tile, stride, lanes)
+            shift = _dc_shift(source, first, conventions, scratch, stride, lanes)
+            power_spectrum(
+                scratch.tile, conventions.places, conventions.window, shift, scratch.grid,
+                scratch.power, conventions.factors, n_fft, used_rows, lanes,
+            )  # fmt: skip
             if not conventions.use_power:
                 _take_magnitudes(scratch.power, lanes)
             valid = min(num_frames - frame, lanes)
@@ -224,34 +263,38 @@ def _build_kernel(n_fft: int, lanes: int, digest: str) -> Any:
 
 
 @stage
-def _read_samples(
-    waveform: Float32Array, frame: int, conventions: Conventions, scratch: Scratch, lanes: int
-) -> None:
-    """Copy a block's samples, scaled, and the same pre-emphasised.
+def _locate_samples(
+    waveform: Float32Array,
+    clip: int,
+    frame: int,
+    conventions: Conventions,
+    scratch: Scratch,
+    lanes: int,
+) -> tuple[Float32Array, int]:
+    """Return an array that holds a block's samples, and the index of the first of them.
 
-    Beyond the waveform's ends they are mirrored, or zero. A frame's own first sample has itself as
-    predecessor, which is mended later.
+    That is the waveform itself where it has them all, and the one before them; else a scaled copy,
+    mirrored or zero beyond the waveform's ends.
     """
-    samples, scale = scratch.samples, conventions.scale
-    size = waveform.size
-    count = (lanes - 1) * conventions.hop + conventions.window.size
+    size = waveform.shape[1]
+    count = (lanes - 1) * conventions.hop + conventions.window_size
     first = frame * conventions.hop + conventions.offset
+    whole_hops = (lanes - 1) * conventions.hop + max(conventions.hop, conventions.window_size)
+    if first >= 1 and first + whole_hops <= size and conventions.scale == 1.0:
+        return waveform.reshape(-1), clip * size + first
+    row, samples = waveform[clip], scratch.samples
     before = min(max(-first, 0), count)
     after = max(min(size - first, count), before)
-    inside = waveform[max(first, 0) : max(first, 0) + after - before]
-    target = samples[before:after]
+    inside = row[max(first, 0) : max(first, 0) + after - before]
+    target = samples[1 + before : 1 + after]
     for i in range(inside.size):
-        target[i] = inside[i] * scale
+        target[i] = inside[i] * conventions.scale
+    samples[0] = 0.0
     for start, stop in ((0, before), (after, count)):
         for i in range(start, stop):
-            mirrored = conventions.mirror
-            samples[i] = waveform[_mirror(first + i, size)] * scale if mirrored else 0.0
-
-    current, previous = samples[1:count], samples[: count - 1]
-    target = scratch.emphasised[1:count]
-    for i in range(current.size):
-        target[i] = current[i] - conventions.preemphasis * previous[i]
-    scratch.emphasised[0] = samples[0]
+            mirrored = row[_mirror(first + i, size)] if conventions.mirror else np.float32(0.0)
+            samples[1 + i] = mirrored * conventions.scale
+    return samples, 1
 
 
 @stage
@@ -263,64 +306,98 @@ def _mirror(index: int, size: int) -> int:
 
 
 @stage
-def _turn(conventions: Conventions, scratch: Scratch, lanes: int) -> None:
-    """Write sample j of hop h to tile[j, h]: frame f's sample n is at [n % hop, f + n // hop]."""
-    hop, tile, source = conventions.hop, scratch.tile, scratch.emphasised
-    window_size = conventions.window.size
-    stride = _tile_stride_jit(window_size, hop, lanes)
+def _turn(
+    source: Float32Array,
+    first: int,
+    conventions: Conventions,
+    tile: Float32Array,
+    stride: int,
+    lanes: int,
+) -> None:
+    """Write sample j of hop h, pre-emphasised, to tile[j, h].
+
+    So sample n of frame f is at [n % hop, f + n // hop]. A frame's own first sample has itself as
+    predecessor: those are in row `hop`, in full.
+    """
+    hop, coefficient = conventions.hop, conventions.preemphasis
+    factor = splat(coefficient, lanes)
     turned = 0
     if hop >= lanes:
         turned = lanes
         for group in range(0, hop, lanes):
             j = min(group, hop - lanes)
-            transpose_tile(source, j, hop, tile, j * stride, stride, lanes)
-    count = (lanes - 1) * hop + window_size
+            transpose_differences(
+                source, first + j, hop, tile, j * stride, stride, coefficient, lanes
+            )
+    count = (lanes - 1) * hop + conventions.window_size
     for h in range(turned, stride):
-        for j in range(min(hop, count - h * hop)):
-            tile[j * stride + h] = source[h * hop + j]
+        start = first + h * hop
+        size = min(hop, count - h * hop)
+        whole = size // lanes * lanes
+        for j in range(0, whole, lanes):
+            previous = load(source, start + j - 1, lanes)
+            emphasised = load(source, start + j, lanes) - previous * factor
+            scatter(tile, j * stride + h, stride, emphasised)
+        for j in range(whole, size):
+            tile[j * stride + h] = source[start + j] - coefficient * source[start + j - 1]
+    own = gather(source, first, hop, lanes)
+    store(tile, hop * stride, own - own * factor)
 
 
 @stage
-def _window_frames(conventions: Conventions, scratch: Scratch, n_fft: int, lanes: int) -> None:
-    """Fill the FFT's grid: frames less their mean, windowed, zero-padded.
+def _dc_shift(
+    source: Float32Array,
+    first: int,
+    conventions: Conventions,
+    scratch: Scratch,
+    stride: int,
+    lanes: int,
+) -> Any:
+    """Return what a removed mean takes from each frame's pre-emphasised samples.
 
-    Pre-emphasised samples carry the mean times 1 - preemphasis.
+    With c the pre-emphasis, that is (1 - c) times the mean of the samples, and the pre-emphasised
+    ones sum to (1 - c) times the samples' sum, plus c times the last sample less the first.
     """
-    window, hop, tile, grid = conventions.window, conventions.hop, scratch.tile, scratch.grid
-    stride = _tile_stride_jit(window.size, hop, lanes)
-    rest = np.float32(1.0) - conventions.preemphasis
-    square = scratch.square
-    for lane in range(lanes):
-        square[lane] = scratch.samples[lane * hop]
-        square[lanes + lane] = 0.0
-        if conventions.remove_dc:
-            square[lanes + lane] = _mean(scratch.samples, lane * hop, window.size, lanes)
-    own, mean = load(square, 0, lanes), load(square, lanes, lanes)
-    shift = mean * splat(rest, lanes)
-    store(grid, 0, (own - mean) * splat(rest * window[0], lanes))
-    n = 1
-    for hops in range(stride - lanes + 1):
-        for j in range(n - hops * hop, min(hop, window.size - hops * hop)):
-            sample = load(tile, j * stride + hops, lanes)
-            store(grid, n * lanes, (sample - shift) * splat(window[n], lanes))
-            n += 1
-    zero = splat(np.float32(0.0), lanes)
-    for padding in range(n, n_fft):
-        store(grid, padding * lanes, zero)
+    if not conventions.remove_dc:
+        return splat(np.float32(0.0), lanes)
+    hop, size, tile = conventions.hop, conventions.window_size, scratch.tile
+    used = min(hop, size)
+    rest = size % hop if size > hop else 0
+    for h in range(0, stride, lanes):
+        column = min(h, stride - lanes)
+        begin = load(tile, column, lanes)
+        part = _sum_rows(tile, column, 1, max(rest, 1), stride, lanes)
+        tail = part + _sum_rows(tile, column, max(rest, 1), used, stride, lanes)
+        store(scratch.part_sums, column, begin + part)
+        store(scratch.tail_sums, column, tail)
+        store(scratch.hop_sums, column, begin + tail)
+    # A frame's first sample has no part in the difference at which its first hop begins.
+    total = load(tile, hop * stride, lanes) + load(scratch.tail_sums, 0, lanes)
+    for h in range(1, size // hop):
+        total = total + load(scratch.hop_sums, h, lanes)
+    if rest:
+        total = total + load(scratch.part_sums, size // hop, lanes)
+    last = gather(source, first + size - 1, hop, lanes)
+    ends = last - gather(source, first, hop, lanes)
+    total = total - ends * splat(conventions.preemphasis, lanes)
+    return total * splat(np.float32(1.0) / np.float32(size), lanes)
 
 
 @stage
-def _mean(samples: Float32Array, first: int, count: int, lanes: int) -> float:
-    """Return the mean of `count` samples: summed lane by lane, then pairwise."""
-    total = splat(np.float32(0.0), lanes)
-    whole = count - count % lanes
-    for i in range(0, whole, lanes):
-        total = total + load(samples, first + i, lanes)
-    rest = np.float32(0.0)
-    for i in range(whole, count):
-        rest += samples[first + i]
-    mean: float = (lane_sum(total) + rest) / np.float32(count)
-    return mean
+def _sum_rows(
+    tile: Float32Array, column: int, first: int, last: int, stride: int, lanes: int
+) -> Any:
+    """Return the sum of tile[first:last, column:], in four chains that need not wait in turn."""
+    a = b = c = d = splat(np.float32(0.0), lanes)
+    whole = first + max(last - first, 0) // 4 * 4
+    for j in range(first, whole, 4):
+        a = a + load(tile, j * stride + column, lanes)
+        b = b + load(tile, (j + 1) * stride + column, lanes)
+        c = c + load(tile, (j + 2) * stride + column, lanes)
+        d = d + load(tile, (j + 3) * stride + column, lanes)
+    for j in range(whole, last):
+        a = a + load(tile, j * stride + column, lanes)
+    return (a + b) + (c + d)
 
 
 @stage
@@ -334,27 +411,58 @@ def _write_energies(
     conventions: Conventions, scratch: Scratch, out: Float32Array, row: int, valid: int, lanes: int
 ) -> None:
     """Write the (log) mel energies of a block to the first `valid` rows from out[row]."""
-    counts, power, square = conventions.counts, scratch.power, scratch.square
-    num_mel_bins = counts.size
-    floor = splat(conventions.log_floor, lanes)
-    offset = splat(conventions.log_offset, lanes)
+    square = scratch.square
+    num_mel_bins = conventions.starts.size
     weight = 0
     for first in range(0, num_mel_bins, lanes):
         width = min(lanes, num_mel_bins - first)
-        for m in range(width):
-            energy = splat(np.float32(0.0), lanes)
-            bin_place = conventions.starts[first + m] * lanes
-            for _ in range(counts[first + m]):
-                factor = splat(conventions.weights[weight], lanes)
-                energy = energy + factor * load(power, bin_place, lanes)
-                bin_place += lanes
-                weight += 1
-            if conventions.use_log:
-                energy = log(maximum(energy + offset, floor))
-            store(square, m * lanes, energy)
+        weight = _sum_filters(conventions, scratch.power, first, width, weight, square, lanes)
+        if conventions.use_log:
+            _take_logs(conventions, width, square, lanes)
         if width == lanes and valid == lanes:
             transpose_tile(square, 0, lanes, out, row + first, num_mel_bins, lanes)
         else:
             for lane in range(valid):
                 for m in range(width):
                     out[row + lane * num_mel_bins + first + m] = square[m * lanes + lane]
+
+
+@stage
+def _sum_filters(
+    conventions: Conventions,
+    power: Float32Array,
+    first: int,
+    width: int,
+    weight: int,
+    energies: Float32Array,
+    lanes: int,
+) -> int:
+    """Write the energies of `width` filters, one vector each; return the next filter's weight."""
+    weights = conventions.weights
+    starts = conventions.starts[first : first + width]
+    quads = conventions.quads[first : first + width]
+    for m in range(width):
+        even = odd = splat(np.float32(0.0), lanes)
+        place = starts[m] * lanes
+        for _ in range(quads[m]):
+            even = even + broadcast(weights, weight, lanes) * load(power, place, lanes)
+            odd = odd + broadcast(weights, weight + 1, lanes) * load(power, place + lanes, lanes)
+            place += 2 * lanes
+            weight += 2
+        store(energies, m * lanes, even + odd)
+    return weight
+
+
+@stage
+def _take_logs(conventions: Conventions, width: int, energies: Float32Array, lanes: int) -> None:
+    """Replace energies by their logarithms; a loop of its own, so that constants stay loaded."""
+    floor = splat(conventions.log_floor, lanes)
+    offset = splat(conventions.log_offset, lanes)
+    if conventions.log_floor >= SMALLEST_NORMAL:
+        for place in range(0, width * lanes, lanes):
+            energy = maximum(load(energies, place, lanes) + offset, floor)
+            store(energies, place, log_of_normal(energy))
+    else:
+        for place in range(0, width * lanes, lanes):
+            energy = maximum(load(energies, place, lanes) + offset, floor)
+            store(energies, place, log(energy))
