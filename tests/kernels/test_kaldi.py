@@ -20,12 +20,24 @@ from ast_fast_kernels.testing.signals import make_signal
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = {case["name"]: case for case in json.loads((GOLDEN / "torchaudio.json").read_text())}
 
-# What two correct float32 implementations differ by, from clips of five seconds. The mean gets
-# twice its 5e-6, because the excerpts are short and torchaudio rounds its mel banks: mel values
-# near 2840 to float32's 1.2e-4, in triangles 22 wide at 128 bins.
+with np.load(GOLDEN / "torchaudio_grid.npz") as archive:
+    GRID = json.loads(archive["cases"].tobytes())
+    GRID_OUTPUTS = torch.from_numpy(archive["mean_frames"])
+GRID_WAVEFORM = torch.from_numpy(np.load(GOLDEN / "inputs.npz")["stereo"][:, :2000]) / 32768.0
+# Where each case's mean frame ends; an empty or refused one has none.
+GRID_ENDS = np.cumsum([case["shape"][1] if len(case["shape"] or "") == 2 else 0 for case in GRID])
+
+# What two correct float32 implementations differ by, from clips of five seconds: a bin far below
+# its frame's loudest carries that one's rounding. The mean gets twice its 5e-6: excerpts are short.
 MAX_DIFFERENCE = 4e-3
+P9999_DIFFERENCE = 1e-3
 MEAN_DIFFERENCE = 1e-5
 RELATIVE_NORM = 1e-5
+
+# A mean of ten or so frames of noise, in which no bin is 60 dB down: the float64 budget.
+GRID_MAX_DIFFERENCE = 3e-4
+# subtract_mean leaves little of a mean frame but the rounding of what it took away.
+GRID_RELATIVE_NORM = 3e-5
 
 
 def golden_waveform(case: dict, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -50,6 +62,49 @@ def test_torchaudio_gives_the_same(case: dict, backend: str) -> None:
         assert difference.mean() <= MEAN_DIFFERENCE
     else:
         assert relative_norm(out, expected) <= RELATIVE_NORM
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_one_value_in_ten_thousand_is_further_from_torchaudios(backend: str) -> None:
+    differences = []
+    with use_backend(backend):
+        for name, case in CASES.items():
+            expected = torch.from_numpy(np.load(GOLDEN / "torchaudio.npz")[name])
+            if expected.numel() and case["arguments"].get("use_log_fbank", True):
+                out = kaldi.fbank(golden_waveform(case), **case["arguments"])
+                differences.append((out - expected).abs().flatten())
+    difference = torch.cat(differences)
+    assert difference.numel() > 30_000
+    assert difference.quantile(0.9999) <= P9999_DIFFERENCE
+    assert difference.mean() <= MEAN_DIFFERENCE
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("index", range(len(GRID)))
+def test_torchaudio_gives_or_refuses_the_same(index: int, backend: str) -> None:
+    case = GRID[index]
+    with use_backend(backend):
+        if case["shape"] is None:
+            with pytest.raises(ValueError, match=" must be "):
+                kaldi.fbank(GRID_WAVEFORM, **case["arguments"])
+            return
+        out = kaldi.fbank(GRID_WAVEFORM, **case["arguments"])
+    assert list(out.shape) == case["shape"]
+    if out.numel() == 0:
+        return
+    expected = GRID_OUTPUTS[: GRID_ENDS[index]][-out.shape[1] :]
+    weights = torch.arange(1.0, out.shape[0] + 1.0)
+    mean_frame = weights @ out / weights.sum()
+    if case["arguments"].get("use_log_fbank", True):
+        assert (mean_frame - expected).abs().max() <= GRID_MAX_DIFFERENCE
+    else:
+        assert relative_norm(mean_frame, expected) <= GRID_RELATIVE_NORM
+
+
+def test_grid_has_more_than_500_results_and_100_refusals() -> None:
+    refused = sum(case["shape"] is None for case in GRID)
+    assert refused > 100
+    assert len(GRID) - refused > 500
 
 
 def test_signature_is_torchaudios() -> None:

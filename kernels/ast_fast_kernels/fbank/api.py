@@ -73,8 +73,7 @@ def fbank(
     """Compute log-mel filterbank energies of a batch of waveforms.
 
     Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
-    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN, but
-    for filters without a bin.
+    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN.
 
     Args:
         waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
