@@ -23,6 +23,7 @@ import tyro
 
 from ast_fast.config import Config, Paths
 from ast_fast.errors import InputError
+from ast_fast_kernels.fbank.config import FbankConfig, PresetName
 
 PROGRAM = "python -m ast_fast.cv"
 
@@ -37,9 +38,15 @@ DEMO_DEFAULTS: dict[str, object] = {
 }
 """Defaults of a run on the synthesised data set, whose few clips need fewer and smaller steps."""
 
+LARGEST_INT = 2**31 - 1
+LARGEST_SEED = 2**63 - 1
+LARGEST_FLOAT = 1e12
+"""Beyond any use, and far from where sizes computed from settings overflow."""
+
 DESCRIPTION = """Train and test a minimal Audio Spectrogram Transformer on every fold of a data set.
 
-Settings come from the defaults, then the TOML file of --config, then these flags.
+Settings come from the defaults, then the TOML file of --config, then these flags. A preset of the
+filterbank replaces all of its settings from before; those given beside it hold on top of it.
 Without --data a small data set is synthesised, and a quick run over it is made."""
 
 
@@ -66,12 +73,19 @@ class Setting:
         return f"--{table}.no-{name}" if table else f"--no-{name}"
 
 
+CONFIG_FILE = Setting("config", (), Path)
+PRESET = Setting("fbank.preset", (), PresetName)
+"""What flags name besides the settings of a `Config`; the second stands in TOML too."""
+
+
 def parse_config(argv: Sequence[str]) -> Config:
     """Return the run that flags describe, over the TOML file of `--config`, over the defaults.
 
-    Prints help and raises SystemExit(0) on `--help`. With `--resume` the settings recorded in the
-    folder of `--out` stand in for the defaults. Only types are checked here (and the filterbank's
-    own rules); ranges are checked by who uses a setting.
+    `fbank.preset` replaces every setting of the filterbank that came before; those given beside it,
+    in the same file or among the same flags, hold on top of it. With `--resume` the settings
+    recorded in the folder of `--out` stand in for the defaults. Prints help and raises
+    SystemExit(0) on `--help`. Only types are checked here, the filterbank's own rules, and that no
+    number is beyond any use; ranges are checked by who uses a setting.
 
     Args:
         argv: The arguments, without the program's name.
@@ -101,7 +115,11 @@ def recorded_values(out: Path) -> dict[str, Any]:
         InputError: `out` holds no run, or its config.toml cannot be read.
     """
     path = out / "config.toml"
-    if not path.is_file():
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be read: {error.strerror}") from error
+    if not found:
         raise InputError(f"--out must hold a run to resume, got {out}, which has no config.toml")
     return _read_toml(path)
 
@@ -156,10 +174,17 @@ def print_help() -> None:
 
 
 @dataclass(frozen=True)
+class _FbankFlags(FbankConfig):
+    preset: PresetName = "ast"
+    """Named convention to begin with; the other settings of the filterbank change it."""
+
+
+@dataclass(frozen=True)
 class _CommandLine(Config, Paths):
     """What `--help` lists: the paths first, then everything else of a run."""
 
     paths: tyro.conf.Suppress[Paths] = field(default_factory=Paths)
+    fbank: _FbankFlags = field(default_factory=_FbankFlags)
     config: Path | None = None
     """TOML file of settings, read before the flags; config.toml of an earlier run is one."""
 
@@ -206,8 +231,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
     """Return the flags' values by key, and the file of `--config`."""
     known = {setting.flag: setting for setting in settings().values()}
     off = {setting.off_flag: setting for setting in known.values() if setting.type is bool}
-    config_setting = Setting("config", (), Path)
-    known[config_setting.flag] = config_setting
+    known |= {setting.flag: setting for setting in (CONFIG_FILE, PRESET)}
     values: dict[str, Any] = {}
     problems: list[str] = []
     for given, tokens in _split(argv):
@@ -216,19 +240,23 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
             if flag in off:
                 if tokens:
                     raise InputError(f"{flag} takes no value, got {' '.join(tokens)}")
-                values[off[flag].key] = False
+                setting, value = off[flag], False
             elif flag in known:
                 setting = known[flag]
-                values[setting.key] = _from_text(setting.type, tokens, flag)
+                value = _from_text(setting, tokens, flag)
             elif flag:
                 raise InputError(f"unknown flag {given}{_nearest(flag, [*known, *off])}")
             else:
                 raise InputError(f"every argument must be a flag, got {tokens[0]!r}")
+            if setting.key in values:
+                raise InputError(f"{setting.flag} is given twice")
+            values[setting.key] = value
         except InputError as error:
             problems.append(str(error))
     if problems:
         raise InputError("\n".join(problems))
-    return values, values.pop("config", None)
+    config_file = values.pop(CONFIG_FILE.key, None)
+    return _with_preset(values), config_file
 
 
 def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
@@ -245,17 +273,36 @@ def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
+def _with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the settings of their preset, if they name one, under their own."""
+    name = values.pop(PRESET.key, None)
+    if name is None:
+        return values
+    whole = dataclasses.asdict(FbankConfig.preset(name))
+    return {f"fbank.{field_name}": value for field_name, value in whole.items()} | values
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     """Return the file's values by key, each checked against its setting's type."""
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
+        return _with_preset(_checked_document(document, path))
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
         raise InputError(message) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from error
-    known = settings()
+    except InputError:
+        raise
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise InputError(f"{path}: not valid TOML: a number is too long") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid TOML: nested too deeply") from error
+
+
+def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    known = settings() | {PRESET.key: PRESET}
     tables = {key.rpartition(".")[0] for key in known} - {""}
     values: dict[str, Any] = {}
     problems: list[str] = []
@@ -263,10 +310,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
         if key in known:
             try:
                 values[key] = _checked(known[key].type, raw, f"{path}: {key}")
+                _check_size(known[key], values[key], f"{path}: {key}")
             except InputError as error:
                 problems.append(str(error))
         elif key in tables:
-            problems.append(f"{path}: {key} must be a table, got {raw!r}")
+            problems.append(f"{path}: {key} must be a table, got {_shown(raw)}")
         else:
             problems.append(f"{path}: unknown key {key}{_nearest(key, [*known, *tables])}")
     if problems:
@@ -305,20 +353,36 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {found[0]}?" if found else "; --help lists them all"
 
 
-def _from_text(kind: Any, tokens: list[str], flag: str) -> Any:
+def _from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
     """Return a flag's values as its setting's type."""
-    inner, is_optional = _strip_optional(kind)
+    inner, is_optional = _strip_optional(setting.type)
     if is_optional and [token.lower() for token in tokens] == ["none"]:
         return None
     if inner is bool and not tokens:
         return True
     if get_origin(inner) is tuple:
-        item = get_args(inner)[0]
-        return _checked(inner, [_number(item, token) for token in tokens], flag)
-    if len(tokens) != 1:
+        item, *rest = get_args(inner)
+        if not tokens and rest == [...]:
+            raise InputError(f"{flag} takes at least one value, got none")
+        value = _checked(inner, [_number(item, token) for token in tokens], flag)
+    elif len(tokens) == 1:
+        value = _checked(inner, _number(inner, tokens[0]), flag)
+    else:
         got = f"{len(tokens)} values: {' '.join(tokens)}" if tokens else "none"
         raise InputError(f"{flag} takes one value, got {got}")
-    return _checked(inner, _number(inner, tokens[0]), flag)
+    _check_size(setting, value, flag)
+    return value
+
+
+def _check_size(setting: Setting, value: Any, name: str) -> None:
+    """Raise if a number is beyond any use."""
+    largest: float = LARGEST_SEED if setting.key == "seed" else LARGEST_INT
+    for number in value if isinstance(value, tuple) else (value,):
+        if isinstance(number, float):
+            largest = LARGEST_FLOAT
+        if isinstance(number, int | float) and not -largest <= number <= largest:
+            shown = f"{largest:g}" if isinstance(number, float) else str(largest)
+            raise InputError(f"{name} must be from -{shown} to {shown}, got {_shown(number)}")
 
 
 def _number(kind: Any, token: str) -> Any:
@@ -343,9 +407,9 @@ def _checked(kind: Any, raw: Any, name: str) -> Any:
         choices = get_args(kind)
         if isinstance(raw, str) and raw in choices:
             return raw
-        near = difflib.get_close_matches(str(raw), choices, n=1)
+        near = difflib.get_close_matches(raw, choices, n=1) if isinstance(raw, str) else []
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise InputError(f"{name} must be one of {', '.join(choices)}, got {raw!r}{hint}")
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {_shown(raw)}{hint}")
     if get_origin(kind) is tuple:
         item, *rest = get_args(kind)
         count = None if rest == [...] else 1 + len(rest)
@@ -357,14 +421,24 @@ def _checked(kind: Any, raw: Any, name: str) -> Any:
         return raw
     if kind is int and isinstance(raw, int) and not isinstance(raw, bool):
         return raw
-    if kind is float and isinstance(raw, int | float) and not isinstance(raw, bool):
+    if kind is float and isinstance(raw, int) and not isinstance(raw, bool):
+        try:
+            return float(raw)
+        except OverflowError:
+            raise InputError(f"{name} must be a finite number, got {_shown(raw)}") from None
+    if kind is float and isinstance(raw, float):
         if not math.isfinite(raw):
             raise InputError(f"{name} must be a finite number, got {raw}")
-        return float(raw)
+        return raw
+    if kind in (str, Path) and isinstance(raw, str) and not is_utf8(raw):
+        raise InputError(f"{name} must be text in UTF-8, got {raw!r}")
     if kind is str and isinstance(raw, str):
         return raw
     if kind is Path and isinstance(raw, str) and raw and "\0" not in raw:
-        return Path(raw).expanduser()
+        try:
+            return Path(raw).expanduser()
+        except RuntimeError as error:
+            raise InputError(f"{name} must be in a home folder that exists, got {raw!r}") from error
     raise InputError(f"{name} must be {_TYPE_WORDS[kind]}, got {_shown(raw)}")
 
 
@@ -375,6 +449,15 @@ _TYPE_WORDS: dict[Any, str] = {
     str: "text",
     Path: "a path",
 }
+
+
+def is_utf8(text: str) -> bool:
+    """Say whether text can be written as UTF-8, which odd bytes of a command line cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _strip_optional(kind: Any) -> tuple[Any, bool]:
@@ -416,6 +499,8 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     """Return a value as a user would write it."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"  # Python prints none of thousands of digits
     if isinstance(value, list | tuple):
         return " ".join(_shown(item) for item in value) or "none"
     return repr(value) if isinstance(value, str) else str(value)

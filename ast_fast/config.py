@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
+
 from ast_fast_kernels.fbank.config import FbankConfig
 
 ESC50_URL = (

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from ast_fast_kernels import fbank
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ast_fast.config import Config
 from ast_fast.errors import InputError
+from ast_fast_kernels import fbank
 
 STD_FLOOR = 1e-2
 """Deviation of a clip's log-mel below which it is not stretched further: rounding noise of a silent

@@ -10,12 +10,12 @@ from __future__ import annotations
 import math
 
 import torch
-from ast_fast_kernels import attention
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ast_fast.config import ModelConfig
 from ast_fast.errors import InputError
+from ast_fast_kernels import attention
 
 INIT_STD = 0.02
 """Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""

@@ -15,7 +15,7 @@ from ast_fast.cli import (
 )
 from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
-from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
 
 DATA = ["--data", "somewhere"]
 
@@ -43,10 +43,28 @@ def test_data_named_in_toml_leaves_the_demo(tmp_path: Path) -> None:
     assert parse_config(["--config", str(path)]) == Config(paths=Paths(data=Path("somewhere")))
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_filterbank_s_own(name: str) -> None:
+    assert parse_config([*DATA, "--fbank.preset", name]).fbank == FbankConfig.preset(name)
+
+
+def test_a_preset_replaces_what_came_before_it_and_no_more(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[fbank]\nnum_mel_bins = 40\nlow_freq = 50\npreset = "kaldi"\n')
+    in_file = ["--config", str(path)]
+    assert parse_config(in_file).fbank == FbankConfig.preset(
+        "kaldi", num_mel_bins=40, low_freq=50.0
+    )
+    assert parse_config([*in_file, "--fbank.low-freq", "30"]).fbank == FbankConfig.preset(
+        "kaldi", num_mel_bins=40, low_freq=30.0
+    )
+    on_top = [*in_file, "--fbank.preset", "seed", "--fbank.low-freq", "30"]
+    assert parse_config(on_top).fbank == FbankConfig.preset("seed", low_freq=30.0)
+
+
 GOOD_FLAGS: list[tuple[list[str], str, object]] = [
     (["--folds", "1", "3"], "folds", [1, 3]),
     (["--folds=2"], "folds", [2]),
-    (["--folds"], "folds", []),
     (["--model.patch-size", "8", "4"], "model.patch_size", [8, 4]),
     (["--model.patch_size=8", "4"], "model.patch_size", [8, 4]),
     (["--fbank.high-freq", "-400"], "fbank.high_freq", -400.0),
@@ -60,7 +78,9 @@ GOOD_FLAGS: list[tuple[list[str], str, object]] = [
     (["--features.no-norm-per-sample"], "features.norm_per_sample", False),
     (["--subset", "esc10"], "subset", "esc10"),
     (["--out", "a b"], "out", "a b"),
-    (["--seed", "1", "--seed", "2"], "seed", 2),
+    (["--seed", str(2**63 - 1)], "seed", 2**63 - 1),
+    (["--fbank.preset", "kaldi"], "fbank.window_type", "povey"),
+    (["--fbank.num-mel-bins", "40", "--fbank.preset", "kaldi"], "fbank.num_mel_bins", 40),
 ]
 
 
@@ -73,6 +93,7 @@ def test_a_flag_sets(argv: list[str], key: str, value: object) -> None:
     assert config_values(parse_config([*DATA, *argv]))[key] == value
 
 
+BITS = f"a number of {int('9' * 400).bit_length()} bits"
 WRONG_FLAGS = [
     ("--trainin.epochs 3", "unknown flag --trainin.epochs; did you mean --training.epochs?"),
     ("--epochs 3", "unknown flag --epochs; did you mean --training.epochs?"),
@@ -88,6 +109,31 @@ WRONG_FLAGS = [
     ("--augment.no-roll yes", "--augment.no-roll takes no value, got yes"),
     ("--augment.roll maybe", "--augment.roll must be true or false, got 'maybe'"),
     ("--augment.gain-db loud", "--augment.gain-db must be a number, got 'loud'"),
+    ("--augment.gain-db 1e308", "--augment.gain-db must be from -1e+12 to 1e+12, got 1e+308"),
+    (f"--augment.gain-db {'9' * 400}", "--augment.gain-db must be a finite number, got {bits}"),
+    (
+        "--model.embed-dim 1000000000000000000",
+        "--model.embed-dim must be from -2147483647 to 2147483647, got 1000000000000000000",
+    ),
+    (
+        "--model.patch-stride 1 -2147483648",
+        "--model.patch-stride must be from -2147483647 to 2147483647, got -2147483648",
+    ),
+    (
+        "--seed 9223372036854775808",
+        "--seed must be from -9223372036854775807 to 9223372036854775807, got 9223372036854775808",
+    ),
+    ("--seed 1 --seed 1", "--seed is given twice"),
+    ("--augment.roll --augment.no-roll", "--augment.roll is given twice"),
+    ("--config a --config b", "--config is given twice"),
+    ("--folds", "--folds takes at least one value, got none"),
+    ("--data ~nosuchuser/x", "--data must be in a home folder that exists, got '~nosuchuser/x'"),
+    ("--data a\udcff", r"--data must be text in UTF-8, got 'a\udcff'"),
+    ("--config a\udcff", r"--config must be text in UTF-8, got 'a\udcff'"),
+    (
+        "--fbank.preset kaldj",
+        "--fbank.preset must be one of {presets}, got 'kaldj'; did you mean kaldi?",
+    ),
     ("--augment.gain-db nan", "--augment.gain-db must be a finite number, got nan"),
     ("--model.patch-size 16", "--model.patch-size must be 2 integers, got 16"),
     ("--model.patch-size 16 b", "--model.patch-size must be an integer, got 'b'"),
@@ -108,12 +154,12 @@ WRONG_FLAGS = [
 @pytest.mark.parametrize(
     ("argv", "message"),
     WRONG_FLAGS,
-    ids=[argv for argv, _ in WRONG_FLAGS],
+    ids=[ascii(argv[:40]) for argv, _ in WRONG_FLAGS],
 )
 def test_a_wrong_flag_is_named_with_its_rule(argv: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_config(argv.split())
-    assert str(caught.value) == message
+    assert str(caught.value) == message.format(presets=", ".join(PRESETS), bits=BITS)
 
 
 def test_an_empty_path_is_refused() -> None:
@@ -131,6 +177,9 @@ def test_every_wrong_flag_gets_a_line() -> None:
     ]
 
 
+LONG = 1 << 20000
+LONG_SHOWN = "a number of 20001 bits"
+BACKENDS = "auto, reference, numba, triton"
 WRONG_TOML = [
     ("[training]\nepoch = 3", "unknown key training.epoch; did you mean training.epochs?"),
     ("[trainin]\nepochs = 3", "unknown key trainin; did you mean training?"),
@@ -143,6 +192,10 @@ WRONG_TOML = [
     ("folds = 1", "folds must be integers, got 1"),
     ("[model]\npatch_size = [16]", "model.patch_size must be 2 integers, got 16"),
     ("data = 3", "data must be a path, got 3"),
+    ("seed = " + "9" * 5000, "not valid TOML: a number is too long"),
+    (f"seed = {LONG:#x}", f"seed must be from -{2**63 - 1} to {2**63 - 1}, got {LONG_SHOWN}"),
+    (f"backend = {LONG:#x}", f"backend must be one of {BACKENDS}, got {LONG_SHOWN}"),
+    ("seed = " + "[" * 3000 + "]" * 3000, "not valid TOML: nested too deeply"),
     ("seed =", "not valid TOML: Invalid value (at end of document)"),
 ]
 
@@ -150,7 +203,7 @@ WRONG_TOML = [
 @pytest.mark.parametrize(
     ("text", "message"),
     WRONG_TOML,
-    ids=[text.replace("\n", " ") for text, _ in WRONG_TOML],
+    ids=[text.replace("\n", " ")[:40] for text, _ in WRONG_TOML],
 )
 def test_a_wrong_key_is_named_with_its_file_and_rule(
     text: str, message: str, tmp_path: Path
@@ -202,6 +255,7 @@ def test_every_setting_has_a_flag_in_the_help(capsys: pytest.CaptureFixture[str]
     missing = [s.flag for s in settings().values() if f"{s.flag} " not in shown.replace(",", " ")]
     assert not missing
     assert "--config PATH" in shown
+    assert "--fbank.preset {" in shown
     assert "{None}" not in shown
 
 

@@ -96,6 +96,18 @@ def write_data(root: Path, *, seed: int = 0) -> None:
                     writer.writerow([filename, fold, target, name, target < 2, 0, "A"])
 
 
+def changed(arguments: list[str], *given: str) -> list[str]:
+    """Return the arguments with the flags that are given in the place of their own."""
+    flags = {token for token in given if token.startswith("--")}
+    kept, drop = [], False
+    for token in arguments:
+        if token.startswith("--"):
+            drop = token in flags
+        if not drop:
+            kept.append(token)
+    return [*kept, *given]
+
+
 def read_report(out: Path) -> dict[str, Any]:
     return json.loads((out / "report.json").read_text())
 
@@ -350,7 +362,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
         "missing": tmp_path / "missing",
         "table": data / "meta" / "esc50.csv",
     }
-    arguments = [*base, "--out", str(names["out"]), *given.format(**names).split()]
+    arguments = changed([*base, "--out", str(names["out"])], *given.format(**names).split())
     assert main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.err == f"error: {message.format(**names)}\n"
@@ -381,7 +393,7 @@ def test_a_machine_without_cuda_says_so(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert main([*base, "--out", str(tmp_path / "run"), *given]) == 2
+    assert main(changed([*base, "--out", str(tmp_path / "run")], *given)) == 2
     assert capsys.readouterr().err == f"error: {message}\n"
     assert not any(tmp_path.iterdir())
 
@@ -451,7 +463,7 @@ def test_of_two_runs_begun_at_once_one_goes_on(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "run"
-    arguments = [*base, "--folds", "1", "--training.epochs", "1", "--out", str(out)]
+    arguments = changed(base, "--folds", "1", "--training.epochs", "1", "--out", str(out))
     open_dataset = cv.open_dataset
 
     def be_overtaken(*given: Any, **named: Any) -> Any:
@@ -559,7 +571,13 @@ def test_the_default_kernels_run_and_are_compared(
     data: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "run"
-    arguments = ["--data", str(data), "--cache", str(cache), *TINY, "--training.epochs", "1"]
+    arguments = [
+        "--data",
+        str(data),
+        "--cache",
+        str(cache),
+        *changed(TINY, "--training.epochs", "1"),
+    ]
     assert main([*arguments, "--folds", "2", "--out", str(out)]) == 0
     report = read_report(out)
     assert report["accuracy"]["per_fold"].keys() == {"2"}
@@ -577,7 +595,7 @@ def test_the_default_kernels_run_and_are_compared(
 
 def test_numba_by_name_takes_sdpa_for_attention(base: list[str], tmp_path: Path) -> None:
     out = tmp_path / "run"
-    arguments = [*base, "--backend", "numba", "--training.epochs", "1", "--folds", "1"]
+    arguments = changed(base, "--backend", "numba", "--training.epochs", "1", "--folds", "1")
     assert main([*arguments, "--out", str(out)]) == 0
     run = json.loads((out / "run.json").read_text())
     assert run["kernels"] == {"fbank": "numba", "attention": "sdpa"}

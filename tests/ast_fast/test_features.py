@@ -4,7 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from ast_fast_kernels.fbank.config import FbankConfig
 
 from ast_fast.config import AudioConfig, Config, FeatureConfig
 from ast_fast.errors import InputError
@@ -18,6 +17,7 @@ from ast_fast.features import (
     normalise,
     pad_frames,
 )
+from ast_fast_kernels.fbank.config import FbankConfig
 
 PER_SAMPLE = Config()
 BY_STATISTICS = Config(features=FeatureConfig(norm_per_sample=False))

@@ -2,7 +2,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ast_fast_kernels import use_backend
 
 from ast_fast.config import ModelConfig
 from ast_fast.errors import InputError
@@ -12,6 +11,7 @@ from ast_fast.model import (
     patch_grid,
     sinusoidal_position_embedding,
 )
+from ast_fast_kernels import use_backend
 
 SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ast_fast_kernels.fbank.config import FbankConfig
 
 from ast_fast import checkpoint
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
@@ -32,6 +31,7 @@ from ast_fast.train import (
     split_fold,
     train_fold,
 )
+from ast_fast_kernels.fbank.config import FbankConfig
 
 CPU = torch.device("cpu")
 NO_AUGMENTATION = AugmentConfig(
