@@ -237,13 +237,33 @@ _LN2_LOW = -2.12194440e-4
 _LN2_HIGH = 0.693359375
 
 
-def data_pointer(context: Any, builder: ir.IRBuilder, array_type: Any, array: ir.Value) -> ir.Value:
-    """Return the data pointer of a Numba array inside an intrinsic."""
-    return context.make_array(array_type)(context, builder, array).data
+def data_pointer(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> ir.Value:
+    """Return the data pointer of a Numba array, or a pointer as it is, inside an intrinsic."""
+    if isinstance(kind, types.CPointer):
+        return value
+    return context.make_array(kind)(context, builder, value).data
 
 
-def _is_float32(array: Any) -> bool:
-    return isinstance(array, types.Array) and array.dtype == types.float32
+def _is_float32(kind: Any) -> bool:
+    if isinstance(kind, types.CPointer):
+        return bool(kind.dtype == types.float32)
+    return isinstance(kind, types.Array) and kind.dtype == types.float32
+
+
+@intrinsic
+def pointer(typing_context: Any, array: Any) -> Any:
+    """Return the address of an array's first element.
+
+    What is passed as a pointer costs no reference counting, which Numba does, with atomic
+    operations, wherever an array goes. The operations below take arrays and pointers alike.
+    """
+    if not isinstance(array, types.Array):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return data_pointer(context, builder, array, args[0])
+
+    return types.CPointer(array.dtype)(array), emit
 
 
 @intrinsic

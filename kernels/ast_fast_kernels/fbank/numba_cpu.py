@@ -35,6 +35,7 @@ from ast_fast_kernels.simd import (
     log,
     log_of_normal,
     maximum,
+    pointer,
     scatter,
     splat,
     sqrt,
@@ -45,6 +46,8 @@ from ast_fast_kernels.simd import (
 
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.intp]
+Pointer = Any
+"""Address of a flat array's first element, in compiled code."""
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
@@ -81,33 +84,42 @@ def run_blocks(
     waveform: Float32Array, out: Float32Array, config: FbankConfig, lanes: int, num_threads: int
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
-    conventions = _conventions(config, lanes)
+    kernel_tables, conventions = _prepare(config, lanes)
     batch, num_frames, _ = out.shape
     flat_out = out.reshape(-1)
     blocks = -(-num_frames // lanes)
     with _threads.compile_lock:
         rows = used_rows(config.fft_size, config.window_size)
         kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
-        if not kernel.signatures:  # no blocks: this only compiles
-            kernel(waveform, flat_out, num_frames, 0, 0, conventions, _scratch(config, lanes))
 
     def run(first: int, last: int) -> None:
-        kernel(waveform, flat_out, num_frames, first, last, conventions, _scratch(config, lanes))
+        scratch = _scratch(config, lanes)
+        kernel(waveform, flat_out, num_frames, first, last, kernel_tables, conventions, scratch)
 
+    if not kernel.signatures:
+        with _threads.compile_lock:
+            run(0, 0)  # no blocks: this only compiles
     _threads.parallel_for(run, batch * blocks, BLOCKS_PER_TASK, num_threads)
 
 
-class Conventions(NamedTuple):
-    """A config as the kernel takes it: tables rounded to float32, lengths in samples."""
+class Tables(NamedTuple):
+    """A config's tables, rounded to float32."""
 
     window: Float32Array  # (n_fft,), zero beyond the window
-    window_size: int
     places: IndexArray  # (n_fft,), where the tile holds each sample of a frame
     factors: Float32Array  # the FFT's twiddles
-    starts: IndexArray  # first bin of each mel filter
-    quads: IndexArray  # bins of each mel filter, in fours
+    starts: IndexArray  # (num_mel_bins,), first bin of each mel filter
+    pairs: IndexArray  # (num_mel_bins,), bins of each mel filter, in twos
     weights: Float32Array  # of those bins, one filter after another
+
+
+class Conventions(NamedTuple):
+    """A config's numbers and choices, lengths in samples."""
+
+    window_size: int
+    num_mel_bins: int
     hop: int
+    tile_stride: int
     offset: int  # of the first frame from the first sample
     mirror: bool
     scale: np.float32
@@ -124,16 +136,14 @@ class Scratch(NamedTuple):
 
     samples: Float32Array  # of one block of frames, after the one before it
     tile: Float32Array  # (hop + 2, tile stride): hops side by side, first samples, zeros
-    hop_sums: Float32Array  # (tile stride,), of each hop's pre-emphasised samples
-    tail_sums: Float32Array  # (tile stride,), of all but its first
-    part_sums: Float32Array  # (tile stride,), of those that end a window
+    sums: Float32Array  # (3, tile stride), of each hop's pre-emphasised samples
     grid: Float32Array  # (n_fft, lanes)
-    power: Float32Array  # (n_fft // 2 + 1, lanes), and zeros for the last quad to read
+    power: Float32Array  # (n_fft // 2 + 1, lanes), and zeros for a last pair to read
     square: Float32Array  # (lanes, lanes), of energies about to be turned
 
 
 @lru_cache(maxsize=32)
-def _conventions(config: FbankConfig, lanes: int) -> Conventions:
+def _prepare(config: FbankConfig, lanes: int) -> tuple[Tables, Conventions]:
     size, hop = config.window_size, config.window_shift
     window = np.zeros(config.fft_size, np.float32)
     window[:size] = tables.window(config)
@@ -141,16 +151,20 @@ def _conventions(config: FbankConfig, lanes: int) -> Conventions:
     n = np.arange(config.fft_size)
     places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride)
     places[0] = hop * stride
-    starts, quads, weights = _quads(tables.mel_banks(config))
-    return Conventions(
+    starts, pairs, weights = _pairs(tables.mel_banks(config))
+    kernel_tables = Tables(
         window=window,
-        window_size=size,
         places=places.astype(np.intp),
         factors=twiddles(config.fft_size),
         starts=starts,
-        quads=quads,
+        pairs=pairs,
         weights=weights,
+    )
+    conventions = Conventions(
+        window_size=size,
+        num_mel_bins=config.num_mel_bins,
         hop=hop,
+        tile_stride=stride,
         offset=0 if config.snip_edges else hop // 2 - size // 2,
         mirror=not config.snip_edges,
         scale=np.float32(config.waveform_scale),
@@ -161,30 +175,27 @@ def _conventions(config: FbankConfig, lanes: int) -> Conventions:
         log_floor=np.float32(config.log_floor),
         log_offset=np.float32(config.log_offset),
     )
+    return kernel_tables, conventions
 
 
-QUAD = 2
-"""Bins of a filter summed together: a narrow filter is one step, a wide one few."""
+def _pairs(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Float32Array]:
+    """Return each filter's first bin, its bins in twos, and their weights, zero-padded.
 
-
-def _quads(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Float32Array]:
-    """Return each filter's first bin, its bins in fours, and their weights, zero-padded.
-
-    An empty filter gets four bins of weight zero, so that it is NaN where its frame is.
+    An empty filter gets two bins of weight zero, so that it is NaN where its frame is.
     """
     used = banks != 0
     used[~used.any(axis=1), 0] = True
     starts = used.argmax(axis=1)
     ends = banks.shape[1] - used[:, ::-1].argmax(axis=1)
-    quads = -(-(ends - starts) // QUAD)
-    padded = np.pad(banks, ((0, 0), (0, QUAD)))
+    pairs = (ends - starts + 1) // 2
+    padded = np.pad(banks, ((0, 0), (0, 1)))
     weights = [
-        row[start : start + count * QUAD]
-        for row, start, count in zip(padded, starts, quads, strict=True)
+        row[start : start + 2 * count]
+        for row, start, count in zip(padded, starts, pairs, strict=True)
     ]
     return (
         starts.astype(np.intp),
-        quads.astype(np.intp),
+        pairs.astype(np.intp),
         np.concatenate(weights).astype(np.float32),
     )
 
@@ -196,15 +207,13 @@ def _scratch(config: FbankConfig, lanes: int) -> Scratch:
     scratch = Scratch(
         samples=_aligned(1 + span),
         tile=_aligned((hop + 2) * stride),
-        hop_sums=_aligned(stride),
-        tail_sums=_aligned(stride),
-        part_sums=_aligned(stride),
+        sums=_aligned(3 * stride),
         grid=_aligned(config.fft_size * lanes),
-        power=_aligned((config.fft_size // 2 + 1 + QUAD) * lanes),
+        power=_aligned((config.fft_size // 2 + 2) * lanes),
         square=_aligned(lanes * lanes),
     )
     scratch.tile[(hop + 1) * stride :] = 0.0
-    scratch.power[-QUAD * lanes :] = 0.0
+    scratch.power[-lanes:] = 0.0
     return scratch
 
 
@@ -217,9 +226,6 @@ def _aligned(size: int) -> Float32Array:
 def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
     """Hops that one block of frames touches, and so the width of a row of the tile."""
     return lanes + (window_size - 1) // window_shift
-
-
-_tile_stride_jit = stage(_tile_stride)
 
 
 @cache
@@ -236,65 +242,89 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
         num_frames: int,
         first_block: int,
         last_block: int,
+        tables: Tables,
         conventions: Conventions,
         scratch: Scratch,
     ) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
+        num_samples = waveform.shape[1]
+        samples, target = pointer(waveform), pointer(out)
+        tile, grid, power = pointer(scratch.tile), pointer(scratch.grid), pointer(scratch.power)
+        sums, square = pointer(scratch.sums), pointer(scratch.square)
+        window, places = pointer(tables.window), pointer(tables.places)
+        factors = pointer(tables.factors)
+        starts, pairs = pointer(tables.starts), pointer(tables.pairs)
+        weights = pointer(tables.weights)
         blocks = (num_frames + lanes - 1) // lanes
-        stride = _tile_stride_jit(conventions.window_size, conventions.hop, lanes)
         for block in range(first_block, last_block):
             clip = block // blocks
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min((block - clip * blocks) * lanes, num_frames - lanes), 0)
-            source, first = _locate_samples(waveform, clip, frame, conventions, scratch, lanes)
-            _turn(source, first, conventions, scratch.tile, stride, lanes)
-            shift = _dc_shift(source, first, conventions, scratch, stride, lanes)
+            first = frame * conventions.hop + conventions.offset
+            source = samples
+            if _holds_block(first, num_samples, conventions, lanes):
+                first += clip * num_samples
+            else:
+                _copy_samples(waveform[clip], first, conventions, scratch.samples, lanes)
+                source, first = pointer(scratch.samples), 1
+            _turn(source, first, conventions, tile, lanes)
+            shift = _dc_shift(source, first, conventions, tile, sums, lanes)
             power_spectrum(
-                scratch.tile, conventions.places, conventions.window, shift, scratch.grid,
-                scratch.power, conventions.factors, n_fft, used_rows, lanes,
-            )  # fmt: skip
+                tile, places, window, shift, grid, power, factors, n_fft, used_rows, lanes
+            )
             if not conventions.use_power:
-                _take_magnitudes(scratch.power, lanes)
+                _take_magnitudes(power, n_fft // 2 + 1, lanes)
             valid = min(num_frames - frame, lanes)
-            row = (clip * num_frames + frame) * conventions.starts.size
-            _write_energies(conventions, scratch, out, row, valid, lanes)
+            row = (clip * num_frames + frame) * conventions.num_mel_bins
+            weight = 0
+            for m in range(0, conventions.num_mel_bins, lanes):
+                width = min(lanes, conventions.num_mel_bins - m)
+                weight = _sum_filters(
+                    starts, pairs, weights, weight, power, m, width, square, lanes
+                )
+                if conventions.use_log:
+                    _take_logs(conventions, width, square, lanes)
+                if width == lanes and valid == lanes:
+                    stride = conventions.num_mel_bins
+                    transpose_tile(square, 0, lanes, target, row + m, stride, lanes)
+                else:
+                    for lane in range(valid):
+                        for i in range(width):
+                            at = row + lane * conventions.num_mel_bins + m + i
+                            target[at] = square[i * lanes + lane]
 
     return kernel
 
 
 @stage
-def _locate_samples(
-    waveform: Float32Array,
-    clip: int,
-    frame: int,
-    conventions: Conventions,
-    scratch: Scratch,
-    lanes: int,
-) -> tuple[Float32Array, int]:
-    """Return an array that holds a block's samples, and the index of the first of them.
+def _holds_block(first: int, num_samples: int, conventions: Conventions, lanes: int) -> bool:
+    """Whether a waveform has all samples of a block, and the one before, as the kernel wants them.
 
-    That is the waveform itself where it has them all, and the one before them; else a scaled copy,
-    mirrored or zero beyond the waveform's ends.
+    Whole hops are read, also where a window is shorter.
     """
-    size = waveform.shape[1]
+    hop = conventions.hop
+    count = (lanes - 1) * hop + max(hop, conventions.window_size)
+    return first >= 1 and first + count <= num_samples and conventions.scale == np.float32(1.0)
+
+
+@stage
+def _copy_samples(
+    waveform: Float32Array, first: int, conventions: Conventions, samples: Float32Array, lanes: int
+) -> None:
+    """Copy a block's samples to samples[1:], scaled; beyond the ends mirrored, or zero."""
+    size = waveform.size
     count = (lanes - 1) * conventions.hop + conventions.window_size
-    first = frame * conventions.hop + conventions.offset
-    whole_hops = (lanes - 1) * conventions.hop + max(conventions.hop, conventions.window_size)
-    if first >= 1 and first + whole_hops <= size and conventions.scale == 1.0:
-        return waveform.reshape(-1), clip * size + first
-    row, samples = waveform[clip], scratch.samples
     before = min(max(-first, 0), count)
     after = max(min(size - first, count), before)
-    inside = row[max(first, 0) : max(first, 0) + after - before]
+    inside = waveform[max(first, 0) : max(first, 0) + after - before]
     target = samples[1 + before : 1 + after]
     for i in range(inside.size):
         target[i] = inside[i] * conventions.scale
     samples[0] = 0.0
     for start, stop in ((0, before), (after, count)):
         for i in range(start, stop):
-            mirrored = row[_mirror(first + i, size)] if conventions.mirror else np.float32(0.0)
+            mirrored = waveform[_mirror(first + i, size)] if conventions.mirror else np.float32(0.0)
             samples[1 + i] = mirrored * conventions.scale
-    return samples, 1
 
 
 @stage
@@ -306,20 +336,14 @@ def _mirror(index: int, size: int) -> int:
 
 
 @stage
-def _turn(
-    source: Float32Array,
-    first: int,
-    conventions: Conventions,
-    tile: Float32Array,
-    stride: int,
-    lanes: int,
-) -> None:
+def _turn(source: Pointer, first: int, conventions: Conventions, tile: Pointer, lanes: int) -> None:
     """Write sample j of hop h, pre-emphasised, to tile[j, h].
 
     So sample n of frame f is at [n % hop, f + n // hop]. A frame's own first sample has itself as
     predecessor: those are in row `hop`, in full.
     """
     hop, coefficient = conventions.hop, conventions.preemphasis
+    stride = conventions.tile_stride
     factor = splat(coefficient, lanes)
     turned = 0
     if hop >= lanes:
@@ -346,11 +370,11 @@ def _turn(
 
 @stage
 def _dc_shift(
-    source: Float32Array,
+    source: Pointer,
     first: int,
     conventions: Conventions,
-    scratch: Scratch,
-    stride: int,
+    tile: Pointer,
+    sums: Pointer,
     lanes: int,
 ) -> Any:
     """Return what a removed mean takes from each frame's pre-emphasised samples.
@@ -360,7 +384,9 @@ def _dc_shift(
     """
     if not conventions.remove_dc:
         return splat(np.float32(0.0), lanes)
-    hop, size, tile = conventions.hop, conventions.window_size, scratch.tile
+    hop, size, stride = conventions.hop, conventions.window_size, conventions.tile_stride
+    # Of each hop's samples: all, all but the first, and those that end a window.
+    whole_sums, tail_sums, part_sums = 0, stride, 2 * stride
     used = min(hop, size)
     rest = size % hop if size > hop else 0
     for h in range(0, stride, lanes):
@@ -368,15 +394,15 @@ def _dc_shift(
         begin = load(tile, column, lanes)
         part = _sum_rows(tile, column, 1, max(rest, 1), stride, lanes)
         tail = part + _sum_rows(tile, column, max(rest, 1), used, stride, lanes)
-        store(scratch.part_sums, column, begin + part)
-        store(scratch.tail_sums, column, tail)
-        store(scratch.hop_sums, column, begin + tail)
+        store(sums, part_sums + column, begin + part)
+        store(sums, tail_sums + column, tail)
+        store(sums, whole_sums + column, begin + tail)
     # A frame's first sample has no part in the difference at which its first hop begins.
-    total = load(tile, hop * stride, lanes) + load(scratch.tail_sums, 0, lanes)
+    total = load(tile, hop * stride, lanes) + load(sums, tail_sums, lanes)
     for h in range(1, size // hop):
-        total = total + load(scratch.hop_sums, h, lanes)
+        total = total + load(sums, whole_sums + h, lanes)
     if rest:
-        total = total + load(scratch.part_sums, size // hop, lanes)
+        total = total + load(sums, part_sums + size // hop, lanes)
     last = gather(source, first + size - 1, hop, lanes)
     ends = last - gather(source, first, hop, lanes)
     total = total - ends * splat(conventions.preemphasis, lanes)
@@ -384,9 +410,7 @@ def _dc_shift(
 
 
 @stage
-def _sum_rows(
-    tile: Float32Array, column: int, first: int, last: int, stride: int, lanes: int
-) -> Any:
+def _sum_rows(tile: Pointer, column: int, first: int, last: int, stride: int, lanes: int) -> Any:
     """Return the sum of tile[first:last, column:], in four chains that need not wait in turn."""
     a = b = c = d = splat(np.float32(0.0), lanes)
     whole = first + max(last - first, 0) // 4 * 4
@@ -401,50 +425,28 @@ def _sum_rows(
 
 
 @stage
-def _take_magnitudes(power: Float32Array, lanes: int) -> None:
-    for place in range(0, power.size, lanes):
+def _take_magnitudes(power: Pointer, bins: int, lanes: int) -> None:
+    for place in range(0, bins * lanes, lanes):
         store(power, place, sqrt(load(power, place, lanes)))
 
 
 @stage
-def _write_energies(
-    conventions: Conventions, scratch: Scratch, out: Float32Array, row: int, valid: int, lanes: int
-) -> None:
-    """Write the (log) mel energies of a block to the first `valid` rows from out[row]."""
-    square = scratch.square
-    num_mel_bins = conventions.starts.size
-    weight = 0
-    for first in range(0, num_mel_bins, lanes):
-        width = min(lanes, num_mel_bins - first)
-        weight = _sum_filters(conventions, scratch.power, first, width, weight, square, lanes)
-        if conventions.use_log:
-            _take_logs(conventions, width, square, lanes)
-        if width == lanes and valid == lanes:
-            transpose_tile(square, 0, lanes, out, row + first, num_mel_bins, lanes)
-        else:
-            for lane in range(valid):
-                for m in range(width):
-                    out[row + lane * num_mel_bins + first + m] = square[m * lanes + lane]
-
-
-@stage
 def _sum_filters(
-    conventions: Conventions,
-    power: Float32Array,
+    starts: Pointer,
+    pairs: Pointer,
+    weights: Pointer,
+    weight: int,
+    power: Pointer,
     first: int,
     width: int,
-    weight: int,
-    energies: Float32Array,
+    energies: Pointer,
     lanes: int,
 ) -> int:
     """Write the energies of `width` filters, one vector each; return the next filter's weight."""
-    weights = conventions.weights
-    starts = conventions.starts[first : first + width]
-    quads = conventions.quads[first : first + width]
     for m in range(width):
         even = odd = splat(np.float32(0.0), lanes)
-        place = starts[m] * lanes
-        for _ in range(quads[m]):
+        place = starts[first + m] * lanes
+        for _ in range(pairs[first + m]):
             even = even + broadcast(weights, weight, lanes) * load(power, place, lanes)
             odd = odd + broadcast(weights, weight + 1, lanes) * load(power, place + lanes, lanes)
             place += 2 * lanes
@@ -454,7 +456,7 @@ def _sum_filters(
 
 
 @stage
-def _take_logs(conventions: Conventions, width: int, energies: Float32Array, lanes: int) -> None:
+def _take_logs(conventions: Conventions, width: int, energies: Pointer, lanes: int) -> None:
     """Replace energies by their logarithms; a loop of its own, so that constants stay loaded."""
     floor = splat(conventions.log_floor, lanes)
     offset = splat(conventions.log_offset, lanes)
