@@ -15,6 +15,11 @@ from ast_fast.errors import InputError
 SILENT_RMS = 1e-4
 """Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
 
+MOST_GAIN_DB = 100.0
+"""Five decimal powers, as much as int16 audio spans."""
+MOST_MASKS = 100
+"""Masks of each kind; their places are drawn at once and take memory."""
+
 
 def augment_waveforms(
     waveforms: Tensor, targets: Tensor, config: AugmentConfig, generator: Generator
@@ -151,10 +156,14 @@ def check_augment(config: AugmentConfig, num_mel_bins: int, num_frames: int) -> 
         )
     if not 0 <= config.patch_drop < 1:
         raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
-    if not 0 <= config.gain_db < float("inf"):
-        raise InputError(f"augment.gain_db must be finite and at least 0, got {config.gain_db}")
-    if config.num_masks < 0:
-        raise InputError(f"augment.num_masks must be at least 0, got {config.num_masks}")
+    if not 0 <= config.gain_db <= MOST_GAIN_DB:
+        raise InputError(
+            f"augment.gain_db must be from 0 to {MOST_GAIN_DB:g}, got {config.gain_db}"
+        )
+    if not 0 <= config.num_masks <= MOST_MASKS:
+        raise InputError(
+            f"augment.num_masks must be from 0 to {MOST_MASKS}, got {config.num_masks}"
+        )
     for name, largest, unit in (
         ("freq_mask", num_mel_bins, "mel bins of the features"),
         ("time_mask", num_frames, "frames of a clip"),

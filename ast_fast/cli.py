@@ -175,7 +175,7 @@ def print_help() -> None:
 
 @dataclass(frozen=True)
 class _FbankFlags(FbankConfig):
-    preset: PresetName = "ast"
+    named: Annotated[PresetName, tyro.conf.arg(name="preset")] = "ast"
     """Named convention to begin with; the other settings of the filterbank change it."""
 
 

@@ -5,12 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import io
+import itertools
 import json
+import math
 import os
+import re
 import shlex
+import signal
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -25,11 +31,19 @@ from safetensors import SafetensorError
 
 from ast_fast import checkpoint, run_info
 from ast_fast.atomic import atomic_write
-from ast_fast.cli import PROGRAM, config_to_toml, config_values, parse_config, recorded_config
+from ast_fast.cli import (
+    PROGRAM,
+    config_to_toml,
+    config_values,
+    is_utf8,
+    parse_config,
+    recorded_config,
+)
 from ast_fast.config import Config
 from ast_fast.data import (
     available_cores,
     check_folds,
+    decode_settings,
     open_dataset,
     read_metadata,
 )
@@ -40,7 +54,16 @@ from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report import Measured, write_report
 from ast_fast.timing import Stages
-from ast_fast.train import MODEL, FoldResult, check_config, resolve_device, train_fold
+from ast_fast.train import (
+    CUBLAS_WORKSPACE,
+    MODEL,
+    FoldResult,
+    check_config,
+    check_memory,
+    resolve_amp,
+    resolve_device,
+    train_fold,
+)
 from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import use_backend
 from ast_fast_kernels._dispatch import BACKENDS, requested_backend
@@ -51,6 +74,11 @@ CONFIG = "config.toml"
 RUN = "run.json"
 MEASURED = "measured.json"
 LOCK = ".lock"
+
+OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.(json|toml)")
+"""What a process killed between making its folder and writing config.toml leaves there."""
+
+MOST_THREADS = 1024
 
 MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
 """Settings that may change when a run is resumed: none of them changes a result. That `data` still
@@ -63,26 +91,38 @@ KERNEL_CHECK_CLIPS = 32
 """Most clips of a test fold that kernels are compared on."""
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, by which schedulers and `timeout` end a run: Ctrl-C by another name."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cross-validation that the arguments describe and return the exit code.
 
     0 when the report is written; 2, after one line for each problem on standard error, when
-    something given cannot be used or a resource is exhausted; 130 when interrupted.
+    something given cannot be used or a resource is exhausted; 130 when interrupted, 143 when
+    terminated. A reader of standard output that leaves does not end the run.
 
     Args:
         argv: The arguments; None takes the command line's.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, `±` for one
+    os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when CUDA starts
     arguments = list(sys.argv[1:] if argv is None else argv)
     run = Run(arguments)
     try:
-        run.prepare()
-        run.train()
-        run.report()
+        with sigterm_as_interrupt():
+            run.prepare()
+            run.train()
+            run.report()
     except InputError as error:
+        run.remove_untrained()
         return _fail(str(error))
-    except KeyboardInterrupt:
-        print(f"\ninterrupted; {run.how_to_go_on()}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        terminated = isinstance(error, Terminated)
+        what = "terminated" if terminated else "interrupted"
+        print(f"\n{what}; {run.how_to_go_on()}", file=sys.stderr)
+        return 143 if terminated else 130
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         reason = exhausted_resource(error)
         if reason is None:
@@ -91,6 +131,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         run.close()
     return 0
+
+
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Have SIGTERM raise `Terminated` in the block, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Console(Console):
+    """Says nothing more once its reader has left (`| head`), and lets the run go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what follows to nowhere, and say so where somebody may still read."""
+        self.quiet = True
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.file.fileno())
+        os.close(nowhere)
+        with contextlib.suppress(OSError):
+            print("standard output was closed; the run goes on without it", file=sys.stderr)
 
 
 def _fail(message: str) -> int:
@@ -108,12 +178,14 @@ class Run:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = argv
-        self.console = Console(soft_wrap=True, highlight=False, markup=False)
+        self.console = _Console(soft_wrap=True, highlight=False, markup=False)
         self.out: Path
         self.begun = False
         self.results: list[FoldResult] = []
         self.measured: dict[int, Measured] = {}
+        self.compile_seconds = 0.0
         self._lock: FileLock | None = None
+        self._made: list[Path] = []
 
     def prepare(self) -> None:
         """Check everything, open the data set, and make the run's folder or take it up again."""
@@ -128,8 +200,16 @@ class Run:
             self.begun = True
             threads = self.config.threads or _read_run(self.out)["threads"]
         torch.set_num_threads(threads)
-        self.dataset = open_dataset(self.config, console=Console(stderr=True))
+        self.dataset = open_dataset(self.config, console=_Console(stderr=True))
         self.folds = check_folds(self.dataset, self.config.folds)
+        check_memory(
+            self.config,
+            num_samples=self.dataset.waveforms.shape[1],
+            num_clips=len(self.dataset.clips),
+            num_classes=len(self.dataset.class_names),
+            device=self.device,
+        )
+        model = self._new_model()
         self.info = run_info.describe_run(self.argv, PROGRAM)
         with chosen_backends(self.config, self.device):
             kernels = kernels_in_use(self.config, self.device)
@@ -139,11 +219,18 @@ class Run:
             "data_key": self.dataset.key,
             "resumed": [],
         }
-        if self.config.resume:
-            self._take_up()
-        else:
-            self._make_folder()
-        self._say_what_runs()
+        self._compile_kernels(model)
+        try:
+            if self.config.resume:
+                self._take_up()
+            else:
+                self._make_folder()
+        except OSError as error:
+            if exhausted_resource(error) is None:
+                message = f"--out {self.out} cannot be written: {error.strerror}"
+                raise InputError(message) from error
+            raise
+        self._say_what_runs(model)
 
     def train(self) -> None:
         """Train and test every fold, and check the kernels on a batch of each."""
@@ -167,7 +254,8 @@ class Run:
                         self.measured[fold] = earlier
                         continue
                     kernels = self._check_kernels(result, folder / MODEL)
-                seconds = time.perf_counter() - begin
+                seconds = time.perf_counter() - begin + self.compile_seconds
+                self.compile_seconds = 0.0
                 self.measured[fold] = Measured(
                     seconds, stages.seconds, progress.epochs_seen, kernels
                 )
@@ -189,6 +277,16 @@ class Run:
         )
         self._say_results(report)
 
+    def remove_untrained(self) -> None:
+        """Remove what this process made of the run's folder, if it finished no epoch there."""
+        if not self.begun or self.config.resume or any(self.out.glob("fold-*/*.safetensors")):
+            return
+        for folder in self.out.glob("fold-*"):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        self._remove_files(CONFIG, RUN, LOCK)
+        self.begun = False
+
     def close(self) -> None:
         """Let others use the run's folder."""
         if self._lock is not None:
@@ -202,26 +300,46 @@ class Run:
         return f"finished epochs are kept; go on with: {command}"
 
     def _make_folder(self) -> None:
-        made = [folder for folder in (self.out, *self.out.parents) if not folder.exists()]
         try:
-            self.out.mkdir(parents=True, exist_ok=True)
+            self._claim_out()
             self._acquire()
             check_out(self.out)  # again: another process may have been faster
+            for name in os.listdir(self.out):
+                if name != LOCK:
+                    (self.out / name).unlink()  # OWN_FILES of a killed process
             self._write_info()
             with atomic_write(self.out / CONFIG) as path:
                 path.write_text(config_to_toml(recorded(self.config)), encoding="utf-8")
-        except BaseException as error:
-            if self._lock is not None and not (self.out / CONFIG).exists():
-                for name in (RUN, LOCK):
-                    with contextlib.suppress(OSError):
-                        (self.out / name).unlink(missing_ok=True)
-            for folder in made:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
-            if isinstance(error, OSError) and exhausted_resource(error) is None:
-                raise InputError(f"--out {self.out} cannot be written: {error.strerror}") from error
+        except BaseException:
+            unfinished = self._lock is not None and not (self.out / CONFIG).exists()
+            self._remove_files(*((RUN, LOCK) if unfinished else ()))
             raise
         self.begun = True
+
+    def _claim_out(self) -> None:
+        """Make the run's folder; one that nobody named is this process's alone."""
+        self._made = [folder for folder in self.out.parents if not folder.exists()]
+        if self.config.paths.out is not None:
+            if not self.out.exists():
+                self._made.insert(0, self.out)
+            self.out.mkdir(parents=True, exist_ok=True)
+            return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        for path in default_outs():
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                self.out = path
+                self._made.insert(0, path)
+                return
+
+    def _remove_files(self, *names: str) -> None:
+        """Remove these files from the run's folder, then the folders made for it if empty."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                (self.out / name).unlink(missing_ok=True)
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
 
     def _take_up(self) -> None:
         self._acquire()
@@ -248,6 +366,28 @@ class Run:
         with atomic_write(self.out / RUN) as path:
             path.write_text(json.dumps(self.info, indent=2) + "\n", encoding="utf-8")
 
+    def _compile_kernels(self, model: AudioSpectrogramTransformer) -> None:
+        """Run everything that is compiled on first use, so that no clock of training sees it."""
+        begin = time.perf_counter()
+        config, device = self.config, self.device
+        waveforms = torch.zeros(1, self.dataset.waveforms.shape[1], device=device)
+        amp = resolve_amp(config.training.amp, device)
+        model.to(device)
+        with chosen_backends(config, device):
+            log_mel(waveforms, config, dither=True)
+            features, silence = normalise(log_mel(waveforms, config), config, Statistics(0.0, 1.0))
+            features = pad_frames(features, config.features.target_frames, silence)
+            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+                logits = model(features)
+            logits.sum().backward()
+            with torch.inference_mode():
+                model(features)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        self.compile_seconds = time.perf_counter() - begin
+        if self.compile_seconds > 1:
+            self.console.print(f"compiled the kernels in {self.compile_seconds:.1f} s")
+
     def _check_kernels(self, result: FoldResult, path: Path) -> dict[str, Any]:
         """Compare the kernels in use with the reference on test clips and the tested weights."""
         config = self.config
@@ -270,14 +410,13 @@ class Run:
             num_classes=len(self.dataset.class_names),
         )
 
-    def _say_what_runs(self) -> None:
+    def _say_what_runs(self, model: AudioSpectrogramTransformer) -> None:
         dataset, config = self.dataset, self.config
         say = self.console.print
         if dataset.synthesised:
             where = "synthesised (no --data was given): simple artificial sounds, not real audio"
         else:
             where = str(dataset.root)
-        model = self._new_model()
         parameters = sum(parameter.numel() for parameter in model.parameters())
         say(f"data     {where}")
         say(
@@ -320,12 +459,18 @@ class Run:
 
 
 def choose_out(config: Config) -> Path:
-    """Return the folder of `--out`, or a new one under runs/ named by date and time."""
+    """Return the folder of `--out`, or the first of `default_outs` that does not exist."""
     if config.paths.out is not None:
         return config.paths.out
+    return next(path for path in default_outs() if not os.path.lexists(path))
+
+
+def default_outs() -> Iterator[Path]:
+    """Yield the folders that a run begun now may take when none is named, first choice first."""
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    candidates = [Path("runs", name), *(Path("runs", f"{name}-{n}") for n in range(2, 1000))]
-    return next(path for path in candidates if not path.exists())
+    yield Path("runs", name)
+    for number in itertools.count(2):
+        yield Path("runs", f"{name}-{number}")
 
 
 def recorded(config: Config) -> Config:
@@ -344,9 +489,10 @@ def check_run(config: Config, out: Path) -> None:
         InputError: The message names what cannot be used.
     """
     for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
-        if value < 0:
-            raise InputError(f"{name} must be at least 0, got {value}")
-    check_config(config, round(config.audio.clip_seconds * config.fbank.sample_frequency))
+        if not 0 <= value <= MOST_THREADS:
+            raise InputError(f"{name} must be from 0 to {MOST_THREADS}, got {value}")
+    check_paths(config, out)
+    check_config(config, decode_settings(config).num_samples)
     if not config.resume:
         check_out(out)
     device = resolve_device(config.device)
@@ -368,19 +514,47 @@ def check_run(config: Config, out: Path) -> None:
                 )
 
 
+def check_paths(config: Config, out: Path) -> None:
+    """Check that every path can be written down, in config.toml and the report.
+
+    Raises:
+        InputError: The current folder is gone, or a path is not UTF-8.
+    """
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(f"the current folder cannot be used: {error.strerror}") from error
+    for flag, path in (("out", out), ("data", config.paths.data), ("cache", config.paths.cache)):
+        if path is not None and not is_utf8(str(here / path)):
+            raise InputError(f"--{flag} must be a path in UTF-8, got {str(here / path)!r}")
+
+
 def check_out(out: Path) -> None:
     """Check that the run's folder is new or empty, and that it can be made and written.
 
     Raises:
         InputError: It cannot; the message says why.
     """
+    try:
+        _check_out(out)
+    except OSError as error:  # no permission, or a name longer than the system takes
+        raise InputError(f"--out {out} cannot be used: {error.strerror}") from error
+
+
+def _check_out(out: Path) -> None:
     if (out / CONFIG).is_file():
         raise InputError(
             f"--out {out} holds another run; name a new folder, or go on with it by --resume"
         )
+    for folder in (out, *out.parents):
+        if folder.is_symlink() and not folder.exists():
+            target = os.readlink(folder)
+            raise InputError(
+                f"--out {out} cannot be made: {folder} is a link to {target}, which does not exist"
+            )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got {out}, which is a file")
-    if out.is_dir() and any(path.name != LOCK for path in out.iterdir()):
+    if out.is_dir() and not all(OWN_FILES.fullmatch(name) for name in os.listdir(out)):
         raise InputError(f"--out must be a new or empty folder, got {out}, which holds other files")
     ancestor = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not ancestor.is_dir():
@@ -453,20 +627,25 @@ def exhausted_resource(error: BaseException) -> str | None:
 def _read_run(out: Path) -> dict[str, Any]:
     path = out / RUN
     try:
-        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        run = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"--resume needs {path}, which cannot be read: {error}") from error
     for name in (*MUST_AGREE, "resumed"):
-        if name not in run:
+        if not isinstance(run, dict) or name not in run:
             raise InputError(f"--resume needs {path} to say {name}, which it does not")
-    return run
+    there: dict[str, Any] = run
+    return there
 
 
 def _read_measured(path: Path) -> Measured | None:
-    """Return what an earlier process measured of a fold that it finished."""
-    if not path.is_file():
+    """Return what an earlier process measured of a fold that it finished; None if nothing whole."""
+    try:
+        measured = Measured(**json.loads(path.read_text(encoding="utf-8")))
+        whole = {"fbank", "attention"} <= measured.kernels.keys()
+        whole = whole and math.isfinite(measured.seconds + sum(measured.stages.values()))
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    return Measured(**json.loads(path.read_text(encoding="utf-8")))
+    return measured if whole else None
 
 
 if __name__ == "__main__":

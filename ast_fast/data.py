@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.atomic import atomic_folder
-from ast_fast.audio import BadAudioError, read_clip
+from ast_fast.audio import SAMPLE_RATES, BadAudioError, read_clip
 from ast_fast.config import Config
 from ast_fast.download import download_esc50
 from ast_fast.errors import InputError
@@ -122,7 +122,7 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
         InputError: The data set, the settings or the cache folder cannot be used.
     """
     console = console or Console(stderr=True)
-    settings = _decode_settings(config)
+    settings = decode_settings(config)
     cache = cache_folder(config)
     with _cache_errors(cache):
         cache.mkdir(parents=True, exist_ok=True)
@@ -252,6 +252,24 @@ def content_key(
     return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def decode_settings(config: Config) -> DecodeSettings:
+    """Return what files are decoded to.
+
+    Raises:
+        InputError: The sample rate or the length of a clip is out of range.
+    """
+    rate = config.fbank.sample_frequency
+    lowest, highest = SAMPLE_RATES
+    if rate != int(rate) or not lowest <= rate <= highest:
+        rule = f"a whole number of Hz from {lowest} to {highest}"
+        raise InputError(f"fbank.sample-frequency must be {rule}, got {rate:g}")
+    seconds = config.audio.clip_seconds
+    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
+        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
+        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
+    return DecodeSettings(int(rate), round(seconds * rate), config.audio.resample_quality)
+
+
 def available_cores() -> int:
     """Return how many CPU cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -265,17 +283,6 @@ def _dataset_key(audio_key: str, clips: Sequence[Clip]) -> str:
     return hashlib.sha256(rows.encode()).hexdigest()
 
 
-def _decode_settings(config: Config) -> DecodeSettings:
-    rate = config.fbank.sample_frequency
-    if rate != int(rate):
-        raise InputError(f"fbank.sample-frequency must be a whole number of Hz, got {rate:g}")
-    seconds = config.audio.clip_seconds
-    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
-        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
-        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
-    return DecodeSettings(int(rate), round(seconds * rate), config.audio.resample_quality)
-
-
 def _find_root(config: Config, cache: Path, console: Console) -> Path:
     if config.download:
         return download_esc50(config, config.paths.data or cache / "ESC-50", console=console)
@@ -286,15 +293,18 @@ def _find_root(config: Config, cache: Path, console: Console) -> Path:
 
 
 def _check_layout(root: Path, table: Path) -> None:
-    if not root.is_dir():
-        state = "is not a folder" if root.exists() else "does not exist"
-        raise InputError(f"--data {root} {state}; --download fetches ESC-50")
-    if not table.is_file():
-        inside = sorted(path.parent.parent for path in root.glob(f"*/{METADATA.as_posix()}"))
-        hint = f"; did you mean --data {inside[0]}?" if inside else ""
-        raise InputError(f"--data {root} must hold {METADATA.as_posix()}, there is none{hint}")
-    if not (root / AUDIO).is_dir():
-        raise InputError(f"--data {root} must hold the folder {AUDIO}/, there is none")
+    try:
+        if not root.is_dir():
+            state = "is not a folder" if root.exists() else "does not exist"
+            raise InputError(f"--data {root} {state}; --download fetches ESC-50")
+        if not table.is_file():
+            inside = sorted(path.parent.parent for path in root.glob(f"*/{METADATA.as_posix()}"))
+            hint = f"; did you mean --data {inside[0]}?" if inside else ""
+            raise InputError(f"--data {root} must hold {METADATA.as_posix()}, there is none{hint}")
+        if not (root / AUDIO).is_dir():
+            raise InputError(f"--data {root} must hold the folder {AUDIO}/, there is none")
+    except OSError as error:  # no permission, or a name longer than the system takes
+        raise InputError(f"--data {root} cannot be read: {error.strerror}") from error
 
 
 def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list[Clip]:

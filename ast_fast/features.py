@@ -13,6 +13,7 @@ from torch import Tensor
 from ast_fast.config import Config
 from ast_fast.errors import InputError
 from ast_fast_kernels import fbank
+from ast_fast_kernels.fbank.config import FbankConfig
 
 STD_FLOOR = 1e-2
 """Deviation of a clip's log-mel below which it is not stretched further: rounding noise of a silent
@@ -37,17 +38,24 @@ def load_batch(
     return torch.from_numpy(waveforms[indices]).to(device)  # indexing by an array copies
 
 
-def log_mel(waveforms: Tensor, config: Config) -> Tensor:
+def log_mel(waveforms: Tensor, config: Config, *, dither: bool = False) -> Tensor:
     """Return log-mel features, not normalised.
 
     Args:
         waveforms: Shape (batch, num_samples), floating in [-1, 1] or int16.
         config: `config.fbank` is used.
+        dither: Whether `config.fbank.dither` counts. Only training is random: tests, statistics
+            and figures are the same each time.
     Returns:
         Features, shape (batch, num_frames, num_mel_bins).
     """
-    features: Tensor = fbank(waveforms, config.fbank)
+    features: Tensor = fbank(waveforms, config.fbank if dither else undithered(config.fbank))
     return features
+
+
+def undithered(config: FbankConfig) -> FbankConfig:
+    """Return the filterbank without its random part."""
+    return config.replace(dither=0.0) if config.dither else config
 
 
 def normalise(

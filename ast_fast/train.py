@@ -2,7 +2,8 @@
 
 All randomness of an epoch is derived from (seed, fold, epoch) when it begins, and a checkpoint is
 published whole after every epoch; so a fold that was killed and resumed ends with the same bits as
-one that was not, on the same machine with the same number of threads.
+one that was not, on the same machine with the same number of threads. On CUDA torch is held to its
+deterministic algorithms for that; cuBLAS is, where CUBLAS_WORKSPACE is set before the first product.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import copy
 import csv
 import dataclasses
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -39,13 +42,23 @@ from ast_fast.features import (
     normalise,
     pad_frames,
 )
-from ast_fast.model import AudioSpectrogramTransformer, check_model
+from ast_fast.model import (
+    AudioSpectrogramTransformer,
+    check_model,
+    hidden_width,
+    patch_grid,
+)
 from ast_fast.timing import Stages
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
+
+CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""Environment variable, and the value with which cuBLAS gives the same bits each time.
+
+Source: NVIDIA's cuBLAS documentation, "Results reproducibility"."""
 
 CURVE_POINTS = 20
 """About how often a fold is tested while it trains: for the learning curve and nothing else."""
@@ -148,9 +161,29 @@ def train_fold(
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
     result = _load_result(config, dataset, fold, folder, test_indices) if config.resume else None
     if result is None:
-        result = _FoldTraining(config, dataset, fold, folder, observer, stages).run()
+        with deterministic_algorithms(resolve_device(config.device)):
+            result = _FoldTraining(config, dataset, fold, folder, observer, stages).run()
     observer.on_fold_end(result)
     return result
+
+
+@contextmanager
+def deterministic_algorithms(device: torch.device) -> Iterator[None]:
+    """Have torch choose, in the block, algorithms that give the same bits each time.
+
+    On the CPU they do so anyway, as long as the number of threads stays. On CUDA an operation that
+    cannot raises RuntimeError.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault(*CUBLAS_WORKSPACE)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -190,7 +223,61 @@ def check_config(config: Config, num_samples: int) -> None:
     check_model(config.model, config.fbank.num_mel_bins, config.features.target_frames)
     num_frames = config.fbank.num_frames(num_samples)
     check_augment(config.augment, config.fbank.num_mel_bins, num_frames)
-    resolve_amp(config.training.amp, resolve_device(config.device))
+    device = resolve_device(config.device)
+    resolve_amp(config.training.amp, device)
+    check_memory(config, num_samples=num_samples, num_clips=1, num_classes=2, device=device)
+
+
+def check_memory(
+    config: Config,
+    *,
+    num_samples: int,
+    num_clips: int,
+    num_classes: int,
+    device: torch.device | None = None,
+) -> None:
+    """Raise if training cannot fit into the memory that the machine has, whatever is free of it.
+
+    Counts what training holds at the least: weights with their gradients, moments and average; a
+    batch of waveforms, features and tokens; the filters. What passes here can still be too much.
+
+    Args:
+        config: The run's settings, in range.
+        num_samples: Samples of a clip.
+        num_clips: Clips of the data set.
+        num_classes: Width of the logits.
+        device: Where the model trains; None is the CPU.
+    Raises:
+        InputError: The message names the settings that take most, and both sizes.
+    """
+    model, fbank, target_frames = config.model, config.fbank, config.features.target_frames
+    width = model.embed_dim
+    patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
+    weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
+    weights += width * (math.prod(model.patch_size) + patches + num_classes)
+    copies = 4 + (config.training.ema_decay > 0)
+    batch = min(config.training.batch_size, num_clips)
+    values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
+    needs = {
+        f"model.embed_dim {width}, model.depth {model.depth} and model.mlp_ratio "
+        f"{model.mlp_ratio:g}": 4 * copies * weights,
+        f"training.batch_size {config.training.batch_size}, features.target_frames "
+        f"{target_frames} and fbank.num_mel_bins {fbank.num_mel_bins}": 4 * values,
+        f"fbank.num_mel_bins {fbank.num_mel_bins} and an FFT of {fbank.fft_size} samples": (
+            8 * fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
+        ),
+    }
+    needed = sum(needs.values())
+    if device is not None and device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        most = max(needs, key=lambda name: needs[name])
+        raise InputError(
+            f"{most} need at least {needed / 2**30:.4g} GiB of memory, and there are "
+            f"{there / 2**30:.4g}"
+        )
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -452,7 +539,8 @@ class _FoldTraining:
         labels = torch.from_numpy(self.dataset.labels[indices]).to(self.device)
         targets = functional.one_hot(labels, len(self.dataset.class_names)).float()
         waveforms, targets = augment_waveforms(waveforms, targets, config.augment, generator)
-        features, silence = normalise(log_mel(waveforms, config), config, self.statistics)
+        log_mel_features = log_mel(waveforms, config, dither=True)
+        features, silence = normalise(log_mel_features, config, self.statistics)
         features = spec_augment(features, config.augment, generator)
         return pad_frames(features, config.features.target_frames, silence), targets
 

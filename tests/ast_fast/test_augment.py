@@ -204,8 +204,10 @@ def test_every_patch_is_kept_equally_often():
     [
         ({"mix_probability": 1.5}, "augment.mix_probability must be from 0 to 1, got 1.5"),
         ({"patch_drop": 1.0}, "augment.patch_drop must be from 0 to below 1, got 1.0"),
-        ({"gain_db": -1.0}, "augment.gain_db must be finite and at least 0, got -1.0"),
-        ({"num_masks": -1}, "augment.num_masks must be at least 0, got -1"),
+        ({"gain_db": -1.0}, "augment.gain_db must be from 0 to 100, got -1.0"),
+        ({"gain_db": 1e12}, "augment.gain_db must be from 0 to 100, got 1000000000000.0"),
+        ({"num_masks": -1}, "augment.num_masks must be from 0 to 100, got -1"),
+        ({"num_masks": 2**31 - 1}, "augment.num_masks must be from 0 to 100, got 2147483647"),
         ({"freq_mask": 129}, "freq_mask must be from 0 to the 128 mel bins of the features, got"),
         ({"time_mask": 499}, "time_mask must be from 0 to the 498 frames of a clip, got 499"),
     ],

@@ -1,5 +1,7 @@
 import csv
+import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -204,16 +206,21 @@ def test_a_killed_run_resumes_to_the_same_bits(
     assert "taken up again" in (out / "report.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("number", "word", "code"),
+    [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)],
+    ids=["ctrl-c", "sigterm"],
+)
 def test_an_interrupted_run_says_how_to_go_on(
-    base: list[str], finished: Path, tmp_path: Path
+    number: signal.Signals, word: str, code: int, base: list[str], finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a folder"
     process = run_until_checkpoint(base, out)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == code
     command = f"python -m ast_fast.cv --resume --out '{out}'"
-    assert errors.strip() == f"interrupted; finished epochs are kept; go on with: {command}"
+    assert errors.strip() == f"{word}; finished epochs are kept; go on with: {command}"
     assert not [name for name in files_under(out) if "partial" in name]
     assert main(["--resume", "--out", str(out)]) == 0
     same_results(out, finished)
@@ -324,8 +331,25 @@ def test_a_resume_from_a_moved_data_set_goes_on(finished: Path, data: Path, tmp_
     [
         ("--trainin.epochs 3", "unknown flag --trainin.epochs; did you mean --training.epochs?"),
         ("--training.epochs 0", "training.epochs must be at least 1, got 0"),
-        ("--threads -1", "threads must be at least 0, got -1"),
-        ("--audio.workers -1", "audio.workers must be at least 0, got -1"),
+        ("--threads -1", "threads must be from 0 to 1024, got -1"),
+        ("--threads 2000000000", "threads must be from 0 to 1024, got 2000000000"),
+        ("--audio.workers -1", "audio.workers must be from 0 to 1024, got -1"),
+        (
+            "--audio.clip-seconds 1e12",
+            "audio.clip-seconds must be from one sample to 3600 seconds, got 1e+12",
+        ),
+        (
+            "--fbank.sample-frequency 1e12",
+            "fbank.sample-frequency must be a whole number of Hz from 100 to 1000000, got 1e+12",
+        ),
+        (
+            "--features.target-frames 47",
+            "features.target_frames must be at least the 48 frames of a clip "
+            "(audio.clip_seconds 0.5 at fbank.sample_frequency 16000), got 47",
+        ),
+        ("--data {long}", "--data {long} cannot be read: File name too long"),
+        ("--out {long}", "--out {long} cannot be used: File name too long"),
+        ("--out {long} --resume", "--out {long} cannot be read: File name too long"),
         ("--folds 7", "--folds must name folds of {table} (1, 2), got 7"),
         ("--folds 1 1", "--folds must name each fold once, got 1 twice"),
         (
@@ -360,6 +384,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     names = {
         "out": tmp_path / "deep" / "run",
         "missing": tmp_path / "missing",
+        "long": tmp_path / ("long" * 99),
         "table": data / "meta" / "esc50.csv",
     }
     arguments = changed([*base, "--out", str(names["out"])], *given.format(**names).split())
@@ -367,6 +392,62 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
     captured = capsys.readouterr()
     assert captured.err == f"error: {message.format(**names)}\n"
     assert captured.out == ""
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("given", "most"),
+    [
+        (
+            ["--model.embed-dim", "2147483647", "--model.num-heads", "1"],
+            "model.embed_dim 2147483647, model.depth 1 and model.mlp_ratio 4 need",
+        ),
+        (["--model.depth", "2147483647"], "model.embed_dim 16, model.depth 2147483647 and"),
+        (["--model.mlp-ratio", "1e12"], "model.depth 1 and model.mlp_ratio 1e+12 need"),
+        (
+            ["--features.target-frames", "2147483647"],
+            "training.batch_size 4, features.target_frames 2147483647 and fbank.num_mel_bins 32",
+        ),
+        (["--fbank.num-mel-bins", "2147483647"], "fbank.num_mel_bins 2147483647 and"),
+        (["--fbank.n-fft", "2147483646"], "fbank.num_mel_bins 32 and an FFT of 2147483646 samples"),
+    ],
+    ids=["width", "depth", "mlp", "frames", "bins", "fft"],
+)
+def test_settings_beyond_the_machine_s_memory_are_named_and_leave_nothing(
+    given: list[str], most: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(changed([*base, "--out", str(tmp_path / "run")], *given)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert most in error
+    assert re.search(r"need at least [0-9.e+]+ GiB of memory, and there are [0-9.]+\n$", error)
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_no_clip_can_use_is_only_checked_for_its_own_size(
+    base: list[str], tmp_path: Path
+) -> None:
+    huge = str(2**31 - 1)
+    given = ["--model.patch-stride", huge, huge, "--training.batch-size", huge]
+    given += ["--training.epochs", "1", "--folds", "1", "--out", str(tmp_path / "run")]
+    assert main(changed(base, *given)) == 0
+
+
+def test_a_model_that_cannot_be_allocated_leaves_nothing(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B")
+
+    monkeypatch.setattr(cv, "AudioSpectrogramTransformer", fail)
+    assert main([*base, "--out", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        "error: out of memory: lower training.batch_size or the model's size; "
+        "no run was begun, and nothing is left behind\n"
+    )
     assert not any(tmp_path.iterdir())
 
 
@@ -430,6 +511,193 @@ def test_an_out_below_a_file_is_refused(
         f"error: --out must be a folder, got {path}, which is a file",
         f"error: --out {path / 'run'} cannot be made: {path} is a file",
     ]
+
+
+def test_an_out_that_is_a_broken_link_is_refused(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    link = tmp_path / "link"
+    link.symlink_to("gone")
+    assert main([*base, "--out", str(link)]) == 2
+    assert main([*base, "--out", str(link / "run")]) == 2
+    reason = f"cannot be made: {link} is a link to gone, which does not exist"
+    assert capsys.readouterr().err.splitlines() == [
+        f"error: --out {link} {reason}",
+        f"error: --out {link / 'run'} {reason}",
+    ]
+
+
+def test_a_folder_that_is_not_utf8_is_refused(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    odd = tmp_path / "\udcff"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    assert main(base) == 2
+    assert capsys.readouterr().err.startswith("error: --out must be a path in UTF-8, got ")
+    assert not any(odd.iterdir())
+
+
+@pytest.mark.parametrize(
+    "names", [[".lock", "run.json"], [".config.0123abcd.partial.toml"]], ids=["run", "partial"]
+)
+def test_an_out_left_by_a_run_killed_before_it_began_is_taken(
+    names: list[str], base: list[str], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).write_text("")
+    given = ["--folds", "1", "--training.epochs", "1", "--out", str(tmp_path)]
+    assert main(changed(base, *given)) == 0
+    assert not [name for name in files_under(tmp_path) if "partial" in name]
+
+
+def test_of_two_runs_begun_in_the_same_second_each_has_a_folder(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cv, "default_outs", lambda: iter([Path("runs/now"), Path("runs/now-2")]))
+    arguments = changed(base, "--folds", "1", "--training.epochs", "1")
+    open_dataset = cv.open_dataset
+
+    def be_overtaken(*given: Any, **named: Any) -> Any:
+        monkeypatch.setattr(cv, "open_dataset", open_dataset)
+        assert main(arguments) == 0
+        return open_dataset(*given, **named)
+
+    monkeypatch.setattr(cv, "open_dataset", be_overtaken)
+    assert main(arguments) == 0
+    assert (tmp_path / "runs/now/report.html").is_file()
+    assert (tmp_path / "runs/now-2/report.html").is_file()
+
+
+@pytest.mark.parametrize("below", [[], ["deep", "run"]], ids=["there", "new"])
+def test_training_clips_of_silence_leave_the_folder_as_it_was(
+    below: list[str], base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, out = tmp_path / "silent", tmp_path / "out"
+    root.mkdir()
+    out.mkdir()
+    write_data(root)
+    for path in (root / "audio").iterdir():
+        soundfile.write(path, np.zeros(SAMPLE_RATE // 2), SAMPLE_RATE)
+    given = ["--data", str(root), "--out", str(out.joinpath(*below))]
+    assert main(changed(base, *given, "--features.no-norm-per-sample")) == 2
+    assert "the 12 training clips hold only silence" in capsys.readouterr().err
+    assert out.is_dir() is not bool(below) or not any(out.iterdir())
+
+
+def test_a_loss_that_is_no_number_at_once_leaves_nothing(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--training.learning-rate", "1e12", "--training.clip-grad-norm", "0"]
+    given += ["--training.warmup-epochs", "0", "--training.batch-size", "2"]
+    assert main(changed([*base, "--out", str(tmp_path / "run")], *given)) == 2
+    assert "the loss of fold 1 became" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_resumed_run_keeps_what_an_error_finds(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "fold-1" / "predictions.csv").write_text("")
+    before = files_under(out)
+    assert main(["--resume", "--out", str(out)]) == 2
+    assert "to train the fold again" in capsys.readouterr().err
+    assert files_under(out) == before
+
+
+def test_compiling_is_in_no_stage_but_other(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    log_mel = cv.log_mel
+
+    def slow_once(*given: Any, **named: Any) -> torch.Tensor:
+        monkeypatch.setattr(cv, "log_mel", log_mel)
+        time.sleep(1.5)
+        return log_mel(*given, **named)
+
+    monkeypatch.setattr(cv, "log_mel", slow_once)
+    given = ["--folds", "1", "--training.epochs", "1", "--out", str(tmp_path / "run")]
+    assert main(changed(base, *given)) == 0
+    assert re.search(r"^compiled the kernels in \d+\.\d s$", capsys.readouterr().out, re.MULTILINE)
+    timing = read_report(tmp_path / "run")["timing"]
+    assert timing["stages"]["other"] >= 1.5
+    assert timing["total_seconds"] - timing["stages"]["other"] < 1.5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"seconds": 1}',
+        '{"seconds": "1", "stages": {}, "epochs": 1, "kernels": {}}',
+    ],
+    ids=["empty", "list", "nothing", "partial", "wrong"],
+)
+def test_a_damaged_measurement_is_made_again(content: str, finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "fold-2" / "measured.json").write_text(content)
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert read_report(out)["kernels"]["fbank"]["per_fold"].keys() == {"1", "2"}
+
+
+@pytest.mark.parametrize("content", ["5", "[" * 100000], ids=["number", "nested"])
+def test_a_damaged_run_json_is_named(
+    content: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (out / "run.json").write_text(content)
+    assert main(["--resume", "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: --resume needs {out / 'run.json'}")
+
+
+def test_an_output_that_lacks_a_character_gets_another(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii", write_through=True))
+    assert main(["--resume", "--out", str(tmp_path / "run")]) == 0
+    assert b" % ? " in output.getvalue()
+
+
+def test_help_is_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "ascii", write_through=True))
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert b"--training.epochs" in output.getvalue()
+
+
+def test_a_run_goes_on_when_its_reader_leaves(base: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ast_fast.cv", *base, "--out", str(out)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.readline().startswith("data ")
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=60) == 0
+    assert errors == "standard output was closed; the run goes on without it\n"
+    assert (out / "report.html").is_file()
 
 
 def test_an_out_in_use_is_refused(

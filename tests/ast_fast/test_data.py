@@ -276,8 +276,13 @@ def test_the_waveforms_are_mapped_from_disk_and_cannot_be_changed(root, cache):
     [
         (
             Config(fbank=FbankConfig(sample_frequency=16000.5)),
-            r"fbank\.sample-frequency must be a whole number of Hz, got 16000\.5",
+            r"fbank\.sample-frequency must be a whole .* from 100 to 1000000, got 16000\.5",
         ),
+        (
+            Config(fbank=FbankConfig(sample_frequency=99, frame_length=100, frame_shift=100)),
+            r"from 100 to 1000000, got 99",
+        ),
+        (Config(fbank=FbankConfig(sample_frequency=1e12)), r"from 100 to 1000000, got 1e\+12"),
         (
             Config(audio=AudioConfig(clip_seconds=0.0)),
             r"audio\.clip-seconds must be from one sample to 3600 seconds, got 0",
@@ -285,7 +290,7 @@ def test_the_waveforms_are_mapped_from_disk_and_cannot_be_changed(root, cache):
         (Config(audio=AudioConfig(clip_seconds=float("nan"))), r"audio\.clip-seconds must .* nan"),
         (Config(audio=AudioConfig(clip_seconds=float("inf"))), r"audio\.clip-seconds must .* inf"),
     ],
-    ids=["rate", "no-length", "nan-length", "endless"],
+    ids=["rate", "rate-too-low", "rate-too-high", "no-length", "nan-length", "endless"],
 )
 def test_settings_without_a_clip_are_refused(config, message):
     with pytest.raises(InputError, match=message):
@@ -532,7 +537,7 @@ def test_a_changed_table_changes_the_key_and_decodes_nothing(root, cache, change
 def test_a_large_file_counts_by_its_beginning_size_and_time(root, monkeypatch):
     monkeypatch.setattr(data, "HASHED_BYTES", 1000)
     clips = read_metadata(root)
-    decoding = data._decode_settings(settings(root, None))
+    decoding = data.decode_settings(settings(root, None))
     before = content_key(root, clips, decoding, workers=1)
     assert content_key(root, clips, decoding, workers=2) == before
     os.utime(root / "audio" / "1-0-0.wav", ns=(1, 1))

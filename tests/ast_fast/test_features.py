@@ -37,6 +37,14 @@ def test_int16_and_floats_give_the_same_features():
     assert torch.equal(log_mel(waveforms, PER_SAMPLE), expected)
 
 
+def test_dither_counts_only_when_asked_for():
+    dithered = replace(PER_SAMPLE, fbank=FbankConfig(dither=100.0))
+    waveforms = torch.from_numpy(clips())
+    assert torch.equal(log_mel(waveforms, dithered), log_mel(waveforms, PER_SAMPLE))
+    drawn = [log_mel(waveforms, dithered, dither=True) for _ in range(2)]
+    assert not torch.equal(*drawn)
+
+
 def test_a_batch_is_a_copy_of_the_named_clips(tmp_path):
     np.save(tmp_path / "waveforms.npy", clips())
     mapped = np.load(tmp_path / "waveforms.npy", mmap_mode="r")

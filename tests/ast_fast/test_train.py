@@ -21,7 +21,9 @@ from ast_fast.train import (
     FoldResult,
     Observer,
     check_config,
+    check_memory,
     decayed_and_plain,
+    deterministic_algorithms,
     ema_decay,
     epoch_seeds,
     learning_rate,
@@ -592,6 +594,70 @@ def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, c
 
 def test_the_shipped_defaults_are_good():
     check_config(Config(), 80000)
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, pool):
+    """Let a machine have just too little, or just enough, for the weights of a model."""
+    config = replace(
+        Config(), model=ModelConfig(pool=pool), training=TrainingConfig(batch_size=1, ema_decay=0)
+    )
+    model = AudioSpectrogramTransformer(
+        config.model, num_mel_bins=128, num_frames=512, num_classes=50
+    )
+    weights = 4 * 4 * sum(parameter.numel() for parameter in model.parameters())
+    sizes = {"num_samples": 1, "num_clips": 1, "num_classes": 50}
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 0.95 * weights}.get)
+    with pytest.raises(InputError, match=r"model.embed_dim 128, model.depth 4 and model.mlp_ratio"):
+        check_memory(config, **sizes)
+    batch = 4 * (512 * 128 + 256 * 128 + 1) + 8 * 128 * 257
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights + batch}.get)
+    check_memory(config, **sizes)
+
+
+def test_memory_is_counted_for_the_clips_that_there_are():
+    config = replace(Config(), training=TrainingConfig(batch_size=2**31 - 1))
+    check_memory(config, num_samples=80000, num_clips=2, num_classes=2)
+    with pytest.raises(InputError, match=r"training.batch_size 2147483647, features.target_frames"):
+        check_memory(config, num_samples=80000, num_clips=10**9, num_classes=2)
+
+
+def test_dither_is_for_training_alone(tmp_path):
+    """It changes the training, and nothing of a test depends on what was drawn before it."""
+    dithered = replace(SMALL, fbank=SMALL.fbank.replace(dither=1.0))
+    first = train_fold(dithered, fake_dataset(), 1, tmp_path / "dithered")
+    plain = train_fold(SMALL, fake_dataset(), 1, tmp_path / "plain")
+    assert first.history[-1].train_loss != plain.history[-1].train_loss
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(dithered, fake_dataset(), 1, tmp_path / "killed", observer=Killer(3))
+    torch.manual_seed(123)
+    resumed = replace(dithered, resume=True)
+    again = train_fold(resumed, fake_dataset(), 1, tmp_path / "killed")
+    assert_same_training(again, first)
+    assert_same_weights(tmp_path / "killed", tmp_path / "dithered")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("amp", ["off", "bfloat16", "float16"])
+def test_a_fold_resumed_on_a_gpu_is_equal_to_the_bit(tmp_path, amp):
+    training = replace(SMALL.training, amp=amp)
+    config = replace(SMALL, device="cuda", training=training)
+    expected = train_fold(config, fake_dataset(), 1, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(config, fake_dataset(), 1, tmp_path / "killed", observer=Killer(2, 2))
+    result = train_fold(replace(config, resume=True), fake_dataset(), 1, tmp_path / "killed")
+    assert_same_training(result, expected)
+    assert_same_weights(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_torch_is_held_to_deterministic_algorithms_on_a_gpu_and_let_go_after():
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic_algorithms(torch.device("cuda")):
+        assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.are_deterministic_algorithms_enabled()
+    with deterministic_algorithms(CPU):
+        assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_mixed_precision_is_off_on_the_cpu_unless_asked_for():
