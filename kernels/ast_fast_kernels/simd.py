@@ -145,12 +145,20 @@ class Lanes:
 
     def sqrt(self, x: Value) -> Value:
         """Return the square root of every lane."""
+        return self._call("sqrt", x)
+
+    def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
+        """Return a * b + c, rounded once."""
+        return self._call("fma", self.lift(a), self.lift(b), self.lift(c))
+
+    def _call(self, name: str, *operands: Value) -> Value:
+        """Call LLVM's own function of that name on vectors."""
         function = cgutils.get_or_insert_function(
             self.builder.module,
-            ir.FunctionType(self.type, [self.type]),
-            f"llvm.sqrt.v{self.count}f32",
+            ir.FunctionType(self.type, [self.type] * len(operands)),
+            f"llvm.{name}.v{self.count}f32",
         )
-        return Value(self, self.builder.call(function, [x.value]))
+        return Value(self, self.builder.call(function, [operand.value for operand in operands]))
 
     def select_less(self, a: Value, b: Value, yes: Value, no: Value) -> Value:
         """Return `yes` in lanes where a < b, else `no`; a NaN is not less."""
@@ -190,12 +198,10 @@ class Lanes:
         mantissa_bits = b.sub(bits, b.shl(exponent, integers(23)))
         f = Value(self, b.bitcast(mantissa_bits, self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
-        square = f * f
         polynomial = self.constant(_LOG_POLYNOMIAL[0])
         for coefficient in _LOG_POLYNOMIAL[1:]:
-            polynomial = polynomial * f + coefficient
-        tail = f * square * polynomial + e * _LN2_LOW - 0.5 * square
-        result = (tail + f) + e * _LN2_HIGH
+            polynomial = self.fma(polynomial, f, coefficient)
+        result = self.fma(f, polynomial, e * math.log(2))
         # +inf and NaN have no logarithm better than themselves.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
@@ -221,7 +227,7 @@ class Lanes:
         return vectors
 
 
-# Source: Cephes, single/logf.c. ln 2 is split so that e * _LN2_HIGH is exact.
+# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1. Source: Cephes, single/logf.c.
 _LOG_POLYNOMIAL = (
     7.0376836292e-2,
     -1.1514610310e-1,
@@ -232,9 +238,9 @@ _LOG_POLYNOMIAL = (
     2.0000714765e-1,
     -2.4999993993e-1,
     3.3333331174e-1,
+    -0.5,
+    1.0,
 )
-_LN2_LOW = -2.12194440e-4
-_LN2_HIGH = 0.693359375
 
 
 def data_pointer(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> ir.Value:

@@ -27,6 +27,13 @@ def test_a_butterfly_adds_and_subtracts_the_rotated_term() -> None:
     assert abs(as_complex(minus) - (complex(*a) - w * complex(*b))) < 1e-15
 
 
+def test_a_mirrored_butterfly_conjugates_the_difference() -> None:
+    a, b = (0.3, -0.7), (1.1, 0.4)
+    plus, minus = fft.butterfly(a, b, *fft.rotation(3, 17))
+    mirrored = fft.mirrored_butterfly(a, b, *fft.rotation(3, 17))
+    assert mirrored == [plus, (minus[0], pytest.approx(-minus[1], abs=1e-15))]
+
+
 @pytest.mark.parametrize("m", [1, 2, 8, 16])
 def test_twisted_dft_gives_every_rows_th_bin(m: int) -> None:
     rows, row = 32, 5
