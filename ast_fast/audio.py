@@ -23,6 +23,9 @@ UNKNOWN_LENGTH = 0x7FFF0000
 SHORT_READ = 0.99
 """Share of the promised frames that counts as all of them: MP3 headers promise roughly."""
 
+LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
+"""Bytes: header, lengths of 255 segments, and the segments."""
+
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _CUT_OGG = "Last page lacks an end-of-stream bit"
 
@@ -116,3 +119,23 @@ def _check_whole(file: soundfile.SoundFile) -> None:
             )
     if file.format == "OGG" and _CUT_OGG in notes:
         raise BadAudioError("is cut short: its last Ogg page does not end the stream")
+    if file.format == "OGG" and not _last_ogg_page_is_whole(Path(file.name)):
+        raise BadAudioError("is cut short: its last Ogg page is not whole")
+
+
+def _last_ogg_page_is_whole(path: Path) -> bool:
+    """Say whether a file's last Ogg page is all there: libsndfile drops one that is not, silently.
+
+    Source: RFC 3533, section 6: capture pattern and version; at byte 26 the number of segments,
+    then the length of each.
+    """
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - LARGEST_OGG_PAGE))
+        tail = file.read()
+    begin = tail.rfind(b"OggS\0")
+    if begin < 0:
+        return True  # something else follows the stream
+    page = tail[begin:]
+    if len(page) <= 26:
+        return False
+    return len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])

@@ -64,13 +64,14 @@ def download_esc50(config: Config, destination: Path, *, console: Console) -> Pa
         InputError: The archive cannot be fetched, is not what the checksum says, is no data set or
             would write outside its folder; or the folder cannot be written.
     """
-    if (destination / METADATA).is_file():
-        return destination
-    if destination.is_dir() and any(destination.iterdir()):
-        raise InputError(
-            f"--download needs an empty or new folder, {destination} holds something else; "
-            "name another with --data"
-        )
+    with _folder_errors(destination):
+        if (destination / METADATA).is_file():
+            return destination
+        if destination.is_dir() and any(destination.iterdir()):
+            raise InputError(
+                f"--download needs an empty or new folder, {destination} holds something else; "
+                "name another with --data"
+            )
     url = config.audio.download_url
     if urlsplit(url).scheme not in ("http", "https"):
         raise InputError(f"audio.download-url must begin with http:// or https://, got {url!r}")

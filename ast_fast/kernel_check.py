@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ast_fast.config import Config
+from ast_fast.features import undithered
 from ast_fast_kernels import attention, fbank
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import as_floating
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.testing.budgets import log_mel_error
+from ast_fast_kernels.testing.timing import interleaved_medians
 
 MOST_SCORES = 2**25
 """Attention scores of the largest batch compared: the reference keeps them all in memory."""
 
 ROUNDS = 7
 """Interleaved rounds of each timing; their medians are compared."""
+
+FBANK_ERRORS = ("reference_max_abs_error", "max_abs_difference", "relative_norm_before_log")
+"""Figures of the filterbank besides those that both operations have."""
 
 SAME = "the run itself used the reference, so there is nothing to compare"
 
@@ -53,26 +57,38 @@ def check_kernels(
 
 
 def check_fbank(config: Config, waveforms: Tensor) -> dict[str, Any]:
-    """Compare the filterbank in use with the reference on the same clips.
+    """Compare the filterbank in use, without dither, with the reference on the same clips.
 
-    Besides the largest difference of log-mel values, `relative_norm_before_log` is the norm of the
-    difference of mel energies over the reference's norm: a quiet bin cannot hide or invent error
-    there.
+    `max_abs_error` is the largest difference of its log-mel values from those of the reference in
+    float64, and `reference_max_abs_error` that of the reference in the dtype in use: both over the
+    bins within 60 dB of their frame's loudest, because below that a pure tone leaves nothing but
+    the rounding of whoever computes it. `max_abs_difference` is the largest difference between the
+    two over every bin. `relative_norm_before_log` is the norm of the difference of mel energies
+    over the reference's norm: a quiet bin cannot hide or invent error there.
 
     Args:
         config: `config.fbank` is used.
         waveforms: Clips, int16, shape (batch, num_samples).
     """
+    fbank_config = undithered(config.fbank)
     samples = as_floating(waveforms)
-    chosen = choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank)
+    chosen = choose_fbank(requested_backend("fbank", "auto"), samples, fbank_config)
     shape = [*waveforms.shape]
     if chosen == "reference":
-        return _not_compared(chosen, shape) | {"relative_norm_before_log": None}
+        return _not_compared(chosen, shape) | dict.fromkeys(FBANK_ERRORS)
 
     def run(backend: str) -> Tensor:
-        return fbank(samples, config.fbank, backend=backend)
+        return fbank(samples, fbank_config, backend=backend)
 
-    energies = config.fbank.replace(use_log_fbank=False)
+    exact = fbank(samples.double(), fbank_config, backend="reference")
+
+    def error(out: Tensor) -> float:
+        if not fbank_config.use_log_fbank:
+            return _max_abs_error(out, exact)
+        return log_mel_error(out, exact, use_power=fbank_config.use_power).max().item()
+
+    fast, reference = run(chosen), run("reference")
+    energies = fbank_config.replace(use_log_fbank=False)
     before_log = [
         fbank(samples, energies, backend=backend).double() for backend in (chosen, "reference")
     ]
@@ -82,17 +98,20 @@ def check_fbank(config: Config, waveforms: Tensor) -> dict[str, Any]:
     return {
         "backend": chosen,
         "shape": shape,
-        "max_abs_error": _max_abs_error(run(chosen), run("reference")),
+        "max_abs_error": error(fast),
+        "reference_max_abs_error": error(reference),
+        "max_abs_difference": _max_abs_error(fast, reference),
         "relative_norm_before_log": relative,
-        **_compare(lambda: run(chosen), lambda: run("reference"), waveforms.device),
+        **_compare(partial(run, chosen), partial(run, "reference"), waveforms.device),
     }
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
     """Compare the attention in use with the reference on the same q, k and v.
 
-    `forward_backward` holds the times and the ratio of forward and backward together, and the
-    largest error of a gradient over that gradient's largest value.
+    `max_abs_error` is the largest difference between the two, in the dtype of q. `forward_backward`
+    holds the times and the ratio of forward and backward together, and the largest error of a
+    gradient over that gradient's largest value.
 
     Args:
         q: Queries, shape (batch, num_heads, num_tokens, head_dim).
@@ -172,17 +191,12 @@ def _compare(
     fast: Callable[[], object], reference: Callable[[], object], device: torch.device
 ) -> dict[str, float]:
     """Return both medians in seconds and their ratio, the two taking turns."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(ROUNDS + 1):
-        for run, times in zip((fast, reference), seconds, strict=True):
-            begin = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(time.perf_counter() - begin)
-    fast_median, reference_median = (statistics.median(times[1:]) for times in seconds)
+    synchronise = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    medians = interleaved_medians(
+        {"fast": fast, "reference": reference}, rounds=ROUNDS, synchronise=synchronise
+    )
     return {
-        "fast_seconds": fast_median,
-        "reference_seconds": reference_median,
-        "speed_ratio": float(np.divide(reference_median, fast_median)),
+        "fast_seconds": medians["fast"],
+        "reference_seconds": medians["reference"],
+        "speed_ratio": medians["reference"] / max(medians["fast"], 1e-9),
     }

@@ -21,6 +21,7 @@ from ast_fast.cli import config_values
 from ast_fast.config import Config
 from ast_fast.data import Dataset
 from ast_fast.features import log_mel
+from ast_fast.kernel_check import FBANK_ERRORS
 from ast_fast.train import FoldResult
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.tables import inverse_mel_scale, mel_scale
@@ -166,6 +167,7 @@ def render_page(
         examples=examples,
         value_range=value_range,
         kernel_rows=_kernel_rows(report["kernels"]),
+        fbank_errors=FBANK_ERRORS,
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
     )

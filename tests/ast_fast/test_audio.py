@@ -125,6 +125,12 @@ def _scramble(path):
     path.write_bytes(content)
 
 
+def _cut_last_page(path, kept):
+    """Keep so many bytes of an Ogg file's last page."""
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rfind(b"OggS\0") + kept])
+
+
 @pytest.mark.parametrize(
     ("suffix", "damage", "reason"),
     [
@@ -136,9 +142,12 @@ def _scramble(path):
         ("flac", _cut(0.5), r"is no audio that libsndfile can decode \(.*lost sync\)"),
         ("flac", _scramble, r"is no audio that libsndfile can decode \("),
         ("ogg", _cut(0.7), r"is cut short: its last Ogg page does not end the stream"),
+        ("ogg", _cut(0.97), r"is cut short: its last Ogg page is not whole"),
+        ("ogg", lambda path: _cut_last_page(path, 20), r"its last Ogg page is not whole"),
+        ("ogg", lambda path: _cut_last_page(path, 27), r"its last Ogg page is not whole"),
         ("mp3", _cut(0.5), r"is cut short: its header promises 16000 frames, \d+ read"),
     ],
-    ids=lambda value: getattr(value, "__name__", None),
+    ids=lambda value: None if isinstance(value, str) else value.__name__.strip("<>"),
 )
 def test_a_damaged_file_is_told_from_a_short_one(tmp_path, suffix, damage, reason):
     path = tmp_path / f"a.{suffix}"

@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from ast_fast.config import Config, FeatureConfig, ModelConfig
 from ast_fast.kernel_check import (
+    FBANK_ERRORS,
     ROUNDS,
     check_attention,
     check_fbank,
@@ -19,6 +21,7 @@ from ast_fast_kernels import _dispatch, use_backend
 from ast_fast_kernels.attention.sdpa import attention_sdpa
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.reference import fbank_reference
+from ast_fast_kernels.testing.budgets import LOG_MEL_MAX
 
 CONFIG = Config(
     fbank=FbankConfig(num_mel_bins=32),
@@ -76,7 +79,9 @@ def test_both_operations_are_checked_as_the_run_uses_them(
     fbank, attention = checks["fbank"], checks["attention"]
     assert (fbank["backend"], fbank["shape"]) == ("numba", [3, 4000])
     assert (attention["backend"], attention["shape"]) == ("sdpa", [3, 2, 4, 8])
-    assert 0 <= fbank["max_abs_error"] < 1e-2
+    assert 0 < fbank["max_abs_error"] < LOG_MEL_MAX
+    assert 0 < fbank["reference_max_abs_error"] < LOG_MEL_MAX
+    assert 0 < fbank["max_abs_difference"] < 2 * LOG_MEL_MAX
     assert 0 <= fbank["relative_norm_before_log"] < 1e-5
     assert 0 <= attention["max_abs_error"] < 1e-5
     assert 0 <= attention["forward_backward"]["max_gradient_error"] < 1e-4
@@ -91,10 +96,33 @@ def test_a_wrong_and_slow_filterbank_is_found_out(
     replace_backend(monkeypatch, "fbank", "numba", louder_fbank)
     with use_backend(fbank="numba"):
         check = check_fbank(CONFIG, waveforms)
-    assert check["max_abs_error"] == pytest.approx(0.5, abs=1e-5)
+    assert check["max_abs_error"] == pytest.approx(0.5, abs=LOG_MEL_MAX)
     assert check["relative_norm_before_log"] == pytest.approx(0.5, abs=1e-5)
     assert check["fast_seconds"] > 0.02
     assert check["speed_ratio"] < 1
+
+
+def test_a_quiet_bin_s_rounding_is_a_difference_and_no_error() -> None:
+    tone = 16000 * torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16000)
+    config = replace(CONFIG, fbank=FbankConfig(num_mel_bins=128, log_floor=1e-30))
+    check = check_fbank(config, tone.to(torch.int16).unsqueeze(0))
+    assert check["max_abs_error"] < LOG_MEL_MAX
+    assert check["reference_max_abs_error"] < LOG_MEL_MAX
+    assert check["max_abs_difference"] > 2 * LOG_MEL_MAX
+
+
+def test_a_filterbank_without_logarithm_is_compared_as_it_is(waveforms: Tensor) -> None:
+    config = replace(CONFIG, fbank=CONFIG.fbank.replace(use_log_fbank=False))
+    check = check_fbank(config, waveforms)
+    largest = fbank_reference(waveforms.double() / 32768, config.fbank).max().item()
+    assert 0 < check["max_abs_error"] < 1e-5 * largest
+
+
+def test_dither_is_left_out_of_the_comparison(waveforms: Tensor) -> None:
+    dithered = replace(CONFIG, fbank=CONFIG.fbank.replace(dither=100.0))
+    check = check_fbank(dithered, waveforms)
+    assert check["backend"] == "numba"
+    assert check["max_abs_error"] == check_fbank(CONFIG, waveforms)["max_abs_error"]
 
 
 def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,6 +141,7 @@ def test_a_run_on_the_reference_is_not_compared_with_itself(
     for check in checks.values():
         assert check["backend"] == "reference"
         assert "nothing to compare" in check["reason"]
+        assert all(check.get(key) is None for key in FBANK_ERRORS)
         for key in ("max_abs_error", "fast_seconds", "reference_seconds", "speed_ratio"):
             assert check[key] is None
 

@@ -37,6 +37,8 @@ COMPARED: dict[str, Any] = {
     "backend": "numba",
     "shape": [4, 4000],
     "max_abs_error": 1e-3,
+    "reference_max_abs_error": 2.3e-4,
+    "max_abs_difference": 3.7e-2,
     "relative_norm_before_log": 1e-7,
     "fast_seconds": 0.001,
     "reference_seconds": 0.01,
@@ -266,6 +268,12 @@ def test_the_page_counts_skipped_files(write: Callable[..., Page]) -> None:
     assert "and 10 more" in page
     _, page = write(replace(make_dataset(), bad_files=bad[:1]))
     assert "1 audio file was skipped" in page
+
+
+def test_the_page_shows_every_error_of_the_filterbank(write: Callable[..., Page]) -> None:
+    _, page = write(make_dataset())
+    for shown in ("0.001", "0.00023", "0.037", "1e-07"):
+        assert f'<td class="right">{shown}</td>' in page
 
 
 def test_the_page_says_why_kernels_were_not_compared(write: Callable[..., Page]) -> None:
