@@ -3,13 +3,14 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import Field, fields
-from typing import get_type_hints
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 import torch
 
 from ast_fast_kernels import FbankConfig
+from ast_fast_kernels.fbank.config import PRESETS, PresetName
 
 
 def test_default_is_ast_five_seconds_give_498_frames() -> None:
@@ -94,6 +95,10 @@ def test_lengths_in_samples_are_truncated() -> None:
         ({"log_floor": 1e-3, "log_offset": 1e-10}, math.log(1e-3)),
         ({"log_floor": 0.0}, -math.inf),
         ({"use_log_fbank": False}, 0.0),
+        ({"norm_per_feature": True}, 0.0),
+        ({"log_type": "db", "log_floor": 1e-10, "top_db": 80.0}, pytest.approx(-100.0)),
+        ({"log_type": "log10", "log_floor": 1e-10, "output_shift": 4.0}, pytest.approx(-6.0)),
+        ({"floor_zeros_only": True, "log_floor": 1e-3}, math.log(1e-3)),
     ],
 )
 def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
@@ -122,6 +127,19 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
         ),
         ({"log_floor": 1e-50}, r"log_floor must be 0 or at least float32's .* got 1e-50"),
         ({"log_offset": -1.0}, r"log_offset must be 0 or at least .* got -1.0"),
+        ({"center": True}, r"center must be False where snip_edges is True, got True"),
+        (
+            {"snip_edges": False, "pad_tail": True},
+            r"pad_tail must be False where snip_edges is False, got True",
+        ),
+        ({"top_db": -1.0}, r"top_db must be at least 0, got -1.0"),
+        ({"output_scale": 0.0}, r"output_scale must be above 0, got 0.0"),
+        (
+            {"mel_dtype": "float32", "mel_norm": "slaney"},
+            r"mel_dtype must be float64 but for Kaldi's filters .* got float32",
+        ),
+        ({"pad_mode": "edge"}, r"pad_mode must be one of symmetric, reflect, constant, got edge"),
+        ({"log_type": "dB"}, r"log_type must be one of ln, log10, db, got dB"),
         ({"mel_dtype": "float16"}, r"mel_dtype must be one of float64, float32, got float16"),
         ({"vtln_warp": 0.0}, r"vtln_warp must be above 0, got 0.0"),
         (
@@ -190,8 +208,57 @@ def test_vtln_points_do_not_matter_without_a_warp() -> None:
 
 def test_preset_takes_changes_and_knows_its_names() -> None:
     assert FbankConfig.preset("kaldi", num_mel_bins=80).num_mel_bins == 80
-    with pytest.raises(ValueError, match="preset must be one of ast, kaldi, seed, got 'mfcc'"):
+    with pytest.raises(ValueError, match=r"preset must be one of ast, kaldi, .*, got 'mfcc'"):
         FbankConfig.preset("mfcc")  # type: ignore[arg-type]
+
+
+def test_preset_names_are_the_table() -> None:
+    assert set(get_args(PresetName)) == set(PRESETS)
+    configs = [FbankConfig.preset(name) for name in PRESETS]
+    assert len(set(configs)) == len(configs)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_samples", "frames"),
+    [
+        ("ast", 80000, 498),
+        ("kaldi", 80000, 498),
+        ("seed", 80000, 498),
+        ("lhotse", 80000, 500),
+        ("librosa", 110250, 216),
+        ("melspectrogram", 80000, 401),
+        ("nemo", 80000, 500),
+        ("python_speech_features", 80000, 499),
+        ("vggish", 80000, 498),
+        ("whisper", 480000, 3000),
+    ],
+)
+def test_preset_gives_as_many_frames_as_its_library(name, num_samples, frames) -> None:
+    assert FbankConfig.preset(name).num_frames(num_samples) == frames
+
+
+def test_preset_in_samples_keeps_them_at_another_rate_unless_times_are_given() -> None:
+    config = FbankConfig.preset("librosa", sample_frequency=16000.0, window_shift=160)
+    assert (config.window_size, config.window_shift, config.fft_size) == (2048, 160, 2048)
+    config = FbankConfig.preset("librosa", sample_frequency=16000.0, frame_length=25.0)
+    assert (config.window_size, config.window_shift, config.fft_size) == (400, 512, 512)
+    assert FbankConfig.preset("ast", sample_frequency=8000.0).window_size == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_samples", "frames"),
+    [
+        ({"pad_tail": True}, [0, 1, 400, 401, 560, 561], [0, 1, 1, 2, 2, 3]),
+        ({"snip_edges": False, "center": True}, [0, 1, 159, 160, 400], [0, 1, 1, 2, 3]),
+        ({"drop_last_frame": True}, [0, 399, 400, 560], [0, 0, 0, 1]),
+    ],
+    ids=["padded-tail", "centred", "last-dropped"],
+)
+def test_num_frames_of_other_framings(changes, num_samples, frames) -> None:
+    config = FbankConfig(**changes)
+    assert [config.num_frames(count) for count in num_samples] == frames
+    assert config.num_frames(np.array(num_samples)).tolist() == frames
+    assert config.num_frames(torch.tensor(num_samples)).tolist() == frames
 
 
 def test_seed_preset_is_the_first_design() -> None:

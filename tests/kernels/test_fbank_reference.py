@@ -17,32 +17,61 @@ from ast_fast_kernels.testing.signals import make_signal
 AST = FbankConfig()
 
 
+def sample_at(waveform: np.ndarray, i: int, pad_mode: str) -> float:
+    last = len(waveform) - 1
+    if pad_mode == "constant":
+        return waveform[i] if 0 <= i <= last else 0.0
+    if last == 0:
+        return waveform[0]
+    while not 0 <= i <= last:
+        if pad_mode == "symmetric":
+            i = -1 - i if i < 0 else 2 * last + 1 - i
+        else:
+            i = -i if i < 0 else 2 * last - i
+    return waveform[i]
+
+
 def fbank_by_definition(waveform: np.ndarray, config: FbankConfig) -> np.ndarray:
     size, shift, n_fft = config.window_size, config.window_shift, config.fft_size
     phase = np.outer(np.arange(n_fft // 2 + 1), np.arange(size)) * (-2j * math.pi / n_fft)
     dft = np.exp(phase)
+    waveform = waveform * config.waveform_scale
+    if config.preemphasis_over == "waveform":
+        waveform = waveform.copy()
+        for n in reversed(range(1, len(waveform))):
+            waveform[n] -= config.preemphasis_coefficient * waveform[n - 1]
+    pad_mode = "constant" if config.pad_tail else config.pad_mode
     rows = []
     for m in range(config.num_frames(len(waveform))):
-        start = m * shift if config.snip_edges else m * shift + shift // 2 - size // 2
-        frame = np.empty(size)
-        for n in range(size):
-            i = start + n
-            while not 0 <= i < len(waveform):
-                i = -1 - i if i < 0 else 2 * len(waveform) - 1 - i
-            frame[n] = waveform[i] * config.waveform_scale
+        if config.snip_edges:
+            start = m * shift
+        elif config.center:
+            start = m * shift - n_fft // 2 + (n_fft - size) // 2
+        else:
+            start = m * shift + shift // 2 - size // 2
+        frame = np.array([sample_at(waveform, start + n, pad_mode) for n in range(size)])
         if config.remove_dc_offset:
             frame -= frame.sum() / size
         emphasised = frame.copy()
-        for n in range(size):
-            emphasised[n] -= config.preemphasis_coefficient * frame[max(n - 1, 0)]
+        if config.preemphasis_over == "frame":
+            for n in range(size):
+                emphasised[n] -= config.preemphasis_coefficient * frame[max(n - 1, 0)]
         spectrum = np.abs(dft @ (emphasised * tables.window(config)))
         energies = tables.mel_banks(config) @ (spectrum**2 if config.use_power else spectrum)
         if config.use_log_fbank:
-            energies = np.log(np.maximum(energies + config.log_offset, config.log_floor))
+            energies = energies + config.log_offset
+            if config.floor_zeros_only:
+                energies[energies == 0] = config.log_floor
+            else:
+                energies = np.maximum(energies, config.log_floor)
+            logarithm = {"ln": np.log, "log10": np.log10, "db": lambda x: 10 * np.log10(x)}
+            energies = logarithm[config.log_type](energies)
+            energies = (energies + config.output_shift) * config.output_scale
         rows.append(energies)
     return np.stack(rows)
 
 
+CENTRED = AST.replace(snip_edges=False, center=True)
 CONFIGS = {
     "ast": AST,
     "kaldi": FbankConfig.preset("kaldi"),
@@ -55,6 +84,23 @@ CONFIGS = {
     "offset-and-floor": AST.replace(log_offset=1e-6, log_floor=1e-4),
     "exact-fft": AST.replace(n_fft=400),
     "odd-window": AST.replace(frame_length=7.85, frame_shift=3.05),
+    "centred-on-zeros": CENTRED.replace(pad_mode="constant"),
+    "centred-reflected": CENTRED.replace(pad_mode="reflect", n_fft=400),
+    "centred-mirrored": CENTRED,
+    "centred-odd-window": CENTRED.replace(frame_length=7.85, n_fft=400, pad_mode="reflect"),
+    "edges-of-zeros": AST.replace(snip_edges=False, pad_mode="constant"),
+    "padded-tail": AST.replace(pad_tail=True),
+    "last-frame-dropped": AST.replace(snip_edges=False, drop_last_frame=True),
+    "waveform-emphasised": AST.replace(preemphasis_over="waveform", remove_dc_offset=False),
+    "waveform-emphasised-then-padded": CENTRED.replace(
+        preemphasis_over="waveform", pad_mode="reflect", waveform_scale=2.0
+    ),
+    "divided-by-n-fft": AST.replace(divide_by_n_fft=True),
+    "decibels": AST.replace(log_type="db", log_floor=1e-4),
+    "log10-shifted-and-scaled": AST.replace(
+        log_type="log10", output_shift=4.0, output_scale=0.25, log_offset=1e-3
+    ),
+    "only-zeros-floored": AST.replace(floor_zeros_only=True, log_floor=1e-3),
 }
 
 
@@ -63,16 +109,24 @@ def test_reference_in_float64_is_the_definition(config: FbankConfig) -> None:
     assert_is_the_definition(make_signal("bursts", 1511, seed=2), config)
 
 
-@pytest.mark.parametrize("num_samples", [90, 160, 201, 399])
-def test_short_clip_is_mirrored_by_the_definition(num_samples: int) -> None:
+@pytest.mark.parametrize("num_samples", [1, 2, 90, 160, 201, 399])
+@pytest.mark.parametrize(
+    "name", ["mirrored-edges", "centred-on-zeros", "centred-reflected", "padded-tail"]
+)
+def test_short_clip_is_padded_by_the_definition(name: str, num_samples: int) -> None:
     waveform = make_signal("bursts", num_samples, seed=2)
-    assert_is_the_definition(waveform, CONFIGS["mirrored-edges"])
+    if CONFIGS[name].num_frames(num_samples):
+        assert_is_the_definition(waveform, CONFIGS[name])
+    else:
+        assert name == "mirrored-edges"
+        assert num_samples < 80
 
 
 def assert_is_the_definition(waveform: np.ndarray, config: FbankConfig) -> None:
     expected = fbank_by_definition(waveform, config)
     out = reference.fbank_reference(torch.from_numpy(waveform)[None], config)
     assert out.dtype == torch.float64
+    assert np.isfinite(expected).all()
     # Quiet bins carry the loud bins' rounding; a direct DFT of 400 terms errs by about 1e-13.
     np.testing.assert_allclose(out[0].numpy(), expected, rtol=1e-9, atol=1e-9)
 

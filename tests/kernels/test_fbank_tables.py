@@ -64,10 +64,70 @@ def test_mel_triangle_is_linear_in_mel_with_peak_one() -> None:
     np.testing.assert_allclose(bank[:-1], 1 - np.abs(2 * mel / top - 1), atol=1e-12)
 
 
-def test_mel_scale_has_an_inverse() -> None:
-    hertz = np.array([0.0, 20.0, 700.0, 8000.0, 22050.0])
-    np.testing.assert_allclose(tables.inverse_mel_scale(tables.mel_scale(hertz)), hertz, rtol=1e-14)
+@pytest.mark.parametrize("scale", ["htk", "slaney"])
+def test_mel_scale_has_an_inverse(scale) -> None:
+    hertz = np.array([0.0, 20.0, 700.0, 999.9, 1000.0, 8000.0, 22050.0])
+    mel = tables.mel_scale(hertz, scale)
+    np.testing.assert_allclose(tables.inverse_mel_scale(mel, scale), hertz, rtol=1e-14)
+    assert (np.diff(mel) > 0).all()
+
+
+def test_mel_scales_pass_through_their_fixed_points() -> None:
     assert tables.mel_scale(700.0) == pytest.approx(1127.0 * np.log(2.0))
+    # Slaney: 3 mel for 200 Hz up to 1 kHz, then 27 for a factor of 6.4.
+    slaney = tables.mel_scale([200.0, 1000.0, 6400.0], "slaney")
+    np.testing.assert_allclose(slaney, [3.0, 15.0, 42.0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("scale", ["htk", "slaney"])
+def test_triangle_linear_in_hertz_has_straight_sides(scale) -> None:
+    config = AST.replace(num_mel_bins=1, n_fft=4096, mel_scale=scale, triangle_axis="hertz")
+    (bank,) = tables.mel_banks(config)
+    left, centre, right = tables.filter_edges(config)
+    hertz = np.arange(2049) * (16000.0 / 4096)
+    expected = np.interp(hertz, [left, centre, right], [0.0, 1.0, 0.0])
+    np.testing.assert_allclose(bank, expected, atol=1e-12)
+    assert centre == pytest.approx(
+        tables.inverse_mel_scale(
+            (tables.mel_scale(20.0, scale) + tables.mel_scale(8000.0, scale)) / 2, scale
+        )
+    )
+
+
+def test_slaney_norm_gives_each_filter_area_one() -> None:
+    config = AST.replace(
+        num_mel_bins=40, n_fft=65536, triangle_axis="hertz", mel_norm="slaney", low_freq=100.0
+    )
+    area = tables.mel_banks(config).sum(axis=1) * 16000.0 / 65536  # Hz
+    np.testing.assert_allclose(area, 1.0, rtol=1e-3)
+
+
+def test_triangles_on_bins_peak_at_floored_edges() -> None:
+    config = AST.replace(num_mel_bins=26, low_freq=0.0, triangle_axis="bins")
+    banks = tables.mel_banks(config)
+    edges = np.floor(513 * tables.filter_edges(config) / 16000.0).astype(int)
+    assert banks.argmax(axis=1).tolist() == edges[1:-1].tolist()
+    assert (banks.max(axis=1) == 1.0).all()
+    for bank, left, right in zip(banks, edges, edges[2:], strict=False):
+        assert np.flatnonzero(bank).tolist() == list(range(left + 1, right))
+
+
+def test_narrow_triangles_on_bins_keep_their_falling_side() -> None:
+    # At 100 filters the first edges fall on the same bins; a filter whose left and centre edges do
+    # still weighs its centre by 1, one whose centre and right edges do does not.
+    config = AST.replace(num_mel_bins=100, low_freq=0.0, triangle_axis="bins")
+    edges = np.floor(513 * tables.filter_edges(config) / 16000.0).astype(int)
+    banks = tables.mel_banks(config)
+    kinds = set()
+    for bank, left, centre, right in zip(banks, edges, edges[1:], edges[2:], strict=False):
+        kinds.add((left == centre, centre == right))
+        assert bank[centre] == (0.0 if centre == right else 1.0)
+    assert kinds >= {(True, False), (False, True), (False, False)}
+
+
+def test_division_by_the_fft_length_is_in_the_filters() -> None:
+    divided = tables.mel_banks(AST.replace(divide_by_n_fft=True))
+    np.testing.assert_array_equal(divided * 512, tables.mel_banks(AST))
 
 
 @pytest.mark.parametrize("warp", [0.8, 0.9, 1.1, 1.25])

@@ -22,6 +22,9 @@ Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 _DTYPES = (torch.float32, torch.float64, torch.int16)
 _AST = FbankConfig()
 
+NORM_EPSILON = 1e-5
+"""Added to standard deviations; NVIDIA NeMo, collections/asr/parts/preprocessing/features.py."""
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -73,14 +76,17 @@ def fbank(
     """Compute log-mel filterbank energies of a batch of waveforms.
 
     Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
-    samples) of one clip. Nothing is normalised. A NaN or infinite sample makes its frames NaN.
+    samples) of one clip. The last dimension is mel, also for the conventions of libraries that
+    give (num_mel_bins, num_frames). A NaN or infinite sample makes its frames NaN, and no other
+    (all of its clip where `top_db` or `norm_per_feature` looks at a whole clip).
 
     Args:
         waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
             they come) or int16 (taken as sample / 32768).
         config: The conventions; the default is the Audio Spectrogram Transformer's.
         lengths: Samples that count in each waveform, shape (...); frames beyond them are
-            `config.log_silence`. `config.num_frames(lengths)` says how many each has.
+            `config.log_silence` (raised as silence in their clip is, with `top_db`).
+            `config.num_frames(lengths)` says how many frames each has.
         out: Contiguous array that takes the result and is returned.
         backend: `"auto"`, `"reference"` (plain torch, differentiable) or `"numba"` (CPU, float32).
     Returns:
@@ -116,8 +122,12 @@ def fbank(
     run = _dispatch.load_backend("fbank", chosen)
     if sample_counts is None:
         log_mel: Tensor = run(samples.contiguous(), config, flat_out)
+        log_mel = _finish(log_mel, config, None)
     else:
         log_mel = _run_ragged(run, samples.contiguous(), config, flat_out, sample_counts)
+        log_mel = _finish(log_mel, config, [config.num_frames(count) for count in sample_counts])
+    if flat_out is not None and log_mel is not flat_out:
+        flat_out.copy_(log_mel)
     return log_mel.view(shape) if out is None else out
 
 
@@ -189,10 +199,10 @@ def as_floating(samples: Tensor) -> Tensor:
 
 
 def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
-    """Raise unless dtype and length fit (one frame at least, where edges are snipped)."""
+    """Raise unless dtype and length fit (one frame at least, where nothing is padded)."""
     if waveform.dtype not in _DTYPES:
         raise TypeError(f"waveform must be float32, float64 or int16, got {_name(waveform.dtype)}")
-    least = config.window_size if config.snip_edges else 0
+    least = config.window_size if config.snip_edges and not config.pad_tail else 0
     if waveform.dim() == 0 or waveform.shape[-1] < least:
         raise ValueError(
             f"waveform must be (..., num_samples) with num_samples >= {least} "
@@ -272,13 +282,13 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
 def _run_ragged(
     run: Any, samples: Tensor, config: FbankConfig, out: Tensor | None, counts: list[int]
 ) -> Tensor:
-    if config.snip_edges:
+    if config.snip_edges and not config.pad_tail:
         if samples.requires_grad:  # or a NaN beyond a length would reach the gradient before it
             samples = samples.masked_fill(_beyond(counts, samples), 0.0)
         log_mel: Tensor = run(samples, config, out)
         frames = [config.num_frames(count) for count in counts]
         return log_mel.masked_fill_(_beyond(frames, log_mel)[..., None], config.log_silence)
-    # Each waveform is mirrored at its own end, so each runs at its own length.
+    # Each waveform is padded at its own end, so each runs at its own length.
     if out is None:
         rows = [
             _padded_row(run, row[:count], config, config.num_frames(samples.shape[1]))
@@ -296,6 +306,24 @@ def _padded_row(run: Any, row: Tensor, config: FbankConfig, num_frames: int) -> 
         return log_mel
     frames: Tensor = run(row[None].contiguous(), config, None)[0]
     return torch.cat((frames, log_mel[frames.shape[0] :]))
+
+
+def _finish(log_mel: Tensor, config: FbankConfig, num_frames: list[int] | None) -> Tensor:
+    """Do what looks at a whole clip, over the frames that count."""
+    if not config.use_log_fbank:
+        return log_mel
+    if config.top_db > 0:  # frames beyond the clip are silence, so never its maximum
+        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+        log_mel = torch.maximum(log_mel, loudest - config.top_range)
+    if config.norm_per_feature:
+        counts = [log_mel.shape[1]] * log_mel.shape[0] if num_frames is None else num_frames
+        beyond = _beyond(counts, log_mel)[..., None]
+        count = torch.tensor(counts, device=log_mel.device)[:, None, None].clamp(min=1)
+        mean = log_mel.masked_fill(beyond, 0.0).sum(dim=1, keepdim=True) / count
+        centred = (log_mel - mean).masked_fill(beyond, 0.0)
+        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        log_mel = centred / (variance.sqrt() + NORM_EPSILON)
+    return log_mel
 
 
 def _beyond(counts: list[int], values: Tensor) -> Tensor:

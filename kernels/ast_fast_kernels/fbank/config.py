@@ -20,15 +20,33 @@ FLOAT32_TINY = 1.1754943508222875e-38
 """Smallest normal float32: nothing below it but 0 survives rounding to a kernel's dtype."""
 
 WindowType = Literal["hanning", "hamming", "povey", "rectangular", "blackman"]
+PadMode = Literal["symmetric", "reflect", "constant"]
+PreemphasisOver = Literal["frame", "waveform"]
+MelScale = Literal["htk", "slaney"]
+MelNorm = Literal["none", "slaney"]
+TriangleAxis = Literal["mel", "hertz", "bins"]
 MelDtype = Literal["float64", "float32"]
-PresetName = Literal["ast", "kaldi", "seed"]
+LogType = Literal["ln", "log10", "db"]
+PresetName = Literal[
+    "ast",
+    "kaldi",
+    "seed",
+    "lhotse",
+    "librosa",
+    "melspectrogram",
+    "nemo",
+    "python_speech_features",
+    "vggish",
+    "whisper",
+]
 
 
 @dataclass(frozen=True)
 class FbankConfig:
     """Conventions of a log-mel filterbank; the defaults are the Audio Spectrogram Transformer's.
 
-    Times are in milliseconds as in Kaldi; `window_size` and `window_shift` are the same in samples.
+    Fields stand in the order in which a waveform meets them. Times are in milliseconds as in Kaldi;
+    `window_size` and `window_shift` are the same in samples.
     Source: torchaudio/compliance/kaldi.py; YuanGongND/ast, src/dataloader.py.
     """
 
@@ -49,30 +67,67 @@ class FbankConfig:
     waveform_scale: float = 1.0
     """Factor on the waveform before anything else; 32768 for int16-scaled conventions."""
     dither: float = 0.0
-    """Standard deviation of the Gaussian noise added to each frame."""
+    """Standard deviation of the Gaussian noise added to each frame; 0 is none."""
+    preemphasis_coefficient: float = 0.97
+    """Part of the previous sample that each sample loses; 0 is none."""
+    preemphasis_over: PreemphasisOver = "frame"
+    """What pre-emphasis runs over: each frame, after its mean is removed, its first sample losing
+    part of itself; or the waveform before it is framed and padded, its first sample kept."""
+    snip_edges: bool = True
+    """Whether the first frame begins with the waveform and only whole frames are taken; False pads
+    the waveform at both ends and takes one frame for each shift."""
+    center: bool = False
+    """Whether frames are centred on the multiples of the shift, as in torch.stft, instead of on the
+    middles of shifts, as in Kaldi; only without snip_edges."""
+    pad_mode: PadMode = "symmetric"
+    """What lies beyond the ends without snip_edges: the waveform mirrored, its edge sample repeated
+    (symmetric, Kaldi) or not (reflect), or zeros (constant)."""
+    pad_tail: bool = False
+    """Whether the last, partial frame is taken too, completed with zeros; only with snip_edges."""
+    drop_last_frame: bool = False
+    """Whether the last frame is left out."""
     remove_dc_offset: bool = True
     """Whether each frame's mean is subtracted."""
-    preemphasis_coefficient: float = 0.97
-    """Coefficient of the per-frame pre-emphasis; 0 is none."""
-    snip_edges: bool = True
-    """Whether only whole frames are taken; False mirrors the waveform at both ends."""
     use_power: bool = True
     """Whether the spectrum is a power spectrum; False takes magnitudes."""
+    divide_by_n_fft: bool = False
+    """Whether the spectrum is divided by the FFT length."""
     num_mel_bins: int = 128
     """Number of triangular mel filters."""
     low_freq: float = 20.0
     """Lower edge of the lowest filter, in Hz."""
     high_freq: float = 0.0
     """Upper edge of the highest filter, in Hz; 0 or below counts down from Nyquist."""
+    mel_scale: MelScale = "htk"
+    """Mel scale: logarithmic from 0 Hz on (HTK, Kaldi) or only above 1 kHz (Slaney)."""
+    mel_norm: MelNorm = "none"
+    """Whether each filter peaks at 1 (none) or has area 1 in Hz (slaney)."""
+    triangle_axis: TriangleAxis = "mel"
+    """Axis on which the filters' sides are straight: mel, Hz, or FFT bins with every edge lowered
+    to a whole bin (python_speech_features)."""
     mel_dtype: MelDtype = "float64"
     """What the filters are computed in; float32 repeats torchaudio's arithmetic step by step, so
     that a bin on a filter's edge weighs what it does there."""
     use_log_fbank: bool = True
-    """Whether the natural logarithm is taken."""
+    """Whether the logarithm is taken; False gives the mel energies and ignores what follows."""
+    log_type: LogType = "ln"
+    """Logarithm: natural, to base 10, or decibels (ten times that to base 10)."""
     log_floor: float = FLOAT32_EPS
     """Smallest energy that the logarithm sees; 0 is no floor."""
+    floor_zeros_only: bool = False
+    """Whether the floor only stands for energies of exactly 0 (python_speech_features)."""
     log_offset: float = 0.0
     """Added to every energy before the logarithm."""
+    top_db: float = 0.0
+    """Range of a clip, in dB of power: what lies further below its largest value is raised to
+    that; 0 is no limit."""
+    output_shift: float = 0.0
+    """Added to every logarithm."""
+    output_scale: float = 1.0
+    """Factor on the shifted logarithm."""
+    norm_per_feature: bool = False
+    """Whether each mel bin's mean over a clip is subtracted and its standard deviation (unbiased,
+    plus 1e-5) divided by."""
     vtln_low: float = 100.0
     """Lower inflection point of the vocal-tract-length warp, in Hz."""
     vtln_high: float = -500.0
@@ -106,22 +161,47 @@ class FbankConfig:
         for name in ("log_floor", "log_offset"):
             value = getattr(self, name)
             _require(value == 0 or value >= FLOAT32_TINY, name, rule, value)
+        _require(self.top_db >= 0, "top_db", "at least 0", self.top_db)
+        _require(self.output_scale > 0, "output_scale", "above 0", self.output_scale)
+        good = not (self.center and self.snip_edges)
+        _require(good, "center", "False where snip_edges is True", self.center)
+        good = self.snip_edges or not self.pad_tail
+        _require(good, "pad_tail", "False where snip_edges is False", self.pad_tail)
+        kaldis = (self.mel_scale, self.mel_norm, self.triangle_axis) == ("htk", "none", "mel")
+        good = self.mel_dtype == "float64" or kaldis
+        rule = "float64 but for Kaldi's filters (mel_scale htk, mel_norm none, triangle_axis mel)"
+        _require(good, "mel_dtype", rule, self.mel_dtype)
 
     @classmethod
     def preset(cls, name: PresetName, **changes: object) -> Self:
         """Return the named convention, with fields changed by keyword.
 
+        Every one gives (..., num_frames, num_mel_bins), also those of libraries that give
+        (num_mel_bins, num_frames): librosa, melspectrogram, whisper and nemo. Where the library
+        counts samples (the first three), window and shift keep theirs at any `sample_frequency`.
+
         Args:
-            name: `"ast"` (the default of every field), `"kaldi"` (torchaudio's
-                `compliance.kaldi.fbank`: 23 bins, Povey window) or `"seed"` (this project's first
-                design: periodic Hann, magnitudes, ln(x + 1e-10), no pre-emphasis, no DC removal).
-            changes: Fields to set differently.
+            name: `"ast"` (the default of every field);
+                `"kaldi"` (torchaudio's `compliance.kaldi.fbank`: 23 bins, Povey window);
+                `"seed"` (this project's first design);
+                `"lhotse"` (`lhotse.Fbank`);
+                `"librosa"` (`feature.melspectrogram` through `power_to_db`, at 22,050 Hz);
+                `"melspectrogram"` (`torchaudio.transforms.MelSpectrogram`; no logarithm);
+                `"nemo"` (NeMo's `AudioToMelSpectrogramPreprocessor`, its frames that count);
+                `"python_speech_features"` (`logfbank`);
+                `"vggish"` (`mel_features.log_mel_spectrogram` with its parameters);
+                `"whisper"` (OpenAI's and transformers' extractor, without its padding to 30 s).
+            changes: Fields to set differently; `window_size` and `window_shift`, in samples, too.
         Raises:
             ValueError: `name` is no preset.
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
-        return cls(**{**PRESETS[name], **changes})  # type: ignore[arg-type]
+        values = {**PRESETS[name], **changes}
+        for size, length in _SIZES.items():
+            if length in changes:
+                values.pop(size, None)
+        return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
 
     @classmethod
     def from_samples(
@@ -138,14 +218,13 @@ class FbankConfig:
             TypeError: A size is no integer.
             ValueError: A size or the sample rate is not above 0, or a changed field does not fit.
         """
-        sample_frequency = _number("sample_frequency", sample_frequency)
-        _require(sample_frequency > 0, "sample_frequency", "above 0 Hz", sample_frequency)
-        return cls(
-            sample_frequency=sample_frequency,
-            frame_length=_milliseconds("window_size", window_size, sample_frequency),
-            frame_shift=_milliseconds("window_shift", window_shift, sample_frequency),
-            **changes,  # type: ignore[arg-type]
-        )
+        values = {
+            "sample_frequency": sample_frequency,
+            "window_size": window_size,
+            "window_shift": window_shift,
+            **changes,
+        }
+        return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
 
     def replace(self, **changes: object) -> Self:
         """Return a copy with fields changed, checked again."""
@@ -182,12 +261,41 @@ class FbankConfig:
         return self.vtln_high if self.vtln_high >= 0 else self.nyquist + self.vtln_high
 
     @property
+    def first_sample(self) -> int:
+        """Where the first frame begins, in samples from the waveform's first."""
+        if self.snip_edges:
+            return 0
+        if self.center:
+            return (self.fft_size - self.window_size) // 2 - self.fft_size // 2
+        return self.window_shift // 2 - self.window_size // 2
+
+    @property
+    def log_factor(self) -> float:
+        """Factor on the natural logarithm that gives the output, less `log_shift`."""
+        return {"ln": 1.0, "log10": _LOG10_E, "db": 10 * _LOG10_E}[
+            self.log_type
+        ] * self.output_scale
+
+    @property
+    def log_shift(self) -> float:
+        """Added to the natural logarithm times `log_factor`."""
+        return self.output_shift * self.output_scale
+
+    @property
+    def top_range(self) -> float:
+        """`top_db` in the output's own unit; 0 is no limit."""
+        return self.top_db / (10 * _LOG10_E) * self.log_factor
+
+    @property
     def log_silence(self) -> float:
-        """What digital silence becomes: the value that pads batches and spectrograms."""
-        energy = max(self.log_offset, self.log_floor)
-        if not self.use_log_fbank:
+        """What digital silence becomes: the value that pads batches and spectrograms.
+
+        With `norm_per_feature` it is the mean, 0; with `top_db` what silence becomes alone.
+        """
+        if self.norm_per_feature or not self.use_log_fbank:
             return 0.0
-        return math.log(energy) if energy > 0 else -math.inf
+        energy = max(self.log_offset, self.log_floor)
+        return self.log_factor * math.log(energy) + self.log_shift if energy > 0 else -math.inf
 
     @overload
     def num_frames(self, num_samples: int) -> int: ...
@@ -198,13 +306,19 @@ class FbankConfig:
     def num_frames(self, num_samples: Any) -> Any:
         """Return how many frames `num_samples` samples give; 0 when there is not one.
 
-        With `snip_edges` only whole frames count; without, one for each shift, rounded. Integer
-        arrays and tensors of lengths give theirs.
+        Integer arrays and tensors of lengths give theirs.
         """
-        if self.snip_edges:
-            frames = 1 + (num_samples - self.window_size) // self.window_shift
+        size, shift = self.window_size, self.window_shift
+        if self.center:
+            frames = (1 + num_samples // shift) * (num_samples > 0)
+        elif not self.snip_edges:
+            frames = (num_samples + shift // 2) // shift
+        elif self.pad_tail:
+            more = -((size - num_samples) // shift)
+            frames = (1 + more * (more > 0)) * (num_samples > 0)
         else:
-            frames = (num_samples + self.window_shift // 2) // self.window_shift
+            frames = 1 + (num_samples - size) // shift
+        frames = frames - int(self.drop_last_frame)
         return frames * (frames > 0)
 
     def _check_vtln(self) -> None:
@@ -216,19 +330,111 @@ class FbankConfig:
         _require(self.vtln_upper_edge < self.upper_edge, "vtln_high", rule, self.vtln_high)
 
 
+_LOG10_E = math.log10(math.e)
+
+_PLAIN: dict[str, object] = {
+    "window_periodic": True,
+    "preemphasis_coefficient": 0.0,
+    "remove_dc_offset": False,
+    "low_freq": 0.0,
+}
+_STFT: dict[str, object] = {**_PLAIN, "snip_edges": False, "center": True}
+_SLANEY: dict[str, object] = {
+    "mel_scale": "slaney",
+    "mel_norm": "slaney",
+    "triangle_axis": "hertz",
+}
+
 PRESETS: dict[str, dict[str, object]] = {
     "ast": {},
     "kaldi": {"window_type": "povey", "num_mel_bins": 23},
-    "seed": {
-        "window_periodic": True,
-        "remove_dc_offset": False,
-        "preemphasis_coefficient": 0.0,
-        "use_power": False,
-        "low_freq": 0.0,
+    "seed": {**_PLAIN, "use_power": False, "log_floor": 0.0, "log_offset": 1e-10},
+    # lhotse/features/kaldi/layers.py, Wav2LogFilterBank
+    "lhotse": {
+        "window_type": "povey",
+        "snip_edges": False,
+        "num_mel_bins": 80,
+        "high_freq": -400.0,
+        "mel_dtype": "float32",
+    },
+    # librosa/feature/spectral.py, melspectrogram; librosa/core/spectrum.py, power_to_db
+    "librosa": {
+        **_STFT,
+        **_SLANEY,
+        "sample_frequency": 22050.0,
+        "window_size": 2048,
+        "window_shift": 512,
+        "pad_mode": "constant",
+        "log_type": "db",
+        "log_floor": 1e-10,
+        "top_db": 80.0,
+    },
+    # torchaudio/transforms/_transforms.py, MelSpectrogram
+    "melspectrogram": {
+        **_STFT,
+        "window_size": 400,
+        "window_shift": 200,
+        "n_fft": 400,
+        "pad_mode": "reflect",
+        "triangle_axis": "hertz",
+        "use_log_fbank": False,
+    },
+    # NVIDIA NeMo, collections/asr/parts/preprocessing/features.py, FilterbankFeatures
+    "nemo": {
+        **_STFT,
+        **_SLANEY,
+        "frame_length": 20.0,
+        "window_periodic": False,
+        "preemphasis_coefficient": 0.97,
+        "preemphasis_over": "waveform",
+        "pad_mode": "constant",
+        "drop_last_frame": True,
+        "num_mel_bins": 64,
         "log_floor": 0.0,
-        "log_offset": 1e-10,
+        "log_offset": 2.0**-24,
+        "norm_per_feature": True,
+    },
+    # python_speech_features/base.py, logfbank
+    "python_speech_features": {
+        "window_type": "rectangular",
+        "preemphasis_over": "waveform",
+        "pad_tail": True,
+        "remove_dc_offset": False,
+        "divide_by_n_fft": True,
+        "num_mel_bins": 26,
+        "low_freq": 0.0,
+        "triangle_axis": "bins",
+        "log_floor": 2.0**-52,
+        "floor_zeros_only": True,
+    },
+    # tensorflow/models, research/audioset/vggish/mel_features.py and vggish_params.py
+    "vggish": {
+        **_PLAIN,
+        "use_power": False,
+        "num_mel_bins": 64,
+        "low_freq": 125.0,
+        "high_freq": 7500.0,
+        "log_floor": 0.0,
+        "log_offset": 0.01,
+    },
+    # openai/whisper, audio.py; transformers, feature_extraction_whisper.py
+    "whisper": {
+        **_STFT,
+        **_SLANEY,
+        "window_size": 400,
+        "window_shift": 160,
+        "n_fft": 400,
+        "pad_mode": "reflect",
+        "drop_last_frame": True,
+        "num_mel_bins": 80,
+        "log_type": "log10",
+        "log_floor": 1e-10,
+        "top_db": 80.0,
+        "output_shift": 4.0,
+        "output_scale": 0.25,
     },
 }
+"""What each convention changes in the defaults and where it is from; sizes may be in samples."""
 
 
 def _require(good: bool, argument: str, rule: str, value: object) -> None:
@@ -277,17 +483,34 @@ _CHECKS: dict[Any, Callable[[str, object], object]] = {
     "int | None": _integer_or_none,
     "bool": _boolean,
     "WindowType": _one_of(WindowType),
+    "PadMode": _one_of(PadMode),
+    "PreemphasisOver": _one_of(PreemphasisOver),
+    "MelScale": _one_of(MelScale),
+    "MelNorm": _one_of(MelNorm),
+    "TriangleAxis": _one_of(TriangleAxis),
     "MelDtype": _one_of(MelDtype),
+    "LogType": _one_of(LogType),
 }
 _KINDS = [(field.name, _CHECKS[field.type]) for field in fields(FbankConfig)]
 """Each field's check, by its annotation; it returns the value as a plain Python one."""
 
 
-def _milliseconds(argument: str, size: int, sample_frequency: float) -> float:
-    """Return the time that truncates to `size` samples."""
-    size = _integer(argument, size)
-    _require(size > 0, argument, "at least 1 sample", size)
-    milliseconds = size / sample_frequency * 1000.0
-    while int(sample_frequency * milliseconds * 0.001) < size:
-        milliseconds = math.nextafter(milliseconds, math.inf)
-    return milliseconds
+_SIZES = {"window_size": "frame_length", "window_shift": "frame_shift"}
+"""Sizes in samples, and the times that stand for them."""
+
+
+def _in_milliseconds(values: dict[str, object]) -> dict[str, object]:
+    """Return fields with every size in samples turned into the time that truncates to it."""
+    values = dict(values)
+    sample_frequency = _number("sample_frequency", values.get("sample_frequency", 16000.0))
+    _require(sample_frequency > 0, "sample_frequency", "above 0 Hz", sample_frequency)
+    for argument, length in _SIZES.items():
+        if argument not in values:
+            continue
+        size = _integer(argument, values.pop(argument))
+        _require(size > 0, argument, "at least 1 sample", size)
+        milliseconds = size / sample_frequency * 1000.0
+        while int(sample_frequency * milliseconds * 0.001) < size:
+            milliseconds = math.nextafter(milliseconds, math.inf)
+        values[length] = milliseconds
+    return values

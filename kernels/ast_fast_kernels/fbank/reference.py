@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels.fbank import tables
-from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 
 
 def fbank_reference(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
@@ -24,8 +24,12 @@ def fbank_reference(waveform: Tensor, config: FbankConfig, out: Tensor | None = 
 
 def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Return the scaled, dithered, DC-free frames (Kaldi's raw energy is theirs)."""
-    frames = cut_frames(waveform * config.waveform_scale, config)
-    return remove_dc_offset(add_dither(frames, config), config)
+    waveform = waveform * config.waveform_scale
+    if config.preemphasis_over == "waveform":
+        coefficient = config.preemphasis_coefficient
+        rest = waveform[..., 1:] - coefficient * waveform[..., :-1]
+        waveform = torch.cat((waveform[..., :1], rest), dim=-1)
+    return remove_dc_offset(add_dither(cut_frames(waveform, config), config), config)
 
 
 def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
@@ -37,20 +41,32 @@ def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
 def cut_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Return overlapping frames, shape (..., num_frames, window_size).
 
-    Without `snip_edges` the waveform is mirrored at both ends, its edge samples repeated, as often
-    as a frame reaches beyond it.
+    A waveform shorter than what a frame lacks is mirrored again and again.
     """
     size, shift, num_samples = config.window_size, config.window_shift, waveform.shape[-1]
     num_frames = config.num_frames(num_samples)
     if num_frames == 0:
         return waveform.new_empty((*waveform.shape[:-1], 0, size))
-    if not config.snip_edges:
-        first = shift // 2 - size // 2
-        last = first + (num_frames - 1) * shift + size
-        index = torch.arange(first, last, device=waveform.device) % (2 * num_samples)
-        index = torch.where(index < num_samples, index, 2 * num_samples - 1 - index)
-        waveform = waveform.index_select(-1, index)
+    first = config.first_sample
+    last = first + (num_frames - 1) * shift + size
+    if first != 0 or last > num_samples:
+        index = torch.arange(first, last, device=waveform.device)
+        waveform = _samples_at(index, waveform, "constant" if config.pad_tail else config.pad_mode)
     return waveform.unfold(-1, size, shift)[..., :num_frames, :]
+
+
+def _samples_at(index: Tensor, waveform: Tensor, pad_mode: PadMode) -> Tensor:
+    """Return samples by index, which may lie beyond the waveform's ends."""
+    num_samples = waveform.shape[-1]
+    if pad_mode == "constant":
+        inside = (index >= 0) & (index < num_samples)
+        samples = waveform.index_select(-1, index.clamp(0, num_samples - 1))
+        return torch.where(inside, samples, 0.0)
+    repeats = 1 if pad_mode == "symmetric" else 0  # of the edge samples
+    period = max(2 * (num_samples - 1 + repeats), 1)
+    index = index % period
+    index = torch.where(index < num_samples, index, period - repeats - index)
+    return waveform.index_select(-1, index)
 
 
 def add_dither(frames: Tensor, config: FbankConfig) -> Tensor:
@@ -70,7 +86,7 @@ def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
 
 def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:
     """Subtract the previous sample in part; a frame's first sample is its own predecessor."""
-    if config.preemphasis_coefficient == 0.0:
+    if config.preemphasis_coefficient == 0.0 or config.preemphasis_over == "waveform":
         return frames
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)
     return frames - config.preemphasis_coefficient * previous
@@ -102,7 +118,12 @@ def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
 
 
 def log_energies(energies: Tensor, config: FbankConfig) -> Tensor:
-    """Return ln(max(energy + log_offset, log_floor)); NaN stays NaN."""
+    """Return log_factor · ln(max(energy + log_offset, log_floor)) + log_shift; NaN stays NaN."""
     if not config.use_log_fbank:
         return energies
-    return (energies + config.log_offset).clamp(min=config.log_floor).log()
+    energies = energies + config.log_offset
+    if config.floor_zeros_only:
+        energies = energies.masked_fill(energies == 0.0, config.log_floor)
+    else:
+        energies = energies.clamp(min=config.log_floor)
+    return energies.log() * config.log_factor + config.log_shift

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.config import FbankConfig, MelScale
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -45,47 +45,86 @@ def window(config: FbankConfig) -> Float64Array:
 
 @lru_cache(maxsize=32)
 def mel_banks(config: FbankConfig) -> Float64Array:
-    """Return the triangular mel filters of Kaldi's fbank.
+    """Return the triangular mel filters, divided by the FFT length where the config says so.
 
-    HTK mel scale, triangles linear in mel with peak 1, no area normalisation; the Nyquist bin is
-    zero, as in Kaldi. A filter narrower than one FFT bin can be empty (AST's 128 bins at n_fft 512
-    have one); it stays, as in torchaudio.
+    The Nyquist bin is zero: no filter reaches beyond it. A filter narrower than one FFT bin can be
+    empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa.
 
     Returns:
         Read-only filters, shape (num_mel_bins, fft_size // 2 + 1).
-    Source: kaldi/src/feat/mel-computations.cc.
+    Source: kaldi/src/feat/mel-computations.cc; librosa/filters.py; python_speech_features/base.py.
     """
+    banks = np.zeros((config.num_mel_bins, config.fft_size // 2 + 1))
     if config.mel_dtype == "float32":
-        return _read_only(_float32_mel_banks(config).double().numpy())
-    edges = np.linspace(
-        mel_scale(config.low_freq), mel_scale(config.upper_edge), config.num_mel_bins + 2
-    )
-    if config.vtln_warp != 1.0:
-        edges = mel_scale(_vtln_warp(inverse_mel_scale(edges), config))
+        banks[:, :-1] = _float32_mel_banks(config).numpy()
+    else:
+        banks[:, :-1] = _mel_banks(config)
+    return _read_only(banks / config.fft_size if config.divide_by_n_fft else banks)
+
+
+def _mel_banks(config: FbankConfig) -> Float64Array:
+    """Return the filters without the Nyquist bin."""
+    mel = _mel_edges(config)
+    hertz = inverse_mel_scale(mel, config.mel_scale)
+    bins = np.arange(config.fft_size // 2) * (config.sample_frequency / config.fft_size)  # Hz
+    match config.triangle_axis:
+        case "hertz":
+            edges, place = hertz, bins
+        case "mel":
+            edges, place = mel, mel_scale(bins, config.mel_scale)
+        case "bins":
+            edges = np.floor((config.fft_size + 1) * hertz / config.sample_frequency)
+            place = np.arange(config.fft_size // 2, dtype=np.float64)
     left, centre, right = edges[:-2, None], edges[1:-1, None], edges[2:, None]
-
-    num_bins = config.fft_size // 2  # without Nyquist
-    mel = mel_scale(np.arange(num_bins) * (config.sample_frequency / config.fft_size))
-    rising = (mel > left) & (mel <= centre)
-    falling = (mel > centre) & (mel < right)
-    banks = np.zeros((config.num_mel_bins, num_bins + 1))
-    banks[:, :-1] = np.where(rising, (mel - left) / (centre - left), 0.0)
-    banks[:, :-1] += np.where(falling, (right - mel) / (right - centre), 0.0)
-    return _read_only(banks)
+    banks = np.zeros((config.num_mel_bins, len(place)))
+    np.divide(place - left, centre - left, out=banks, where=(place > left) & (place < centre))
+    np.divide(right - place, right - centre, out=banks, where=(place >= centre) & (place < right))
+    if config.mel_norm == "slaney":
+        banks *= 2.0 / (hertz[2:, None] - hertz[:-2, None])
+    return banks
 
 
-def mel_scale(frequency: npt.ArrayLike) -> Float64Array:
-    """Return Hz as mel (HTK's and Kaldi's scale)."""
-    return np.asarray(1127.0 * np.log1p(np.asarray(frequency, np.float64) / 700.0))
+def filter_edges(config: FbankConfig) -> Float64Array:
+    """Return where filters begin, peak and end, in Hz, shape (num_mel_bins + 2,).
+
+    Filter i begins at edge i, peaks at edge i + 1 and ends at edge i + 2.
+    """
+    return inverse_mel_scale(_mel_edges(config), config.mel_scale)
 
 
-def inverse_mel_scale(mel: npt.ArrayLike) -> Float64Array:
+def _mel_edges(config: FbankConfig) -> Float64Array:
+    low, high = mel_scale([config.low_freq, config.upper_edge], config.mel_scale)
+    edges = np.linspace(low, high, config.num_mel_bins + 2)
+    if config.vtln_warp == 1.0:
+        return edges
+    warped = _vtln_warp(inverse_mel_scale(edges, config.mel_scale), config)
+    return mel_scale(warped, config.mel_scale)
+
+
+def mel_scale(frequency: npt.ArrayLike, scale: MelScale = "htk") -> Float64Array:
+    """Return Hz as mel: HTK's and Kaldi's scale, or that of Slaney's Auditory Toolbox."""
+    hertz = np.asarray(frequency, np.float64)
+    if scale == "htk":
+        return np.asarray(1127.0 * np.log1p(hertz / 700.0))
+    above = np.log(np.maximum(hertz, 1000.0) / 1000.0) / _SLANEY_STEP
+    return np.where(hertz < 1000.0, hertz * 3.0 / 200.0, 15.0 + above)
+
+
+def inverse_mel_scale(mel: npt.ArrayLike, scale: MelScale = "htk") -> Float64Array:
     """Return mel as Hz."""
-    return np.asarray(700.0 * np.expm1(np.asarray(mel, np.float64) / 1127.0))
+    mel = np.asarray(mel, np.float64)
+    if scale == "htk":
+        return np.asarray(700.0 * np.expm1(mel / 1127.0))
+    above = 1000.0 * np.exp(_SLANEY_STEP * np.maximum(mel - 15.0, 0.0))
+    return np.where(mel < 15.0, mel * 200.0 / 3.0, above)
+
+
+_SLANEY_STEP = np.log(6.4) / 27.0
+"""Logarithm of the ratio between frequencies one mel apart, above 1 kHz."""
 
 
 def _float32_mel_banks(config: FbankConfig) -> Tensor:
-    """Return the filters as torchaudio computes them: torch's float32 from the mel edges on.
+    """Return Kaldi's filters as torchaudio computes them, without the Nyquist bin.
 
     In float32 a bin on a filter's edge may lie just inside it, with a weight near 1e-6, and the
     filter be no longer empty; so every operation is torchaudio's, in its order.
@@ -107,7 +146,7 @@ def _float32_mel_banks(config: FbankConfig) -> Tensor:
     else:  # a warp may reorder a filter's edges
         banks = torch.where((mel > left) & (mel <= centre), rising, 0.0)
         banks = torch.where((mel > centre) & (mel < right), falling, banks)
-    return torch.nn.functional.pad(banks, (0, 1))
+    return banks
 
 
 def _float32_mel_scale(frequency: Tensor) -> Tensor:
