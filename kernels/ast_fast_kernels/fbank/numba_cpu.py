@@ -52,7 +52,7 @@ Pointer = Any
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
 BLOCKS_PER_TASK = 64
-"""Fewest blocks of frames that are worth another thread: two clips of 5 s, twice a thread's start."""
+"""Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
 
 
 def fbank_numba(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
