@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -123,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = "terminated" if terminated else "interrupted"
         print(f"\n{what}; {run.how_to_go_on()}", file=sys.stderr)
         return 143 if terminated else 130
+    except BrokenPipeError:
+        if run.begun:
+            raise
+        _send_nowhere(sys.stdout)  # --help was read as far as it was wanted
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         reason = exhausted_resource(error)
         if reason is None:
@@ -150,15 +154,20 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _send_nowhere(stream: IO[str]) -> None:
+    """Have the rest of a stream that nobody reads, its buffer included, vanish without an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
 class _Console(Console):
     """Says nothing more once its reader has left (`| head`), and lets the run go on."""
 
     def on_broken_pipe(self) -> None:
         """Send what follows to nowhere, and say so where somebody may still read."""
         self.quiet = True
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self.file.fileno())
-        os.close(nowhere)
+        _send_nowhere(self.file)
         with contextlib.suppress(OSError):
             print("standard output was closed; the run goes on without it", file=sys.stderr)
 

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -680,6 +681,14 @@ def test_help_is_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch) -> Non
         main(["--help"])
     assert caught.value.code == 0
     assert b"--training.epochs" in output.getvalue()
+
+
+def test_help_whose_reader_leaves_ends_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        assert main(["--help"]) == 0
 
 
 def test_a_run_goes_on_when_its_reader_leaves(base: list[str], tmp_path: Path) -> None:
