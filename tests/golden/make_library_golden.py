@@ -1,0 +1,184 @@
+"""Make the golden vectors of the conventions: each library run on the inputs that are kept here.
+
+    pip install librosa python_speech_features lhotse transformers
+    pip download --no-deps torchaudio==2.9.1
+    python tests/golden/make_library_golden.py torchaudio-2.9.1-*.whl
+
+librosa, python_speech_features, lhotse and transformers run as installed; the functions behind
+torchaudio's MelSpectrogram are read from the wheel and run with the torch at hand. VGGish and NeMo
+cannot be installed beside them, so their recipes are written here, in numpy, from the published
+code that each names. Everything is stored as (num_frames, num_mel_bins), in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib.metadata
+import json
+import math
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).parent
+INSTALLED = ("librosa", "python_speech_features", "lhotse", "transformers", "torch", "numpy")
+
+
+def make_inputs() -> dict[str, np.ndarray]:
+    """Return float32 waveforms in [-1, 1] at 16 kHz: a real excerpt, and one with silence in it."""
+    kept = np.load(HERE / "inputs.npz")
+    dog, bursts = kept["dog"][0], kept["bursts"][0]
+    mixed = np.concatenate((dog[:2000], np.zeros(1203, np.int16), bursts[:2400]))
+    return {"dog": _float(dog), "mixed": _float(mixed)}
+
+
+def librosa(waveform: np.ndarray) -> np.ndarray:
+    import librosa
+
+    mel = librosa.feature.melspectrogram(y=waveform)  # taken as 22,050 Hz
+    return librosa.power_to_db(mel).T
+
+
+def python_speech_features(waveform: np.ndarray) -> np.ndarray:
+    from python_speech_features import logfbank
+
+    return logfbank(waveform)
+
+
+def lhotse(waveform: np.ndarray) -> np.ndarray:
+    from lhotse import Fbank
+
+    return Fbank().extract(waveform, 16000)
+
+
+def whisper(waveform: np.ndarray) -> np.ndarray:
+    """Return what transformers' extractor gives, without its padding to 30 s."""
+    from transformers import WhisperFeatureExtractor
+
+    extractor = WhisperFeatureExtractor()
+    features = extractor(waveform, sampling_rate=16000, padding="longest", return_tensors="np")
+    return features["input_features"][0].T
+
+
+def melspectrogram(functional: SimpleNamespace) -> Callable[[np.ndarray], np.ndarray]:
+    """Return torchaudio.transforms.MelSpectrogram with its defaults, from its functions."""
+    banks = functional.melscale_fbanks(201, 0.0, 8000.0, 128, 16000, None, "htk")
+
+    def transform(waveform: np.ndarray) -> np.ndarray:
+        spectrum = functional.spectrogram(
+            torch.from_numpy(waveform), 0, torch.hann_window(400), 400, 200, 400, 2.0, False
+        )
+        return (spectrum.mT @ banks).numpy()
+
+    return transform
+
+
+def vggish(waveform: np.ndarray) -> np.ndarray:
+    """Return VGGish's log mel spectrogram.
+
+    Source: tensorflow/models, research/audioset/vggish/mel_features.py, log_mel_spectrogram, with
+    vggish_params.py's numbers.
+    """
+    size, hop, n_fft, num_bins = 400, 160, 512, 64
+    frames = np.lib.stride_tricks.sliding_window_view(waveform.astype(np.float64), size)[::hop]
+    window = 0.5 - 0.5 * np.cos(2 * np.pi / size * np.arange(size))
+    magnitude = np.abs(np.fft.rfft(frames * window, n_fft))
+
+    def to_mel(hertz: Any) -> Any:
+        return 1127.0 * np.log(1.0 + hertz / 700.0)
+
+    edges = np.linspace(to_mel(125.0), to_mel(7500.0), num_bins + 2)
+    mel = to_mel(np.linspace(0.0, 8000.0, n_fft // 2 + 1))[:, None]
+    rising = (mel - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - mel) / (edges[2:] - edges[1:-1])
+    banks = np.maximum(0.0, np.minimum(rising, falling))
+    banks[0] = 0.0  # HTK has no DC bin
+    return np.log(magnitude @ banks + 0.01)
+
+
+def nemo(waveform: np.ndarray) -> np.ndarray:
+    """Return the frames that count of NeMo's AudioToMelSpectrogramPreprocessor, not in training.
+
+    Source: NVIDIA NeMo, collections/asr/parts/preprocessing/features.py, FilterbankFeatures and
+    normalize_batch, at their defaults; the filters are librosa's there too.
+    """
+    import librosa
+
+    size, hop, n_fft = 320, 160, 512
+    signal = waveform.astype(np.float64)
+    signal = np.concatenate((signal[:1], signal[1:] - 0.97 * signal[:-1]))
+    padded = np.pad(signal, n_fft // 2)
+    window = np.pad(
+        0.5 - 0.5 * np.cos(2 * np.pi / (size - 1) * np.arange(size)), (n_fft - size) // 2
+    )
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft)[::hop]
+    power = np.abs(np.fft.rfft(frames * window)) ** 2
+    banks = librosa.filters.mel(
+        sr=16000, n_fft=n_fft, n_mels=64, fmin=0, fmax=8000.0, norm="slaney"
+    )
+    log_mel = np.log(power @ banks.T + 2.0**-24)
+    log_mel = log_mel[: len(waveform) // hop]  # get_seq_len: the last frame does not count
+    return (log_mel - log_mel.mean(axis=0)) / (log_mel.std(axis=0, ddof=1) + 1e-5)
+
+
+def load_torchaudio_functional(wheel: Path) -> SimpleNamespace:
+    """Return the functions behind MelSpectrogram, without importing torchaudio."""
+    with zipfile.ZipFile(wheel) as archive:
+        source = archive.read("torchaudio/functional/functional.py").decode()
+    wanted = {
+        "spectrogram",
+        "_get_spec_norms",
+        "melscale_fbanks",
+        "_hz_to_mel",
+        "_mel_to_hz",
+        "_create_triangular_filterbank",
+    }
+    tree = ast.parse(source)
+    tree.body = [
+        node
+        for node in tree.body
+        if getattr(node, "name", None) in wanted
+        or (isinstance(node, ast.ImportFrom) and node.module in ("typing", "torch"))
+    ]
+    namespace: dict[str, Any] = {"torch": torch, "math": math, "warnings": warnings}
+    exec(compile(tree, "torchaudio/functional/functional.py", "exec"), namespace)
+    return SimpleNamespace(**{name: namespace[name] for name in wanted})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("wheel", type=Path)
+    wheel = parser.parse_args().wheel
+    recipes = {
+        "librosa": librosa,
+        "melspectrogram": melspectrogram(load_torchaudio_functional(wheel)),
+        "nemo": nemo,
+        "python_speech_features": python_speech_features,
+        "lhotse": lhotse,
+        "vggish": vggish,
+        "whisper": whisper,
+    }
+    outputs = {
+        f"{preset}/{name}": np.asarray(recipe(waveform), np.float32)
+        for preset, recipe in recipes.items()
+        for name, waveform in make_inputs().items()
+    }
+    versions = {name: importlib.metadata.version(name) for name in INSTALLED}
+    versions["torchaudio"] = wheel.name.split("-")[1]
+    np.savez_compressed(HERE / "libraries.npz", **outputs)
+    (HERE / "libraries.json").write_text(json.dumps(versions, indent=1) + "\n")
+
+
+def _float(samples: np.ndarray) -> np.ndarray:
+    return samples.astype(np.float32) / np.float32(32768.0)
+
+
+if __name__ == "__main__":
+    main()

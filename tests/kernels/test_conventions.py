@@ -1,0 +1,197 @@
+"""Every preset against the library whose convention it is: golden vectors, and live where it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+
+from ast_fast_kernels import FbankConfig, fbank
+from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels.fbank.numba_cpu import ONLY, unsupported
+from ast_fast_kernels.testing.budgets import relative_norm
+from ast_fast_kernels.testing.signals import make_signal
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+with np.load(GOLDEN / "libraries.npz") as archive:
+    OUTPUTS = dict(archive)
+LIVE = {  # preset: module of its library
+    "librosa": "librosa",
+    "lhotse": "lhotse",
+    "python_speech_features": "python_speech_features",
+    "whisper": "transformers",
+}
+
+# Differences of natural logarithms, as between any two correct float32 implementations.
+MAX_DIFFERENCE = 4e-3
+MEAN_DIFFERENCE = 1e-5
+# torchaudio's MelSpectrogram has its filters' edges in float32 Hz: 2⁻¹¹ Hz in triangles 40 wide.
+RELATIVE_NORM = 2e-5
+
+
+def load_recipes() -> ModuleType:
+    path = GOLDEN / "make_library_golden.py"
+    spec = importlib.util.spec_from_file_location("make_library_golden", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+RECIPES = load_recipes()
+
+
+def assert_close(out: np.ndarray, expected: np.ndarray, config: FbankConfig) -> None:
+    assert out.shape == expected.shape
+    assert np.isfinite(out).all()
+    if not config.use_log_fbank:
+        assert relative_norm(torch.from_numpy(out), torch.from_numpy(expected)) <= RELATIVE_NORM
+        return
+    difference = np.abs(out.astype(np.float64) - expected) / config.log_factor
+    assert difference.max() <= MAX_DIFFERENCE
+    assert difference.mean() <= MEAN_DIFFERENCE
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("case", OUTPUTS)
+def test_library_gives_the_same(case: str, backend: str) -> None:
+    preset, name = case.split("/")
+    config = FbankConfig.preset(preset)
+    out = fbank(RECIPES.make_inputs()[name], config, backend=backend)
+    assert_close(out, OUTPUTS[case], config)
+
+
+def test_golden_vectors_cover_every_preset_but_kaldis_and_our_own() -> None:
+    assert {case.split("/")[0] for case in OUTPUTS} == set(PRESETS) - {"ast", "kaldi", "seed"}
+    versions = json.loads((GOLDEN / "libraries.json").read_text())
+    assert versions.keys() >= {"librosa", "torchaudio", "torch"}
+
+
+def live_recipe(preset: str):
+    pytest.importorskip(LIVE[preset])
+    return getattr(RECIPES, preset)
+
+
+@pytest.mark.parametrize("preset", LIVE)
+@pytest.mark.parametrize("num_samples", [16000, 16161])
+@pytest.mark.parametrize("name", ["bursts", "noise", "impulse", "silence", "full_scale"])
+def test_live_library_gives_the_same(preset: str, name: str, num_samples: int) -> None:
+    recipe, config = live_recipe(preset), FbankConfig.preset(preset)
+    waveform = make_signal(name, num_samples).astype(np.float32)
+    assert_close(fbank(waveform, config), recipe(waveform), config)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("preset", LIVE)
+def test_live_library_gives_the_same_on_real_clips(preset: str, clips: np.ndarray) -> None:
+    recipe, config = live_recipe(preset), FbankConfig.preset(preset)
+    assert_close(fbank(clips, config), np.stack([recipe(clip) for clip in clips]), config)
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_ragged_batch_gives_each_clip_what_it_gives_alone(preset: str, backend: str) -> None:
+    config = FbankConfig.preset(preset)
+    counts = [9000, 7001, 1200, 0]
+    waveform = noise(4, 9000)
+    waveform[1, 7001:] = 30.0  # what a neighbour's rows may hold
+    out = fbank(waveform, config, lengths=counts, backend=backend)
+    assert out.shape == (4, config.num_frames(9000), config.num_mel_bins)
+    for row, count, frames in zip(
+        out, counts, config.num_frames(torch.tensor(counts)).tolist(), strict=True
+    ):
+        if frames:
+            alone = fbank(waveform[counts.index(count), :count], config, backend=backend)
+            torch.testing.assert_close(row[:frames], alone, rtol=0, atol=3e-5)
+        silence = torch.tensor(config.log_silence)
+        if config.top_db > 0:
+            silence = silence.maximum(row.max() - config.top_range)
+        assert (row[frames:] == silence).all()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_preset_is_differentiable(preset: str) -> None:
+    config = FbankConfig.preset(preset)
+    waveform = noise(2, 4000).double().requires_grad_()
+    fbank(waveform, config, lengths=[4000, 3000]).square().sum().backward()
+    assert waveform.grad is not None
+    assert waveform.grad.isfinite().all()
+    assert waveform.grad[0].count_nonzero() > 2500
+    assert not waveform.grad[1, 3000:].any()
+
+
+@pytest.mark.parametrize("preset", ["librosa", "whisper"])
+def test_top_db_counts_from_the_clips_own_largest_value(preset: str) -> None:
+    config = FbankConfig.preset(preset)
+    waveform = 1e3 * noise(1, 16000).repeat(2, 1)
+    waveform[1] *= 1e-3  # 60 dB
+    waveform[:, 8000:] = 0.0
+    out = fbank(waveform, config)
+    eighty = 80.0 / config.top_db * config.top_range
+    for row in out:
+        assert row.min() == row.max() - eighty
+    assert out[0].min() - out[1].min() == pytest.approx(eighty * 60.0 / 80.0, rel=1e-3)
+    padded = fbank(waveform, config, lengths=[8000, 16000])
+    assert (padded[0, -3:] == padded[0].max() - eighty).all()
+
+
+def test_norm_per_feature_is_over_the_frames_that_count() -> None:
+    config = FbankConfig.preset("nemo")
+    out = fbank(noise(3, 16000), config, lengths=[16000, 8000, 160])
+    for row, frames in zip(out, (100, 50, 1), strict=True):
+        torch.testing.assert_close(row[:frames].mean(dim=0), torch.zeros(64), atol=1e-5, rtol=0)
+        if frames > 1:
+            std = row[:frames].std(dim=0)
+            torch.testing.assert_close(std, torch.ones(64), atol=1e-4, rtol=0)
+    assert not out[2].any()
+
+
+@pytest.mark.parametrize("preset", ["librosa", "nemo"])
+def test_energies_before_the_log_know_nothing_of_what_follows(preset: str) -> None:
+    config = FbankConfig.preset(preset)
+    before = fbank(noise(8000), config.replace(use_log_fbank=False))
+    assert (before >= 0).all()
+    plain = config.replace(log_type="ln", log_floor=0.0, log_offset=0.0, top_db=0.0)
+    logarithm = fbank(noise(8000), plain.replace(norm_per_feature=False))
+    torch.testing.assert_close(before.log(), logarithm)
+
+
+@pytest.mark.parametrize("name", ONLY)
+def test_numba_names_the_field_that_it_does_not_take(name: str) -> None:
+    others = {
+        "preemphasis_over": {"preemphasis_over": "waveform"},
+        "center": {"snip_edges": False, "center": True},
+        "pad_mode": {"snip_edges": False, "pad_mode": "reflect"},
+        "pad_tail": {"pad_tail": True},
+        "log_type": {"log_type": "db"},
+        "floor_zeros_only": {"floor_zeros_only": True},
+        "output_shift": {"output_shift": 4.0},
+        "output_scale": {"output_scale": 0.25},
+    }
+    config = FbankConfig(**others[name])
+    assert unsupported(config) is not None
+    with pytest.raises(RuntimeError, match=f"numba takes {name} .* only, got .*use backend="):
+        fbank(noise(1, 1600), config, backend="numba")
+    assert fbank(noise(1, 1600), config).shape[-1] == 128
+
+
+def test_pad_mode_does_not_matter_where_nothing_is_padded() -> None:
+    assert unsupported(FbankConfig(pad_mode="reflect")) is None
+
+
+def test_log_units_of_the_presets() -> None:
+    assert FbankConfig.preset("librosa").log_factor == pytest.approx(10 / math.log(10))
+    assert FbankConfig.preset("whisper").log_factor == pytest.approx(0.25 / math.log(10))
+    assert FbankConfig.preset("whisper").log_shift == 1.0
+    assert FbankConfig.preset("whisper").top_range == pytest.approx(2.0)
