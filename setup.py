@@ -1,5 +1,7 @@
 """Packaging of ast-fast: every dependency stands here with its reason."""
 
+from pathlib import Path
+
 from setuptools import setup
 
 INSTALL_REQUIRES = [
@@ -35,7 +37,7 @@ setup(
     name="ast-fast",
     version="0.1.0",
     description="Fast log-mel filterbanks and a minimal Audio Spectrogram Transformer",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
