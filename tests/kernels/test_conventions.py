@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,7 @@ import torch
 from ast_fast_kernels import FbankConfig, fbank
 from ast_fast_kernels.fbank.config import PRESETS
 from ast_fast_kernels.fbank.numba_cpu import ONLY, unsupported
+from ast_fast_kernels.testing import conventions
 from ast_fast_kernels.testing.budgets import relative_norm
 from ast_fast_kernels.testing.signals import make_signal
 
@@ -195,3 +197,28 @@ def test_log_units_of_the_presets() -> None:
     assert FbankConfig.preset("whisper").log_factor == pytest.approx(0.25 / math.log(10))
     assert FbankConfig.preset("whisper").log_shift == 1.0
     assert FbankConfig.preset("whisper").top_range == pytest.approx(2.0)
+
+
+def test_tables_in_the_documentation_are_what_the_script_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    conventions.main()
+    printed = capsys.readouterr().out.splitlines()
+    written = (GOLDEN.parents[1] / "docs" / "conventions.md").read_text().splitlines()
+    assert len(printed) == len(written)
+    for now, then in zip(printed, written, strict=True):
+        numbers = [cell.strip() for cell in now.split("|") if re.fullmatch(r" *[\d.]+ *", cell)]
+        if not numbers:
+            assert now == then
+            continue
+        before = [cell.strip() for cell in then.split("|") if re.fullmatch(r" *[\d.]+ *", cell)]
+        np.testing.assert_allclose(
+            np.array(numbers, float), np.array(before, float), atol=0.02, err_msg=now
+        )
+
+
+def test_differences_are_zero_on_the_diagonal_and_fewer_after_each_bins_mean() -> None:
+    matrix = conventions.differences()
+    assert (np.diag(matrix) == 0).all()
+    above, below = np.triu(matrix, 1).T, np.tril(matrix, -1)
+    assert (below[below > 0] <= above[below > 0]).mean() > 0.9

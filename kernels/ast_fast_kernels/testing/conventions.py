@@ -1,0 +1,177 @@
+"""Tables of the presets: what each convention is in words, and how far it is from every other.
+
+python -m ast_fast_kernels.testing.conventions > docs/conventions.md
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_fast_kernels import fbank
+from ast_fast_kernels.fbank.config import PRESETS, FbankConfig, PresetName
+from ast_fast_kernels.testing.signals import make_signal
+
+SIGNAL, SECONDS = "bursts", 5.0
+COMMON: dict[str, object] = {
+    "sample_frequency": 16000.0,
+    "window_shift": 160,
+    "num_mel_bins": 80,
+    "use_log_fbank": True,
+    "log_type": "ln",
+    "top_db": 0.0,
+    "output_shift": 0.0,
+    "output_scale": 1.0,
+    "norm_per_feature": False,
+}
+"""What features need in common to be compared bin by bin."""
+
+WORDS = {
+    "povey": "Povey",
+    "hanning": "Hann",
+    "htk": "HTK",
+    "slaney": "Slaney",
+    "ln": "ln",
+    "log10": "log10",
+    "db": "10 log10",
+}
+
+
+def main() -> None:
+    """Print both tables."""
+    configs = {name: FbankConfig.preset(name) for name in names()}
+    print(INTRODUCTION)
+    print("| preset | 5 s give | frames | window | before it | spectrum | mel | logarithm |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, config in configs.items():
+        print(f"| {' | '.join((name, size(config), *describe(config)))} |")
+    print(DIFFERENCES)
+    print(f"| | {' | '.join(configs)} |")
+    print("|---" * (len(configs) + 1) + "|")
+    for name, row in zip(configs, differences(), strict=True):
+        cells = [f"{value:.2f}" if value else "" for value in row]
+        print(f"| **{name}** | {' | '.join(cells)} |")
+
+
+INTRODUCTION = """# Conventions
+
+Made by `python -m ast_fast_kernels.testing.conventions`. Each is `FbankConfig.preset(name)`; those
+of libraries are tested against them (`tests/kernels/test_conventions.py`, `test_kaldi.py`).
+"""
+
+DIFFERENCES = f"""
+## How far apart they are
+
+Mean absolute difference of natural-log mel energies over {SECONDS:g} s of the test signal
+`{SIGNAL}` (harmonics in syllables over noise 60 dB down), with 80 bins at 16 kHz every 10 ms and
+without what follows the logarithm; frames are matched by their centres. Above the diagonal as they
+are; below it after each bin's mean difference is taken out, as a normalisation by bin would.
+"""
+
+
+def names() -> list[PresetName]:
+    """Return the presets, the default first."""
+    return list(PRESETS)  # type: ignore[arg-type]
+
+
+def size(config: FbankConfig) -> str:
+    """Say how many frames and bins 5 s give."""
+    return f"{config.num_frames(round(5 * config.sample_frequency))} × {config.num_mel_bins}"
+
+
+def describe(config: FbankConfig) -> tuple[str, str, str, str, str, str]:
+    """Say framing, window, what comes before it, spectrum, filters and logarithm in words."""
+    return (
+        _framing(config),
+        _window(config),
+        _before(config),
+        _spectrum(config),
+        _filters(config),
+        _logarithm(config),
+    )
+
+
+def differences() -> npt.NDArray[np.float64]:
+    """Return the matrix of differences, shape (num_presets, num_presets)."""
+    waveform = make_signal(SIGNAL, round(SECONDS * 16000))
+    configs = [FbankConfig.preset(name, **COMMON) for name in names()]
+    # Frame m of AST's is at 160 m + 200 samples; others are matched to the nearest.
+    ast_centre = configs[0].first_sample + configs[0].window_size / 2
+    features = []
+    for config in configs:
+        centre = config.first_sample + config.window_size / 2
+        skipped = max(round((ast_centre - centre) / config.window_shift), 0)
+        features.append(fbank(waveform, config)[skipped:])
+    count = min(len(one) for one in features)
+    stacked = np.stack([one[:count] for one in features])  # (presets, frames, bins)
+    matrix = np.zeros((len(configs), len(configs)))
+    for i, one in enumerate(stacked):
+        for j, other in enumerate(stacked):
+            difference = one - other
+            if i > j:
+                difference = difference - difference.mean(axis=0)
+            matrix[i, j] = np.abs(difference).mean()
+    return matrix
+
+
+def _framing(config: FbankConfig) -> str:
+    if config.snip_edges:
+        words = "whole, and a zero-padded tail" if config.pad_tail else "whole"
+    else:
+        beyond = {"symmetric": "mirrored", "reflect": "reflected", "constant": "zeros"}
+        where = "centred" if config.center else "one a shift"
+        words = f"{where}, {beyond[config.pad_mode]} beyond"
+    return f"{words}, last dropped" if config.drop_last_frame else words
+
+
+def _window(config: FbankConfig) -> str:
+    shape = WORDS.get(config.window_type, config.window_type)
+    if config.window_type != "rectangular":
+        shape = f"{'periodic' if config.window_periodic else 'symmetric'} {shape}"
+    rate = config.sample_frequency / 1000
+    return f"{shape}, {config.window_size} every {config.window_shift} at {rate:g} kHz"
+
+
+def _before(config: FbankConfig) -> str:
+    words = []
+    if config.remove_dc_offset:
+        words.append("mean removed")
+    if config.preemphasis_coefficient:
+        over = "whole waveform" if config.preemphasis_over == "waveform" else "each frame"
+        words.append(f"{config.preemphasis_coefficient:g} over {over}")
+    return ", ".join(words) or "nothing"
+
+
+def _spectrum(config: FbankConfig) -> str:
+    words = "power" if config.use_power else "magnitude"
+    divided = f" / {config.fft_size}" if config.divide_by_n_fft else ""
+    return f"{words} of {config.fft_size}{divided}"
+
+
+def _filters(config: FbankConfig) -> str:
+    straight = {"mel": "mel", "hertz": "Hz", "bins": "floored bins"}[config.triangle_axis]
+    area = ", area 1" if config.mel_norm == "slaney" else ""
+    span = f"{config.low_freq:g}–{config.upper_edge:g} Hz"
+    return f"{WORDS[config.mel_scale]}, {span}, straight in {straight}{area}"
+
+
+def _logarithm(config: FbankConfig) -> str:
+    if not config.use_log_fbank:
+        return "none"
+    inner = "x"
+    if config.log_offset:
+        inner = f"x + {config.log_offset:.3g}"
+    if config.log_floor and config.floor_zeros_only:
+        inner = f"{inner}, or {config.log_floor:.3g} for 0"
+    elif config.log_floor:
+        inner = f"max({inner}, {config.log_floor:.3g})"
+    words = f"{WORDS[config.log_type]}({inner})"
+    if config.top_db:
+        words += f", at most {config.top_db:g} dB below the clip's largest"
+    if config.output_shift or config.output_scale != 1.0:
+        words += f", then (y + {config.output_shift:g}) · {config.output_scale:g}"
+    return f"{words}, each bin normalised over the clip" if config.norm_per_feature else words
+
+
+if __name__ == "__main__":
+    main()
