@@ -108,6 +108,7 @@ def test_public_names_are_these() -> None:
         "attention",
         "fbank",
         "kaldi",
+        "mfcc",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))

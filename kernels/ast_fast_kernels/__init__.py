@@ -16,15 +16,17 @@ if TYPE_CHECKING:
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
     from ast_fast_kernels.fbank.api import Fbank, fbank
+    from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
 
-__all__ = ["Fbank", "FbankConfig", "attention", "fbank", "kaldi", "use_backend"]
+__all__ = ["Fbank", "FbankConfig", "attention", "fbank", "kaldi", "mfcc", "use_backend"]
 
 _HOMES = {
     "Fbank": "ast_fast_kernels.fbank.api",
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "attention": "ast_fast_kernels.attention.api",
     "fbank": "ast_fast_kernels.fbank.api",
+    "mfcc": "ast_fast_kernels.fbank.cepstra",
     "use_backend": "ast_fast_kernels._dispatch",
 }
 
