@@ -26,7 +26,10 @@ def parallel_for(run: Callable[[int, int], None], count: int, grain: int, thread
     The calling thread takes the first range. Ranges hold at least `grain` items, where there are
     enough. Returns or raises only when every range has ended: they write to the caller's arrays.
     """
-    parts = max(1, min(threads, count // grain))
+    parts = min(threads, count // grain)
+    if parts <= 1:
+        run(0, count)
+        return
     bounds = [count * part // parts for part in range(parts + 1)]
     others: list[Future[None]] = []
     try:

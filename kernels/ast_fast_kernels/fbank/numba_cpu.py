@@ -13,6 +13,7 @@ the batch, nor on the threads, nor on its place in a block.
 
 from __future__ import annotations
 
+import threading
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -100,21 +101,15 @@ def run_blocks(
     waveform: Float32Array, out: Float32Array, config: FbankConfig, lanes: int, num_threads: int
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
-    kernel_tables, conventions = _prepare(config, lanes)
+    kernel, kernel_tables, conventions = _prepare(config, lanes)
     batch, num_frames, _ = out.shape
     flat_out = out.reshape(-1)
     blocks = -(-num_frames // lanes)
-    with _threads.compile_lock:
-        rows = used_rows(config.fft_size, config.window_size)
-        kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
 
     def run(first: int, last: int) -> None:
-        scratch = _scratch(config, lanes)
+        scratch = _scratch_of_thread(config, lanes)
         kernel(waveform, flat_out, num_frames, first, last, kernel_tables, conventions, scratch)
 
-    if not kernel.signatures:
-        with _threads.compile_lock:
-            run(0, 0)  # no blocks: this only compiles
     _threads.parallel_for(run, batch * blocks, BLOCKS_PER_TASK, num_threads)
 
 
@@ -159,7 +154,8 @@ class Scratch(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _prepare(config: FbankConfig, lanes: int) -> tuple[Tables, Conventions]:
+def _prepare(config: FbankConfig, lanes: int) -> tuple[Any, Tables, Conventions]:
+    """Return the compiled kernel and its arguments for a config."""
     size, hop = config.window_size, config.window_shift
     window = np.zeros(config.fft_size, np.float32)
     window[:size] = tables.window(config)
@@ -191,7 +187,13 @@ def _prepare(config: FbankConfig, lanes: int) -> tuple[Tables, Conventions]:
         log_floor=np.float32(config.log_floor),
         log_offset=np.float32(config.log_offset),
     )
-    return kernel_tables, conventions
+    with _threads.compile_lock:
+        rows = used_rows(config.fft_size, size)
+        kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
+        samples, out = np.zeros((1, size), np.float32), np.zeros(0, np.float32)
+        # No blocks: this only compiles, where that has not been done.
+        kernel(samples, out, 1, 0, 0, kernel_tables, conventions, _scratch(config, lanes))
+    return kernel, kernel_tables, conventions
 
 
 def _pairs(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Float32Array]:
@@ -214,6 +216,25 @@ def _pairs(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Floa
         pairs.astype(np.intp),
         np.concatenate(weights).astype(np.float32),
     )
+
+
+class _ThreadScratch(threading.local):
+    """The buffers that a thread used last, and what they were for."""
+
+    key: tuple[int, ...] = ()
+    scratch: Scratch
+
+
+_of_thread = _ThreadScratch()
+
+
+def _scratch_of_thread(config: FbankConfig, lanes: int) -> Scratch:
+    """Return this thread's buffers; they are kept from call to call."""
+    key = (config.fft_size, config.window_size, config.window_shift, lanes)
+    if _of_thread.key != key:
+        _of_thread.scratch = _scratch(config, lanes)
+        _of_thread.key = key
+    return _of_thread.scratch
 
 
 def _scratch(config: FbankConfig, lanes: int) -> Scratch:
