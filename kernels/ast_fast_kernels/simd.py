@@ -206,15 +206,6 @@ class Lanes:
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
 
-    def sum(self, x: Value) -> ir.Value:
-        """Return the sum of the lanes, added pairwise."""
-        half = self.count // 2
-        while half:
-            order = [(lane + half) % self.count for lane in range(self.count)]
-            x = x + self.shuffle(x, x, order)
-            half //= 2
-        return self.builder.extract_element(x.value, _INT32(0))
-
     def transpose(self, rows: Sequence[Value]) -> list[Value]:
         """Transpose `count` vectors by log2(count) perfect shuffles."""
         half = self.count // 2
@@ -365,19 +356,6 @@ def splat(typing_context: Any, scalar: Any, lanes: Any) -> Any:
         return Lanes(builder, vector.lanes).splat(args[0]).value
 
     return vector(types.float32, lanes), emit
-
-
-@intrinsic
-def lane_sum(typing_context: Any, vector: Any) -> Any:
-    """Return the sum of a vector's lanes, added pairwise."""
-    if not isinstance(vector, VectorType):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        lanes = Lanes(builder, vector.lanes)
-        return lanes.sum(Value(lanes, args[0]))
-
-    return types.float32(vector), emit
 
 
 def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> Any:

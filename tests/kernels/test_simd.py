@@ -56,15 +56,6 @@ def test_maximum_keeps_nan_of_its_first_argument(lanes: int) -> None:
     np.testing.assert_array_equal(apply(simd.maximum, lanes, values, floor), np.maximum(values, 0))
 
 
-def test_lane_sum_adds_every_lane(lanes: int) -> None:
-    @njit
-    def run(source):
-        return simd.lane_sum(simd.load(source, 0, lanes))
-
-    values = np.arange(1, lanes + 1, dtype=np.float32)
-    assert run(values) == lanes * (lanes + 1) / 2
-
-
 def test_splat_fills_every_lane(lanes: int) -> None:
     @njit
     def run(scalar, result):
