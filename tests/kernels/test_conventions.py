@@ -123,6 +123,16 @@ def test_ragged_batch_gives_each_clip_what_it_gives_alone(preset: str, backend: 
 
 
 @pytest.mark.parametrize("preset", PRESETS)
+def test_out_takes_what_is_done_to_whole_clips_too(preset: str) -> None:
+    config = FbankConfig.preset(preset)
+    for lengths in (None, [9000, 5000, 100]):
+        expected = fbank(noise(3, 9000), config, lengths=lengths)
+        out = torch.full_like(expected, math.nan)
+        assert fbank(noise(3, 9000), config, lengths=lengths, out=out) is out
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
 def test_preset_is_differentiable(preset: str) -> None:
     config = FbankConfig.preset(preset)
     waveform = noise(2, 4000).double().requires_grad_()
