@@ -24,7 +24,7 @@ from ast_fast.features import log_mel
 from ast_fast.kernel_check import FBANK_ERRORS
 from ast_fast.train import FoldResult
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.tables import inverse_mel_scale, mel_scale
+from ast_fast_kernels.fbank.tables import filter_edges
 
 STAGES = ("decode", "features", "forward", "backward")
 """Stages that the report names; the rest of the run's time is `other`."""
@@ -297,10 +297,7 @@ def _examples(
 
 def mel_centres(config: FbankConfig) -> NDArray[np.float64]:
     """Return the centre frequency of each mel bin in Hz, shape (num_mel_bins,)."""
-    edges = np.linspace(
-        mel_scale(config.low_freq), mel_scale(config.upper_edge), config.num_mel_bins + 2
-    )
-    return inverse_mel_scale(edges[1:-1])
+    return filter_edges(config)[1:-1]
 
 
 def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
