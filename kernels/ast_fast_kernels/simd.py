@@ -408,25 +408,33 @@ for _function in (operator.add, operator.sub, operator.mul):
     _register_operator(_function)
 
 
-def _emit_transpose(
-    context: Any, builder: ir.IRBuilder, signature: Any, args: Any, lanes: int, emphasise: bool
-) -> ir.Value:
-    """Emit a transposition; its arguments are those of `transpose_tile`."""
-    vectors = Lanes(builder, lanes)
-    read = data_pointer(context, builder, signature.args[0], args[0])
-    write = data_pointer(context, builder, signature.args[3], args[3])
+def _transposition(source: Any, target: Any, lanes: Any, *, differences: bool) -> Any:
+    """Return signature and emitter of the two intrinsics below."""
+    if not (_is_float32(source) and _is_float32(target)):
+        return None
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    count, size = lanes.literal_value, types.intp
 
-    def load_row(place: ir.Value) -> Value:
-        if not emphasise:
-            return vectors.load(read, place)
-        previous = vectors.load(read, builder.sub(place, place.type(1)))
-        return vectors.load(read, place) - vectors.splat(args[6]) * previous
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        read = data_pointer(context, builder, source, args[0])
+        write = data_pointer(context, builder, target, args[3])
 
-    rows = [load_row(place) for place in _places(builder, args[1], args[2], lanes)]
-    targets = _places(builder, args[4], args[5], lanes)
-    for vector, place in zip(vectors.transpose(rows), targets, strict=True):
-        vectors.store(vector, write, place)
-    return context.get_dummy_value()
+        def load_row(place: ir.Value) -> Value:
+            if not differences:
+                return vectors.load(read, place)
+            previous = vectors.load(read, builder.sub(place, place.type(1)))
+            return vectors.load(read, place) - vectors.splat(args[6]) * previous
+
+        rows = [load_row(place) for place in _places(builder, args[1], args[2], count)]
+        targets = _places(builder, args[4], args[5], count)
+        for vector, place in zip(vectors.transpose(rows), targets, strict=True):
+            vectors.store(vector, write, place)
+        return context.get_dummy_value()
+
+    coefficient = (types.float32,) if differences else ()
+    return types.void(source, size, size, target, size, size, *coefficient, lanes), emit
 
 
 @intrinsic
@@ -441,16 +449,7 @@ def transpose_tile(
     lanes: Any,
 ) -> Any:
     """Transpose a square of `lanes` rows from the flat source into the flat target."""
-    if not (
-        _is_float32(source) and _is_float32(target) and isinstance(lanes, types.IntegerLiteral)
-    ):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        return _emit_transpose(context, builder, signature, args, lanes.literal_value, False)
-
-    size = types.intp
-    return types.void(source, size, size, target, size, size, lanes), emit
+    return _transposition(source, target, lanes, differences=False)
 
 
 @intrinsic
@@ -466,13 +465,4 @@ def transpose_differences(
     lanes: Any,
 ) -> Any:
     """Transpose like `transpose_tile`, of each element less `coefficient` times the one before."""
-    if not (
-        _is_float32(source) and _is_float32(target) and isinstance(lanes, types.IntegerLiteral)
-    ):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        return _emit_transpose(context, builder, signature, args, lanes.literal_value, True)
-
-    size = types.intp
-    return types.void(source, size, size, target, size, size, types.float32, lanes), emit
+    return _transposition(source, target, lanes, differences=True)
