@@ -14,8 +14,8 @@ from ast_fast.features import undithered
 from ast_fast_kernels import attention, fbank
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import as_floating
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.fbank.reference import as_floating
 from ast_fast_kernels.testing.budgets import log_mel_error
 from ast_fast_kernels.testing.timing import interleaved_medians
 

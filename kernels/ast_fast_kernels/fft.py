@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,10 +25,16 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._numba import intrinsic, stage
-from ast_fast_kernels.simd import Lanes, Value, data_pointer
+from ast_fast_kernels.simd import Lanes, Value, data_pointer, prefetch_read, prefetch_write
 
 MIN_SIZE, MAX_SIZE = 32, 4096
-"""FFT lengths that the two passes serve: powers of two from the one to the other."""
+"""FFT lengths that the two passes serve: powers of two from the one to the other, and these."""
+
+SIZES_OF_25 = (200, 400, 800, 1600)
+"""25 times a power of two: 25 ms at 8, 16, 32 and 64 kHz, unpadded."""
+
+CACHE_LINE = 64
+"""Bytes fetched at a time."""
 
 T = TypeVar("T", Value, float)
 Complex = tuple[T, T | None]
@@ -43,14 +50,16 @@ class Plan:
 
     @classmethod
     def of(cls, n_fft: int) -> Plan:
-        """Return the split of a power of two into two nearly equal powers, rows the larger."""
+        """Return the split: 25 rows where 25 divides, else two nearly equal powers of two."""
+        if n_fft % 25 == 0:
+            return cls(rows=25, columns=n_fft // 25)
         power = n_fft.bit_length() - 1
         return cls(rows=1 << (power + 1) // 2, columns=1 << power // 2)
 
 
 def is_supported(n_fft: int) -> bool:
     """Whether `n_fft` is a length that the two passes serve."""
-    return MIN_SIZE <= n_fft <= MAX_SIZE and n_fft & (n_fft - 1) == 0
+    return n_fft in SIZES_OF_25 or (MIN_SIZE <= n_fft <= MAX_SIZE and n_fft & (n_fft - 1) == 0)
 
 
 def rotation(numerator: int, denominator: int) -> tuple[float, float]:
@@ -108,15 +117,19 @@ def quarter_butterfly(a: Complex[T], b: Complex[T]) -> list[Complex[T]]:
     return [(a_re + b_im, a_im - b_re), (a_re - b_im, a_im + b_re)]
 
 
-def real_dft(x: Sequence[T | None]) -> list[Complex[T]]:
-    """Return bins 0 to n/2 of a real sequence of a power of two, by decimation in time.
+def real_dft(x: Sequence[Any]) -> list[Complex[T]]:
+    """Return bins 0 to n/2 of a real sequence of a power of two, 5 or 25, by decimation in time.
 
-    Inputs of the second half may be None: they are zero, and cost nothing.
+    Inputs may be functions: each is called where its value is first used, which keeps few alive.
+    Inputs of a power of two's second half may be None: they are zero, and cost nothing.
     """
     n = len(x)
+    if n == 5:
+        return five_dft([(_value(one), None) for one in x])
+    if n == 25:
+        return _twenty_five_dft(x)
     if n <= 2:
-        first: Any = x[0]
-        second = x[1] if n == 2 else None
+        first, second = _value(x[0]), _value(x[1]) if n == 2 else None
         return [(first, None)] * n if second is None else [
             (first + second, None), (first - second, None)
         ]  # fmt: skip
@@ -130,18 +143,72 @@ def real_dft(x: Sequence[T | None]) -> list[Complex[T]]:
     return bins
 
 
+def _value(one: Any) -> Any:
+    return one() if callable(one) else one
+
+
+def five_dft(z: Sequence[Complex[Any]]) -> list[Complex[Any]]:
+    """Return the DFT of five numbers; of real ones, bins 0 to 2."""
+    re_0, re_even, re_odd = _fifths([re for re, _ in z])
+    if z[0][1] is None:
+        return [(re_0, None), (re_even[0], -re_odd[0]), (re_even[1], -re_odd[1])]
+    im_0, im_even, im_odd = _fifths([im for _, im in z])
+    parts = list(zip(re_even, re_odd, im_even, im_odd, strict=True))
+    bins = [(a + d, c - b) for a, b, c, d in parts]
+    mirrored = [(a - d, c + b) for a, b, c, d in parts]
+    return [(re_0, im_0), *bins, *reversed(mirrored)]
+
+
+def _fifths(x: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
+    """Return five numbers' sum, and their sums with cosines and with sines of bins 1 and 2."""
+    (c1, s1), (c2, s2) = ((math.cos(t), math.sin(t)) for t in (math.tau / 5, 2 * math.tau / 5))
+    a, b = x[1] + x[4], x[2] + x[3]
+    d, e = x[1] - x[4], x[2] - x[3]
+    even = [multiply_add(a, p, multiply_add(b, q, x[0])) for p, q in ((c1, c2), (c2, c1))]
+    odd = [multiply_add(d, s1, e * s2), multiply_add(d, s2, e * -s1)]
+    return x[0] + a + b, even, odd
+
+
+def _twenty_five_dft(x: Sequence[Any]) -> list[Complex[Any]]:
+    """Return bins 0 to 12 of 25 real numbers: five DFTs of five, turned, and five again."""
+    inner: list[list[Any]] = [real_dft(x[r::5]) for r in range(5)]
+    bins: list[Any] = [None] * 13
+    for k in range(3):
+        turned = [_rotated(inner[r][k], r * k) if r * k else inner[r][k] for r in range(5)]
+        for place, z in zip(range(k, 25, 5), five_dft(turned), strict=False):
+            # Of real inputs, bin 25 - place is the conjugate.
+            bins[min(place, 25 - place)] = z if place <= 12 else _conjugate(z)
+    return bins
+
+
+def _conjugate(z: Complex[Any]) -> Complex[Any]:
+    re, im = z
+    return re, -im  # type: ignore[operator]
+
+
+def _rotated(z: Complex[Any], numerator: int) -> Complex[Any]:
+    """Return z · exp(-2πi · numerator / 25)."""
+    angle = -2.0 * math.pi * numerator / 25
+    cosine, sine = math.cos(angle), math.sin(angle)
+    re: Any
+    im: Any
+    re, im = z
+    return multiply_add(-sine, im, cosine * re), multiply_add(sine, re, cosine * im)
+
+
 def twisted_dft(
-    z: Sequence[Complex[T]],
+    z: Sequence[Complex[T] | Callable[[], Complex[T]]],
     combine: Callable[[int, int, Complex[T], Complex[T]], list[Complex[T]]],
 ) -> list[Complex[T]]:
     """Return sum over n of z[n] · v^n for the roots v that `combine`'s rotations stand for.
 
-    `combine(m, j, a, b)` is the butterfly of output j in a transform of m points; with the
-    rotations of row k it gives bins k + rows * j of the whole FFT.
+    Inputs may be functions, as in `real_dft`. `combine(m, j, a, b)` is the butterfly of output j in
+    a transform of m points; with the rotations of row k it gives bins k + rows * j of the whole
+    FFT.
     """
     m = len(z)
     if m == 1:
-        return list(z)
+        return [_value(z[0])]
     even, odd = twisted_dft(z[0::2], combine), twisted_dft(z[1::2], combine)
     pairs = [combine(m, j, even[j], odd[j]) for j in range(m // 2)]
     return [plus for plus, _ in pairs] + [minus for _, minus in pairs]
@@ -152,7 +219,7 @@ def twiddles(n_fft: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     plan = Plan.of(n_fft)
     table = [
         rotation(row + plan.rows * j, plan.rows * m)
-        for row in range(1, plan.rows // 2)
+        for row in range(1, (plan.rows + 1) // 2)
         for m in _sizes(plan.columns)
         for j in range(m // 2)
     ]
@@ -200,11 +267,11 @@ def _column_pass(
 
         def sample(row: int) -> Value:
             n = builder.add(k, k.type(row * plan.columns))
-            place = builder.load(builder.gep(offsets, [n]))
+            place = builder.sext(builder.load(builder.gep(offsets, [n])), n.type)
             return (vectors.load(samples, place) - offset) * vectors.load_splat(factors, n)
 
         start = builder.mul(k, k.type(count))
-        inputs = [sample(row) if row < used else None for row in range(plan.rows)]
+        inputs = [partial(sample, row) if row < used else None for row in range(plan.rows)]
         for row, (re, im) in enumerate(real_dft(inputs)):
             for part, at in ((re, row), (im, plan.rows - row)):
                 if part is not None:
@@ -217,8 +284,8 @@ def _column_pass(
 
 
 @intrinsic
-def _real_rows_pass(typing_context: Any, grid: Any, power: Any, n_fft: Any, lanes: Any) -> Any:
-    """Write the power of the bins of rows 0 and rows/2, whose inputs are real."""
+def _real_rows_pass(typing_context: Any, grid: Any, n_fft: Any, lanes: Any) -> Any:
+    """Put the powers of the bins of rows 0 and rows/2, whose inputs are real, in their rows."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
     plan = Plan.of(n_fft.literal_value)
@@ -233,46 +300,41 @@ def _real_rows_pass(typing_context: Any, grid: Any, power: Any, n_fft: Any, lane
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
-        read = data_pointer(context, builder, grid, args[0])
-        write = data_pointer(context, builder, power, args[1])
+        rows = data_pointer(context, builder, grid, args[0])
         size = context.get_value_type(types.intp)
 
         def row(k: int) -> list[Value]:
             first = k * plan.columns
             return [
-                vectors.load(read, size((first + column) * count)) for column in range(plan.columns)
+                vectors.load(rows, size((first + column) * count)) for column in range(plan.columns)
             ]
 
-        def write_power(bin_index: int, z: Complex[Value]) -> None:
-            vectors.store(_power(z), write, size(bin_index * count))
+        def write_powers(k: int, bins: Sequence[Complex[Value]]) -> None:
+            for j, z in enumerate(bins):
+                vectors.store(_power(z), rows, size((k * plan.columns + j) * count))
 
-        middle = twisted_dft([(re, None) for re in row(half)], combine)
-        for j, z in enumerate(real_dft(row(0))):
-            write_power(plan.rows * j, z)
-        for j in range(plan.columns // 2):
-            write_power(half + plan.rows * j, middle[j])
+        write_powers(0, real_dft(row(0)))
+        if plan.rows % 2 == 0:
+            middle = twisted_dft([(re, None) for re in row(half)], combine)
+            write_powers(half, middle[: plan.columns // 2])
         return context.get_dummy_value()
 
-    return types.void(grid, power, n_fft, lanes), emit
+    return types.void(grid, n_fft, lanes), emit
 
 
 @intrinsic
-def _row_pass(
-    typing_context: Any, grid: Any, power: Any, table: Any, row: Any, n_fft: Any, lanes: Any
-) -> Any:
-    """Write the power of the bins of one row from 1 to rows/2 - 1."""
+def _row_pass(typing_context: Any, grid: Any, table: Any, row: Any, n_fft: Any, lanes: Any) -> Any:
+    """Put the powers of the bins of row k and of those mirrored in row `rows - k` in the two."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
-    n = n_fft.literal_value
-    plan = Plan.of(n)
+    plan = Plan.of(n_fft.literal_value)
     count = lanes.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
-        read = data_pointer(context, builder, grid, args[0])
-        write = data_pointer(context, builder, power, args[1])
-        factors = data_pointer(context, builder, table, args[2])
-        k = args[3]
+        rows = data_pointer(context, builder, grid, args[0])
+        factors = data_pointer(context, builder, table, args[1])
+        k = args[2]
         size = k.type
 
         def affine(scale: int, offset: int) -> ir.Value:
@@ -286,32 +348,43 @@ def _row_pass(
             return butterfly(a, b, cosine, tangent)
 
         width = plan.columns * count
-        z: list[Complex[Value]] = [
-            (
-                vectors.load(read, affine(width, column * count)),
-                vectors.load(read, affine(-width, plan.rows * width + column * count)),
+
+        def read(column: int) -> Complex[Value]:
+            return (
+                vectors.load(rows, affine(width, column * count)),
+                vectors.load(rows, affine(-width, plan.rows * width + column * count)),
             )
-            for column in range(plan.columns)
-        ]
+
+        z = [partial(read, column) for column in range(plan.columns)]
         for j, value in enumerate(twisted_dft(z, combine)):
             if j < plan.columns // 2:
-                place = affine(count, plan.rows * j * count)
-            else:
-                place = affine(-count, (n - plan.rows * j) * count)
-            vectors.store(_power(value), write, place)
+                place = affine(width, j * count)
+            else:  # the conjugate of bin (rows - k) + rows * (columns - 1 - j)
+                mirrored = plan.rows * width + (plan.columns - 1 - j) * count
+                place = affine(-width, mirrored)
+            vectors.store(_power(value), rows, place)
         return context.get_dummy_value()
 
-    return types.void(grid, power, table, types.intp, n_fft, lanes), emit
+    return types.void(grid, table, types.intp, n_fft, lanes), emit
+
+
+def bin_places(n_fft: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+    """Return the vector of the grid that holds the power of each bin, (n_fft // 2 + 1,)."""
+    plan = Plan.of(n_fft)
+    bins = np.arange(n_fft // 2 + 1)
+    return (bins % plan.rows * plan.columns + bins // plan.rows).astype(np.intp)
 
 
 def used_rows(n_fft: int, window_size: int) -> int:
     """Return how many rows of the grid a window reaches, of the two numbers that are compiled.
 
-    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond
-    13/16 are zeros that such a window need not transform.
+    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond are
+    zeros that such a window need not transform.
     """
     rows = Plan.of(n_fft).rows
-    shorter = rows * 13 // 16
+    if rows % 2:
+        return rows
+    shorter = -(-rows * 25 // 32)
     return shorter if window_size <= shorter * (n_fft // rows) else rows
 
 
@@ -322,39 +395,51 @@ def power_spectrum(
     window: Any,
     shift: Any,
     grid: Any,
-    power: Any,
     table: Any,
+    upcoming: tuple[int, int, int, int],
     n_fft: int,
     used_rows: int,
     lanes: int,
 ) -> None:
-    """Write the power spectra of `lanes` windowed real signals.
+    """Leave the power spectra of `lanes` windowed real signals in the grid, at `bin_places`.
 
-    Sample n of the signals is `(source[places[n]:] - shift) * window[n]`, a vector.
+    They take the place of what they are computed from, so that one buffer fills the first cache
+    and not two. Sample n of the signals is `(source[places[n]:] - shift) * window[n]`, a vector.
 
     Args:
         source: Vectors of samples, flat float32.
-        places: Where each sample's vector begins, (n_fft,) int64; those of rows from `used_rows`
+        places: Where each sample's vector begins, (n_fft,) int32; those of rows from `used_rows`
             on are not read.
         window: Factors, (n_fft,) float32; zero beyond the signals' end.
         shift: A vector.
-        grid: Scratch, flat (n_fft, lanes) float32.
-        power: Receives the spectra, flat (n_fft // 2 + 1, lanes) float32.
+        grid: Receives the spectra, flat (n_fft, lanes) float32.
         table: `twiddles(n_fft)`.
+        upcoming: Memory to fetch meanwhile: address and cache lines of what is read next, and of
+            what is written next.
         n_fft: FFT length, a literal.
         used_rows: `used_rows(n_fft, window_size)`, a literal.
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
+    read, lines_read, written, lines_written = upcoming
+    # A share with each column: many at once would wait for one another.
+    read_share = (lines_read + columns - 1) // columns
+    write_share = (lines_written + columns - 1) // columns
     for column in range(columns):
+        for line in range(column * read_share, (column + 1) * read_share):
+            prefetch_read(read + line * CACHE_LINE)
+        for line in range(column * write_share, (column + 1) * write_share):
+            prefetch_write(written + line * CACHE_LINE)
         _column_pass(source, places, window, shift, grid, column, n_fft, used_rows, lanes)
-    _real_rows_pass(grid, power, n_fft, lanes)
-    for row in range(1, rows // 2):
-        _row_pass(grid, power, table, row, n_fft, lanes)
+    _real_rows_pass(grid, n_fft, lanes)
+    for row in range(1, (rows + 1) // 2):
+        _row_pass(grid, table, row, n_fft, lanes)
 
 
 @stage
 def _split(n_fft: int) -> tuple[int, int]:
+    if n_fft % 25 == 0:
+        return 25, n_fft // 25
     rows = columns = 1
     while rows * columns < n_fft:
         if rows == columns:

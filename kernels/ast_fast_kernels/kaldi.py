@@ -95,7 +95,7 @@ def fbank(
     samples = _channel(waveform, channel)
     api.check_waveform(samples, framing)
     if samples.shape[0] < min_duration * sample_frequency:
-        return api.as_floating(samples[:0])
+        return reference.as_floating(samples[:0])
     if num_mel_bins < 4:
         raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
     if energy_floor < 0:
@@ -160,7 +160,7 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
 def _with_energy(
     samples: Tensor, config: FbankConfig, energy_floor: float, raw_energy: bool, energy_last: bool
 ) -> Tensor:
-    frames = reference.prepare_frames(api.as_floating(samples), config)
+    frames = reference.prepare_frames(reference.as_floating(samples), config)
     if config.dither != 0.0:
         # Energy and filters see the same noise, so both come from these frames.
         api.choose_backend(_dispatch.requested_backend("fbank", "auto"), samples, config)

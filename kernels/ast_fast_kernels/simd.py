@@ -7,6 +7,9 @@ the machine is too narrow for. Knows no audio.
 Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the
 operators `+ - *` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
 straight-line code from plain Python (see fft.py).
+
+Squares are transposed by quarters: vectors are put together from runs of four floats in memory,
+which load ports do, and only the fours themselves are transposed by shuffles, which one port does.
 """
 
 from __future__ import annotations
@@ -31,7 +34,9 @@ ALIGNMENT = 64
 
 _CONTRACT = ("contract",)
 _FLOAT = ir.FloatType()
+_INT16 = ir.IntType(16)
 _INT32 = ir.IntType(32)
+_FOUR = ir.VectorType(_FLOAT, 4)
 
 
 @cache
@@ -106,6 +111,9 @@ class Lanes:
         self.count = count
         self.type = ir.VectorType(_FLOAT, count)
         self.int_type = ir.VectorType(_INT32, count)
+        attributes = builder.function.attributes
+        attributes.alignstack = ALIGNMENT
+        attributes.add("nounwind")  # without another attribute llvmlite leaves that one out
 
     def constant(self, value: float) -> Value:
         """Return a vector whose lanes all hold `value`."""
@@ -130,9 +138,41 @@ class Lanes:
         """Store lanes to `pointer[index:]`, at any alignment."""
         self.builder.store(vector.value, self._place(pointer, index), align=4)
 
-    def _place(self, pointer: ir.Value, index: ir.Value) -> ir.Value:
+    def _place(self, pointer: ir.Value, index: ir.Value, kind: ir.Type | None = None) -> ir.Value:
         place = self.builder.gep(pointer, [index])
-        return self.builder.bitcast(place, self.type.as_pointer())
+        return self.builder.bitcast(place, (kind or self.type).as_pointer())
+
+    def load_int16(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load int16 lanes from `pointer[index:]`, at any alignment, as floats."""
+        kind = ir.VectorType(_INT16, self.count)
+        short = self.builder.load(self._place(pointer, index, kind), align=2)
+        wide = self.builder.sext(short, self.int_type)
+        return Value(self, self.builder.sitofp(wide, self.type))
+
+    def _load_fours(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
+        """Load four floats from each `pointer[index:]`, side by side."""
+        parts = [
+            self.builder.load(self._place(pointer, index, _FOUR), align=4) for index in indices
+        ]
+        while len(parts) > 1:
+            size = 2 * parts[0].type.count
+            mask = ir.Constant(ir.VectorType(_INT32, size), list(range(size)))
+            parts = [
+                self.builder.shuffle_vector(low, high, mask)
+                for low, high in zip(parts[0::2], parts[1::2], strict=True)
+            ]
+        return Value(self, parts[0])
+
+    def load_turned(self, pointer: ir.Value, index: ir.Value, stride: ir.Value) -> list[Value]:
+        """Load a square, rows `stride` apart from `pointer[index:]`, and return its columns."""
+        rows = _places(self.builder, index, stride, self.count)
+        columns: list[Value] = []
+        for first in range(0, self.count, 4):
+            starts = [self.builder.add(row, row.type(first)) for row in rows]
+            columns += self._transpose_fours(
+                [self._load_fours(pointer, starts[i::4]) for i in range(4)]
+            )
+        return columns
 
     def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
         """Load one float into every lane."""
@@ -148,8 +188,8 @@ class Lanes:
         return self._call("sqrt", x)
 
     def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
-        """Return a * b + c, rounded once."""
-        return self._call("fma", self.lift(a), self.lift(b), self.lift(c))
+        """Return a * b + c, rounded once where the machine can."""
+        return self._call("fmuladd", self.lift(a), self.lift(b), self.lift(c))
 
     def _call(self, name: str, *operands: Value) -> Value:
         """Call LLVM's own function of that name on vectors."""
@@ -164,6 +204,11 @@ class Lanes:
         """Return `yes` in lanes where a < b, else `no`; a NaN is not less."""
         less = self.builder.fcmp_ordered("<", a.value, b.value)
         return Value(self, self.builder.select(less, yes.value, no.value))
+
+    def equal_or(self, x: Value, value: Value, instead: Value) -> Value:
+        """Return `instead` in lanes where x equals `value`, else x."""
+        equal = self.builder.fcmp_ordered("==", x.value, value.value)
+        return Value(self, self.builder.select(equal, instead.value, x.value))
 
     def maximum(self, x: Value, floor: Value) -> Value:
         """Return the larger of each lane; a NaN in x stays."""
@@ -183,9 +228,10 @@ class Lanes:
         return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
 
     def log_of_normal(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 2^-126: 2 ulp, NaN and infinity as they come.
+        """Return the natural logarithm of x >= 2^-126, NaN and infinity as they come.
 
-        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)) and evaluates Cephes' logf polynomial.
+        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)); log(m) is a polynomial, off by 1e-7 at
+        most, which is a fifth of the rounding of a logarithm near 16.
         """
         b = self.builder
 
@@ -193,43 +239,49 @@ class Lanes:
             return ir.Constant(self.int_type, [value] * self.count)
 
         bits = b.bitcast(x.value, self.int_type)
-        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0.
-        exponent = b.ashr(b.sub(bits, integers(0x3F3504F3)), integers(23))
-        mantissa_bits = b.sub(bits, b.shl(exponent, integers(23)))
-        f = Value(self, b.bitcast(mantissa_bits, self.type)) - 1.0
+        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0. The exponent stays
+        # where it is in the word; the factor makes up for that.
+        exponent = b.and_(b.sub(bits, integers(0x3F3504F3)), integers(-(1 << 23)))
+        f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
         polynomial = self.constant(_LOG_POLYNOMIAL[0])
         for coefficient in _LOG_POLYNOMIAL[1:]:
             polynomial = self.fma(polynomial, f, coefficient)
-        result = self.fma(f, polynomial, e * math.log(2))
+        result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
         # +inf and NaN have no logarithm better than themselves.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
 
-    def transpose(self, rows: Sequence[Value]) -> list[Value]:
-        """Transpose `count` vectors by log2(count) perfect shuffles."""
-        half = self.count // 2
-        low = [lane // 2 + (lane % 2) * self.count for lane in range(self.count)]
-        high = [half + lane for lane in low]
-        vectors = list(rows)
-        for _ in range(self.count.bit_length() - 1):
-            pairs = list(zip(vectors[:half], vectors[half:], strict=True))
-            vectors = [self.shuffle(a, b, order) for a, b in pairs for order in (low, high)]
-        return vectors
+    def _transpose_fours(self, rows: Sequence[Value]) -> list[Value]:
+        """Transpose four vectors within each group of four lanes."""
+        low, high = ([], [])  # type: tuple[list[int], list[int]]
+        even, odd = ([], [])  # type: tuple[list[int], list[int]]
+        for first in range(0, self.count, 4):
+            other = first + self.count
+            low += [first, other, first + 1, other + 1]
+            high += [first + 2, other + 2, first + 3, other + 3]
+            even += [first, first + 1, other, other + 1]
+            odd += [first + 2, first + 3, other + 2, other + 3]
+        a, b, c, d = rows
+        ab, cd = self.shuffle(a, b, low), self.shuffle(c, d, low)
+        ab_high, cd_high = self.shuffle(a, b, high), self.shuffle(c, d, high)
+        return [
+            self.shuffle(left, right, order)
+            for left, right in ((ab, cd), (ab_high, cd_high))
+            for order in (even, odd)
+        ]
 
 
-# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1. Source: Cephes, single/logf.c.
+# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1, the last coefficient 1: least largest error, found
+# by linear programming (scipy.optimize.linprog on 1,201 Chebyshev points).
 _LOG_POLYNOMIAL = (
-    7.0376836292e-2,
-    -1.1514610310e-1,
-    1.1676998740e-1,
-    -1.2420140846e-1,
-    1.4249322787e-1,
-    -1.6668057665e-1,
-    2.0000714765e-1,
-    -2.4999993993e-1,
-    3.3333331174e-1,
-    -0.5,
+    -0.10408225655555725,
+    0.16317272186279297,
+    -0.17196124792099,
+    0.19888561964035034,
+    -0.24973444640636444,
+    0.3333527743816376,
+    -0.5000028610229492,
     1.0,
 )
 
@@ -263,6 +315,57 @@ def pointer(typing_context: Any, array: Any) -> Any:
     return types.CPointer(array.dtype)(array), emit
 
 
+def _pointer_at(kind: Any, doc: str) -> Any:
+    """Return an intrinsic that takes an address for a pointer."""
+
+    def body(typing_context: Any, address: Any) -> Any:
+        if not isinstance(address, types.Integer):
+            return None
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            return builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+
+        return types.CPointer(kind)(types.intp), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
+
+
+floats_at = _pointer_at(types.float32, "Return the address as a pointer to float32.")
+shorts_at = _pointer_at(types.int16, "Return the address as a pointer to int16.")
+indices_at = _pointer_at(types.int32, "Return the address as a pointer to int32.")
+integers_at = _pointer_at(types.intp, "Return the address as a pointer to integers as wide as one.")
+
+
+def _prefetch(*, write: bool, doc: str) -> Any:
+    """Return an intrinsic that asks for the cache line at an address, which need not be valid."""
+
+    def body(typing_context: Any, address: Any) -> Any:
+        if not isinstance(address, types.Integer):
+            return None
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            byte = ir.IntType(8).as_pointer()
+            function = cgutils.get_or_insert_function(
+                builder.module,
+                ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32]),
+                "llvm.prefetch.p0i8",
+            )
+            # What is read soon goes to the second cache: the first is full of what is used now.
+            flags = (_INT32(1), _INT32(3)) if write else (_INT32(0), _INT32(2))
+            builder.call(function, [builder.inttoptr(args[0], byte), *flags, _INT32(1)])
+            return context.get_dummy_value()
+
+        return types.void(types.intp), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
+
+
+prefetch_read = _prefetch(write=False, doc="Ask for the cache line at an address, to be read.")
+prefetch_write = _prefetch(write=True, doc="Ask for the cache line at an address, to be written.")
+
+
 @intrinsic
 def load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
     """Load `lanes` floats from the flat array, beginning at index; no bounds are checked."""
@@ -275,6 +378,19 @@ def load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
         return Lanes(builder, vector.lanes).load(pointer, args[1]).value
 
     return vector(array, types.intp, lanes), emit
+
+
+@intrinsic
+def load_int16(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
+    """Load `lanes` int16 from the pointer as floats, beginning at index; nothing is checked."""
+    if not (isinstance(shorts, types.CPointer) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return Lanes(builder, vector.lanes).load_int16(args[0], args[1]).value
+
+    return vector(shorts, types.intp, lanes), emit
 
 
 @intrinsic
@@ -324,22 +440,6 @@ def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any)
     return vector(array, types.intp, types.intp, lanes), emit
 
 
-@intrinsic
-def scatter(typing_context: Any, array: Any, index: Any, stride: Any, vector: Any) -> Any:
-    """Store each lane, `stride` apart in the flat array; no bounds are checked."""
-    if not (_is_float32(array) and isinstance(vector, VectorType)):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        pointer = data_pointer(context, builder, array, args[0])
-        for lane, place in enumerate(_places(builder, args[1], args[2], vector.lanes)):
-            value = builder.extract_element(args[3], _INT32(lane))
-            builder.store(value, builder.gep(pointer, [place]), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp, vector), emit
-
-
 def _places(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
     """Return start, start + stride, … as indices."""
     return [builder.add(start, builder.mul(stride, stride.type(row))) for row in range(count)]
@@ -375,6 +475,7 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
     wrappers: dict[int, Callable[..., Any]] = {
         1: lambda typing_context, x: body(typing_context, x),
         2: lambda typing_context, x, y: body(typing_context, x, y),
+        3: lambda typing_context, x, y, z: body(typing_context, x, y, z),
     }
     wrapper = wrappers[arity]
     wrapper.__doc__ = doc
@@ -386,6 +487,9 @@ log_of_normal = _vector_function(
     Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."
 )
 sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
+equal_or = _vector_function(
+    Lanes.equal_or, 3, "Return the third argument in lanes where the first equals the second."
+)
 maximum = _vector_function(Lanes.maximum, 2, "Return the larger of each lane; a NaN in x stays.")
 
 
@@ -408,8 +512,35 @@ for _function in (operator.add, operator.sub, operator.mul):
     _register_operator(_function)
 
 
-def _transposition(source: Any, target: Any, lanes: Any, *, differences: bool) -> Any:
-    """Return signature and emitter of the two intrinsics below."""
+@intrinsic
+def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of three vectors or of three floats, rounded once where the machine can."""
+    if not (a == b == c and (a == types.float32 or isinstance(a, VectorType))):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        if isinstance(a, VectorType):
+            lanes = Lanes(builder, a.lanes)
+            return lanes.fma(*(Value(lanes, arg) for arg in args)).value
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(_FLOAT, [_FLOAT] * 3), "llvm.fmuladd.f32"
+        )
+        return builder.call(function, args)
+
+    return a(a, b, c), emit
+
+
+@intrinsic
+def transpose_tile(
+    typing_context: Any,
+    source: Any,
+    source_index: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    lanes: Any,
+) -> Any:
+    """Transpose a square of `lanes` vectors, one after another, into rows of the flat target."""
     if not (_is_float32(source) and _is_float32(target)):
         return None
     if not isinstance(lanes, types.IntegerLiteral):
@@ -419,26 +550,18 @@ def _transposition(source: Any, target: Any, lanes: Any, *, differences: bool) -
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
         read = data_pointer(context, builder, source, args[0])
-        write = data_pointer(context, builder, target, args[3])
-
-        def load_row(place: ir.Value) -> Value:
-            if not differences:
-                return vectors.load(read, place)
-            previous = vectors.load(read, builder.sub(place, place.type(1)))
-            return vectors.load(read, place) - vectors.splat(args[6]) * previous
-
-        rows = [load_row(place) for place in _places(builder, args[1], args[2], count)]
-        targets = _places(builder, args[4], args[5], count)
-        for vector, place in zip(vectors.transpose(rows), targets, strict=True):
+        write = data_pointer(context, builder, target, args[2])
+        turned = vectors.load_turned(read, args[1], args[1].type(count))
+        targets = _places(builder, args[3], args[4], count)
+        for vector, place in zip(turned, targets, strict=True):
             vectors.store(vector, write, place)
         return context.get_dummy_value()
 
-    coefficient = (types.float32,) if differences else ()
-    return types.void(source, size, size, target, size, size, *coefficient, lanes), emit
+    return types.void(source, size, target, size, size, lanes), emit
 
 
 @intrinsic
-def transpose_tile(
+def turn_differences(
     typing_context: Any,
     source: Any,
     source_index: Any,
@@ -446,23 +569,34 @@ def transpose_tile(
     target: Any,
     target_index: Any,
     target_stride: Any,
-    lanes: Any,
+    factor: Any,
+    previous: Any,
 ) -> Any:
-    """Transpose a square of `lanes` rows from the flat source into the flat target."""
-    return _transposition(source, target, lanes, differences=False)
+    """Transpose a square of samples and write each vector less `factor` times the one before.
 
+    Row r of the source begins at `source_index + r * source_stride`; vector j of the target, at
+    `target_index + j * target_stride`, holds element j of every row; `previous` stands before the
+    first. Returns the last vector as it was read, and the sum of all.
+    """
+    if not (_is_float32(source) and _is_float32(target) and isinstance(previous, VectorType)):
+        return None
+    size, result = types.intp, types.UniTuple(previous, 2)
 
-@intrinsic
-def transpose_differences(
-    typing_context: Any,
-    source: Any,
-    source_index: Any,
-    source_stride: Any,
-    target: Any,
-    target_index: Any,
-    target_stride: Any,
-    coefficient: Any,
-    lanes: Any,
-) -> Any:
-    """Transpose like `transpose_tile`, of each element less `coefficient` times the one before."""
-    return _transposition(source, target, lanes, differences=True)
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, previous.lanes)
+        read = data_pointer(context, builder, source, args[0])
+        write = data_pointer(context, builder, target, args[3])
+        turned = vectors.load_turned(read, args[1], args[2])
+        before = Value(vectors, args[7])
+        minus = -Value(vectors, args[6])
+        targets = _places(builder, args[4], args[5], vectors.count)
+        for vector, place in zip(turned, targets, strict=True):
+            vectors.store(vectors.fma(minus, before, vector), write, place)
+            before = vector
+        sums = turned
+        while len(sums) > 1:
+            sums = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+        return context.make_tuple(builder, result, [before.value, sums[0].value])
+
+    signature = result(source, size, size, target, size, size, previous, previous)
+    return signature, emit

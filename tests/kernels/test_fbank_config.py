@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 import re
 from dataclasses import Field, fields
 from typing import get_args, get_type_hints
@@ -200,6 +201,31 @@ def test_values_are_kept_as_plain_python_ones() -> None:
     assert config == FbankConfig(n_fft=512)
     assert {type(value) for value in vars(config).values()} == {float, int, bool, str}
     assert repr(FbankConfig(sample_frequency=16000)) == repr(FbankConfig())
+
+
+def test_json_holds_what_differs_and_gives_the_config_back() -> None:
+    assert FbankConfig().as_json == "{}"
+    assert FbankConfig(num_mel_bins=40, low_freq=30).as_json == (
+        '{"num_mel_bins": 40, "low_freq": 30.0}'
+    )
+    for name in PRESETS:
+        config = FbankConfig.preset(name, frame_length=math.pi, high_freq=-1 / 3)
+        assert FbankConfig.from_json(config.as_json) == config
+        assert pickle.loads(pickle.dumps(config)).as_json == config.as_json
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "message"),
+    [
+        ("{", ValueError, "Expecting property name"),
+        ('{"num_bins": 40}', TypeError, "unexpected keyword argument 'num_bins'"),
+        ('{"num_mel_bins": 0}', ValueError, "num_mel_bins must be at least 1, got 0"),
+        ("[]", TypeError, "argument after ** must be a mapping, not list"),
+    ],
+)
+def test_bad_json_is_refused(text: str, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        FbankConfig.from_json(text)
 
 
 def test_vtln_points_do_not_matter_without_a_warp() -> None:

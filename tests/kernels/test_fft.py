@@ -12,7 +12,7 @@ def as_complex(z: tuple[float, float | None]) -> complex:
     return complex(z[0], 0.0 if z[1] is None else z[1])
 
 
-@pytest.mark.parametrize("n", [1, 2, 4, 8, 32, 64])
+@pytest.mark.parametrize("n", [1, 2, 4, 5, 8, 25, 32, 64])
 def test_real_dft_is_the_dft(n: int) -> None:
     x = np.random.default_rng(n).normal(size=n)
     bins = [as_complex(z) for z in fft.real_dft(list(x))]
@@ -63,15 +63,13 @@ def test_real_dft_takes_none_for_zero(window_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("n_fft", "window_size", "rows"),
-    [(512, 400, 26), (512, 416, 26), (512, 417, 32), (512, 512, 32), (256, 200, 13), (64, 60, 8)],
+    [(512, 400, 25), (512, 401, 32), (512, 512, 32), (256, 200, 13), (64, 60, 8), (400, 300, 25)],
 )
-def test_a_short_window_reaches_thirteen_sixteenths_of_the_rows(
-    n_fft: int, window_size: int, rows: int
-) -> None:
+def test_a_short_window_reaches_25_of_32_rows(n_fft: int, window_size: int, rows: int) -> None:
     assert fft.used_rows(n_fft, window_size) == rows
 
 
-@pytest.mark.parametrize("n_fft", [32, 64, 128, 256, 512, 1024, 2048, 4096])
+@pytest.mark.parametrize("n_fft", [32, 64, 128, 200, 256, 400, 512, 800, 1024, 1600, 2048, 4096])
 @pytest.mark.parametrize("filled", [0.78, 1.0], ids=["short-window", "full-window"])
 @pytest.mark.parametrize("lanes", [4, 16], ids=lambda lanes: f"{lanes}-lanes")
 def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int) -> None:
@@ -81,9 +79,9 @@ def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int)
     rows = fft.used_rows(n_fft, size)
 
     @njit
-    def run(source, places, window, shift, grid, power, table):
-        offset = simd.splat(shift, lanes)
-        fft.power_spectrum(source, places, window, offset, grid, power, table, n_fft, rows, lanes)
+    def run(source, places, window, shift, grid, table):
+        offset, nothing = simd.splat(shift, lanes), (0, 0, 0, 0)
+        fft.power_spectrum(source, places, window, offset, grid, table, nothing, n_fft, rows, lanes)
 
     rng = np.random.default_rng(n_fft)
     signals = rng.normal(size=(size + 1, lanes)).astype(np.float32)
@@ -94,11 +92,8 @@ def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int)
     places = np.full(n_fft, size, np.intp)
     places[:size] = order
     grid = np.full(n_fft * lanes, np.nan, np.float32)
-    power = np.full((n_fft // 2 + 1, lanes), np.nan, np.float32)
-    run(
-        signals.reshape(-1), places * lanes, window, np.float32(0.25), grid, power.reshape(-1),
-        fft.twiddles(n_fft),
-    )  # fmt: skip
+    run(signals.reshape(-1), places * lanes, window, np.float32(0.25), grid, fft.twiddles(n_fft))
+    power = grid.reshape(n_fft, lanes)[fft.bin_places(n_fft)]
     frames = (signals[order].astype(np.float64) - 0.25) * window[:size, None]
     expected = np.abs(np.fft.rfft(frames, n_fft, axis=0)) ** 2
     # Each of log2(n) butterfly levels rounds twice: eps * 2 * log2(n), doubled by the square.
@@ -108,7 +103,24 @@ def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int)
 
 @pytest.mark.parametrize(
     ("n_fft", "supported"),
-    [(16, False), (32, True), (400, False), (512, True), (4096, True), (8192, False)],
-)
-def test_supported_lengths_are_powers_of_two_from_32_to_4096(n_fft: int, supported: bool) -> None:
+    [
+        (16, False), (32, True), (100, False), (400, True), (480, False), (512, True),
+        (1600, True), (4096, True), (8192, False),
+    ],
+)  # fmt: skip
+def test_supported_lengths_are_powers_of_two_and_25_times_some(n_fft: int, supported: bool) -> None:
     assert fft.is_supported(n_fft) is supported
+
+
+@pytest.mark.parametrize("inputs", ["values", "functions"])
+def test_inputs_may_be_functions_that_give_them(inputs: str) -> None:
+    x = np.random.default_rng(9).normal(size=25)
+    given = list(x) if inputs == "values" else [lambda value=value: value for value in x]
+    bins = [as_complex(z) for z in fft.real_dft(given)]
+    np.testing.assert_allclose(bins, np.fft.rfft(x), atol=1e-12)
+
+
+def test_five_dft_is_the_dft() -> None:
+    z = np.random.default_rng(11).normal(size=(5, 2))
+    bins = [as_complex(value) for value in fft.five_dft([tuple(pair) for pair in z])]
+    np.testing.assert_allclose(bins, np.fft.fft(z @ [1, 1j]), atol=1e-12)

@@ -23,6 +23,12 @@ def apply(function, lanes: int, *vectors: np.ndarray) -> np.ndarray:
         @njit
         def run(source, result):
             simd.store(result, 0, function(simd.load(source, 0, lanes)))
+    elif arity == 3:
+
+        @njit
+        def run(source, result):
+            a, b = simd.load(source, 0, lanes), simd.load(source, lanes, lanes)
+            simd.store(result, 0, function(a, b, simd.load(source, 2 * lanes, lanes)))
     else:
 
         @njit
@@ -76,43 +82,96 @@ def test_broadcast_loads_one_element_into_every_lane(lanes: int) -> None:
     np.testing.assert_array_equal(result, 3.0)
 
 
-def test_gather_and_scatter_step_by_a_stride(lanes: int) -> None:
+def test_gather_steps_by_a_stride(lanes: int) -> None:
     @njit
     def run(source, result):
-        simd.scatter(result, 2, 5, simd.gather(source, 1, 3, lanes))
+        simd.store(result, 0, simd.gather(source, 1, 3, lanes))
 
     source = np.arange(1 + 3 * lanes, dtype=np.float32)
-    result = np.full(2 + 5 * lanes, -1, np.float32)
+    result = np.full(lanes, -1, np.float32)
     run(source, result)
-    expected = np.full_like(result, -1)
-    expected[2::5] = source[1::3]
-    np.testing.assert_array_equal(result, expected)
+    np.testing.assert_array_equal(result, source[1::3])
 
 
-def test_transpose_differences_subtracts_the_element_before(lanes: int) -> None:
-    source = np.random.default_rng(3).normal(size=1 + lanes * lanes).astype(np.float32)
-    target = np.full(lanes * lanes, np.nan, np.float32)
-    coefficient = np.float32(0.5)  # a power of two: the product is exact, fused or not
+def test_turn_differences_subtracts_the_element_before_and_sums(lanes: int) -> None:
+    rng = np.random.default_rng(3)
+    source = rng.integers(-99, 99, size=3 + lanes * (lanes + 2)).astype(np.float32)
+    previous = rng.integers(-99, 99, size=lanes).astype(np.float32)
+    target = np.full(lanes * (lanes + 1), np.nan, np.float32)
+    result = np.full((2, lanes), np.nan, np.float32)
+    half = np.float32(0.5)  # a power of two: the product is exact, fused or not
 
     @njit
-    def run(source, target):
-        simd.transpose_differences(source, 1, lanes, target, 0, lanes, coefficient, lanes)
+    def run(source, previous, target, result):
+        before, total = simd.turn_differences(
+            source, 3, lanes + 2, target, 0, lanes + 1,
+            simd.splat(half, lanes), simd.load(previous, 0, lanes),
+        )  # fmt: skip
+        simd.store(result, 0, before)
+        simd.store(result, lanes, total)
 
-    run(source, target)
-    expected = (source[1:] - coefficient * source[:-1]).reshape(lanes, lanes).T
-    np.testing.assert_array_equal(target.reshape(lanes, lanes), expected)
+    run(source, previous, target, result.reshape(-1))
+    square = source[3:].reshape(lanes, lanes + 2)[:, :lanes].T  # (element, row)
+    expected = square - half * np.concatenate((previous[None], square[:-1]))
+    np.testing.assert_array_equal(target.reshape(lanes, lanes + 1)[:, :lanes], expected)
+    np.testing.assert_array_equal(result, np.stack((square[-1], square.sum(axis=0))))
+
+
+def test_int16_are_loaded_as_floats(lanes: int) -> None:
+    source = np.linspace(-32768, 32767, lanes + 3).astype(np.int16)
+    result = np.full(lanes, np.nan, np.float32)
+
+    @njit
+    def run(address, result):
+        simd.store(result, 0, simd.load_int16(simd.shorts_at(address), 3, lanes))
+
+    run(source.ctypes.data, result)
+    np.testing.assert_array_equal(result, source[3:].astype(np.float32))
+
+
+def test_equal_or_replaces_what_is_equal_only(lanes: int) -> None:
+    values = np.arange(lanes, dtype=np.float32)
+    values[2] = np.nan
+    one, minus = np.ones(lanes, np.float32), np.full(lanes, -1, np.float32)
+    expected = np.where(values == 1, -1, values)
+    np.testing.assert_array_equal(apply(simd.equal_or, lanes, values, one, minus), expected)
+
+
+def test_multiply_add_is_of_vectors_and_of_floats(lanes: int) -> None:
+    @njit
+    def run(values, result):
+        a, b = simd.load(values, 0, lanes), simd.load(values, lanes, lanes)
+        simd.store(result, 0, simd.multiply_add(a, b, a))
+        result[lanes] = simd.multiply_add(values[1], values[2], values[3])
+
+    values = np.random.default_rng(5).normal(size=2 * lanes).astype(np.float32)
+    result = np.full(lanes + 1, np.nan, np.float32)
+    run(values, result)
+    a, b = values[:lanes], values[lanes:]
+    expected = np.append(a * b + a, values[1] * values[2] + values[3])
+    np.testing.assert_allclose(result, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_any_address_may_be_prefetched() -> None:
+    @njit
+    def run(address):
+        simd.prefetch_read(address)
+        simd.prefetch_write(address)
+
+    for address in (0, 1 << 46, np.zeros(1).ctypes.data):
+        run(address)
 
 
 def test_transpose_tile_turns_a_square_of_strided_arrays(lanes: int) -> None:
-    source = np.arange(3 + lanes * (lanes + 5), dtype=np.float32)
+    source = np.arange(3 + lanes * lanes, dtype=np.float32)
     target = np.full(2 + lanes * (lanes + 1), -1, np.float32)
 
     @njit
     def run(source, target):
-        simd.transpose_tile(source, 3, lanes + 5, target, 2, lanes + 1, lanes)
+        simd.transpose_tile(source, 3, target, 2, lanes + 1, lanes)
 
     run(source, target)
-    square = source[3:].reshape(lanes, lanes + 5)[:, :lanes]
+    square = source[3:].reshape(lanes, lanes)
     turned = target[2:].reshape(lanes, lanes + 1)
     np.testing.assert_array_equal(turned[:, :lanes], square.T)
     np.testing.assert_array_equal(turned[:, lanes], -1)

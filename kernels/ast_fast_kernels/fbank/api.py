@@ -6,6 +6,7 @@ import functools
 import math
 import reprlib
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, overload
 
@@ -16,10 +17,12 @@ from torch import Tensor, nn
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.reference import beyond_counts
 
 Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
+_NUMPY_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64, np.int16)))
 _AST = FbankConfig()
 
 NORM_EPSILON = 1e-5
@@ -64,7 +67,6 @@ def fbank(
     out: npt.NDArray[Any] | None = ...,
     backend: str = ...,
 ) -> npt.NDArray[Any]: ...
-@outside_compilation
 def fbank(
     waveform: Tensor | npt.NDArray[Any],
     config: FbankConfig = _AST,
@@ -78,7 +80,8 @@ def fbank(
     Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
     samples) of one clip. The last dimension is mel, also for the conventions of libraries that
     give (num_mel_bins, num_frames). A NaN or infinite sample makes its frames NaN, and no other
-    (all of its clip where `top_db` or `norm_per_feature` looks at a whole clip).
+    (all of its clip where `top_db` or `norm_per_feature` looks at a whole clip). In compiled and
+    exported code it is one operator, `torch.ops.ast_fast.fbank`, of the same bits (`ops.py`).
 
     Args:
         waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
@@ -88,7 +91,8 @@ def fbank(
             `config.log_silence` (raised as silence in their clip is, with `top_db`).
             `config.num_frames(lengths)` says how many frames each has.
         out: Contiguous array that takes the result and is returned.
-        backend: `"auto"`, `"reference"` (plain torch, differentiable) or `"numba"` (CPU, float32).
+        backend: `"auto"`, `"reference"` (plain torch) or `"numba"` (CPU, float32; its gradient
+            is the reference's).
     Returns:
         Energies, shape (..., num_frames, num_mel_bins), of the waveform's kind, device and dtype
         (float32 for int16).
@@ -105,30 +109,88 @@ def fbank(
         raise TypeError(f"config must be an FbankConfig, got {_type(config)}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
+    if is_traced(waveform):
+        return _through_operator(waveform, config, lengths, out, backend)
+    return compute(waveform, config, lengths, out, backend)
+
+
+def compute(
+    waveform: Tensor,
+    config: FbankConfig,
+    lengths: Lengths | None,
+    out: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Do what `fbank` does for a tensor that has values, and that nothing traces."""
     check_waveform(waveform, config)
-    waveform = waveform.resolve_neg()
+    if waveform.is_neg():
+        waveform = waveform.resolve_neg()
     leading = waveform.shape[:-1]
     num_frames = config.num_frames(waveform.shape[-1])
     shape = (*leading, num_frames, config.num_mel_bins)
     if out is not None:
         _check_out(out, shape, waveform)
-    sample_counts = _check_lengths(lengths, leading, waveform.shape[-1])
+    sample_counts = check_lengths(lengths, leading, waveform.shape[-1])
 
-    samples = as_floating(waveform.reshape(math.prod(leading), waveform.shape[-1]))
+    samples = waveform
+    if waveform.dim() != 2:
+        samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     if samples.shape[0] == 0 or num_frames == 0:
-        return samples.new_empty(shape) if out is None else out
+        return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
+    if chosen == "numba" and samples.requires_grad and torch.is_grad_enabled():
+        return _through_operator(waveform, config, lengths, None, chosen)
     run = _dispatch.load_backend("fbank", chosen)
-    if sample_counts is None:
-        log_mel: Tensor = run(samples.contiguous(), config, flat_out)
-        log_mel = _finish(log_mel, config, None)
-    else:
-        log_mel = _run_ragged(run, samples.contiguous(), config, flat_out, sample_counts)
-        log_mel = _finish(log_mel, config, [config.num_frames(count) for count in sample_counts])
+    log_mel: Tensor = run(samples, config, flat_out, sample_counts)
+    log_mel = _finish(log_mel, config, sample_counts)
     if flat_out is not None and log_mel is not flat_out:
         flat_out.copy_(log_mel)
-    return log_mel.view(shape) if out is None else out
+    if out is not None:
+        return out
+    return log_mel if len(shape) == 3 else log_mel.view(shape)
+
+
+def empty_result(
+    waveform: Tensor, config: FbankConfig, lengths: Tensor | None, backend: str
+) -> Tensor:
+    """Return what `compute` would, unfilled, after the checks that need no values."""
+    check_waveform(waveform, config)
+    leading = waveform.shape[:-1]
+    if lengths is not None:
+        _as_counts(lengths, leading)
+    _dispatch.requested_backend("fbank", backend)
+    if backend != "auto":
+        choose_backend(backend, waveform, config)
+    shape = (*leading, config.num_frames(waveform.shape[-1]), config.num_mel_bins)
+    return waveform.new_empty(shape, dtype=result_dtype(waveform))
+
+
+def is_traced(waveform: Tensor) -> bool:
+    """Whether the call is recorded, by whatever records operators, or has no values."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, FakeTensorMode
+        or type(waveform) not in (Tensor, nn.Parameter)
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace
+    )
+
+
+def _through_operator(
+    waveform: Tensor,
+    config: FbankConfig,
+    lengths: Lengths | None,
+    out: Tensor | None,
+    backend: str,
+) -> Tensor:
+    from ast_fast_kernels.fbank import ops  # which stands on this module
+
+    counts = None if lengths is None else _as_counts(lengths, waveform.shape[:-1])
+    log_mel = ops.fbank(waveform, config, counts, backend)
+    if out is None:
+        return log_mel
+    _check_out(out, tuple(log_mel.shape), waveform)
+    return out.copy_(log_mel)
 
 
 class Fbank(nn.Module):
@@ -151,13 +213,14 @@ class Fbank(nn.Module):
     def extra_repr(self) -> str:
         """Show what differs from the default config, and the backend."""
         changed = [
-            f"{name}={value!r}"
-            for name, value in vars(self.config).items()
-            if value != getattr(_AST, name)
+            f"{field.name}={value!r}"
+            for field in fields(self.config)
+            if (value := getattr(self.config, field.name)) != field.default
         ]
         return ", ".join([*changed, f"backend={self.backend!r}"])
 
 
+@outside_compilation
 def _fbank_numpy(
     waveform: npt.NDArray[Any],
     config: FbankConfig,
@@ -165,7 +228,7 @@ def _fbank_numpy(
     out: object,
     backend: str,
 ) -> npt.NDArray[Any]:
-    if waveform.dtype not in (np.float32, np.float64, np.int16):
+    if waveform.dtype not in _NUMPY_DTYPES:
         raise TypeError(f"waveform must be float32, float64 or int16, got {waveform.dtype}")
     if isinstance(waveform, np.ma.MaskedArray):
         raise TypeError("waveform must be an array without a mask, got MaskedArray")
@@ -183,8 +246,10 @@ def _fbank_numpy(
 
 def _as_tensor(waveform: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which nothing here writes to."""
-    if any(stride < 0 or stride % waveform.itemsize for stride in waveform.strides):
-        waveform = waveform.copy()  # strides that no tensor has
+    if not waveform.flags.c_contiguous:
+        item = waveform.itemsize
+        if any(stride < 0 or stride % item for stride in waveform.strides):
+            waveform = waveform.copy()  # strides that no tensor has
     if not waveform.flags.writeable:  # such as a memory-mapped cache; torch would warn
         interface = dict(waveform.__array_interface__)
         interface["data"] = (waveform.ctypes.data, False)
@@ -193,9 +258,9 @@ def _as_tensor(waveform: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(waveform)
 
 
-def as_floating(samples: Tensor) -> Tensor:
-    """Return int16 samples as float32 in [-1, 1); others as they are."""
-    return samples.to(torch.float32) * 2.0**-15 if samples.dtype == torch.int16 else samples
+def result_dtype(waveform: Tensor) -> torch.dtype:
+    """Return the features' dtype: the waveform's, float32 for int16."""
+    return torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
 
 
 def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
@@ -212,7 +277,7 @@ def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
-    dtype = torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
+    dtype = result_dtype(waveform)
     if out.dtype != dtype:
         raise TypeError(f"out must be {_name(dtype)}, got {_name(out.dtype)}")
     if tuple(out.shape) != shape:
@@ -225,14 +290,24 @@ def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
         raise ValueError("out must be None where gradients are wanted, got a tensor")
 
 
-def _check_lengths(
+def check_lengths(
     lengths: Lengths | None, leading: torch.Size, num_samples: int
 ) -> list[int] | None:
     """Return one count of samples for each row of the flattened batch."""
     if lengths is None:
         return None
+    counts = _as_counts(lengths, leading)
+    listed: list[int] = counts.reshape(-1).tolist()
+    wrong = [count for count in listed if not 0 <= count <= num_samples]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
+    return listed
+
+
+def _as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
+    """Return lengths as a tensor, whose values are yet to be checked."""
     try:
-        counts = torch.as_tensor(lengths, device="cpu")
+        counts = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # what torch raises for strings, None, ragged
         given = reprlib.repr(lengths)
         raise TypeError(
@@ -243,11 +318,7 @@ def _check_lengths(
         raise TypeError(f"lengths must be integers, got {_name(counts.dtype)}")
     if counts.shape != leading:
         raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
-    listed: list[int] = counts.reshape(-1).tolist()
-    wrong = [count for count in listed if not 0 <= count <= num_samples]
-    if wrong:
-        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
-    return listed
+    return counts
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
@@ -268,10 +339,10 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     way_out = 'use backend="reference"'
     if samples.device.type != "cpu":
         return f"numba needs a CPU waveform, got {samples.device}; {way_out}"
-    if samples.dtype != torch.float32:
+    if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}; {way_out}"
-    if samples.requires_grad and torch.is_grad_enabled():
-        return f"numba has no gradient and the waveform requires one; {way_out}"
+    if torch._C._are_functorch_transforms_active():
+        return f"numba runs under no transform of torch.func; {way_out}"
     # Loads Numba, so not before there is something for it to do.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 
@@ -279,57 +350,24 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     return None if obstacle is None else f"{obstacle}; {way_out}"
 
 
-def _run_ragged(
-    run: Any, samples: Tensor, config: FbankConfig, out: Tensor | None, counts: list[int]
-) -> Tensor:
-    if config.snip_edges and not config.pad_tail:
-        if samples.requires_grad:  # or a NaN beyond a length would reach the gradient before it
-            samples = samples.masked_fill(_beyond(counts, samples), 0.0)
-        log_mel: Tensor = run(samples, config, out)
-        frames = [config.num_frames(count) for count in counts]
-        return log_mel.masked_fill_(_beyond(frames, log_mel)[..., None], config.log_silence)
-    # Each waveform is padded at its own end, so each runs at its own length.
-    if out is None:
-        rows = [
-            _padded_row(run, row[:count], config, config.num_frames(samples.shape[1]))
-            for row, count in zip(samples, counts, strict=True)
-        ]
-        return torch.stack(rows)
-    for row, count, out_row in zip(samples, counts, out, strict=True):
-        out_row.copy_(_padded_row(run, row[:count], config, out.shape[1]))
-    return out
-
-
-def _padded_row(run: Any, row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
-    log_mel = row.new_full((num_frames, config.num_mel_bins), config.log_silence)
-    if config.num_frames(row.shape[0]) == 0:
-        return log_mel
-    frames: Tensor = run(row[None].contiguous(), config, None)[0]
-    return torch.cat((frames, log_mel[frames.shape[0] :]))
-
-
-def _finish(log_mel: Tensor, config: FbankConfig, num_frames: list[int] | None) -> Tensor:
+def _finish(log_mel: Tensor, config: FbankConfig, sample_counts: list[int] | None) -> Tensor:
     """Do what looks at a whole clip, over the frames that count."""
-    if not config.use_log_fbank:
+    if not (config.use_log_fbank and (config.top_db > 0 or config.norm_per_feature)):
         return log_mel
     if config.top_db > 0:  # frames beyond the clip are silence, so never its maximum
         loudest = log_mel.amax(dim=(1, 2), keepdim=True)
         log_mel = torch.maximum(log_mel, loudest - config.top_range)
     if config.norm_per_feature:
-        counts = [log_mel.shape[1]] * log_mel.shape[0] if num_frames is None else num_frames
-        beyond = _beyond(counts, log_mel)[..., None]
+        counts = [log_mel.shape[1]] * log_mel.shape[0]
+        if sample_counts is not None:
+            counts = [config.num_frames(count) for count in sample_counts]
+        beyond = beyond_counts(counts, log_mel)[..., None]
         count = torch.tensor(counts, device=log_mel.device)[:, None, None].clamp(min=1)
         mean = log_mel.masked_fill(beyond, 0.0).sum(dim=1, keepdim=True) / count
         centred = (log_mel - mean).masked_fill(beyond, 0.0)
         variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
         log_mel = centred / (variance.sqrt() + NORM_EPSILON)
     return log_mel
-
-
-def _beyond(counts: list[int], values: Tensor) -> Tensor:
-    """Return where the second dimension is past the row's count, shape values.shape[:2]."""
-    ends = torch.tensor(counts, device=values.device)
-    return torch.arange(values.shape[1], device=values.device) >= ends[:, None]
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
@@ -171,6 +173,7 @@ class FbankConfig:
         good = self.mel_dtype == "float64" or kaldis
         rule = "float64 but for Kaldi's filters (mel_scale htk, mel_norm none, triangle_axis mel)"
         _require(good, "mel_dtype", rule, self.mel_dtype)
+        self.as_json  # noqa: B018 - made now, since a traced call cannot make it
 
     @classmethod
     def preset(cls, name: PresetName, **changes: object) -> Self:
@@ -225,6 +228,31 @@ class FbankConfig:
             **changes,
         }
         return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
+
+    def __hash__(self) -> int:
+        # A text remembers its hash; that of thirty fields would cost each call a microsecond.
+        return hash(self.as_json)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Return the config that `as_json` gave.
+
+        Raises:
+            TypeError: A field has no such name or type.
+            ValueError: The text is no JSON, or a value is out of range.
+        """
+        return cls(**json.loads(text))
+
+    @cached_property
+    def as_json(self) -> str:
+        """The fields that differ from their defaults, as a JSON object."""
+        return json.dumps(
+            {
+                field.name: value
+                for field in fields(self)
+                if (value := getattr(self, field.name)) != field.default
+            }
+        )
 
     def replace(self, **changes: object) -> Self:
         """Return a copy with fields changed, checked again."""
@@ -446,7 +474,7 @@ def _number(argument: str, value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a number, got {value!r}")
     _require(math.isfinite(value), argument, "finite", value)
-    return float(value)
+    return float(value) + 0.0  # -0.0 is written as the 0.0 that it equals
 
 
 def _integer(argument: str, value: object) -> int:

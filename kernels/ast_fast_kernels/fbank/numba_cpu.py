@@ -1,12 +1,14 @@
 """The filterbank on a CPU: fused over blocks of frames, one frame in each vector lane.
 
 Cannot avoid, for 5 s at 16 kHz: 320 kB read and 255 kB written, and about 9,800 vector operations
-for every 16 frames; at two a cycle that is 60 µs at 2.6 GHz, so arithmetic is the bound.
+for every 16 frames; at two a cycle that is 47 µs at 3.3 GHz, so arithmetic is the bound.
 
 A block of `lanes` frames goes through scratch memory that stays in the nearest caches: its
 samples, pre-emphasised, are turned so that one vector holds the same sample of every frame;
 windowed into the FFT's grid; transformed (fft.py); summed by mel filter; logged, turned back and
-stored.
+stored. Meanwhile the next block's samples, and the lines its features go to, are asked for.
+Blocks run from a clip's end to its beginning: then the hops that a block shares with the next one
+stand turned at the beginning of the tile, and only move to its end.
 Every lane does the same arithmetic on its own frame alone, so a frame's result depends neither on
 the batch, nor on the threads, nor on its place in a block.
 """
@@ -14,6 +16,7 @@ the batch, nor on the threads, nor on its place in a block.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -26,27 +29,41 @@ from ast_fast_kernels import _threads
 from ast_fast_kernels._numba import jit, source_digest, stage
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fft import is_supported, power_spectrum, twiddles, used_rows
+from ast_fast_kernels.fft import (
+    MAX_SIZE,
+    MIN_SIZE,
+    SIZES_OF_25,
+    bin_places,
+    is_supported,
+    power_spectrum,
+    twiddles,
+    used_rows,
+)
 from ast_fast_kernels.simd import (
     ALIGNMENT,
     broadcast,
+    equal_or,
+    floats_at,
     gather,
     host_lanes,
+    indices_at,
+    integers_at,
     load,
+    load_int16,
     log,
     log_of_normal,
     maximum,
-    pointer,
-    scatter,
+    multiply_add,
+    shorts_at,
     splat,
     sqrt,
     store,
-    transpose_differences,
     transpose_tile,
+    turn_differences,
 )
 
 Float32Array = npt.NDArray[np.float32]
-IndexArray = npt.NDArray[np.intp]
+IndexArray = npt.NDArray[np.int32]
 Pointer = Any
 """Address of a flat array's first element, in compiled code."""
 
@@ -55,20 +72,31 @@ SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 BLOCKS_PER_TASK = 64
 """Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
 
+FILTERS_AT_ONCE = 4
+"""Filters summed side by side, over as many bins as the widest of them has."""
 
-def fbank_numba(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
-    """Return log-mel energies of a float32 batch on the CPU.
+
+def fbank_numba(
+    waveform: Tensor,
+    config: FbankConfig,
+    out: Tensor | None = None,
+    counts: Sequence[int] | None = None,
+) -> Tensor:
+    """Return log-mel energies of a batch on the CPU.
 
     Args:
-        waveform: Shape (batch, num_samples), contiguous float32.
+        waveform: Shape (batch, num_samples), float32 or int16 (taken as sample / 32768), of any
+            strides; it is read where it lies.
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
+        counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
     """
     batch, num_samples = waveform.shape
-    num_frames = config.num_frames(num_samples)
     if out is None:
-        out = waveform.new_empty((batch, num_frames, config.num_mel_bins))
-    run_blocks(waveform.numpy(), out.numpy(), config, host_lanes(), torch.get_num_threads())
+        num_frames = config.num_frames(num_samples)
+        shape = (batch, num_frames, config.num_mel_bins)
+        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    run_blocks(waveform, out, config, host_lanes(), torch.get_num_threads(), counts)
     return out
 
 
@@ -77,181 +105,239 @@ def unsupported(config: FbankConfig) -> str | None:
     if config.dither != 0.0:
         return f"numba adds no dither, got dither {config.dither:g}"
     if not is_supported(config.fft_size):
-        return f"numba needs an FFT of a power of two from 32 to 4096, got {config.fft_size}"
-    for name, done in ONLY.items():
-        if getattr(config, name) != done and not (name == "pad_mode" and config.snip_edges):
-            return f"numba takes {name} {done!r} only, got {getattr(config, name)!r}"
+        sizes = (
+            f"a power of two from {MIN_SIZE} to {MAX_SIZE} or {', '.join(map(str, SIZES_OF_25))}"
+        )
+        return f"numba needs an FFT of {sizes}, got {config.fft_size}"
     return None
 
 
-ONLY: dict[str, object] = {
-    "preemphasis_over": "frame",
-    "center": False,
-    "pad_mode": "symmetric",
-    "pad_tail": False,
-    "log_type": "ln",
-    "floor_zeros_only": False,
-    "output_shift": 0.0,
-    "output_scale": 1.0,
-}
-"""Fields that this backend takes one value of."""
-
-
 def run_blocks(
-    waveform: Float32Array, out: Float32Array, config: FbankConfig, lanes: int, num_threads: int
+    waveform: Tensor,
+    out: Tensor,
+    config: FbankConfig,
+    lanes: int,
+    num_threads: int,
+    counts: Sequence[int] | None = None,
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
-    kernel, kernel_tables, conventions = _prepare(config, lanes)
-    batch, num_frames, _ = out.shape
-    flat_out = out.reshape(-1)
-    blocks = -(-num_frames // lanes)
+    clips, num_frames, _ = out.shape
+    samples_of = frames_of = 0
+    if counts is not None:
+        valid = np.array(counts, np.intp)
+        frames = config.num_frames(valid).astype(np.intp)
+        samples_of, frames_of = valid.ctypes.data, frames.ctypes.data
+    clip_stride, sample_stride = waveform.stride()
+    batch = Batch(
+        samples=waveform.data_ptr(),
+        clip_stride=clip_stride,
+        sample_stride=sample_stride,
+        is_int16=waveform.dtype == torch.int16,
+        num_samples=waveform.shape[1],
+        num_frames=num_frames,
+        samples_of=samples_of,
+        frames_of=frames_of,
+        out=out.data_ptr(),
+    )
 
     def run(first: int, last: int) -> None:
-        scratch = _scratch_of_thread(config, lanes)
-        kernel(waveform, flat_out, num_frames, first, last, kernel_tables, conventions, scratch)
+        mine = _of_thread
+        if mine.config is not config or mine.lanes != lanes:
+            mine.take(config, lanes)
+        mine.kernel(batch, first, last, mine.plan, mine.scratch)
 
-    _threads.parallel_for(run, batch * blocks, BLOCKS_PER_TASK, num_threads)
-
-
-class Tables(NamedTuple):
-    """A config's tables, rounded to float32."""
-
-    window: Float32Array  # (n_fft,), zero beyond the window
-    places: IndexArray  # (n_fft,), where the tile holds each sample of a frame
-    factors: Float32Array  # the FFT's twiddles
-    starts: IndexArray  # (num_mel_bins,), first bin of each mel filter
-    pairs: IndexArray  # (num_mel_bins,), bins of each mel filter, in twos
-    weights: Float32Array  # of those bins, one filter after another
+    blocks = -(-num_frames // lanes)
+    _threads.parallel_for(run, clips * blocks, BLOCKS_PER_TASK, num_threads)
 
 
-class Conventions(NamedTuple):
-    """A config's numbers and choices, lengths in samples."""
+class Batch(NamedTuple):
+    """Where the waveforms lie and the features go: addresses; strides in samples."""
 
+    samples: int
+    clip_stride: int
+    sample_stride: int
+    is_int16: bool
+    num_samples: int
+    num_frames: int
+    samples_of: int  # address of each clip's count of samples; 0 where all count
+    frames_of: int  # and of its frames
+    out: int
+
+
+class Plan(NamedTuple):
+    """A config's choices, lengths in samples, and the addresses of its tables."""
+
+    window: int  # float32 (n_fft,), zero beyond the window
+    places: int  # int32 (n_fft,), where the tile holds each sample of a frame
+    factors: int  # float32, the FFT's twiddles
+    widths: int  # int32, bins of each `FILTERS_AT_ONCE` filters
+    bins: int  # int32, where the grid holds the powers of those bins: bin by bin, filter by filter
+    weights: int  # float32, of those bins
     window_size: int
     num_mel_bins: int
     hop: int
     tile_stride: int
-    offset: int  # of the first frame from the first sample
-    mirror: bool
-    scale: np.float32
+    first_sample: int  # of the first frame
+    padding: int
     remove_dc: bool
-    preemphasis: np.float32
+    preemphasis: float
+    emphasise_waveform: bool
     use_power: bool
     use_log: bool
-    log_floor: np.float32
-    log_offset: np.float32
+    log_floor: float
+    floor_zeros_only: bool
+    log_offset: float
+    log_factor: float
+    log_shift: float
+    silence: float
 
 
-class Scratch(NamedTuple):
-    """One thread's buffers, flat."""
+ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
+PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
-    samples: Float32Array  # of one block of frames, after the one before it
-    tile: Float32Array  # (hop + 2, tile stride): hops side by side, first samples, zeros
-    sums: Float32Array  # (3, tile stride), of each hop's pre-emphasised samples
-    grid: Float32Array  # (n_fft, lanes)
-    power: Float32Array  # (n_fft // 2 + 1, lanes), and zeros for a last pair to read
-    square: Float32Array  # (lanes, lanes), of energies about to be turned
+
+class Prepared(NamedTuple):
+    """A compiled kernel, its plan, and the tables that the plan has the addresses of."""
+
+    kernel: Callable[[Batch, int, int, Plan, Scratch], None]
+    plan: Plan
+    tables: tuple[npt.NDArray[Any], ...]
 
 
 @lru_cache(maxsize=32)
-def _prepare(config: FbankConfig, lanes: int) -> tuple[Any, Tables, Conventions]:
+def _prepare(config: FbankConfig, lanes: int) -> Prepared:
     """Return the compiled kernel and its arguments for a config."""
     size, hop = config.window_size, config.window_shift
     window = np.zeros(config.fft_size, np.float32)
-    window[:size] = tables.window(config)
+    window[:size] = tables.window(config) * config.waveform_scale
     stride = _tile_stride(size, hop, lanes)
     n = np.arange(config.fft_size)
-    places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride)
-    places[0] = hop * stride
-    starts, pairs, weights = _pairs(tables.mel_banks(config))
-    kernel_tables = Tables(
-        window=window,
-        places=places.astype(np.intp),
-        factors=twiddles(config.fft_size),
-        starts=starts,
-        pairs=pairs,
-        weights=weights,
-    )
-    conventions = Conventions(
+    places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride).astype(np.int32)
+    over_waveform = config.preemphasis_over == "waveform" and config.preemphasis_coefficient != 0
+    if not over_waveform:
+        places[0] = hop * stride  # a frame's first sample is its own predecessor
+    widths, bins, weights = _side_by_side(tables.mel_banks(config))
+    bins = (bin_places(config.fft_size)[bins] * lanes).astype(np.int32)
+    factors = twiddles(config.fft_size)
+    held = (window, places, factors, widths, bins, weights)
+    plan = Plan(
+        window=window.ctypes.data,
+        places=places.ctypes.data,
+        factors=factors.ctypes.data,
+        widths=widths.ctypes.data,
+        bins=bins.ctypes.data,
+        weights=weights.ctypes.data,
         window_size=size,
         num_mel_bins=config.num_mel_bins,
         hop=hop,
         tile_stride=stride,
-        offset=0 if config.snip_edges else hop // 2 - size // 2,
-        mirror=not config.snip_edges,
-        scale=np.float32(config.waveform_scale),
+        first_sample=config.first_sample,
+        padding=ZEROS if config.pad_tail else PADDINGS[config.pad_mode],
         remove_dc=config.remove_dc_offset,
-        preemphasis=np.float32(config.preemphasis_coefficient),
+        preemphasis=config.preemphasis_coefficient,
+        emphasise_waveform=over_waveform,
         use_power=config.use_power,
         use_log=config.use_log_fbank,
-        log_floor=np.float32(config.log_floor),
-        log_offset=np.float32(config.log_offset),
+        log_floor=config.log_floor,
+        floor_zeros_only=config.floor_zeros_only,
+        log_offset=config.log_offset,
+        log_factor=config.log_factor,
+        log_shift=config.log_shift,
+        silence=config.log_silence,
     )
     with _threads.compile_lock:
         rows = used_rows(config.fft_size, size)
         kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
-        samples, out = np.zeros((1, size), np.float32), np.zeros(0, np.float32)
         # No blocks: this only compiles, where that has not been done.
-        kernel(samples, out, 1, 0, 0, kernel_tables, conventions, _scratch(config, lanes))
-    return kernel, kernel_tables, conventions
+        nothing = Batch(0, 0, 1, False, 0, 1, 0, 0, 0)
+        kernel(nothing, 0, 0, plan, Scratch(0, 0, 0, 0, 0))
+    # Straight to the compiled code: Numba's own look at 37 arguments takes longer than a block.
+    (compiled,) = kernel.overloads.values()
+    return Prepared(compiled.entry_point, plan, held)
 
 
-def _pairs(banks: npt.NDArray[np.float64]) -> tuple[IndexArray, IndexArray, Float32Array]:
-    """Return each filter's first bin, its bins in twos, and their weights, zero-padded.
+def _side_by_side(
+    banks: npt.NDArray[np.float64],
+) -> tuple[IndexArray, IndexArray, Float32Array]:
+    """Return each group's width in bins; its bins; their weights, zero where a filter is narrower.
 
-    An empty filter gets two bins of weight zero, so that it is NaN where its frame is.
+    An empty filter gets bins of weight zero, so that it is NaN where its frame is.
     """
+    num_bins = banks.shape[1]
+    banks = np.pad(banks, ((0, -len(banks) % FILTERS_AT_ONCE), (0, 0)))
     used = banks != 0
     used[~used.any(axis=1), 0] = True
     starts = used.argmax(axis=1)
-    ends = banks.shape[1] - used[:, ::-1].argmax(axis=1)
-    pairs = (ends - starts + 1) // 2
-    padded = np.pad(banks, ((0, 0), (0, 1)))
-    weights = [
-        row[start : start + 2 * count]
-        for row, start, count in zip(padded, starts, pairs, strict=True)
-    ]
+    ends = num_bins - used[:, ::-1].argmax(axis=1)
+    widths, bins, weights = [], [], []
+    for first in range(0, len(banks), FILTERS_AT_ONCE):
+        group = slice(first, first + FILTERS_AT_ONCE)
+        width = int((ends - starts)[group].max())
+        begins = np.minimum(starts[group], num_bins - width)
+        of_group = begins + np.arange(width)[:, None]  # (width, FILTERS_AT_ONCE)
+        widths.append(width)
+        bins.append(of_group.reshape(-1))
+        weights.append(banks[np.arange(first, first + FILTERS_AT_ONCE), of_group].reshape(-1))
     return (
-        starts.astype(np.intp),
-        pairs.astype(np.intp),
+        np.array(widths, np.int32),
+        np.concatenate(bins).astype(np.int32),
         np.concatenate(weights).astype(np.float32),
     )
 
 
-class _ThreadScratch(threading.local):
-    """The buffers that a thread used last, and what they were for."""
+class Scratch(NamedTuple):
+    """Addresses of one thread's float32 buffers."""
 
-    key: tuple[int, ...] = ()
+    samples: int  # of one block of frames, after the one before it
+    tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
+    sums: int  # (2, tile stride + lanes), of each hop's samples: all, and those that end a window
+    grid: int  # (n_fft, lanes)
+    square: int  # (lanes + FILTERS_AT_ONCE, lanes), of energies about to be turned
+
+
+class _OfThread(threading.local):
+    """What a thread's last call used, for the next one of the same config."""
+
+    config: FbankConfig | None = None
+    lanes: int
+    kernel: Callable[[Batch, int, int, Plan, Scratch], None]
+    plan: Plan
     scratch: Scratch
+    sizes: tuple[int, ...] = ()
+    held: list[Any]
+    """What the addresses in `plan` and `scratch` are of."""
+
+    def take(self, config: FbankConfig, lanes: int) -> None:
+        """Prepare for a config."""
+        prepared = _prepare(config, lanes)
+        self.kernel, self.plan = prepared.kernel, prepared.plan
+        sizes = (config.fft_size, config.window_size, config.window_shift, lanes)
+        if self.sizes != sizes:
+            self.scratch, buffers = _scratch(*sizes)
+            self.sizes, self.held = sizes, [prepared.tables, buffers]
+        self.held[0] = prepared.tables
+        self.config, self.lanes = config, lanes
 
 
-_of_thread = _ThreadScratch()
+_of_thread = _OfThread()
 
 
-def _scratch_of_thread(config: FbankConfig, lanes: int) -> Scratch:
-    """Return this thread's buffers; they are kept from call to call."""
-    key = (config.fft_size, config.window_size, config.window_shift, lanes)
-    if _of_thread.key != key:
-        _of_thread.scratch = _scratch(config, lanes)
-        _of_thread.key = key
-    return _of_thread.scratch
-
-
-def _scratch(config: FbankConfig, lanes: int) -> Scratch:
-    hop = config.window_shift
-    span = (lanes - 1) * hop + max(hop, config.window_size)  # whole hops are turned
-    stride = _tile_stride(config.window_size, hop, lanes)
-    scratch = Scratch(
-        samples=_aligned(1 + span),
-        tile=_aligned((hop + 2) * stride),
-        sums=_aligned(3 * stride),
-        grid=_aligned(config.fft_size * lanes),
-        power=_aligned((config.fft_size // 2 + 2) * lanes),
-        square=_aligned(lanes * lanes),
+def _scratch(
+    n_fft: int, window_size: int, window_shift: int, lanes: int
+) -> tuple[Scratch, list[Float32Array]]:
+    """Return the addresses of new buffers, and the buffers."""
+    stride = _tile_stride(window_size, window_shift, lanes)
+    sizes = Scratch(
+        samples=1 + _span(window_size, window_shift, lanes),
+        tile=(window_shift + 2) * stride,
+        sums=2 * (stride + lanes),
+        grid=n_fft * lanes,
+        square=(lanes + FILTERS_AT_ONCE) * lanes,
     )
-    scratch.tile[(hop + 1) * stride :] = 0.0
-    scratch.power[-lanes:] = 0.0
-    return scratch
+    buffers = [_aligned(size) for size in sizes]
+    for buffer in buffers:
+        buffer[:] = 0.0
+    return Scratch(*(buffer.ctypes.data for buffer in buffers)), buffers
 
 
 def _aligned(size: int) -> Float32Array:
@@ -265,6 +351,11 @@ def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
     return lanes + (window_size - 1) // window_shift
 
 
+def _span(window_size: int, window_shift: int, lanes: int) -> int:
+    """Samples that a block reads when it turns all its hops: those of whole squares."""
+    return -(-_tile_stride(window_size, window_shift, lanes) // lanes) * lanes * window_shift
+
+
 @cache
 def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
     """Return the compiled block loop for one FFT length, how full it is, and the vector width.
@@ -274,234 +365,341 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
 
     @jit
     def kernel(
-        waveform: Float32Array,
-        out: Float32Array,
-        num_frames: int,
-        first_block: int,
-        last_block: int,
-        tables: Tables,
-        conventions: Conventions,
-        scratch: Scratch,
+        batch: Batch, first_block: int, last_block: int, plan: Plan, scratch: Scratch
     ) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
-        num_samples = waveform.shape[1]
-        samples, target = pointer(waveform), pointer(out)
-        tile, grid, power = pointer(scratch.tile), pointer(scratch.grid), pointer(scratch.power)
-        sums, square = pointer(scratch.sums), pointer(scratch.square)
-        window, places = pointer(tables.window), pointer(tables.places)
-        factors = pointer(tables.factors)
-        starts, pairs = pointer(tables.starts), pointer(tables.pairs)
-        weights = pointer(tables.weights)
+        tile, sums = floats_at(scratch.tile), floats_at(scratch.sums)
+        grid, square = floats_at(scratch.grid), floats_at(scratch.square)
+        window, places = floats_at(plan.window), indices_at(plan.places)
+        factors, weights = floats_at(plan.factors), floats_at(plan.weights)
+        widths, bins = indices_at(plan.widths), indices_at(plan.bins)
+        out = floats_at(batch.out)
+        hop, num_mel_bins, num_frames = plan.hop, plan.num_mel_bins, batch.num_frames
+        item = 2 if batch.is_int16 else 4
         blocks = (num_frames + lanes - 1) // lanes
-        for block in range(first_block, last_block):
+        shared = plan.tile_stride - lanes  # hops that a block has in common with the next
+        later = -1  # frame at which the block before began
+        for block in range(last_block - 1, first_block - 1, -1):
             clip = block // blocks
+            nominal = (block - clip * blocks) * lanes
+            count, frames = batch.num_samples, num_frames
+            if batch.samples_of != 0:
+                count = integers_at(batch.samples_of)[clip]
+                frames = integers_at(batch.frames_of)[clip]
+            beyond = max(nominal, frames)
+            for place in range(
+                (clip * num_frames + beyond) * num_mel_bins,
+                (clip * num_frames + min(nominal + lanes, num_frames)) * num_mel_bins,
+            ):
+                out[place] = np.float32(plan.silence)
+            if nominal >= frames:
+                later = -1
+                continue
             # The last block of a clip begins early, so that it is full like the others.
-            frame = max(min((block - clip * blocks) * lanes, num_frames - lanes), 0)
-            first = frame * conventions.hop + conventions.offset
-            source = samples
-            if _holds_block(first, num_samples, conventions, lanes):
-                first += clip * num_samples
+            frame = max(min(nominal, frames - lanes), 0)
+            carried = later == frame + lanes
+            later = frame if frame > 0 else -1
+            first = frame * hop + plan.first_sample
+            origin = clip * batch.clip_stride
+            source = floats_at(batch.samples)
+            start = origin + first
+            row = (clip * num_frames + frame) * num_mel_bins
+            valid = min(frames - frame, lanes)
+            reads = lanes * hop if carried else _reach(plan, lanes)
+            if not _is_in_place(batch, plan, first, reads, count):
+                # What no frame reads stays as it was: it ends in lanes that nobody uses.
+                needed = min((valid - 1) * hop + plan.window_size, reads)
+                source, start = floats_at(scratch.samples), 1
+                _copy_samples(batch, plan, origin, first, needed, count, source, lanes)
+            if carried:
+                _carry(plan, tile, sums, shared, lanes)
             else:
-                _copy_samples(waveform[clip], first, conventions, scratch.samples, lanes)
-                source, first = pointer(scratch.samples), 1
-            _turn(source, first, conventions, tile, lanes)
-            shift = _dc_shift(source, first, conventions, tile, sums, lanes)
-            power_spectrum(
-                tile, places, window, shift, grid, power, factors, n_fft, used_rows, lanes
+                _turn_shared(source, start, plan, tile, sums, lanes)
+            _turn(source, start, 0, plan, tile, sums, lanes)
+            shift = _dc_shift(plan, sums, lanes)
+            # The block that comes next lies just before this one, in the waveform and in `out`.
+            upcoming = (
+                batch.samples + (origin + first - lanes * hop) * item,
+                lanes * hop * item // 64,
+                batch.out + (row - lanes * num_mel_bins) * 4,
+                lanes * num_mel_bins // 16,
             )
-            if not conventions.use_power:
-                _take_magnitudes(power, n_fft // 2 + 1, lanes)
-            valid = min(num_frames - frame, lanes)
-            row = (clip * num_frames + frame) * conventions.num_mel_bins
+            power_spectrum(
+                tile, places, window, shift, grid, factors, upcoming, n_fft, used_rows, lanes
+            )
+            if not plan.use_power:
+                _take_magnitudes(grid, n_fft, lanes)
             weight = 0
-            for m in range(0, conventions.num_mel_bins, lanes):
-                width = min(lanes, conventions.num_mel_bins - m)
-                weight = _sum_filters(
-                    starts, pairs, weights, weight, power, m, width, square, lanes
-                )
-                if conventions.use_log:
-                    _take_logs(conventions, width, square, lanes)
+            for m in range(0, num_mel_bins, lanes):
+                width = min(lanes, num_mel_bins - m)
+                weight = _sum_filters(widths, bins, weights, weight, grid, m, width, square, lanes)
+                if plan.use_log:
+                    _take_logs(plan, width, square, lanes)
                 if width == lanes and valid == lanes:
-                    stride = conventions.num_mel_bins
-                    transpose_tile(square, 0, lanes, target, row + m, stride, lanes)
+                    transpose_tile(square, 0, out, row + m, num_mel_bins, lanes)
                 else:
                     for lane in range(valid):
                         for i in range(width):
-                            at = row + lane * conventions.num_mel_bins + m + i
-                            target[at] = square[i * lanes + lane]
+                            out[row + lane * num_mel_bins + m + i] = square[i * lanes + lane]
 
     return kernel
 
 
 @stage
-def _holds_block(first: int, num_samples: int, conventions: Conventions, lanes: int) -> bool:
-    """Whether a waveform has all samples of a block, and the one before, as the kernel wants them.
+def _reach(plan: Plan, lanes: int) -> int:
+    """Samples from its first that a block reads when it turns all its hops, in whole squares."""
+    return (plan.tile_stride + lanes - 1) // lanes * lanes * plan.hop
 
-    Whole hops are read, also where a window is shorter.
-    """
-    hop = conventions.hop
-    count = (lanes - 1) * hop + max(hop, conventions.window_size)
-    return first >= 1 and first + count <= num_samples and conventions.scale == np.float32(1.0)
+
+@stage
+def _is_in_place(batch: Batch, plan: Plan, first: int, reads: int, count: int) -> bool:
+    """Whether a block's samples, and the one before, can be read where the waveform lies."""
+    return (
+        first >= 1
+        and first + reads <= count
+        and not batch.is_int16
+        and batch.sample_stride == 1
+        and not plan.emphasise_waveform
+    )
 
 
 @stage
 def _copy_samples(
-    waveform: Float32Array, first: int, conventions: Conventions, samples: Float32Array, lanes: int
+    batch: Batch,
+    plan: Plan,
+    origin: int,
+    first: int,
+    needed: int,
+    count: int,
+    target: Pointer,
+    lanes: int,
 ) -> None:
-    """Copy a block's samples to samples[1:], scaled; beyond the ends mirrored, or zero."""
-    size = waveform.size
-    count = (lanes - 1) * conventions.hop + conventions.window_size
-    before = min(max(-first, 0), count)
-    after = max(min(size - first, count), before)
-    inside = waveform[max(first, 0) : max(first, 0) + after - before]
-    target = samples[1 + before : 1 + after]
-    for i in range(inside.size):
-        target[i] = inside[i] * conventions.scale
-    samples[0] = 0.0
-    for start, stop in ((0, before), (after, count)):
-        for i in range(start, stop):
-            mirrored = waveform[_mirror(first + i, size)] if conventions.mirror else np.float32(0.0)
-            samples[1 + i] = mirrored * conventions.scale
+    """Write `needed` samples from `first` on, and the one before, to target[0:], as floats.
+
+    Beyond the ends they are as `padding` says. Pre-emphasis over the waveform is done here.
+    """
+    begin, end = min(max(first - 1, 0), count), max(min(first + needed, count), 0)
+    offset = 1 - first  # of the target's index from the waveform's
+    factor = np.float32(-plan.preemphasis) if plan.emphasise_waveform else np.float32(0.0)
+    place = begin
+    if batch.sample_stride == 1:
+        if plan.emphasise_waveform:
+            if begin == 0 and end > 0:
+                target[offset] = _sample(batch, origin, 0, np.float32(0.0))
+                place = 1
+            factors = splat(factor, lanes)
+            while place + lanes <= end:
+                here = _samples(batch, origin + place, lanes)
+                before = _samples(batch, origin + place - 1, lanes)
+                store(target, place + offset, multiply_add(factors, before, here))
+                place += lanes
+        else:
+            while place + lanes <= end:
+                store(target, place + offset, _samples(batch, origin + place, lanes))
+                place += lanes
+    for index in range(place, end):
+        target[index + offset] = _sample(batch, origin, index, factor)
+    for index in range(first - 1, min(first + needed, begin)):
+        target[index + offset] = _padded(batch, plan, origin, index, count, factor)
+    for index in range(max(end, first - 1), first + needed):
+        target[index + offset] = _padded(batch, plan, origin, index, count, factor)
 
 
 @stage
-def _mirror(index: int, size: int) -> int:
-    """Reflect an index into 0..size-1, edge samples repeated."""
-    while index < 0 or index >= size:
-        index = -index - 1 if index < 0 else 2 * size - 1 - index
-    return index
+def _samples(batch: Batch, place: int, lanes: int) -> Any:
+    """Return a vector of consecutive samples."""
+    if batch.is_int16:
+        return load_int16(shorts_at(batch.samples), place, lanes) * splat(
+            np.float32(2.0**-15), lanes
+        )
+    return load(floats_at(batch.samples), place, lanes)
 
 
 @stage
-def _turn(source: Pointer, first: int, conventions: Conventions, tile: Pointer, lanes: int) -> None:
-    """Write sample j of hop h, pre-emphasised, to tile[j, h].
+def _sample(batch: Batch, origin: int, index: int, factor: np.float32) -> Any:
+    """Return a sample, plus `factor` times the one before."""
+    here = _raw_sample(batch, origin, index)
+    if factor == np.float32(0.0) or index == 0:
+        return here
+    return multiply_add(factor, _raw_sample(batch, origin, index - 1), here)
+
+
+@stage
+def _raw_sample(batch: Batch, origin: int, index: int) -> Any:
+    place = origin + index * batch.sample_stride
+    if batch.is_int16:
+        return np.float32(shorts_at(batch.samples)[place]) * np.float32(2.0**-15)
+    return floats_at(batch.samples)[place]
+
+
+@stage
+def _padded(
+    batch: Batch, plan: Plan, origin: int, index: int, count: int, factor: np.float32
+) -> Any:
+    """Return a sample beyond an end: mirrored as often as needed, or zero."""
+    if plan.padding == ZEROS or count == 0:
+        return np.float32(0.0)
+    repeat = 1 if plan.padding == SYMMETRIC else 0  # of the edge samples
+    period = max(2 * (count - 1 + repeat), 1)
+    index = index % period
+    if index >= count:
+        index = period - repeat - index
+    return _sample(batch, origin, index, factor)
+
+
+@stage
+def _turn_shared(
+    source: Pointer, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
+) -> None:
+    """Turn the hops beyond a block's own `lanes`.
+
+    Squares are written from right to left: what one writes too much belongs to the next.
+    """
+    column = (plan.tile_stride - 1) // lanes * lanes
+    while column > 0:
+        _turn(source, first + column * plan.hop, column, plan, tile, sums, lanes)
+        column -= lanes
+
+
+@stage
+def _carry(plan: Plan, tile: Pointer, sums: Pointer, shared: int, lanes: int) -> None:
+    """Move the hops that the next block shares with this one behind this one's own.
+
+    From the last row to the first: what a vector writes too much is in a row already moved.
+    """
+    stride = plan.tile_stride
+    for j in range(plan.hop - 1, -1, -1):
+        _carry_row(tile, j * stride, shared, lanes)
+    _carry_row(sums, stride + lanes, shared, lanes)
+    _carry_row(sums, 0, shared, lanes)
+
+
+@stage
+def _carry_row(values: Pointer, row: int, shared: int, lanes: int) -> None:
+    """Move the first `shared` of a row by `lanes`, four at a time, last ones first."""
+    column = (shared - 1) // 4 * 4
+    while column >= 0:
+        store(values, row + lanes + column, load(values, row + column, 4))
+        column -= 4
+
+
+@stage
+def _turn(
+    source: Pointer, first: int, column: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
+) -> None:
+    """Write sample j of hop h, pre-emphasised, to tile[j, column + h], for `lanes` hops; sum them.
 
     So sample n of frame f is at [n % hop, f + n // hop]. A frame's own first sample has itself as
-    predecessor: those are in row `hop`, in full.
+    predecessor: those are in row `hop`, in full, once the first square has been turned.
     """
-    hop, coefficient = conventions.hop, conventions.preemphasis
-    stride = conventions.tile_stride
+    hop, stride = plan.hop, plan.tile_stride
+    coefficient = np.float32(0.0) if plan.emphasise_waveform else np.float32(plan.preemphasis)
     factor = splat(coefficient, lanes)
-    turned = 0
-    if hop >= lanes:
-        turned = lanes
-        for group in range(0, hop, lanes):
-            j = min(group, hop - lanes)
-            transpose_differences(
-                source, first + j, hop, tile, j * stride, stride, coefficient, lanes
-            )
-    count = (lanes - 1) * hop + conventions.window_size
-    for h in range(turned, stride):
-        start = first + h * hop
-        size = min(hop, count - h * hop)
-        whole = size // lanes * lanes
-        for j in range(0, whole, lanes):
-            previous = load(source, start + j - 1, lanes)
-            emphasised = load(source, start + j, lanes) - previous * factor
-            scatter(tile, j * stride + h, stride, emphasised)
-        for j in range(whole, size):
-            tile[j * stride + h] = source[start + j] - coefficient * source[start + j - 1]
+    rest = plan.window_size % hop
+    previous = gather(source, first - 1, hop, lanes)
+    total = splat(np.float32(0.0), lanes)
+    part = total
+    j = 0
+    while j + lanes <= hop:
+        if j <= rest < j + lanes:
+            part = total
+            for i in range(j, rest):
+                part = part + gather(source, first + i, hop, lanes)
+        previous, more = turn_differences(
+            source, first + j, hop, tile, j * stride + column, stride, factor, previous
+        )
+        total = total + more
+        j += lanes
+    while j < hop:
+        if j == rest:
+            part = total
+        sample = gather(source, first + j, hop, lanes)
+        store(tile, j * stride + column, sample - factor * previous)
+        total = total + sample
+        previous = sample
+        j += 1
+    if plan.window_size < hop:
+        total = part  # a window within its hop
+    store(sums, column, total)
+    store(sums, stride + lanes + column, part)
     own = gather(source, first, hop, lanes)
     store(tile, hop * stride, own - own * factor)
 
 
 @stage
-def _dc_shift(
-    source: Pointer,
-    first: int,
-    conventions: Conventions,
-    tile: Pointer,
-    sums: Pointer,
-    lanes: int,
-) -> Any:
+def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
     """Return what a removed mean takes from each frame's pre-emphasised samples.
 
-    With c the pre-emphasis, that is (1 - c) times the mean of the samples, and the pre-emphasised
-    ones sum to (1 - c) times the samples' sum, plus c times the last sample less the first.
+    With c the pre-emphasis inside frames, that is (1 - c) times the mean of the samples.
     """
-    if not conventions.remove_dc:
+    if not plan.remove_dc:
         return splat(np.float32(0.0), lanes)
-    hop, size, stride = conventions.hop, conventions.window_size, conventions.tile_stride
-    # Of each hop's samples: all, all but the first, and those that end a window.
-    whole_sums, tail_sums, part_sums = 0, stride, 2 * stride
-    used = min(hop, size)
-    rest = size % hop if size > hop else 0
-    for h in range(0, stride, lanes):
-        column = min(h, stride - lanes)
-        begin = load(tile, column, lanes)
-        part = _sum_rows(tile, column, 1, max(rest, 1), stride, lanes)
-        tail = part + _sum_rows(tile, column, max(rest, 1), used, stride, lanes)
-        store(sums, part_sums + column, begin + part)
-        store(sums, tail_sums + column, tail)
-        store(sums, whole_sums + column, begin + tail)
-    # A frame's first sample has no part in the difference at which its first hop begins.
-    total = load(tile, hop * stride, lanes) + load(sums, tail_sums, lanes)
-    for h in range(1, size // hop):
-        total = total + load(sums, whole_sums + h, lanes)
-    if rest:
-        total = total + load(sums, part_sums + size // hop, lanes)
-    last = gather(source, first + size - 1, hop, lanes)
-    ends = last - gather(source, first, hop, lanes)
-    total = total - ends * splat(conventions.preemphasis, lanes)
-    return total * splat(np.float32(1.0) / np.float32(size), lanes)
+    hop, size = plan.hop, plan.window_size
+    total = splat(np.float32(0.0), lanes)
+    for h in range(size // hop):
+        total = total + load(sums, h, lanes)
+    if size % hop:
+        total = total + load(sums, plan.tile_stride + lanes + size // hop, lanes)
+    coefficient = 0.0 if plan.emphasise_waveform else plan.preemphasis
+    return total * splat(np.float32((1.0 - coefficient) / size), lanes)
 
 
 @stage
-def _sum_rows(tile: Pointer, column: int, first: int, last: int, stride: int, lanes: int) -> Any:
-    """Return the sum of tile[first:last, column:], in four chains that need not wait in turn."""
-    a = b = c = d = splat(np.float32(0.0), lanes)
-    whole = first + max(last - first, 0) // 4 * 4
-    for j in range(first, whole, 4):
-        a = a + load(tile, j * stride + column, lanes)
-        b = b + load(tile, (j + 1) * stride + column, lanes)
-        c = c + load(tile, (j + 2) * stride + column, lanes)
-        d = d + load(tile, (j + 3) * stride + column, lanes)
-    for j in range(whole, last):
-        a = a + load(tile, j * stride + column, lanes)
-    return (a + b) + (c + d)
-
-
-@stage
-def _take_magnitudes(power: Pointer, bins: int, lanes: int) -> None:
-    for place in range(0, bins * lanes, lanes):
-        store(power, place, sqrt(load(power, place, lanes)))
+def _take_magnitudes(grid: Pointer, n_fft: int, lanes: int) -> None:
+    """Replace powers by their roots, wherever the grid may hold one."""
+    for place in range(0, n_fft * lanes, lanes):
+        store(grid, place, sqrt(load(grid, place, lanes)))
 
 
 @stage
 def _sum_filters(
-    starts: Pointer,
-    pairs: Pointer,
+    widths: Pointer,
+    bins: Pointer,
     weights: Pointer,
     weight: int,
-    power: Pointer,
+    powers: Pointer,
     first: int,
     width: int,
     energies: Pointer,
     lanes: int,
 ) -> int:
     """Write the energies of `width` filters, one vector each; return the next filter's weight."""
-    for m in range(width):
-        even = odd = splat(np.float32(0.0), lanes)
-        place = starts[first + m] * lanes
-        for _ in range(pairs[first + m]):
-            even = even + broadcast(weights, weight, lanes) * load(power, place, lanes)
-            odd = odd + broadcast(weights, weight + 1, lanes) * load(power, place + lanes, lanes)
-            place += 2 * lanes
-            weight += 2
-        store(energies, m * lanes, even + odd)
+    for m in range(0, width, FILTERS_AT_ONCE):
+        a = b = c = d = splat(np.float32(0.0), lanes)
+        for _ in range(widths[(first + m) // FILTERS_AT_ONCE]):
+            a = a + broadcast(weights, weight, lanes) * load(powers, bins[weight], lanes)
+            b = b + broadcast(weights, weight + 1, lanes) * load(powers, bins[weight + 1], lanes)
+            c = c + broadcast(weights, weight + 2, lanes) * load(powers, bins[weight + 2], lanes)
+            d = d + broadcast(weights, weight + 3, lanes) * load(powers, bins[weight + 3], lanes)
+            weight += FILTERS_AT_ONCE
+        place = m * lanes
+        store(energies, place, a)
+        store(energies, place + lanes, b)
+        store(energies, place + 2 * lanes, c)
+        store(energies, place + 3 * lanes, d)
     return weight
 
 
 @stage
-def _take_logs(conventions: Conventions, width: int, energies: Pointer, lanes: int) -> None:
-    """Replace energies by their logarithms; a loop of its own, so that constants stay loaded."""
-    floor = splat(conventions.log_floor, lanes)
-    offset = splat(conventions.log_offset, lanes)
-    if conventions.log_floor >= SMALLEST_NORMAL:
+def _take_logs(plan: Plan, width: int, energies: Pointer, lanes: int) -> None:
+    """Replace energies by their logarithms; loops of their own, so that constants stay loaded."""
+    floor = splat(np.float32(plan.log_floor), lanes)
+    if plan.log_offset != 0.0:
+        offset = splat(np.float32(plan.log_offset), lanes)
         for place in range(0, width * lanes, lanes):
-            energy = maximum(load(energies, place, lanes) + offset, floor)
-            store(energies, place, log_of_normal(energy))
+            store(energies, place, load(energies, place, lanes) + offset)
+    if plan.floor_zeros_only:
+        for place in range(0, width * lanes, lanes):
+            energy = equal_or(load(energies, place, lanes), splat(np.float32(0.0), lanes), floor)
+            store(energies, place, log(energy))
+    elif plan.log_floor >= SMALLEST_NORMAL:
+        for place in range(0, width * lanes, lanes):
+            store(energies, place, log_of_normal(maximum(load(energies, place, lanes), floor)))
     else:
         for place in range(0, width * lanes, lanes):
-            energy = maximum(load(energies, place, lanes) + offset, floor)
-            store(energies, place, log(energy))
+            store(energies, place, log(maximum(load(energies, place, lanes), floor)))
+    if plan.log_factor != 1.0 or plan.log_shift != 0.0:
+        factor = splat(np.float32(plan.log_factor), lanes)
+        shift = splat(np.float32(plan.log_shift), lanes)
+        for place in range(0, width * lanes, lanes):
+            store(energies, place, multiply_add(load(energies, place, lanes), factor, shift))

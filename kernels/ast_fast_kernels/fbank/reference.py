@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -10,16 +12,53 @@ from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 
 
-def fbank_reference(waveform: Tensor, config: FbankConfig, out: Tensor | None = None) -> Tensor:
+def fbank_reference(
+    waveform: Tensor,
+    config: FbankConfig,
+    out: Tensor | None = None,
+    counts: Sequence[int] | None = None,
+) -> Tensor:
     """Return log-mel energies by the definition; differentiable, any floating dtype and device.
 
     Args:
-        waveform: Shape (batch, num_samples).
+        waveform: Shape (batch, num_samples); int16 is taken as sample / 32768.
         config: The conventions.
         out: Contiguous tensor that takes the result, shape (batch, num_frames, num_mel_bins).
+        counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
     """
-    log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+    waveform = as_floating(waveform)
+    if counts is None:
+        log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+    elif config.snip_edges and not config.pad_tail:
+        # A NaN beyond a length would reach the gradient before it.
+        waveform = waveform.masked_fill(beyond_counts(counts, waveform), 0.0)
+        log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+        frames = [config.num_frames(count) for count in counts]
+        log_mel = log_mel.masked_fill(beyond_counts(frames, log_mel)[..., None], config.log_silence)
+    else:  # each waveform is padded at its own end, so each runs at its own length
+        num_frames = config.num_frames(waveform.shape[-1])
+        rows = zip(waveform, counts, strict=True)
+        log_mel = torch.stack([_padded_row(row[:count], config, num_frames) for row, count in rows])
     return log_mel if out is None else out.copy_(log_mel)
+
+
+def _padded_row(row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
+    log_mel = row.new_full((num_frames, config.num_mel_bins), config.log_silence)
+    if config.num_frames(row.shape[0]) == 0:
+        return log_mel
+    frames = log_mel_of_frames(prepare_frames(row, config), config)
+    return torch.cat((frames, log_mel[frames.shape[0] :]))
+
+
+def as_floating(samples: Tensor) -> Tensor:
+    """Return int16 samples as float32 in [-1, 1); others as they are."""
+    return samples.to(torch.float32) * 2.0**-15 if samples.dtype == torch.int16 else samples
+
+
+def beyond_counts(counts: Sequence[int], values: Tensor) -> Tensor:
+    """Return where the second dimension is past the row's count, shape values.shape[:2]."""
+    ends = torch.tensor(counts, device=values.device)
+    return torch.arange(values.shape[1], device=values.device) >= ends[:, None]
 
 
 def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:

@@ -1,0 +1,144 @@
+"""The filterbank's gradient in its waveform: the reference's stages, from the last to the first.
+
+Written out, because an operator cannot run autograd inside. It is plain torch itself, so autograd
+takes it for second derivatives. Every stage before the spectrum is linear and keeps nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels.fbank import reference, tables
+from ast_fast_kernels.fbank.api import NORM_EPSILON
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+def waveform_gradient(
+    grad: Tensor, waveform: Tensor, config: FbankConfig, counts: list[int] | None
+) -> Tensor:
+    """Return the gradient in the waveform, shape (batch, num_samples), of one in the energies.
+
+    Args:
+        grad: Shape (batch, num_frames, num_mel_bins).
+        waveform: Shape (batch, num_samples), floating.
+        config: The conventions, without dither.
+        counts: Samples that count in each waveform; None is all.
+    """
+    if counts is None:
+        log_mel, pull_back = _vjp(waveform, config)
+        return pull_back(_before_whole_clip(grad, log_mel, config, None))
+    # Each waveform has its own end, so each goes alone.
+    rows = [_vjp(row[None, :count], config) for row, count in zip(waveform, counts, strict=True)]
+    num_frames = [log_mel.shape[1] for log_mel, _ in rows]
+    padded = [
+        pad(log_mel, (0, 0, 0, grad.shape[1] - log_mel.shape[1]), value=config.log_silence)
+        for log_mel, _ in rows
+    ]
+    grad = _before_whole_clip(grad, torch.cat(padded), config, num_frames)
+    gradients = [
+        pull_back(row[None, :frames])
+        for (_, pull_back), row, frames in zip(rows, grad, num_frames, strict=True)
+    ]
+    return torch.cat([pad(row, (0, waveform.shape[1] - row.shape[1])) for row in gradients])
+
+
+def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Return a batch's log-mel energies and what takes their gradient to its waveform's."""
+    frames = reference.preemphasise(reference.prepare_frames(waveform, config), config)
+    if frames.numel() == 0:
+        nothing = waveform.new_zeros(*frames.shape[:-1], config.num_mel_bins)
+        return nothing, lambda grad: torch.zeros_like(waveform)
+    spectrum = torch.fft.rfft(reference.apply_window(frames, config), n=config.fft_size)
+    power = spectrum.real.square() + spectrum.imag.square() if config.use_power else spectrum.abs()
+    energies = reference.apply_mel_banks(power, config)
+
+    def pull_back(grad: Tensor) -> Tensor:
+        grad = _before_log(grad, energies, config)
+        banks = torch.tensor(tables.mel_banks(config), dtype=grad.dtype, device=grad.device)
+        with no_autocast(grad.device):
+            grad = grad @ banks
+        grad = 2.0 * grad * spectrum if config.use_power else grad * spectrum.sgn()
+        grad = reference.apply_window(_before_fft(grad, config), config)
+        grad = reference.remove_dc_offset(_before_preemphasis(grad, config), config)
+        return _before_frames(grad, waveform.shape[1], config)
+
+    return reference.log_energies(energies, config), pull_back
+
+
+def _before_whole_clip(
+    grad: Tensor, log_mel: Tensor, config: FbankConfig, num_frames: list[int] | None
+) -> Tensor:
+    """Undo `top_db` and `norm_per_feature`."""
+    if not config.use_log_fbank:
+        return grad
+    kept = log_mel
+    if config.top_db > 0:
+        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+        kept = torch.maximum(log_mel, loudest - config.top_range)
+    if config.norm_per_feature:
+        counts = [log_mel.shape[1]] * log_mel.shape[0] if num_frames is None else num_frames
+        grad = _before_norm(grad, kept, counts)
+    if config.top_db > 0:
+        raised = grad.masked_fill(log_mel == kept, 0.0)
+        loud = (log_mel == loudest).to(grad.dtype)
+        to_loudest = raised.sum(dim=(1, 2), keepdim=True) / loud.sum(dim=(1, 2), keepdim=True)
+        grad = grad - raised + to_loudest * loud
+    return grad
+
+
+def _before_norm(grad: Tensor, log_mel: Tensor, counts: list[int]) -> Tensor:
+    count = torch.tensor(counts, device=log_mel.device)[:, None, None]
+    outside = torch.arange(log_mel.shape[1], device=log_mel.device)[:, None] >= count
+    count = count.clamp(min=1)
+    grad = grad.masked_fill(outside, 0.0)
+    mean = log_mel.masked_fill(outside, 0.0).sum(dim=1, keepdim=True) / count
+    centred = (log_mel - mean).masked_fill(outside, 0.0)
+    degrees = (count - 1).clamp(min=1)
+    deviation = (centred.square().sum(dim=1, keepdim=True) / degrees).sqrt()
+    scale = deviation + NORM_EPSILON
+    slope = (grad * centred).sum(dim=1, keepdim=True) / (scale.square() * deviation * degrees)
+    grad = grad / scale - centred * slope.masked_fill(deviation == 0.0, 0.0)
+    return (grad - grad.sum(dim=1, keepdim=True) / count).masked_fill(outside, 0.0)
+
+
+def _before_log(grad: Tensor, energies: Tensor, config: FbankConfig) -> Tensor:
+    if not config.use_log_fbank:
+        return grad
+    energies = energies + config.log_offset
+    floored = energies == 0.0 if config.floor_zeros_only else energies < config.log_floor
+    return grad * config.log_factor / energies.masked_fill(floored, math.inf)
+
+
+def _before_fft(grad: Tensor, config: FbankConfig) -> Tensor:
+    """Return what a real FFT of frames, whose upper half is not taken, sends back to them."""
+    halves = torch.full(grad.shape[-1:], 0.5 * config.fft_size, dtype=grad.real.dtype)
+    halves[0] = halves[-1] = config.fft_size
+    frames: Tensor = torch.fft.irfft(grad * halves.to(grad.device), n=config.fft_size)
+    return frames[..., : config.window_size]
+
+
+def _before_preemphasis(grad: Tensor, config: FbankConfig) -> Tensor:
+    if config.preemphasis_coefficient == 0.0 or config.preemphasis_over == "waveform":
+        return grad
+    # A frame's first sample is its own predecessor, beside being its second's.
+    following = pad(grad[..., 1:], (0, 1))
+    following = torch.cat((following[..., :1] + grad[..., :1], following[..., 1:]), dim=-1)
+    return grad - config.preemphasis_coefficient * following
+
+
+def _before_frames(grad: Tensor, num_samples: int, config: FbankConfig) -> Tensor:
+    """Add up what every frame sends to a sample, wherever mirrored; undo what came before."""
+    # Frames cut from the samples' own numbers say which they hold; zeros hold none.
+    numbers = torch.arange(1, num_samples + 1, dtype=torch.float64, device=grad.device)
+    places = reference.cut_frames(numbers, config).flatten().long().expand(grad.shape[0], -1)
+    total = grad.new_zeros(grad.shape[0], 1 + num_samples)
+    total = total.scatter_add(1, places, grad.flatten(1))[:, 1:]
+    if config.preemphasis_over == "waveform":
+        total = total - config.preemphasis_coefficient * pad(total[:, 1:], (0, 1))
+    return total * config.waveform_scale

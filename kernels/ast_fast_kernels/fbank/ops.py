@@ -1,0 +1,108 @@
+"""The filterbank as a torch operator: one opaque node for torch.compile, export and autograd.
+
+`torch.ops.ast_fast.fbank` exists once this module is imported, which `fbank` does where a call is
+traced or a gradient wanted; a process that loads an exported program imports it itself. What it
+runs is what an eager call runs, chosen when it runs, so `use_backend` holds for compiled code too.
+Its gradient is the reference's: a second operator, for which only the waveform is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels.fbank import api
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.gradient import waveform_gradient
+
+torch.library.define(
+    "ast_fast::fbank",
+    '(Tensor waveform, str config, Tensor? lengths=None, str backend="auto") -> Tensor',
+    # Dither is random. What is so is not computed again to save memory either, which would cost.
+    tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
+)
+torch.library.define(
+    "ast_fast::fbank_backward",
+    "(Tensor grad, Tensor waveform, str config, Tensor? lengths=None) -> Tensor",
+    tags=torch.Tag.pt2_compliant_tag,
+)
+
+
+def fbank(
+    waveform: Tensor, config: FbankConfig, lengths: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Call the operator, which takes the config as its JSON text."""
+    return cast(Tensor, torch.ops.ast_fast.fbank(waveform, config.as_json, lengths, backend))
+
+
+@torch.library.impl("ast_fast::fbank", "default")
+def _fbank(
+    waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    return api.compute(waveform.detach(), _parsed(config), lengths, None, backend)
+
+
+@torch.library.register_fake("ast_fast::fbank")  # type: ignore[untyped-decorator]
+def _fake_fbank(
+    waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    return api.empty_result(waveform, _parsed(config), lengths, backend)
+
+
+@torch.library.impl("ast_fast::fbank_backward", "default")
+def _fbank_backward(
+    grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None = None
+) -> Tensor:
+    return _gradient(grad.detach(), waveform.detach(), config, lengths).contiguous()
+
+
+@torch.library.register_fake("ast_fast::fbank_backward")  # type: ignore[untyped-decorator]
+def _fake_fbank_backward(
+    grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None = None
+) -> Tensor:
+    return waveform.new_empty(waveform.shape)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    waveform, ctx.config, lengths, _ = inputs
+    if _parsed(ctx.config).dither != 0.0:
+        raise RuntimeError(
+            "the operator ast_fast::fbank has no gradient with dither, whose noise it cannot draw "
+            "again; call it outside of compiled code"
+        )
+    ctx.save_for_backward(waveform, lengths)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    waveform, lengths = ctx.saved_tensors
+    # Outside of the operator, autograd sees how the gradient comes about, for another one.
+    twice = torch.is_grad_enabled() and not api.is_traced(grad)
+    run = _gradient if twice else torch.ops.ast_fast.fbank_backward
+    return run(grad, waveform, ctx.config, lengths), None, None, None
+
+
+def _refuse_second_gradient(ctx: Any, grad: Tensor) -> None:
+    raise RuntimeError(
+        "the operator ast_fast::fbank_backward has no gradient; call fbank outside of compiled code"
+    )
+
+
+torch.library.register_autograd("ast_fast::fbank", _backward, setup_context=_keep_inputs)
+torch.library.register_autograd("ast_fast::fbank_backward", _refuse_second_gradient)
+
+
+def _gradient(grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None) -> Tensor:
+    leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
+    counts = api.check_lengths(lengths, leading, num_samples)
+    rows = waveform.reshape(math.prod(leading), num_samples)
+    grad = grad.reshape(len(rows), *grad.shape[-2:])
+    return waveform_gradient(grad, rows, _parsed(config), counts).view(waveform.shape)
+
+
+@lru_cache(maxsize=64)
+def _parsed(config: str) -> FbankConfig:
+    return FbankConfig.from_json(config)
