@@ -105,6 +105,7 @@ def test_public_names_are_these() -> None:
     assert ast_fast_kernels.__all__ == [
         "Fbank",
         "FbankConfig",
+        "OnlineFbank",
         "attention",
         "fbank",
         "kaldi",

@@ -18,12 +18,23 @@ if TYPE_CHECKING:
     from ast_fast_kernels.fbank.api import Fbank, fbank
     from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
+    from ast_fast_kernels.fbank.online import OnlineFbank
 
-__all__ = ["Fbank", "FbankConfig", "attention", "fbank", "kaldi", "mfcc", "use_backend"]
+__all__ = [
+    "Fbank",
+    "FbankConfig",
+    "OnlineFbank",
+    "attention",
+    "fbank",
+    "kaldi",
+    "mfcc",
+    "use_backend",
+]
 
 _HOMES = {
     "Fbank": "ast_fast_kernels.fbank.api",
     "FbankConfig": "ast_fast_kernels.fbank.config",
+    "OnlineFbank": "ast_fast_kernels.fbank.online",
     "attention": "ast_fast_kernels.attention.api",
     "fbank": "ast_fast_kernels.fbank.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",

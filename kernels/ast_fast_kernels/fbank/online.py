@@ -1,0 +1,164 @@
+"""The filterbank of a waveform that arrives in chunks: the same frames, bit for bit, sooner."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from ast_fast_kernels.fbank import api
+from ast_fast_kernels.fbank.config import FbankConfig
+
+Array = Tensor | npt.NDArray[Any]
+
+_AST = FbankConfig()
+
+WHOLE_CLIP = {
+    "dither": "its noise is drawn for each call",
+    "top_db": "it looks at the whole clip",
+    "norm_per_feature": "it looks at the whole clip",
+}
+"""Fields that a stream cannot have, and why."""
+
+
+class OnlineFbank:
+    """Compute log-mel energies of a stream, each frame as soon as its last sample has come.
+
+    All that `accept_waveform` and `finish` return, one after another, is what `fbank` gives for the
+    whole: bit for bit with `numba`, whose frames do not depend on their place; to float rounding
+    with `reference`. Unlike kaldi-native-fbank's, it returns frames instead of keeping them. It
+    holds two windows and a shift of samples at most, besides the chunk.
+
+    Args:
+        config: The conventions; without `dither`, `top_db` and `norm_per_feature`.
+        backend: As in `fbank`.
+    Raises:
+        TypeError: `config` is no FbankConfig.
+        ValueError: The config needs the whole clip.
+    """
+
+    def __init__(self, config: FbankConfig = _AST, *, backend: str = "auto") -> None:
+        if not isinstance(config, FbankConfig):
+            raise TypeError(f"config must be an FbankConfig, got {type(config).__name__}")
+        for name, reason in WHOLE_CLIP.items():
+            value = getattr(config, name)
+            if value:
+                raise ValueError(
+                    f"config must have {name} {type(value)()!r} in a stream, since {reason}, "
+                    f"got {value!r}; use fbank on the whole"
+                )
+        self.config = config
+        self.backend = backend
+        self._every_frame = config.replace(drop_last_frame=False)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new stream."""
+        self._held: Array | None = None
+        self._start = 0  # of what is held, in samples: a multiple of the shift
+        self._next = 0  # frame to return next
+        self._finished = False
+
+    def accept_waveform(self, waveform: Array) -> Array:
+        """Take the next samples and return the frames that they complete.
+
+        Args:
+            waveform: Shape (..., num_samples), any number of them; kind, dtype and leading
+                dimensions as in the first chunk.
+        Returns:
+            Energies, shape (..., frames completed, num_mel_bins).
+        Raises:
+            TypeError: The chunk is no array, or of another kind or dtype than the first.
+            ValueError: Its leading dimensions are others.
+            RuntimeError: The stream was finished and not reset.
+        """
+        if self._finished:
+            raise RuntimeError("the stream is finished; call reset() to begin another")
+        self._check(waveform)
+        # A copy in any case: the caller may use the chunk's memory for the next one.
+        self._held = _copied(waveform) if self._held is None else _joined(self._held, waveform)
+        return self._take(self._complete_frames())
+
+    def finish(self) -> Array:
+        """End the stream and return the frames that were waiting for its end.
+
+        Raises:
+            RuntimeError: No chunk was ever taken, or the stream is finished already.
+        """
+        if self._finished or self._held is None:
+            what = "finished already" if self._finished else "empty: no chunk was taken"
+            raise RuntimeError(f"the stream is {what}; call reset() to begin another")
+        frames = self._take(max(self.config.num_frames(self._num_samples), self._next))
+        self._finished = True
+        return frames
+
+    @property
+    def _num_samples(self) -> int:
+        """Samples so far."""
+        return self._start + (0 if self._held is None else self._held.shape[-1])
+
+    def _check(self, waveform: object) -> None:
+        if not isinstance(waveform, (Tensor, np.ndarray)):
+            raise TypeError(
+                f"waveform must be a tensor or a numpy array, got {type(waveform).__name__}"
+            )
+        if waveform.ndim == 0:
+            raise ValueError("waveform must be (..., num_samples), got ()")
+        first = self._held
+        if first is None:
+            return
+        if type(waveform) is not type(first) or waveform.dtype != first.dtype:
+            raise TypeError(
+                f"waveform must be {type(first).__name__} of {first.dtype} as the first chunk was, "
+                f"got {type(waveform).__name__} of {waveform.dtype}"
+            )
+        if waveform.shape[:-1] != first.shape[:-1]:
+            raise ValueError(
+                f"waveform must be (..., num_samples) with leading dimensions "
+                f"{tuple(first.shape[:-1])} as the first chunk was, got {tuple(waveform.shape)}"
+            )
+
+    def _complete_frames(self) -> int:
+        """Return how many frames, from the first on, the samples so far decide."""
+        config, num_samples = self.config, self._num_samples
+        if num_samples <= -config.first_sample:
+            return 0  # the mirror image before the first sample is not yet known
+        span = num_samples - config.first_sample - config.window_size
+        complete = span // config.window_shift + 1 if span >= 0 else 0
+        # The last one may be dropped, or be no frame at all, if nothing more comes.
+        return max(min(complete, config.num_frames(num_samples)), self._next)
+
+    def _take(self, end: int) -> Array:
+        """Return the frames up to `end`, and drop the samples that no later one reads."""
+        held, config = self._held, self.config
+        assert held is not None
+        before = self._start // config.window_shift  # frames before what is held
+        if end == self._next:
+            shape = (*held.shape[:-1], 0, config.num_mel_bins)
+            if isinstance(held, Tensor):
+                return held.new_empty(shape, dtype=api.result_dtype(held))
+            return np.empty(shape, np.float64 if held.dtype == np.float64 else np.float32)
+        frames: Array = api.fbank(held, self._every_frame, backend=self.backend)
+        frames = frames[..., self._next - before : end - before, :]
+        self._next = end
+        # A frame beyond the end is mirrored within a window before it; emphasis reads one more.
+        keep = end * config.window_shift + config.first_sample - config.window_size - 1
+        start = max(keep // config.window_shift * config.window_shift, 0)
+        if start > self._start:
+            self._held = _copied(held[..., start - self._start :])
+            self._start = start
+        return frames
+
+
+def _joined(held: Array, chunk: Array) -> Array:
+    if isinstance(held, Tensor):
+        return torch.cat((held, chunk), dim=-1)  # type: ignore[arg-type]
+    return np.concatenate((held, chunk), axis=-1)
+
+
+def _copied(samples: Array) -> Array:
+    """Return a copy, which does not keep the whole chunk alive."""
+    return samples.clone() if isinstance(samples, Tensor) else samples.copy()
