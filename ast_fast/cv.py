@@ -52,6 +52,7 @@ from ast_fast.features import Statistics, load_batch, log_mel, normalise, pad_fr
 from ast_fast.kernel_check import check_kernels
 from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.progress import show_compilations
 from ast_fast.report import Measured, write_report
 from ast_fast.timing import Stages
 from ast_fast.train import (
@@ -382,7 +383,7 @@ class Run:
         waveforms = torch.zeros(1, self.dataset.waveforms.shape[1], device=device)
         amp = resolve_amp(config.training.amp, device)
         model.to(device)
-        with chosen_backends(config, device):
+        with show_compilations(self.console), chosen_backends(config, device):
             log_mel(waveforms, config, dither=True)
             features, silence = normalise(log_mel(waveforms, config), config, Statistics(0.0, 1.0))
             features = pad_frames(features, config.features.target_frames, silence)

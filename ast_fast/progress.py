@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,29 @@ LINE_INTERVAL = 5.0
 """Seconds between two plain lines."""
 
 Advance = Callable[[int], None]
+
+
+@contextmanager
+def show_compilations(console: Console) -> Iterator[None]:
+    """Print a line for each kernel that is compiled, before it is."""
+    logger = logging.getLogger("ast_fast_kernels.compile")
+    handler, level = _Lines(console), logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _Lines(logging.Handler):
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.INFO)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(record.getMessage(), highlight=False, markup=False)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import numba.extending
 from numba.core.caching import FunctionCache
 
 _logger = logging.getLogger("ast_fast_kernels")
+_compile_logger = logging.getLogger("ast_fast_kernels.compile")
+"""Says what is being compiled, before; nothing where the disk cache has it."""
 
 _UNREADABLE = (
     OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, ValueError,
@@ -24,14 +26,22 @@ _UNREADABLE = (
 _SOURCES = ("_numba.py", "simd.py", "fft.py", "fbank/numba_cpu.py")
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-    try:
-        compiled._cache = _KernelCache(compiled.py_func)  # type: ignore[no-untyped-call]
-    except RuntimeError as error:  # no folder of Numba's choice can be written
-        _say_uncached(str(error))
-    return compiled
+def jit(label: str) -> Callable[[Callable[..., Any]], Any]:
+    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible.
+
+    Args:
+        label: What to say is being compiled.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+        try:
+            compiled._cache = _KernelCache(compiled.py_func, label)
+        except RuntimeError as error:  # no folder of Numba's choice can be written
+            _say_uncached(str(error))
+        return compiled
+
+    return decorate
 
 
 def stage(function: Callable[..., Any]) -> Any:
@@ -47,12 +57,19 @@ def intrinsic(function: Callable[..., Any]) -> Any:
 class _KernelCache(FunctionCache):
     """Numba's disk cache, but a failed read is a miss and a failed write keeps the kernel."""
 
+    def __init__(self, function: Callable[..., Any], label: str) -> None:
+        super().__init__(function)  # type: ignore[no-untyped-call]
+        self._label = label
+
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        loaded = None
         try:
-            return super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+            loaded = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
         except _UNREADABLE as error:
             _say_uncached(f"{self.cache_path}: {error}")
-            return None
+        if loaded is None:
+            _compile_logger.info("compiling %s, once: a few seconds", self._label)
+        return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:

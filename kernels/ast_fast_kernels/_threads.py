@@ -1,82 +1,152 @@
 """Plain threads for kernels that release the GIL.
 
-Numba's own layers abort when two Python threads call parallel code at once, or after a fork; a
-pool of ordinary threads does neither. Work is split into one range a thread, so a result never
-depends on how many there are.
+Numba's own layers abort when two Python threads call parallel code at once, or after a fork; plain
+threads do neither. A call cuts its work into ranges that whoever is free takes, so a result never
+depends on how many there are: the caller works until none is left, and waits only for helpers that
+have begun. Where none comes (all are busy, or the interpreter is shutting down) the caller does
+everything, so nothing here can hang.
 """
 
 from __future__ import annotations
 
 import os
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from itertools import pairwise
+from functools import partial
+from queue import SimpleQueue
 
 compile_lock = threading.Lock()
 """Held while a kernel is compiled; a fork waits for it, since compilers hold locks of their own."""
 
-_pool_lock = threading.Lock()
-_pool: ThreadPoolExecutor | None = None
+Tasks = deque[Callable[[], None]]
+
+SHARE_OF_REST = 2
+"""A range is a thread's share of what is left, over this: large at first, since each costs a call
+of the kernel, 4 to 8 µs, and small at the end, so that threads end together."""
 
 
 def parallel_for(run: Callable[[int, int], None], count: int, grain: int, threads: int) -> None:
     """Call `run(first, last)` over ranges that cover 0..count, at most `threads` at once.
 
-    The calling thread takes the first range. Ranges hold at least `grain` items, where there are
-    enough. Returns or raises only when every range has ended: they write to the caller's arrays.
+    The calling thread is one of them; there is one more for every further `grain` items. Returns or
+    raises only when every range that was begun has ended: they write to the caller's arrays.
     """
     parts = min(threads, count // grain)
     if parts <= 1:
         run(0, count)
         return
-    bounds = [count * part // parts for part in range(parts + 1)]
-    others: list[Future[None]] = []
+    tasks = _cut(run, count, grain, parts)
+    shares = [_Share(tasks) for _ in range(parts - 1)]
     try:
-        for first, last in pairwise(bounds[1:]):
-            others.append(_submit(run, first, last))
-        run(bounds[0], bounds[1])
+        _start_helpers(len(shares))
+        _offer(shares)
+        _work(tasks)
     finally:
-        _wait(others)
-    for other in others:
-        other.result()
+        tasks.clear()  # after an interrupt nothing more is begun
+        _wait(shares)
+    for share in shares:
+        if share.error is not None:
+            raise share.error
 
 
-def _submit(run: Callable[[int, int], None], first: int, last: int) -> Future[None]:
-    try:
-        return _executor().submit(run, first, last)
-    except RuntimeError:  # the interpreter is shutting down and starts no thread any more
-        run(first, last)
-        done: Future[None] = Future()
-        done.set_result(None)
-        return done
+def _cut(run: Callable[[int, int], None], count: int, grain: int, parts: int) -> Tasks:
+    """Cut 0..count into ranges, each smaller than the one before, down to half of `grain`."""
+    least = max(grain // 2, 1)
+    tasks: Tasks = deque()
+    first = 0
+    while first < count:
+        last = first + max(least, (count - first) // (SHARE_OF_REST * parts))
+        if count - last < least:
+            last = count
+        tasks.append(partial(run, first, last))
+        first = last
+    return tasks
 
 
-def _wait(futures: list[Future[None]]) -> None:
-    """Wait for all, through any number of interrupts; the last one is raised then."""
-    interrupt: KeyboardInterrupt | None = None
+def _work(tasks: Tasks) -> None:
     while True:
         try:
-            wait(futures)
-            break
-        except KeyboardInterrupt as error:
-            interrupt = error
+            task = tasks.popleft()  # atomic, as `clear` is
+        except IndexError:
+            return
+        task()
+
+
+class _Share:
+    """What one helper may take of a call's work."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.tasks = tasks
+        self.begun = self.ended = False
+        self.done = threading.Lock()
+        self.done.acquire()
+        self.error: BaseException | None = None
+
+    def work(self) -> None:
+        self.begun = True  # before it looks for work: a caller who left none need not see it
+        try:
+            _work(self.tasks)
+        except BaseException as error:
+            self.tasks.clear()
+            self.error = error
+        finally:
+            self.ended = True
+            self.done.release()
+
+
+def _wait(shares: list[_Share]) -> None:
+    """Wait for all that have begun, through any number of interrupts; the last is raised then."""
+    interrupt: BaseException | None = None
+    for share in shares:
+        while share.begun and not share.ended:
+            try:
+                share.done.acquire()
+            except BaseException as error:  # whatever a signal handler raises
+                interrupt = error
     if interrupt is not None:
         raise interrupt
 
 
-def _executor() -> ThreadPoolExecutor:
-    global _pool
-    with _pool_lock:
-        if _pool is None:
-            _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="ast-fast")
-        return _pool
+_helpers = 0
+_helpers_lock = threading.Lock()
+_offers: SimpleQueue[_Share] = SimpleQueue()
+
+
+def _start_helpers(count: int) -> None:
+    """Start helpers until there are `count`, or the system refuses more."""
+    global _helpers
+    if _helpers >= count:
+        return
+    with _helpers_lock:
+        while _helpers < count:
+            _helpers += 1
+            try:
+                # A daemon: nobody can wait for a thread that waits for work.
+                threading.Thread(
+                    target=_help, args=(_offers,), name=f"ast-fast-{_helpers}", daemon=True
+                ).start()
+            except RuntimeError:  # no more threads, or the interpreter is shutting down
+                _helpers -= 1
+                return
+
+
+def _offer(shares: list[_Share]) -> None:
+    for share in shares:
+        if _offers.qsize() >= _helpers:  # all are busy: offers would pile up
+            return
+        _offers.put(share)
+
+
+def _help(offers: SimpleQueue[_Share]) -> None:
+    while True:
+        offers.get().work()
 
 
 def _start_anew() -> None:
     """Forget the parent's threads, which a fork does not copy."""
-    global _pool, _pool_lock
-    _pool, _pool_lock = None, threading.Lock()
+    global _helpers, _helpers_lock, _offers
+    _helpers, _helpers_lock, _offers = 0, threading.Lock(), SimpleQueue()
     compile_lock.release()
 
 

@@ -21,6 +21,7 @@ from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
+import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel.models import PrimitiveModel
@@ -41,15 +42,17 @@ _FOUR = ir.VectorType(_FLOAT, 4)
 
 @cache
 def host_lanes() -> int:
-    """Return the float32 lanes of this machine's widest vectors: 16, 8 or 4.
+    """Return the float32 lanes of the widest vectors that Numba compiles for: 16, 8 or 4.
 
-    Asked once: LLVM answers under a lock, and a process forked while another thread holds it would
-    wait for ever.
+    Those of this machine, unless NUMBA_CPU_FEATURES says otherwise. Asked once: LLVM answers under
+    a lock, and a process forked while another thread holds it would wait for ever.
     """
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
+    chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
+    features = llvm.get_host_cpu_features().flatten() if chosen is None else chosen
+    names = features.split(",")
+    if "+avx512f" in names:
         return 16
-    return 8 if features.get("avx2") else 4
+    return 8 if "+avx2" in names else 4
 
 
 class VectorType(types.Type):

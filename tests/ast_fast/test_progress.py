@@ -1,10 +1,11 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
 
 from ast_fast import progress
-from ast_fast.progress import show_progress
+from ast_fast.progress import show_compilations, show_progress
 
 
 def test_a_file_gets_plain_lines_and_no_control_characters(monkeypatch):
@@ -42,3 +43,12 @@ def test_a_terminal_gets_a_bar_that_is_cleared_away(in_bytes):
         advance(10)
     assert "Decoding audio" in output.getvalue()
     assert "\x1b[2K" in output.getvalue()
+
+
+def test_each_compilation_gets_a_line_before_it():
+    output = io.StringIO()
+    logger = logging.getLogger("ast_fast_kernels.compile")
+    with show_compilations(Console(file=output)):
+        logger.info("compiling %s, once: a few seconds", "the filterbank for an FFT of 512")
+    logger.info("compiling what nobody watches")
+    assert output.getvalue() == "compiling the filterbank for an FFT of 512, once: a few seconds\n"

@@ -304,6 +304,58 @@ print(sum(stats.cache_hits.values()), sum(stats.cache_misses.values()))
     assert printed == [["0", "1"], ["1", "0"]]
 
 
+def test_what_is_compiled_is_said_before_it_and_what_is_cached_is_not(tmp_path) -> None:
+    program = """
+import logging, sys, torch
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+logging.getLogger("ast_fast_kernels.compile").setLevel(logging.INFO)
+from ast_fast_kernels import fbank
+fbank(torch.zeros(1, 16000), backend="numba")
+"""
+    printed = [run_program(program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
+    assert printed == ["compiling the filterbank for an FFT of 512, once: a few seconds\n", ""]
+
+
+CHANGES = {
+    "window": {"window_type": "povey"},
+    "mel bins": {"num_mel_bins": 80},
+    "frequency range": {"low_freq": 60.0, "high_freq": -200.0},
+    "sample rate": {"sample_frequency": 16016.0},
+    "logarithm": {"log_type": "db", "log_floor": 1e-10},
+    "hop": {"frame_shift": 12.5},
+    "padding": {"snip_edges": False},
+}
+
+
+def test_a_change_of_tables_compiles_nothing() -> None:
+    kernel = numba_cpu._build_kernel(
+        512, 25, numba_cpu.host_lanes(), numba_cpu.source_digest()
+    )  # fmt: skip
+    fbank(noise(16000), backend="numba")
+    before = len(kernel.overloads), numba_cpu._build_kernel.cache_info().currsize
+    for name, change in CHANGES.items():
+        fbank(noise(16000), FbankConfig(**change), backend="numba")
+        after = len(kernel.overloads), numba_cpu._build_kernel.cache_info().currsize
+        assert after == before == (1, before[1]), name
+
+
+def test_the_first_call_takes_8_seconds_at_most_and_1_from_the_cache(tmp_path) -> None:
+    program = """
+import time, torch
+from ast_fast_kernels import fbank
+from ast_fast_kernels.fbank import numba_cpu
+waveform = torch.zeros(1, 16000)
+begin = time.process_time()
+fbank(waveform, backend="numba")
+print(time.process_time() - begin)
+"""
+    first, second = (
+        float(run_program(program, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2)
+    )  # fmt: skip
+    assert first <= 8.0
+    assert second <= 1.0
+
+
 def test_ranges_cover_the_work_once() -> None:
     seen: list[int] = []
     lock = threading.Lock()

@@ -1,0 +1,284 @@
+"""The kernel in other people's processes: threads, forks, pools, limits; each in one of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from ast_fast_kernels import _threads
+
+START = """
+import os, sys, threading
+import numpy as np, torch
+from ast_fast_kernels import FbankConfig, fbank
+torch.set_num_threads(2)
+WAVES = np.random.default_rng(0).normal(0, 0.1, (16, 80000)).astype(np.float32)
+def expected():
+    return fbank(WAVES, backend="numba")
+"""
+
+
+def run(tmp_path: Path, program: str, timeout: float = 120.0, **environment: str) -> str:
+    """Run a program, from a file since spawned children import it, in a fresh process."""
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    finished = subprocess.run(
+        [sys.executable, str(script)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_data_loader_workers_compute_the_same(method: str, tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + f"""
+from torch.utils.data import DataLoader, Dataset
+class Clips(Dataset):
+    def __len__(self):
+        return len(WAVES)
+    def __getitem__(self, index):
+        assert torch.get_num_threads() == 1
+        features = fbank(np.stack([WAVES[index]] * 4), backend="numba")
+        names = [t.name for t in threading.enumerate() if t.name.startswith("ast-fast")]
+        assert not names, names  # asked for one thread, so none of its own
+        return features[0]
+if __name__ == "__main__":
+    before = expected()  # the parent has used it, with threads
+    loader = DataLoader(Clips(), batch_size=4, num_workers=2, multiprocessing_context={method!r})
+    after = torch.cat(list(loader)).numpy()
+    assert (before == after).all()
+    assert (before == expected()).all()
+""",
+    )
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_process_pool_computes_the_same(method: str, tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + f"""
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+def one(index):
+    torch.set_num_threads(2)
+    return fbank(WAVES[index : index + 8], backend="numba")
+if __name__ == "__main__":
+    before = expected()
+    context = multiprocessing.get_context({method!r})
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        after = np.concatenate(list(pool.map(one, [0, 8])))
+    assert (before == after).all()
+""",
+    )
+
+
+def test_a_change_of_the_thread_count_changes_no_bit(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + """
+before = expected()
+for threads in (1, 2, 7, 1, 3):
+    torch.set_num_threads(threads)
+    assert (before == expected()).all()
+""",
+    )
+
+
+def test_first_import_and_first_calls_in_threads(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        """
+import threading
+results = []
+def work():
+    import numpy as np
+    from ast_fast_kernels import fbank
+    results.append(fbank(np.ones((8, 80000), np.float32), backend="numba"))
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(results) == 4
+assert all((result == results[0]).all() for result in results)
+""",
+        NUMBA_CACHE_DIR=str(tmp_path / "cache"),  # so that all four meet while it is compiled
+    )
+
+
+def test_eight_callers_share_the_helpers_of_one(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + """
+before = expected()
+tasks = lambda: len(os.listdir("/proc/self/task"))
+idle, most, results = tasks(), [0], []
+def call():
+    for _ in range(10):
+        results.append((fbank(WAVES, backend="numba") == before).all())
+        most[0] = max(most[0], tasks())
+threads = [threading.Thread(target=call) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert len(results) == 80 and all(results)
+# Two threads asked for: the one helper there was already, and none for each caller.
+assert most[0] <= idle + 8, (idle, most)
+""",
+    )
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_no_more_work_at_once_than_asked(threads: int) -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(first: int, last: int) -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.002)
+        with lock:
+            running -= 1
+
+    _threads.parallel_for(work, 1000, 10, threads + 3)  # more helpers than the next call wants
+    most = 0
+    _threads.parallel_for(work, 1000, 10, threads)
+    assert most == threads
+
+
+def test_an_interrupt_ends_a_call_and_the_next_one_is_right(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + """
+import signal
+before = expected()
+class Stop(Exception): pass
+def stop(*_): raise Stop
+signal.signal(signal.SIGALRM, stop)
+stopped = 0
+for attempt in range(40):
+    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00005 * attempt)
+    try:
+        for _ in range(5): expected()
+    except Stop:
+        stopped += 1
+    signal.setitimer(signal.ITIMER_REAL, 0)
+assert stopped > 20, stopped
+assert (before == expected()).all()
+""",
+    )
+
+
+def test_read_only_packages_and_no_home_are_no_obstacle(tmp_path: Path) -> None:
+    import ast_fast_kernels
+
+    # A file where each cache folder would be cannot be written into by anyone, root included.
+    source = Path(ast_fast_kernels.__file__).parent
+    package = tmp_path / "site" / "ast_fast_kernels"
+    for path in source.rglob("*.py"):
+        target = package / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        (target.parent / "__pycache__").touch()
+    blocker = tmp_path / "file"
+    blocker.touch()
+    printed = run(
+        tmp_path,
+        """
+import logging, numpy as np
+logging.basicConfig()
+import ast_fast_kernels
+print(ast_fast_kernels.__file__)
+print(ast_fast_kernels.fbank(np.zeros((1, 16000), np.float32), backend="numba").shape)
+""",
+        PYTHONPATH=str(tmp_path / "site"),
+        PYTHONDONTWRITEBYTECODE="1",
+        HOME=str(blocker),
+        XDG_CACHE_HOME=str(blocker),
+    )
+    where, shape = printed.splitlines()
+    assert where.startswith(str(tmp_path))
+    assert shape == "(1, 98, 128)"
+
+
+LIMITED = """
+import resource
+def limited(what, run):
+    # Private memory, which mapped files are not: no more than 1 MiB a thread beyond what is there.
+    (data,) = [line for line in open("/proc/self/status") if line.startswith("VmData")]
+    now = int(data.split()[1]) * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (now + 2 * 2**20, hard))
+    try:
+        run()
+    except MemoryError:
+        raise SystemExit(f"{what} took more than 1 MiB a thread")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+def test_memory_beside_input_and_output_is_a_mebibyte_a_thread(dtype: str, tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + LIMITED
+        + f"""
+expected()  # threads and tables are there
+for shape in ((1, 400), (1, 80000), (64, 80000), (4096, 1600), (3, 3_000_000)):
+    for config in (FbankConfig(), FbankConfig.preset("nemo", norm_per_feature=False)):
+        waves = np.zeros(shape, {dtype!r})
+        strided = np.zeros((shape[0], 2 * shape[1]), {dtype!r})[:, ::2]
+        out = np.zeros((shape[0], config.num_frames(shape[1]), config.num_mel_bins), np.float32)
+        lengths = np.full(shape[0], shape[1] - shape[1] // 3)
+        fbank(waves[:, :400], config, backend="numba")
+        for name, wave, extra in (
+            ("contiguous", waves, {{}}),
+            ("strided", strided, {{}}),
+            ("ragged", waves, {{"lengths": lengths}}),
+        ):
+            limited(
+                f"{{name}} {{shape}}",
+                lambda: fbank(wave, config, out=out, backend="numba", **extra),
+            )
+""",
+    )
+
+
+def test_ten_hours_in_one_call(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + LIMITED
+        + f"""
+config = FbankConfig(num_mel_bins=4)
+samples = 36_000 * 16_000
+waves = np.memmap({str(tmp_path / "clip")!r}, np.int16, "w+", shape=(1, samples))  # sparse: silence
+waves[0, -8000:] = np.arange(8000)
+shape = (1, config.num_frames(samples), 4)
+out = np.memmap({str(tmp_path / "out")!r}, np.float32, "w+", shape=shape)
+expected()
+fbank(waves[:, :400], config, backend="numba")
+limited("ten hours", lambda: fbank(waves, config, out=out, backend="numba"))
+end = fbank(np.asarray(waves[:, -16000:]), config, backend="numba")
+assert (out[0, -end.shape[1] :] == end[0]).all()
+assert (out[0, 1000] == np.float32(config.log_silence)).all()
+""",
+    )

@@ -1,0 +1,108 @@
+"""The kernel on other processors: what its assembly holds, and that it runs without their best."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from functools import cache
+
+import llvmlite.binding as llvm
+import pytest
+
+TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
+    "avx512": ("x86_64-unknown-linux-gnu", "skylake-avx512", 16, r"vf[n]?m(add|sub)\w+ps\s.*zmm"),
+    "avx2": ("x86_64-unknown-linux-gnu", "haswell", 8, r"vf[n]?m(add|sub)\w+ps\s.*ymm"),
+    "sse2": ("x86_64-unknown-linux-gnu", "x86-64", 4, r"mulps\s.*xmm"),
+    "neon": ("aarch64-unknown-linux-gnu", "neoverse-n1", 4, r"fml[as]\s+v\d+\.4s"),
+}
+
+EMIT = """
+import sys
+import numpy as np
+from ast_fast_kernels import FbankConfig
+from ast_fast_kernels.fbank import numba_cpu
+lanes = int(sys.argv[1])
+numba_cpu._prepare(FbankConfig(), lanes)
+kernel = numba_cpu._build_kernel(512, 25, lanes, numba_cpu.source_digest())
+(llvm_ir,) = kernel.inspect_llvm().values()
+print(llvm_ir)
+"""
+
+RUN = """
+import numpy as np, torch
+from ast_fast_kernels import FbankConfig, fbank, simd
+wave = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
+for config in (FbankConfig(), FbankConfig.preset("whisper"), FbankConfig.preset("nemo")):
+    config = config.replace(use_log_fbank=False)
+    ours = fbank(wave, config, backend="numba").double()
+    exact = fbank(wave.double(), config, backend="reference")
+    assert (ours - exact).norm() <= 1e-6 * exact.norm(), config
+print(simd.host_lanes())
+"""
+
+
+def run(program: str, *arguments: str, **environment: str) -> str:
+    finished = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return finished.stdout
+
+
+@cache
+def kernel_ir(lanes: int) -> str:
+    with tempfile.TemporaryDirectory() as empty:  # what comes from the cache has no text
+        return run(EMIT, str(lanes), NUMBA_CACHE_DIR=empty)
+
+
+@cache
+def assembly(target: str) -> str:
+    triple, processor, lanes, _ = TARGETS[target]
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    text = re.sub(r'target (triple|datalayout) = ".*"', "", kernel_ir(lanes))
+    module = llvm.parse_assembly(text)
+    machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
+    module.triple, module.data_layout = triple, str(machine.target_data)
+    return machine.emit_assembly(module)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_transforms_are_vector_code(target: str) -> None:
+    *_, instruction = TARGETS[target]
+    # Columns and rows hold some three hundred multiply-adds; every pass would lose them at once.
+    assert len(re.findall(instruction, assembly(target))) >= 250
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_nothing_calls_a_library_for_each_lane(target: str) -> None:
+    assert not re.findall(r"\b(fmaf|fma|logf|sqrtf)\b", assembly(target))
+
+
+@pytest.mark.parametrize(
+    ("processor", "features", "lanes"),
+    [
+        ("haswell", "+avx,+avx2,+fma,+sse4.2", 8),
+        ("x86-64", "+sse2", 4),
+    ],
+    ids=["avx2", "sse2-only"],
+)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs an x86-64 processor")
+def test_a_lesser_processor_runs_the_kernel(
+    processor: str, features: str, lanes: int, tmp_path
+) -> None:
+    printed = run(
+        RUN,
+        NUMBA_CPU_NAME=processor,
+        NUMBA_CPU_FEATURES=features,
+        NUMBA_CACHE_DIR=str(tmp_path),
+    )
+    assert int(printed) == lanes
