@@ -1,7 +1,9 @@
 # What a change passes before review: make check. PYTHON names another interpreter.
 PYTHON ?= python
+# Where `make record` writes; README shows it afterwards.
+RECORD ?= bench/history/$(shell date +%F)-$(shell uname -m).json
 
-.PHONY: check format lint types test bench
+.PHONY: check format lint types test bench record
 
 check: lint types test
 
@@ -21,3 +23,8 @@ test:
 
 bench:
 	$(PYTHON) -m pytest bench --benchmark-only
+
+record:
+	$(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(RECORD)
+	$(PYTHON) -m bench.table $(RECORD) --readme
+	$(PYTHON) -m bench.plot $(RECORD) docs/fbank.svg

@@ -26,11 +26,19 @@ EXTRAS_REQUIRE = {
     "test": [
         "pytest>=8",
         "pytest-benchmark>=5",
+        "threadpoolctl>=3.5",  # benchmarks hold every library's BLAS to the same threads
         "hypothesis>=6.100",  # property tests over configs and shapes
         "kaldi-native-fbank>=1.20",  # an independent Kaldi fbank to agree with
         "transformers>=4.57",  # ASTFeatureExtractor, to agree with
     ],
 }
+EXTRAS_REQUIRE["bench"] = [  # peers of benchmarks, where the tests' own are not enough
+    *EXTRAS_REQUIRE["test"],
+    "asrfront>=0.2.2",  # the fastest filterbank on a CPU that we know of; needs numpy alone
+    "librosa>=0.11",  # what most people call; brings scipy, joblib, pooch, audioread, msgpack
+    "lhotse>=1.30",  # Kaldi's filterbank in plain torch; brings cytoolz, intervaltree, audioread
+    "python_speech_features>=0.6",  # an old favourite; needs numpy and scipy, which it doesn't say
+]
 EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], "ruff>=0.14", "mypy>=1.18", "build>=1.2"]
 
 setup(

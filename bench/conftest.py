@@ -4,7 +4,8 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,24 @@ import pytest
 import torch
 
 from ast_fast_kernels.testing.signals import make_signal
+from bench import floor, torchaudio_client
+from bench.peers import PEERS
+from bench.turns import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 CLIP_SAMPLES = 80000  # 5 s at 16 kHz, ESC-50's length
 
 
+def pytest_configure() -> None:
+    keep_freed_memory()
+
+
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
     """Add what a ratio depends on."""
-    machine_info["versions"] = {name: version(name) for name in ("torch", "numba", "numpy")}
+    machine_info["versions"] = {}
+    for name in ("torch", "numba", "numpy", *(peer.package for peer in PEERS.values())):
+        with suppress(PackageNotFoundError):
+            machine_info["versions"].update({name: version(name)} if name else {})
     machine_info["cores"] = os.cpu_count()
     machine_info["platform"] = platform.platform()
     if torch.cuda.is_available():
@@ -29,13 +40,17 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list, output_json: dict
 ) -> None:
-    """Name the command and the commit."""
+    """Name the command and the commit, and what the machine can do at best."""
     output_json["command"] = " ".join(config.invocation_params.args)
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     output_json["commit"] = described.stdout.strip() or None
+    output_json["floor"] = {threads: floor.summary(threads) for threads in (1, 2)}
+    torchaudio = torchaudio_client.client()
+    if torchaudio is not None:
+        output_json["torchaudio"] = torchaudio.versions
 
 
 @pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])

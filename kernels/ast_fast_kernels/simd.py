@@ -114,7 +114,11 @@ class Lanes:
         self.count = count
         self.type = ir.VectorType(_FLOAT, count)
         self.int_type = ir.VectorType(_INT32, count)
-        attributes = builder.function.attributes
+        self._align_stack()
+
+    def _align_stack(self) -> None:
+        """Have vectors that do not fit the registers lie within cache lines."""
+        attributes = self.builder.function.attributes
         attributes.alignstack = ALIGNMENT
         attributes.add("nounwind")  # without another attribute llvmlite leaves that one out
 

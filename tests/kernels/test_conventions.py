@@ -204,12 +204,8 @@ def test_log_units_of_the_presets() -> None:
     assert FbankConfig.preset("whisper").top_range == pytest.approx(2.0)
 
 
-def test_tables_in_the_documentation_are_what_the_script_prints(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    conventions.main()
-    printed = capsys.readouterr().out.splitlines()
-    written = (GOLDEN.parents[1] / "docs" / "conventions.md").read_text().splitlines()
+def assert_same_table(printed: list[str], written: list[str]) -> None:
+    """Words are the same, and differences of a signal up to how machines sum it."""
     assert len(printed) == len(written)
     for now, then in zip(printed, written, strict=True):
         numbers = [cell.strip() for cell in now.split("|") if re.fullmatch(r" *[\d.]+ *", cell)]
@@ -220,6 +216,26 @@ def test_tables_in_the_documentation_are_what_the_script_prints(
         np.testing.assert_allclose(
             np.array(numbers, float), np.array(before, float), atol=0.02, err_msg=now
         )
+
+
+def test_tables_in_the_documentation_are_what_the_script_prints(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    conventions.main()
+    written = (GOLDEN.parents[1] / "docs" / "conventions.md").read_text()
+    assert_same_table(capsys.readouterr().out.splitlines(), written.splitlines())
+
+
+def test_table_in_readme_is_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
+    conventions.main(["--short"])
+    readme = (GOLDEN.parents[1] / "README.md").read_text()
+    begin = "<!-- python -m ast_fast_kernels.testing.conventions --short -->\n\n"
+    written = readme.partition(begin)[2].partition("\n\n<!-- end -->")[0]
+    assert_same_table(capsys.readouterr().out.splitlines(), written.splitlines())
+
+
+def test_every_preset_says_whose_it_is() -> None:
+    assert list(conventions.LIBRARIES) == list(PRESETS)
 
 
 def test_differences_are_zero_on_the_diagonal_and_fewer_after_each_bins_mean() -> None:

@@ -1,9 +1,14 @@
 """Tables of the presets: what each convention is in words, and how far it is from every other.
 
 python -m ast_fast_kernels.testing.conventions > docs/conventions.md
+python -m ast_fast_kernels.testing.conventions --short   the table that README holds
 """
 
 from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -37,8 +42,45 @@ WORDS = {
 }
 
 
-def main() -> None:
-    """Print both tables."""
+LIBRARIES: dict[str, str] = {
+    "ast": "the original AST and transformers' `ASTFeatureExtractor`",
+    "kaldi": "torchaudio's `compliance.kaldi.fbank`, kaldi-native-fbank",
+    "seed": "this project's first design",
+    "lhotse": "`lhotse.Fbank`",
+    "librosa": "librosa's `feature.melspectrogram` through `power_to_db`",
+    "melspectrogram": "torchaudio's `transforms.MelSpectrogram`",
+    "nemo": "NeMo's `AudioToMelSpectrogramPreprocessor`",
+    "python_speech_features": "python_speech_features' `logfbank`",
+    "vggish": "VGGish's `log_mel_spectrogram`",
+    "whisper": "OpenAI's Whisper, transformers' `WhisperFeatureExtractor`",
+}
+"""What each preset stands in for."""
+
+
+def main(arguments: Sequence[str] = ()) -> None:
+    """Print both tables, or with --short the one that README holds."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--short", action="store_true")
+    if parser.parse_args(arguments).short:
+        print("\n".join(short_table()))
+    else:
+        print_tables()
+
+
+def short_table() -> list[str]:
+    """Return the lines of a table of presets: the library of each, and how far it is from ast."""
+    titles = ("preset", "as in", "5 s give", "apart from `ast`", "the same, bins' means aside")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    matrix = differences()
+    for i, name in enumerate(names()):
+        far = [f"{value:.2f}" if i else "" for value in (matrix[0, i], matrix[i, 0])]
+        cells = (f"`{name}`", LIBRARIES[name], size(FbankConfig.preset(name)), *far)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def print_tables() -> None:
+    """Print docs/conventions.md."""
     configs = {name: FbankConfig.preset(name) for name in names()}
     print(INTRODUCTION)
     print("| preset | 5 s give | frames | window | before it | spectrum | mel | logarithm |")
@@ -174,4 +216,4 @@ def _logarithm(config: FbankConfig) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

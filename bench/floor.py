@@ -1,0 +1,276 @@
+"""What this machine allows at best: the time that no filterbank of a convention can go below.
+
+python -m bench.floor
+
+Arithmetic: the vector operations that the kernel's own stages need for a block of frames, counted
+by emitting them for a builder that counts, at the measured rate of independent fused multiply-adds.
+What only moves data (transpositions, loads and stores) is not counted. Bytes: waveforms read and
+features written once, at the measured rate of a copy of as many bytes. The larger of the two is the
+floor, as if a machine did both at once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba.core import types
+
+from ast_fast_kernels import FbankConfig, fft
+from ast_fast_kernels._numba import intrinsic, stage
+from ast_fast_kernels.fbank import tables
+from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels.simd import ALIGNMENT, Lanes, Value, data_pointer, host_lanes
+
+CHAINS = 12
+"""Multiply-adds under way at once: more than latency times ports, fewer than AVX2's registers."""
+
+STEPS = 64
+"""Multiply-adds of a chain between loads and stores."""
+
+REPEATS = 7
+SECONDS = 0.01  # at least, of one repeat
+KINDS = {"L2": 1 << 20, "L3": 1 << 24, "DRAM": 1 << 29}
+"""Bytes in all of a copy that such a memory serves, on most machines."""
+
+
+class _Counter:
+    """Stands in for LLVM's builder: emits nothing, and counts vector instructions.
+
+    A multiply-add takes in a sign, and a selection its comparison.
+    """
+
+    FREE = ("bitcast", "fcmp_ordered", "fneg")
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __getattr__(self, instruction: str) -> Callable[..., None]:
+        def emit(*operands: object, **options: object) -> None:
+            self.count += instruction not in self.FREE
+
+        return emit
+
+
+class _CountingLanes(Lanes):
+    def __init__(self, count: int) -> None:
+        super().__init__(_Counter(), count)
+
+    def _align_stack(self) -> None:
+        pass
+
+    def _call(self, name: str, *operands: Value) -> Value:
+        self.builder.count += 1
+        return self.value()
+
+    def value(self) -> Value:
+        return Value(self, None)
+
+
+def _count(lanes: int, emit: Callable[[_CountingLanes], object]) -> int:
+    vectors = _CountingLanes(lanes)
+    emit(vectors)
+    return vectors.builder.count
+
+
+def vector_operations(config: FbankConfig, lanes: int) -> dict[str, int] | None:
+    """Return what a block of `lanes` frames needs, by stage; None where fft.py has no plan."""
+    if not fft.is_supported(config.fft_size):
+        return None
+    # Windows overlap, but what is done to samples alone is done to each hop's once.
+    hop, size = config.window_shift, config.window_size
+
+    def log(vectors: _CountingLanes) -> None:
+        vectors.log_of_normal(vectors.maximum(vectors.value(), vectors.value()))
+
+    return {
+        "pre-emphasis": hop if config.preemphasis_coefficient else 0,
+        "means": hop if config.remove_dc_offset else 0,
+        "window": size * (2 if config.remove_dc_offset else 1),
+        "FFT and power": _count(lanes, lambda vectors: _emit_power_spectrum(vectors, config)),
+        "magnitudes": 0 if config.use_power else config.fft_size // 2 + 1,
+        "mel filters": int((tables.mel_banks(config) != 0).sum()),
+        "logarithms": config.num_mel_bins * _count(lanes, log) if config.use_log_fbank else 0,
+    }
+
+
+def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Go through the passes of `fft.power_spectrum`, every one as often as it runs."""
+    plan = fft.Plan.of(config.fft_size)
+    used = fft.used_rows(config.fft_size, config.window_size)
+    half = plan.rows // 2
+
+    def power(bins: list[Any]) -> None:
+        for re, im in bins:
+            re * re if im is None else fft.multiply_add(re, re, im * im)
+
+    def real_row(m: int, j: int, a: Any, b: Any) -> list[Any]:
+        turn, whole = half + plan.rows * j, plan.rows * m
+        if 4 * turn == whole:
+            return fft.quarter_butterfly(a, b)
+        return fft.butterfly(a, b, *fft.rotation(turn, whole))
+
+    def complex_row(m: int, j: int, a: Any, b: Any) -> list[Any]:
+        return fft.butterfly(a, b, vectors.value(), vectors.value())
+
+    for _ in range(plan.columns):
+        fft.real_dft([vectors.value() if row < used else None for row in range(plan.rows)])
+    power(fft.real_dft([vectors.value() for _ in range(plan.columns)]))
+    if plan.rows % 2 == 0:
+        middle = fft.twisted_dft([(vectors.value(), None) for _ in range(plan.columns)], real_row)
+        power(middle[: plan.columns // 2])
+    for _ in range(1, (plan.rows + 1) // 2):
+        row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
+        power(fft.twisted_dft(row, complex_row))
+
+
+@cache
+def multiply_adds_per_second(threads: int) -> float:
+    """Return the vector multiply-adds that so many threads do in a second, together."""
+    lanes = host_lanes()
+    loop = _multiply_add_loop(lanes)
+    states = [_aligned(CHAINS * lanes) for _ in range(threads)]
+    for state in states:
+        state[:] = 1.0
+    repeats = _enough(lambda repeats: loop(states[0], repeats))
+    seconds = _best_seconds(lambda thread: loop(states[thread], repeats), threads)
+    return threads * repeats * STEPS * CHAINS / seconds
+
+
+@cache
+def bytes_per_second(num_bytes: int, threads: int) -> float:
+    """Return the rate of a copy that reads and writes `num_bytes` in all, both counted."""
+    size = max(num_bytes // 8 // threads, 1)  # floats of one thread's source
+    pairs = [(np.ones(size, np.float32), np.zeros(size, np.float32)) for _ in range(threads)]
+    times = _enough(lambda times: _copy(*pairs[0], times))
+    seconds = _best_seconds(lambda thread: _copy(*pairs[thread], times), threads)
+    return threads * times * 8 * size / seconds
+
+
+def floor_seconds(
+    config: FbankConfig, shape: tuple[int, int], itemsize: int, threads: int
+) -> float | None:
+    """Return the seconds that a turn takes at best, None where fft.py has no plan.
+
+    Args:
+        config: The conventions.
+        shape: Clips of a turn and samples of a clip.
+        itemsize: Bytes of a sample.
+        threads: How many there are.
+    """
+    lanes = host_lanes()
+    operations = vector_operations(config, lanes)
+    if operations is None:
+        return None
+    clips, num_samples = shape
+    num_frames = config.num_frames(num_samples)
+    per_frame = sum(operations.values()) / lanes
+    arithmetic = clips * num_frames * per_frame / multiply_adds_per_second(threads)
+    moved = clips * (num_samples * itemsize + num_frames * config.num_mel_bins * 4)
+    # Rates of a few sizes stand for those between: the next power of two.
+    rate = bytes_per_second(1 << (moved - 1).bit_length(), threads)
+    return max(arithmetic, moved / rate)
+
+
+def summary(threads: int) -> dict[str, float]:
+    """Return the machine's rates: GFLOP/s of multiply-adds and GB/s of copies, all threads'."""
+    rates = {"multiply-add": 2 * host_lanes() * multiply_adds_per_second(threads) / 1e9}
+    return rates | {kind: bytes_per_second(size, threads) / 1e9 for kind, size in KINDS.items()}
+
+
+def _enough(run: Callable[[int], object]) -> int:
+    """Return how many repeats take long enough for a clock."""
+    run(1)  # compiles
+    repeats, seconds = 1, 0.0
+    while seconds < SECONDS:
+        repeats *= 2
+        begin = time.perf_counter()
+        run(repeats)
+        seconds = time.perf_counter() - begin
+    return repeats
+
+
+def _best_seconds(run: Callable[[int], object], threads: int) -> float:
+    """Return the shortest time in which all threads have run, each told its number."""
+    best = float("inf")
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            list(pool.map(run, range(threads)))
+            best = min(best, time.perf_counter() - begin)
+    return best
+
+
+@cache
+def _multiply_add_loop(lanes: int) -> Any:
+    @stage
+    def loop(state: Any, repeats: int) -> None:
+        for _ in range(repeats):
+            _multiply_adds(state, lanes)
+
+    return loop
+
+
+@intrinsic
+def _multiply_adds(typing_context: Any, state: Any, lanes: Any) -> Any:
+    """Do STEPS multiply-adds to each of CHAINS vectors."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    count = lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        vectors = Lanes(builder, count)
+        flat = data_pointer(context, builder, state, args[0])
+        places = [context.get_constant(types.intp, chain * count) for chain in range(CHAINS)]
+        chains = [vectors.load(flat, place) for place in places]
+        for _ in range(STEPS):
+            chains = [vectors.fma(chain, 0.5, 0.5) for chain in chains]
+        for chain, place in zip(chains, places, strict=True):
+            vectors.store(chain, flat, place)
+        return context.get_dummy_value()
+
+    return types.void(state, lanes), emit
+
+
+@stage
+def _copy(source: Any, target: Any, times: int) -> None:
+    for _ in range(times):
+        for i in range(source.size):
+            target[i] = source[i]
+
+
+def _aligned(size: int) -> Any:
+    raw = np.empty(size + ALIGNMENT // 4, np.float32)
+    start = -(raw.ctypes.data // 4) % (ALIGNMENT // 4)
+    return raw[start : start + size]
+
+
+def main() -> None:
+    lanes = host_lanes()
+    print(f"vectors of {lanes} float32\n\n| threads | GFLOP/s | copy, GB/s: {' | '.join(KINDS)} |")
+    print("|---" * (2 + len(KINDS)) + "|")
+    for threads in (1, 2):
+        print(
+            f"| {threads} | {' | '.join(f'{value:.0f}' for value in summary(threads).values())} |"
+        )
+    print(f"\n| µs a clip, of 64 | vector operations for {lanes} frames | 1 thread | 2 threads |")
+    print("|---|---|---|---|")
+    for preset in PRESETS:
+        config = FbankConfig.preset(preset)  # type: ignore[arg-type]
+        operations = vector_operations(config, lanes)
+        if operations is None:
+            continue
+        cells = [f"{sum(operations.values()):,}"]
+        for threads in (1, 2):
+            seconds = floor_seconds(config, (64, 80000), 4, threads)
+            cells.append(f"{seconds / 64 * 1e6:.0f}" if seconds else "")
+        print(f"| {preset} | {' | '.join(cells)} |")
+    print(f"\nast: {vector_operations(FbankConfig(), lanes)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""torchaudio as a benchmark's candidate: run by the interpreter that an environment variable names.
+
+It works in a process of its own, which times itself and waits in a blocking read while another
+candidate has its turn.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.turns import Way, settle
+
+ROOT = Path(__file__).parents[1]
+VARIABLE = "AST_FAST_TORCHAUDIO_PYTHON"
+
+
+class Client:
+    """The other interpreter, and what it was last told to work on."""
+
+    def __init__(self, python: str) -> None:
+        self.process = subprocess.Popen(
+            [python, "-m", "bench.torchaudio_server"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT,
+        )  # fmt: skip
+        self.loaded: dict[str, Any] = {}
+        self.versions: dict[str, str] = self.ask("versions")
+
+    def ask(self, order: str, **arguments: Any) -> Any:
+        """Give an order and wait for the answer."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps({"order": order, **arguments}), file=self.process.stdin)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"the interpreter that {VARIABLE} names ended; its stderr says why")
+        return json.loads(answer)
+
+    def load(self, work: dict[str, Any]) -> None:
+        """Make the server's next turns those of `work`."""
+        if self.loaded != work:
+            self.ask("load", **work)
+            self.loaded = work
+
+    def close(self) -> None:
+        """End the other interpreter."""
+        self.process.communicate()
+
+
+@cache
+def client() -> Client | None:
+    """Return the running server, None where no interpreter is named; started once a session."""
+    python = os.environ.get(VARIABLE)
+    if not python:
+        return None
+    started = Client(python)
+    atexit.register(started.close)
+    return started
+
+
+def ways(name: str, inputs: list[np.ndarray], threads: int, folder: Path) -> dict[str, Way]:
+    """Return the ways to run `kaldi.fbank` or `MelSpectrogram` on float32 inputs.
+
+    Inputs and features are handed over as files in `folder`.
+    """
+    server = client()
+    if server is None:
+        pytest.skip(f"{VARIABLE} is not set: it names a python with torchaudio 2.9.1")
+    np.save(folder / "inputs.npy", np.stack(inputs))
+
+    def way(how: str, inner_threads: int, python_threads: int) -> Way:
+        work = {
+            "name": name,
+            "how": how,
+            "threads": inner_threads,
+            "python_threads": python_threads,
+            "inputs": str(folder / "inputs.npy"),
+        }
+
+        def turn() -> float:
+            server.load(work)
+            seconds: float = server.ask("turn")
+            return seconds
+
+        def features() -> np.ndarray:
+            server.load(work)
+            server.ask("features", path=str(folder / "features.npy"))
+            return np.load(folder / "features.npy")
+
+        def settle_both() -> None:
+            settle()
+            server.ask("settle")
+
+        return Way(turn, features, inner_threads, settle_both)
+
+    found = {"clip by clip": way("clip by clip", threads, 1)}
+    if name == "MelSpectrogram":
+        found["whole batch"] = way("whole", threads, 1)
+    if threads > 1 and len(inputs[0]) > 1:
+        found[f"clip by clip in {threads} Python threads"] = way("clip by clip", 1, threads)
+    return found

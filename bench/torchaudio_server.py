@@ -1,0 +1,94 @@
+"""Runs torchaudio for torchaudio_client.py: orders come on stdin, answers go to stdout, as JSON.
+
+torchaudio needs another torch than this project, so another interpreter runs this file. Between
+turns it waits in a blocking read.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+import torchaudio
+
+from bench.turns import keep_freed_memory, settle
+
+Run = Callable[[torch.Tensor], Any]
+"""Returns the features of a batch (clips, num_samples), or a list of those of its clips."""
+
+
+def kaldi_fbank(clip: torch.Tensor) -> torch.Tensor:
+    """Call fbank as AST does. Source: YuanGongND/ast, src/dataloader.py."""
+    return torchaudio.compliance.kaldi.fbank(
+        clip[None], htk_compat=True, sample_frequency=16000, use_energy=False,
+        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10,
+    )  # fmt: skip
+
+
+mel_spectrogram = torchaudio.transforms.MelSpectrogram()
+
+
+def transform(waveforms: torch.Tensor) -> torch.Tensor:
+    return mel_spectrogram(waveforms).mT
+
+
+def find_run(name: str, how: str, python_threads: int) -> Run:
+    """Return a way of running a batch: whole, or clip by clip in so many Python threads."""
+    one = {"kaldi.fbank": kaldi_fbank, "MelSpectrogram": transform}[name]
+    if how == "whole":
+        return transform
+    if python_threads == 1:
+        return lambda batch: [one(clip) for clip in batch]
+    pool = ThreadPoolExecutor(python_threads)
+    return lambda batch: list(pool.map(one, batch))
+
+
+class Server:
+    """Answers orders; each method is one."""
+
+    def __init__(self) -> None:
+        self.run: Run
+        self.inputs: list[torch.Tensor]
+
+    def versions(self) -> dict[str, str]:
+        return {"torch": torch.__version__, "torchaudio": torchaudio.__version__}
+
+    def load(self, name: str, how: str, threads: int, python_threads: int, inputs: str) -> None:
+        """Take the clips (inputs, batch, num_samples) of an .npy file, and the way to run them."""
+        torch.set_num_threads(threads)
+        self.run = find_run(name, how, python_threads)
+        self.inputs = list(torch.from_numpy(np.load(inputs)))
+
+    def features(self, path: str) -> None:
+        """Write every input's features to an .npy file, (clips, num_frames, num_mel_bins)."""
+        batches = [list(self.run(batch)) for batch in self.inputs]
+        np.save(path, torch.stack([clip for batch in batches for clip in batch]).numpy())
+
+    def turn(self) -> float:
+        """Run every input once and return the seconds."""
+        begin = time.perf_counter()
+        for batch in self.inputs:
+            self.run(batch)
+        return time.perf_counter() - begin
+
+    def settle(self) -> None:
+        settle()
+
+
+def main() -> None:
+    keep_freed_memory()
+    server = Server()
+    for line in sys.stdin:
+        order: dict[str, Any] = json.loads(line)
+        answer = getattr(server, order.pop("order"))(**order)
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The floor is counted from the kernel's own stages, and measured on the machine at hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from ast_fast_kernels import FbankConfig
+from bench import floor
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A glance at the machine."""
+    monkeypatch.setattr(floor, "SECONDS", 1e-4)
+    monkeypatch.setattr(floor, "REPEATS", 2)
+    floor.multiply_adds_per_second.cache_clear()
+    floor.bytes_per_second.cache_clear()
+
+
+def test_operations_of_the_default_convention() -> None:
+    operations = floor.vector_operations(FbankConfig(), lanes=16)
+    assert operations is not None
+    assert operations["window"] == 2 * 400
+    assert operations["pre-emphasis"] == operations["means"] == 160
+    assert operations["mel filters"] == 504
+    # Ten terms of a polynomial, and taking the exponent apart.
+    assert 128 * 12 < operations["logarithms"] < 128 * 24
+    # A complex FFT of half the length, in radix 2 with six multiply-adds a butterfly, is 6,144.
+    assert 3000 < operations["FFT and power"] < 6144 + 2 * 257
+    assert sum(operations.values()) == pytest.approx(9800, rel=0.1)  # what numba_cpu.py says
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "count"),
+    [
+        ({"use_power": False}, "magnitudes", 257),
+        ({"remove_dc_offset": False}, "means", 0),
+        ({"remove_dc_offset": False}, "window", 400),
+        ({"preemphasis_coefficient": 0.0}, "pre-emphasis", 0),
+        ({"use_log_fbank": False}, "logarithms", 0),
+    ],
+)
+def test_what_a_convention_leaves_out_costs_nothing(changes, stage: str, count: int) -> None:
+    operations = floor.vector_operations(FbankConfig(**changes), lanes=16)
+    assert operations is not None
+    assert operations[stage] == count
+
+
+def test_counts_do_not_depend_on_the_width() -> None:
+    config = FbankConfig()
+    assert floor.vector_operations(config, 4) == floor.vector_operations(config, 16)
+
+
+def test_a_length_that_the_fft_has_no_plan_for_has_no_floor() -> None:
+    config = FbankConfig(n_fft=402)
+    assert floor.vector_operations(config, 16) is None
+    assert floor.floor_seconds(config, (1, 80000), 4, 1) is None
+
+
+@pytest.mark.usefixtures("_quick")
+def test_the_floor_is_the_larger_of_arithmetic_and_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, shape = FbankConfig(), (2, 80000)
+    arithmetic = floor.floor_seconds(config, shape, 4, 1)
+    monkeypatch.setattr(floor, "bytes_per_second", lambda num_bytes, threads: 1e6)
+    moved = 2 * (80000 * 2 + 498 * 128 * 4)
+    assert floor.floor_seconds(config, shape, 2, 1) == pytest.approx(moved / 1e6)
+    assert 0 < arithmetic < moved / 1e6
+
+
+@pytest.mark.usefixtures("_quick")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rates_are_of_this_century(threads: int) -> None:
+    assert 1e8 < floor.multiply_adds_per_second(threads) < 1e12
+    assert 1e8 < floor.bytes_per_second(1 << 20, threads) < 1e13
