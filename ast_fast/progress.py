@@ -27,7 +27,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def show_compilations(console: Console) -> Iterator[None]:
-    """Print a line for each kernel that is compiled, before it is."""
+    """Print a line before each kernel that is compiled, and one after it."""
     logger = logging.getLogger("ast_fast_kernels.compile")
     handler, level = _Lines(console), logger.level
     logger.addHandler(handler)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import logging
 import pickle
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any
 
 import numba
 import numba.extending
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 
 _logger = logging.getLogger("ast_fast_kernels")
-_compile_logger = logging.getLogger("ast_fast_kernels.compile")
-"""Says what is being compiled, before; nothing where the disk cache has it."""
+
+compile_logger = logging.getLogger("ast_fast_kernels.compile")
+"""Says, at level INFO, when a kernel begins to be compiled and when it is done: two records a
+compilation, none for a kernel that comes from the disk."""
 
 _UNREADABLE = (
     OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, ValueError,
@@ -26,22 +30,11 @@ _UNREADABLE = (
 _SOURCES = ("_numba.py", "simd.py", "fft.py", "fbank/numba_cpu.py")
 
 
-def jit(label: str) -> Callable[[Callable[..., Any]], Any]:
-    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible.
-
-    Args:
-        label: What to say is being compiled.
-    """
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-        try:
-            compiled._cache = _KernelCache(compiled.py_func, label)
-        except RuntimeError as error:  # no folder of Numba's choice can be written
-            _say_uncached(str(error))
-        return compiled
-
-    return decorate
+def jit(function: Callable[..., Any]) -> Any:
+    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
+    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled._cache = _KernelCache(compiled.py_func)
+    return compiled
 
 
 def stage(function: Callable[..., Any]) -> Any:
@@ -54,28 +47,74 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba.extending.intrinsic(prefer_literal=True)(function)
 
 
-class _KernelCache(FunctionCache):
+class _KernelCache(NullCache):
     """Numba's disk cache, but a failed read is a miss and a failed write keeps the kernel."""
 
-    def __init__(self, function: Callable[..., Any], label: str) -> None:
-        super().__init__(function)  # type: ignore[no-untyped-call]
-        self._label = label
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._disk: Any = None
+        self._kernel = _describe(function)
+        self._begin = 0.0
+        try:
+            self._disk = FunctionCache(function)
+        except RuntimeError as error:  # no folder of Numba's choice can be written
+            _say_uncached(str(error))
+            return
+        self._disk._cache_file.__class__ = _KeyedFiles
+
+    @property
+    def cache_path(self) -> str | None:
+        path: str | None = self._disk and self._disk.cache_path
+        return path
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         loaded = None
         try:
-            loaded = super().load_overload(sig, target_context)  # type: ignore[no-untyped-call]
+            loaded = self._disk and self._disk.load_overload(sig, target_context)
         except _UNREADABLE as error:
             _say_uncached(f"{self.cache_path}: {error}")
         if loaded is None:
-            _compile_logger.info("compiling %s, once: a few seconds", self._label)
+            compile_logger.info("compiling %s", self._kernel)
+            self._begin = time.perf_counter()
         return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
+        seconds = time.perf_counter() - self._begin
+        compile_logger.info("compiled %s in %.1f s", self._kernel, seconds)
         try:
-            super().save_overload(sig, data)  # type: ignore[no-untyped-call]
+            if self._disk is not None:
+                self._disk.save_overload(sig, data)
         except _UNREADABLE as error:
             _say_uncached(f"{self.cache_path}: {error}")
+
+
+class _KeyedFiles(IndexDataCacheFile):
+    """Cache files named by what they hold, without an index.
+
+    Numba numbers them. Two processes that compile at once, for two FFT lengths say, can take the
+    same number, and whoever reads it later runs the wrong kernel.
+    """
+
+    def load(self, key: Any) -> Any:
+        try:
+            return self._load_data(self._name(key))  # type: ignore[no-untyped-call]
+        except FileNotFoundError:
+            return None
+
+    def save(self, key: Any, data: Any) -> None:
+        self._save_data(self._name(key), data)  # type: ignore[no-untyped-call]
+
+    def _name(self, key: Any) -> str:
+        holds = repr((self._version, self._source_stamp, key))
+        digest = hashlib.sha256(holds.encode()).hexdigest()[:16]
+        return self._index_name.removesuffix(".nbi") + f".{digest}.nbc"
+
+
+def _describe(function: Callable[..., Any]) -> str:
+    """Name a kernel by its operation and the numbers that it is built for."""
+    op = function.__module__.split(".")[1]
+    built_for = inspect.getclosurevars(function).nonlocals.items()
+    numbers = [f"{name} {value}" for name, value in built_for if isinstance(value, int)]
+    return f"the {op} kernel for {', '.join(numbers)}" if numbers else f"the {op} kernel"
 
 
 @cache

@@ -1,6 +1,7 @@
 import ctypes
 import mmap
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -312,8 +313,29 @@ logging.getLogger("ast_fast_kernels.compile").setLevel(logging.INFO)
 from ast_fast_kernels import fbank
 fbank(torch.zeros(1, 16000), backend="numba")
 """
-    printed = [run_program(program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2)]
-    assert printed == ["compiling the filterbank for an FFT of 512, once: a few seconds\n", ""]
+    first, second = (run_program(program, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    kernel = rf"the fbank kernel for .*lanes {numba_cpu.host_lanes()}, n_fft 512.*"
+    assert re.fullmatch(rf"compiling {kernel}\ncompiled {kernel} in [\d.]+ s\n", first)
+    assert second == ""
+
+
+def test_processes_that_compile_at_once_do_not_mix_their_kernels_up(tmp_path) -> None:
+    program = """
+import sys, torch
+from ast_fast_kernels import FbankConfig, fbank
+waveform = 0.1 * torch.randn(1, 8000, generator=torch.Generator().manual_seed(0))
+for n_fft in map(int, sys.argv[1:]):
+    config = FbankConfig(n_fft=n_fft, use_log_fbank=False)
+    exact = fbank(waveform.double(), config, backend="reference")
+    assert (fbank(waveform, config, backend="numba") - exact).norm() <= 1e-6 * exact.norm(), n_fft
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    for sizes in (("512",), ("1024",)), (("512", "1024"),):
+        started = [
+            subprocess.Popen([sys.executable, "-c", program, *names], env=environment)
+            for names in sizes
+        ]
+        assert not any(process.wait(timeout=120) for process in started)
 
 
 CHANGES = {

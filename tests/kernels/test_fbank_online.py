@@ -138,6 +138,8 @@ def test_what_does_not_fit_is_named() -> None:
         stream.finish()
     with pytest.raises(TypeError, match="waveform must be a tensor or a numpy array, got list"):
         stream.accept_waveform([0.0])
+    with pytest.raises(TypeError, match="waveform must be float32, float64, int16, got int32"):
+        stream.accept_waveform(np.zeros(10, np.int32))
     with pytest.raises(ValueError, match=r"waveform must be \(..., num_samples\), got \(\)"):
         stream.accept_waveform(np.float32(1)[...])
     stream.accept_waveform(noise(2, 10))

@@ -363,7 +363,7 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
     The digest of the sources it is emitted from is part of Numba's cache key through the closure.
     """
 
-    @jit(f"the filterbank for an FFT of {n_fft}")
+    @jit
     def kernel(
         batch: Batch, first_block: int, last_block: int, plan: Plan, scratch: Scratch
     ) -> None:

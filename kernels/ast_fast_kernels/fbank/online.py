@@ -16,6 +16,8 @@ Array = Tensor | npt.NDArray[Any]
 
 _AST = FbankConfig()
 
+DTYPES = ("float32", "float64", "int16")
+
 WHOLE_CLIP = {
     "dither": "its noise is drawn for each call",
     "top_db": "it looks at the whole clip",
@@ -30,7 +32,7 @@ class OnlineFbank:
     All that `accept_waveform` and `finish` return, one after another, is what `fbank` gives for the
     whole: bit for bit with `numba`, whose frames do not depend on their place; to float rounding
     with `reference`. Unlike kaldi-native-fbank's, it returns frames instead of keeping them. It
-    holds two windows and a shift of samples at most, besides the chunk.
+    holds two windows and a shift of samples at most, besides the chunk. Frames have no gradient.
 
     Args:
         config: The conventions; without `dither`, `top_db` and `norm_per_feature`.
@@ -105,6 +107,8 @@ class OnlineFbank:
             raise TypeError(
                 f"waveform must be a tensor or a numpy array, got {type(waveform).__name__}"
             )
+        if str(waveform.dtype).removeprefix("torch.") not in DTYPES:
+            raise TypeError(f"waveform must be {', '.join(DTYPES)}, got {waveform.dtype}")
         if waveform.ndim == 0:
             raise ValueError("waveform must be (..., num_samples), got ()")
         first = self._held
@@ -155,10 +159,10 @@ class OnlineFbank:
 
 def _joined(held: Array, chunk: Array) -> Array:
     if isinstance(held, Tensor):
-        return torch.cat((held, chunk), dim=-1)  # type: ignore[arg-type]
+        return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
     return np.concatenate((held, chunk), axis=-1)
 
 
 def _copied(samples: Array) -> Array:
     """Return a copy, which does not keep the whole chunk alive."""
-    return samples.clone() if isinstance(samples, Tensor) else samples.copy()
+    return samples.detach().clone() if isinstance(samples, Tensor) else samples.copy()
