@@ -234,7 +234,8 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         first_sample=config.first_sample,
         padding=ZEROS if config.pad_tail else PADDINGS[config.pad_mode],
         remove_dc=config.remove_dc_offset,
-        preemphasis=config.preemphasis_coefficient,
+        # As samples lose it: a mean that loses another part leaves the difference in every sample.
+        preemphasis=float(np.float32(config.preemphasis_coefficient)),
         emphasise_waveform=over_waveform,
         use_power=config.use_power,
         use_log=config.use_log_fbank,
