@@ -118,6 +118,28 @@ def test_few_samples_are_held(name: str) -> None:
         assert stream._held.base is None  # no view of a whole chunk
 
 
+def test_chunks_of_a_memory_map_are_taken(tmp_path) -> None:
+    np.save(tmp_path / "waves.npy", noise(4000))
+    waveform = np.load(tmp_path / "waves.npy", mmap_mode="r")
+    np.testing.assert_array_equal(streamed(waveform, [500, 1700], FbankConfig()), fbank(waveform))
+
+
+def test_a_chunk_that_cannot_be_computed_is_not_taken() -> None:
+    stream = OnlineFbank(backend="numba")
+    waveform = noise(4000).astype(np.float64)
+    stream.accept_waveform(waveform[:300])
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="numba needs a float32 or int16 waveform"):
+            stream.accept_waveform(waveform[300:])
+    assert stream._num_samples == 300
+
+
+def test_what_only_a_logarithm_has_is_no_obstacle_without_one() -> None:
+    config = FbankConfig.preset("librosa", use_log_fbank=False)
+    waveform = noise(9000)
+    np.testing.assert_array_equal(streamed(waveform, [4000], config), fbank(waveform, config))
+
+
 def test_reset_begins_another_stream() -> None:
     stream = OnlineFbank()
     stream.accept_waveform(noise(3, 500))

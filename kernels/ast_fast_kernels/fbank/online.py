@@ -47,7 +47,7 @@ class OnlineFbank:
             raise TypeError(f"config must be an FbankConfig, got {type(config).__name__}")
         for name, reason in WHOLE_CLIP.items():
             value = getattr(config, name)
-            if value:
+            if value and (config.use_log_fbank or name == "dither"):
                 raise ValueError(
                     f"config must have {name} {type(value)()!r} in a stream, since {reason}, "
                     f"got {value!r}; use fbank on the whole"
@@ -80,9 +80,14 @@ class OnlineFbank:
         if self._finished:
             raise RuntimeError("the stream is finished; call reset() to begin another")
         self._check(waveform)
+        before = self._held
         # A copy in any case: the caller may use the chunk's memory for the next one.
-        self._held = _copied(waveform) if self._held is None else _joined(self._held, waveform)
-        return self._take(self._complete_frames())
+        self._held = _copied(waveform) if before is None else _joined(before, waveform)
+        try:
+            return self._take(self._complete_frames())
+        except BaseException:
+            self._held = before  # a chunk that cannot be computed is not taken
+            raise
 
     def finish(self) -> Array:
         """End the stream and return the frames that were waiting for its end.
@@ -114,7 +119,8 @@ class OnlineFbank:
         first = self._held
         if first is None:
             return
-        if type(waveform) is not type(first) or waveform.dtype != first.dtype:
+        same_kind = isinstance(waveform, Tensor) == isinstance(first, Tensor)
+        if not same_kind or waveform.dtype != first.dtype:
             raise TypeError(
                 f"waveform must be {type(first).__name__} of {first.dtype} as the first chunk was, "
                 f"got {type(waveform).__name__} of {waveform.dtype}"
@@ -165,4 +171,4 @@ def _joined(held: Array, chunk: Array) -> Array:
 
 def _copied(samples: Array) -> Array:
     """Return a copy, which does not keep the whole chunk alive."""
-    return samples.detach().clone() if isinstance(samples, Tensor) else samples.copy()
+    return samples.detach().clone() if isinstance(samples, Tensor) else np.array(samples)
