@@ -141,10 +141,8 @@ def run_blocks(
     )
 
     def run(first: int, last: int) -> None:
-        mine = _of_thread
-        if mine.config is not config or mine.lanes != lanes:
-            mine.take(config, lanes)
-        mine.kernel(batch, first, last, mine.plan, mine.scratch)
+        ready = _ready(config, lanes)
+        ready.kernel(batch, first, last, ready.plan, ready.scratch)
 
     blocks = -(-num_frames // lanes)
     _threads.parallel_for(run, clips * blocks, BLOCKS_PER_TASK, num_threads)
@@ -296,31 +294,46 @@ class Scratch(NamedTuple):
     square: int  # (lanes + FILTERS_AT_ONCE, lanes), of energies about to be turned
 
 
-class _OfThread(threading.local):
-    """What a thread's last call used, for the next one of the same config."""
+class Ready(NamedTuple):
+    """All that a thread's calls with one config use, and what the addresses in it are of."""
 
-    config: FbankConfig | None = None
+    config: FbankConfig
     lanes: int
     kernel: Callable[[Batch, int, int, Plan, Scratch], None]
     plan: Plan
+    tables: tuple[npt.NDArray[Any], ...]
+    sizes: tuple[int, ...]
     scratch: Scratch
-    sizes: tuple[int, ...] = ()
-    held: list[Any]
-    """What the addresses in `plan` and `scratch` are of."""
+    buffers: list[Float32Array]
 
-    def take(self, config: FbankConfig, lanes: int) -> None:
-        """Prepare for a config."""
-        prepared = _prepare(config, lanes)
-        self.kernel, self.plan = prepared.kernel, prepared.plan
-        sizes = (config.fft_size, config.window_size, config.window_shift, lanes)
-        if self.sizes != sizes:
-            self.scratch, buffers = _scratch(*sizes)
-            self.sizes, self.held = sizes, [prepared.tables, buffers]
-        self.held[0] = prepared.tables
-        self.config, self.lanes = config, lanes
+
+class _OfThread(threading.local):
+    """What a thread's last call used, for the next one of the same config."""
+
+    ready: Ready | None = None
 
 
 _of_thread = _OfThread()
+
+
+def _ready(config: FbankConfig, lanes: int) -> Ready:
+    """Return what this thread's last call used, or prepare for another config.
+
+    It is replaced whole: an interrupt leaves no plan beside another plan's buffers. The caller's
+    own reference outlives the thread's, which goes first where an interpreter exits.
+    """
+    last = _of_thread.ready
+    if last is not None and last.config is config and last.lanes == lanes:
+        return last
+    kernel, plan, tables = _prepare(config, lanes)
+    sizes = (config.fft_size, config.window_size, config.window_shift, lanes)
+    if last is not None and last.sizes == sizes:
+        scratch, buffers = last.scratch, last.buffers
+    else:
+        scratch, buffers = _scratch(*sizes)
+    ready = Ready(config, lanes, kernel, plan, tables, sizes, scratch, buffers)
+    _of_thread.ready = ready
+    return ready
 
 
 def _scratch(
