@@ -95,6 +95,13 @@ def test_import_loads_no_heavy_package(statement: str) -> None:
     assert not loaded_by(statement) & {"torch", "numba", "triton", "numpy"}
 
 
+def test_import_is_quick() -> None:
+    """In CPU time of the whole process, the interpreter's own start included."""
+    code = "import ast_fast_kernels, time; print(time.process_time())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(run.stdout) < 0.3
+
+
 def test_fbank_loads_numba_only_when_it_runs() -> None:
     call = "import torch; from ast_fast_kernels import fbank; fbank(torch.zeros(400), backend={!r})"
     assert not loaded_by(call.format("reference")) & {"numba", "triton"}

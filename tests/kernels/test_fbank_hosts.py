@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ast_fast_kernels import _threads
@@ -85,6 +87,131 @@ if __name__ == "__main__":
     assert (before == after).all()
 """,
     )
+
+
+def test_a_forked_child_needs_none_of_its_parents_threads(tmp_path: Path) -> None:
+    """Nor torch's: a fork does not copy them, and torch would wait for them for ever."""
+    run(
+        tmp_path,
+        START
+        + """
+import signal
+lengths = [80000, 0, 399, 400, 8000, 79999, 1, 80000] * 2
+calls = {
+    "int16": lambda: fbank((WAVES * 20000).astype(np.int16)),
+    "strided": lambda: fbank(np.repeat(WAVES, 2, axis=1)[:, ::2]),
+    "ragged": lambda: fbank(WAVES, lengths=lengths),
+}
+for name in ("ast", "kaldi", "seed", "librosa", "melspectrogram", "python_speech_features",
+             "vggish", "whisper", "lhotse", "nemo"):
+    config = FbankConfig.preset(name)
+    calls[name] = lambda config=config: fbank(WAVES, config)
+    calls[f"{name}, ragged"] = lambda config=config: fbank(WAVES, config, lengths=lengths)
+(torch.zeros(1000, 1000) + 1.0).sum()  # torch starts its own
+codes = {}
+for name, call in calls.items():
+    before = call()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        os._exit(0 if np.array_equal(call(), before) else 3)
+    codes[name] = os.waitpid(child, 0)[1]
+assert not any(codes.values()), codes
+""",
+    )
+
+
+def test_the_interpreter_exits_while_daemon_threads_call(tmp_path: Path) -> None:
+    """They call the kernel itself: torch's own functions abort the process then."""
+    run(
+        tmp_path,
+        START
+        + """
+import time
+from ast_fast_kernels.fbank import numba_cpu
+expected()
+out = torch.empty(16, 498, 128)
+waves, config = torch.from_numpy(WAVES), FbankConfig()
+def call_for_ever():
+    while True:
+        numba_cpu.fbank_numba(waves, config, out)
+for child in range(10):
+    if os.fork() == 0:
+        for _ in range(4):
+            threading.Thread(target=call_for_ever, daemon=True).start()
+        time.sleep(0.01 * child)
+        break  # and the interpreter exits
+else:
+    codes = [os.wait()[1] for _ in range(10)]
+    raise SystemExit(any(codes))
+""",
+    )
+
+
+def test_a_first_call_at_interpreter_exit_still_works(tmp_path: Path) -> None:
+    """Some versions of Python start no thread any more by then."""
+    printed = run(
+        tmp_path,
+        START
+        + """
+import atexit
+from ast_fast_kernels.fbank import numba_cpu
+atexit.register(lambda: print(expected().shape))
+""",
+    )
+    assert printed.strip() == "(16, 498, 128)"
+
+
+def test_a_helper_that_is_busy_is_not_waited_for() -> None:
+    """Nor do offers to it pile up."""
+    busy, free = threading.Event(), threading.Event()
+
+    def hold(first: int, last: int) -> None:
+        if threading.current_thread().name.startswith("ast-fast"):
+            busy.set()
+        assert free.wait(10)
+
+    count = _threads._helpers + 2
+    holder = threading.Thread(target=_threads.parallel_for, args=(hold, 10 * count, 1, count))
+    holder.start()
+    try:
+        assert busy.wait(10)
+        done: list[int] = []
+        for _ in range(1000):
+            _threads.parallel_for(lambda first, last: done.append(last - first), 100, 10, 2)
+        assert sum(done) == 100_000
+        assert _threads._offers.qsize() <= _threads._helpers
+    finally:
+        free.set()
+        holder.join()
+
+
+def test_a_call_leaves_nothing_of_its_arrays_behind() -> None:
+    array = np.zeros(100)
+    kept = weakref.ref(array)
+
+    def work(first: int, last: int, array: np.ndarray = array) -> None:
+        array[first:last] = 1.0
+
+    _threads.parallel_for(work, 100, 10, 2)
+    assert array.all()
+    del work, array
+    deadline = time.monotonic() + 10
+    while kept() is not None and time.monotonic() < deadline:
+        time.sleep(0.001)  # a helper may come late, and find nothing
+    assert kept() is None
+
+
+def test_a_system_that_refuses_threads_is_no_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    helpers = _threads._helpers
+    done: list[int] = []
+    _threads.parallel_for(lambda first, last: done.append(last - first), 1000, 1, helpers + 20)
+    assert sum(done) == 1000
+    assert _threads._helpers == helpers
 
 
 def test_a_change_of_the_thread_count_changes_no_bit(tmp_path: Path) -> None:
@@ -185,6 +312,28 @@ assert (before == expected()).all()
     )
 
 
+def test_an_interrupt_between_two_configs_mixes_nothing_of_them(tmp_path: Path) -> None:
+    run(
+        tmp_path,
+        START
+        + """
+from ast_fast_kernels.fbank import numba_cpu
+torch.set_num_threads(1)
+before = expected()
+scratch = numba_cpu._scratch
+def interrupted(*_):
+    raise KeyboardInterrupt
+numba_cpu._scratch = interrupted
+try:
+    fbank(WAVES, FbankConfig(n_fft=2048, num_mel_bins=64), backend="numba")
+except KeyboardInterrupt:
+    numba_cpu._scratch = scratch
+assert numba_cpu._scratch is scratch
+assert (before == expected()).all()
+""",
+    )
+
+
 def test_read_only_packages_and_no_home_are_no_obstacle(tmp_path: Path) -> None:
     import ast_fast_kernels
 
@@ -243,7 +392,7 @@ def test_memory_beside_input_and_output_is_a_mebibyte_a_thread(dtype: str, tmp_p
         + f"""
 expected()  # threads and tables are there
 for shape in ((1, 400), (1, 80000), (64, 80000), (4096, 1600), (3, 3_000_000)):
-    for config in (FbankConfig(), FbankConfig.preset("nemo", norm_per_feature=False)):
+    for config in (FbankConfig(), FbankConfig.preset("whisper"), FbankConfig.preset("nemo")):
         waves = np.zeros(shape, {dtype!r})
         strided = np.zeros((shape[0], 2 * shape[1]), {dtype!r})[:, ::2]
         out = np.zeros((shape[0], config.num_frames(shape[1]), config.num_mel_bins), np.float32)

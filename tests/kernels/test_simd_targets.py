@@ -19,6 +19,20 @@ TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
     "neon": ("aarch64-unknown-linux-gnu", "neoverse-n1", 4, r"fml[as]\s+v\d+\.4s"),
 }
 
+PACKED = {  # arithmetic on whole vectors
+    "avx512": r"v(mul|add|sub|fn?m\w+)ps\s.*zmm",
+    "avx2": r"v(mul|add|sub|fn?m\w+)ps\s.*ymm",
+    "sse2": r"(mul|add|sub)ps\s.*xmm",
+    "neon": r"f(mla|mls|mul|add|sub|neg)\s+v\d+\.4s",
+}
+SCALAR = r"v?(mul|add|sub|div|sqrt)ss\b|vf\w+ss\b|f(mul|add|sub|div|n?madd|n?msub|sqrt)\ts\d"
+STACK = r"v?mov[au]ps\s.*\(%r[sb]p|(ld|st)u?[rp]\tq\d+,.*\[sp"
+"""Vectors that go to the stack or come from it, for lack of registers."""
+
+MOST_STACK = {"avx512": 130, "avx2": 420, "sse2": 500, "neon": 230}
+"""Of those, the most for an FFT of 512 points, which has 630 to 990 operations on vectors: a row is
+16 complex vectors, and there are 32 registers or 16. There are 97, 368, 453 and 185."""
+
 EMIT = """
 import sys
 import numpy as np
@@ -80,6 +94,31 @@ def test_transforms_are_vector_code(target: str) -> None:
     *_, instruction = TARGETS[target]
     # Columns and rows hold some three hundred multiply-adds; every pass would lose them at once.
     assert len(re.findall(instruction, assembly(target))) >= 250
+
+
+def transform(target: str) -> list[str]:
+    """Return the instructions of the function that does most arithmetic."""
+    text = assembly(target)
+    names = re.findall(r"^\s*\.type\s+(\S+),[@%]function", text, re.MULTILINE)
+    bodies: dict[str, list[str]] = {name: [] for name in names}
+    body: list[str] = []
+    for line in text.splitlines():
+        body = bodies.get(line.partition(":")[0], body)
+        if re.match(r"\t[a-z]", line):
+            body.append(line.strip())
+    return max(bodies.values(), key=lambda body: count(PACKED[target], body))
+
+
+def count(pattern: str, body: list[str]) -> int:
+    return sum(re.match(pattern, instruction) is not None for instruction in body)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_transforms_have_no_scalar_arithmetic_and_few_spills(target: str) -> None:
+    body = transform(target)
+    assert count(PACKED[target], body) >= 600
+    assert count(SCALAR, body) == 0
+    assert count(STACK, body) <= MOST_STACK[target]
 
 
 @pytest.mark.parametrize("target", TARGETS)
