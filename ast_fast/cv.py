@@ -396,7 +396,7 @@ class Run:
             torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - begin
         if self.compile_seconds > 1:
-            self.console.print(f"compiled the kernels in {self.compile_seconds:.1f} s")
+            self.console.print(f"warmed up kernels and model in {self.compile_seconds:.1f} s")
 
     def _check_kernels(self, result: FoldResult, path: Path) -> dict[str, Any]:
         """Compare the kernels in use with the reference on test clips and the tested weights."""
