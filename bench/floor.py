@@ -24,7 +24,7 @@ from ast_fast_kernels import FbankConfig, fft
 from ast_fast_kernels._numba import intrinsic, stage
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import PRESETS
-from ast_fast_kernels.simd import ALIGNMENT, Lanes, Value, data_pointer, host_lanes
+from ast_fast_kernels.simd import Lanes, Value, aligned, data_pointer, host_lanes
 
 CHAINS = 12
 """Multiply-adds under way at once: more than latency times ports, fewer than AVX2's registers."""
@@ -133,7 +133,7 @@ def multiply_adds_per_second(threads: int) -> float:
     """Return the vector multiply-adds that so many threads do in a second, together."""
     lanes = host_lanes()
     loop = _multiply_add_loop(lanes)
-    states = [_aligned(CHAINS * lanes) for _ in range(threads)]
+    states = [aligned(CHAINS * lanes) for _ in range(threads)]
     for state in states:
         state[:] = 1.0
     repeats = _enough(lambda repeats: loop(states[0], repeats))
@@ -241,12 +241,6 @@ def _copy(source: Any, target: Any, times: int) -> None:
     for _ in range(times):
         for i in range(source.size):
             target[i] = source[i]
-
-
-def _aligned(size: int) -> Any:
-    raw = np.empty(size + ALIGNMENT // 4, np.float32)
-    start = -(raw.ctypes.data // 4) % (ALIGNMENT // 4)
-    return raw[start : start + size]
 
 
 def main() -> None:

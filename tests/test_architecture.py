@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 
 import ast_fast_kernels
 from ast_fast_kernels._dispatch import BACKENDS
+from ast_fast_kernels.testing.processes import modules_loaded_by, run_program
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"ast_fast": ROOT / "ast_fast", "ast_fast_kernels": ROOT / "kernels/ast_fast_kernels"}
@@ -76,12 +76,6 @@ def test_nothing_shipped_imports_its_tests(package: str) -> None:
             assert not [name for name in names if within(name, "ast_fast_kernels.testing")]
 
 
-def loaded_by(statement: str) -> set[str]:
-    code = f"{statement}\nimport sys\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
-
-
 @pytest.mark.parametrize(
     "statement",
     [
@@ -92,20 +86,18 @@ def loaded_by(statement: str) -> set[str]:
     ],
 )
 def test_import_loads_no_heavy_package(statement: str) -> None:
-    assert not loaded_by(statement) & {"torch", "numba", "triton", "numpy"}
+    assert not modules_loaded_by(statement) & {"torch", "numba", "triton", "numpy"}
 
 
 def test_import_is_quick() -> None:
     """In CPU time of the whole process, the interpreter's own start included."""
-    code = "import ast_fast_kernels, time; print(time.process_time())"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(run.stdout) < 0.3
+    assert float(run_program("import ast_fast_kernels, time; print(time.process_time())")) < 0.3
 
 
 def test_fbank_loads_numba_only_when_it_runs() -> None:
     call = "import torch; from ast_fast_kernels import fbank; fbank(torch.zeros(400), backend={!r})"
-    assert not loaded_by(call.format("reference")) & {"numba", "triton"}
-    assert "numba" in loaded_by(call.format("numba"))  # else the line above says nothing
+    assert not modules_loaded_by(call.format("reference")) & {"numba", "triton"}
+    assert "numba" in modules_loaded_by(call.format("numba"))  # else the line above says nothing
 
 
 def test_public_names_are_these() -> None:

@@ -25,16 +25,20 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._numba import intrinsic, stage
-from ast_fast_kernels.simd import Lanes, Value, data_pointer, prefetch_read, prefetch_write
+from ast_fast_kernels.simd import (
+    ALIGNMENT,
+    Lanes,
+    Value,
+    data_pointer,
+    prefetch_read,
+    prefetch_write,
+)
 
 MIN_SIZE, MAX_SIZE = 32, 4096
 """FFT lengths that the two passes serve: powers of two from the one to the other, and these."""
 
 SIZES_OF_25 = (200, 400, 800, 1600)
 """25 times a power of two: 25 ms at 8, 16, 32 and 64 kHz, unpadded."""
-
-CACHE_LINE = 64
-"""Bytes fetched at a time."""
 
 T = TypeVar("T", Value, float)
 Complex = tuple[T, T | None]
@@ -427,9 +431,9 @@ def power_spectrum(
     write_share = (lines_written + columns - 1) // columns
     for column in range(columns):
         for line in range(column * read_share, (column + 1) * read_share):
-            prefetch_read(read + line * CACHE_LINE)
+            prefetch_read(read + line * ALIGNMENT)
         for line in range(column * write_share, (column + 1) * write_share):
-            prefetch_write(written + line * CACHE_LINE)
+            prefetch_write(written + line * ALIGNMENT)
         _column_pass(source, places, window, shift, grid, column, n_fft, used_rows, lanes)
     _real_rows_pass(grid, n_fft, lanes)
     for row in range(1, (rows + 1) // 2):

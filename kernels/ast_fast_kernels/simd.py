@@ -22,6 +22,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numba
+import numpy as np
+import numpy.typing as npt
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.core.datamodel.models import PrimitiveModel
@@ -53,6 +55,13 @@ def host_lanes() -> int:
     if "+avx512f" in names:
         return 16
     return 8 if "+avx2" in names else 4
+
+
+def aligned(size: int) -> npt.NDArray[np.float32]:
+    """Return an uninitialised float32 buffer that begins at a multiple of ALIGNMENT."""
+    raw = np.empty(size + ALIGNMENT // 4, np.float32)
+    start = -(raw.ctypes.data // 4) % (ALIGNMENT // 4)
+    return raw[start : start + size]
 
 
 class VectorType(types.Type):
@@ -222,7 +231,7 @@ class Lanes:
         return self.select_less(x, floor, floor, x)
 
     def log(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 0: 2 ulp, -inf at 0, NaN and infinity as they come.
+        """Return the natural logarithm of x >= 0: -inf at 0, NaN and infinity as they come.
 
         A denormal is scaled to a normal number first.
         """
@@ -306,24 +315,12 @@ def _is_float32(kind: Any) -> bool:
     return isinstance(kind, types.Array) and kind.dtype == types.float32
 
 
-@intrinsic
-def pointer(typing_context: Any, array: Any) -> Any:
-    """Return the address of an array's first element.
+def _pointer_at(kind: Any, doc: str) -> Any:
+    """Return an intrinsic that takes an address for a pointer.
 
     What is passed as a pointer costs no reference counting, which Numba does, with atomic
     operations, wherever an array goes. The operations below take arrays and pointers alike.
     """
-    if not isinstance(array, types.Array):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        return data_pointer(context, builder, array, args[0])
-
-    return types.CPointer(array.dtype)(array), emit
-
-
-def _pointer_at(kind: Any, doc: str) -> Any:
-    """Return an intrinsic that takes an address for a pointer."""
 
     def body(typing_context: Any, address: Any) -> Any:
         if not isinstance(address, types.Integer):

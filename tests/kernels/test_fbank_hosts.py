@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import threading
 import time
 import weakref
@@ -12,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from ast_fast_kernels import _threads
+from ast_fast_kernels import _threads, fbank
+from ast_fast_kernels.testing.processes import run_program
 
 START = """
 import os, sys, threading
@@ -26,26 +25,9 @@ def expected():
 """
 
 
-def run(tmp_path: Path, program: str, timeout: float = 120.0, **environment: str) -> str:
-    """Run a program, from a file since spawned children import it, in a fresh process."""
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    finished = subprocess.run(
-        [sys.executable, str(script)],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_data_loader_workers_compute_the_same(method: str, tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_data_loader_workers_compute_the_same(method: str) -> None:
+    run_program(
         START
         + f"""
 from torch.utils.data import DataLoader, Dataset
@@ -69,9 +51,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_process_pool_computes_the_same(method: str, tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_a_process_pool_computes_the_same(method: str) -> None:
+    run_program(
         START
         + f"""
 import multiprocessing
@@ -89,10 +70,67 @@ if __name__ == "__main__":
     )
 
 
-def test_a_forked_child_needs_none_of_its_parents_threads(tmp_path: Path) -> None:
+def test_a_forked_child_computes_the_same() -> None:
+    # Compares with numpy: torch's own threads do not survive a fork.
+    run_program("""
+import os, torch
+from ast_fast_kernels import fbank
+torch.set_num_threads(2)
+waveform = torch.linspace(-1, 1, 4 * 80000).sin().view(4, 80000)
+expected = fbank(waveform, backend="numba").numpy()
+child = os.fork()
+if child == 0:
+    os._exit(0 if (fbank(waveform, backend="numba").numpy() == expected).all() else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+
+
+def test_children_forked_while_threads_compute_do_not_hang() -> None:
+    run_program("""
+import os, threading, torch
+from ast_fast_kernels import FbankConfig, fbank
+torch.set_num_threads(2)
+waveform = torch.zeros(2, 80000)
+stop = threading.Event()
+def work(config):
+    while not stop.is_set():
+        fbank(waveform, config, backend="numba")
+# One length is compiled already, the others while children are forked.
+fbank(waveform, backend="numba")
+threads = [
+    threading.Thread(target=work, args=(FbankConfig(n_fft=n_fft),)) for n_fft in (512, 1024, 2048)
+]
+for thread in threads:
+    thread.start()
+codes = []
+for _ in range(40):
+    child = os.fork()
+    if child == 0:
+        fbank(waveform, backend="numba")
+        os._exit(0)
+    codes.append(os.waitpid(child, 0)[1])
+stop.set()
+for thread in threads:
+    thread.join()
+raise SystemExit(any(codes))
+""")
+
+
+def test_a_call_at_interpreter_exit_still_works() -> None:
+    printed = run_program("""
+import atexit, torch
+from ast_fast_kernels import fbank
+torch.set_num_threads(2)
+waveform = torch.zeros(8, 80000)
+fbank(waveform, backend="numba")
+atexit.register(lambda: print(fbank(waveform, backend="numba").shape))
+""")
+    assert printed.strip() == "torch.Size([8, 498, 128])"
+
+
+def test_a_forked_child_needs_none_of_its_parents_threads() -> None:
     """Nor torch's: a fork does not copy them, and torch would wait for them for ever."""
-    run(
-        tmp_path,
+    run_program(
         START
         + """
 import signal
@@ -121,10 +159,9 @@ assert not any(codes.values()), codes
     )
 
 
-def test_the_interpreter_exits_while_daemon_threads_call(tmp_path: Path) -> None:
+def test_the_interpreter_exits_while_daemon_threads_call() -> None:
     """They call the kernel itself: torch's own functions abort the process then."""
-    run(
-        tmp_path,
+    run_program(
         START
         + """
 import time
@@ -148,10 +185,9 @@ else:
     )
 
 
-def test_a_first_call_at_interpreter_exit_still_works(tmp_path: Path) -> None:
+def test_a_first_call_at_interpreter_exit_still_works() -> None:
     """Some versions of Python start no thread any more by then."""
-    printed = run(
-        tmp_path,
+    printed = run_program(
         START
         + """
 import atexit
@@ -160,6 +196,44 @@ atexit.register(lambda: print(expected().shape))
 """,
     )
     assert printed.strip() == "(16, 498, 128)"
+
+
+def test_ranges_cover_the_work_once() -> None:
+    seen: list[int] = []
+    lock = threading.Lock()
+
+    def run(first: int, last: int) -> None:
+        with lock:
+            seen.extend(range(first, last))
+
+    _threads.parallel_for(run, 103, 10, 4)
+    assert sorted(seen) == list(range(103))
+
+
+def test_an_error_in_a_worker_is_raised_by_the_caller() -> None:
+    def run(first: int, last: int) -> None:
+        if first > 0:
+            raise ValueError("worker")
+
+    with pytest.raises(ValueError, match="worker"):
+        _threads.parallel_for(run, 100, 10, 2)
+
+
+def test_an_interrupt_waits_until_workers_have_stopped_writing() -> None:
+    ended = threading.Event()
+    begun = threading.Event()
+
+    def run(first: int, last: int) -> None:
+        if first == 0:
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        ended.wait(0.2)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        _threads.parallel_for(run, 100, 10, 2)
+    assert ended.is_set()
 
 
 def test_a_helper_that_is_busy_is_not_waited_for() -> None:
@@ -214,9 +288,8 @@ def test_a_system_that_refuses_threads_is_no_obstacle(monkeypatch: pytest.Monkey
     assert _threads._helpers == helpers
 
 
-def test_a_change_of_the_thread_count_changes_no_bit(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_a_change_of_the_thread_count_changes_no_bit() -> None:
+    run_program(
         START
         + """
 before = expected()
@@ -227,9 +300,25 @@ for threads in (1, 2, 7, 1, 3):
     )
 
 
+def test_many_python_threads_call_at_once() -> None:
+    waveform = 0.1 * torch.randn(4, 80000, generator=torch.Generator().manual_seed(0))
+    expected = fbank(waveform, backend="numba")
+    results: list[torch.Tensor] = []
+
+    def call() -> None:
+        results.extend(fbank(waveform, backend="numba") for _ in range(5))
+
+    threads = [threading.Thread(target=call) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert len(results) == 40
+    assert all(torch.equal(result, expected) for result in results)
+
+
 def test_first_import_and_first_calls_in_threads(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+    run_program(
         """
 import threading
 results = []
@@ -247,9 +336,8 @@ assert all((result == results[0]).all() for result in results)
     )
 
 
-def test_eight_callers_share_the_helpers_of_one(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_eight_callers_share_the_helpers_of_one() -> None:
+    run_program(
         START
         + """
 before = expected()
@@ -288,9 +376,8 @@ def test_no_more_work_at_once_than_asked(threads: int) -> None:
     assert most == threads
 
 
-def test_an_interrupt_ends_a_call_and_the_next_one_is_right(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_an_interrupt_ends_a_call_and_the_next_one_is_right() -> None:
+    run_program(
         START
         + """
 import signal
@@ -312,9 +399,8 @@ assert (before == expected()).all()
     )
 
 
-def test_an_interrupt_between_two_configs_mixes_nothing_of_them(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_an_interrupt_between_two_configs_mixes_nothing_of_them() -> None:
+    run_program(
         START
         + """
 from ast_fast_kernels.fbank import numba_cpu
@@ -347,8 +433,7 @@ def test_read_only_packages_and_no_home_are_no_obstacle(tmp_path: Path) -> None:
         (target.parent / "__pycache__").touch()
     blocker = tmp_path / "file"
     blocker.touch()
-    printed = run(
-        tmp_path,
+    printed = run_program(
         """
 import logging, numpy as np
 logging.basicConfig()
@@ -384,9 +469,8 @@ def limited(what, run):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int16"])
-def test_memory_beside_input_and_output_is_a_mebibyte_a_thread(dtype: str, tmp_path: Path) -> None:
-    run(
-        tmp_path,
+def test_memory_beside_input_and_output_is_a_mebibyte_a_thread(dtype: str) -> None:
+    run_program(
         START
         + LIMITED
         + f"""
@@ -412,8 +496,7 @@ for shape in ((1, 400), (1, 80000), (64, 80000), (4096, 1600), (3, 3_000_000)):
 
 
 def test_ten_hours_in_one_call(tmp_path: Path) -> None:
-    run(
-        tmp_path,
+    run_program(
         START
         + LIMITED
         + f"""

@@ -5,18 +5,18 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ast_fast_kernels import FbankConfig, _threads, fbank
+from ast_fast_kernels import FbankConfig, fbank
 from ast_fast_kernels.fbank import numba_cpu
 from ast_fast_kernels.fbank.numba_cpu import run_blocks, unsupported
 from ast_fast_kernels.fbank.reference import fbank_reference
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX, log_mel_error
+from ast_fast_kernels.testing.processes import run_program
 
 CONFIGS = {
     "ast": FbankConfig(),
@@ -183,95 +183,6 @@ def test_an_fft_that_is_not_served_is_named(n_fft: int) -> None:
     assert unsupported(FbankConfig(n_fft=512)) is None
 
 
-def test_many_python_threads_call_at_once() -> None:
-    waveform = noise(4, 80000)
-    expected = fbank(waveform, backend="numba")
-    results: list[torch.Tensor] = []
-
-    def call() -> None:
-        results.extend(fbank(waveform, backend="numba") for _ in range(5))
-
-    threads = [threading.Thread(target=call) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=60)
-    assert len(results) == 40
-    assert all(torch.equal(result, expected) for result in results)
-
-
-def run_program(program: str, timeout: float = 120.0, **environment: str) -> str:
-    """Run a program in a fresh process and return what it printed."""
-    finished = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
-def test_a_forked_child_computes_the_same() -> None:
-    # Compares with numpy: torch's own threads do not survive a fork.
-    run_program("""
-import os, torch
-from ast_fast_kernels import fbank
-torch.set_num_threads(2)
-waveform = torch.linspace(-1, 1, 4 * 80000).sin().view(4, 80000)
-expected = fbank(waveform, backend="numba").numpy()
-child = os.fork()
-if child == 0:
-    os._exit(0 if (fbank(waveform, backend="numba").numpy() == expected).all() else 3)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-""")
-
-
-def test_children_forked_while_threads_compute_do_not_hang() -> None:
-    run_program("""
-import os, threading, torch
-from ast_fast_kernels import FbankConfig, fbank
-torch.set_num_threads(2)
-waveform = torch.zeros(2, 80000)
-stop = threading.Event()
-def work(config):
-    while not stop.is_set():
-        fbank(waveform, config, backend="numba")
-# One length is compiled already, the others while children are forked.
-fbank(waveform, backend="numba")
-threads = [
-    threading.Thread(target=work, args=(FbankConfig(n_fft=n_fft),)) for n_fft in (512, 1024, 2048)
-]
-for thread in threads:
-    thread.start()
-codes = []
-for _ in range(40):
-    child = os.fork()
-    if child == 0:
-        fbank(waveform, backend="numba")
-        os._exit(0)
-    codes.append(os.waitpid(child, 0)[1])
-stop.set()
-for thread in threads:
-    thread.join()
-raise SystemExit(any(codes))
-""")
-
-
-def test_a_call_at_interpreter_exit_still_works() -> None:
-    printed = run_program("""
-import atexit, torch
-from ast_fast_kernels import fbank
-torch.set_num_threads(2)
-waveform = torch.zeros(8, 80000)
-fbank(waveform, backend="numba")
-atexit.register(lambda: print(fbank(waveform, backend="numba").shape))
-""")
-    assert printed.strip() == "torch.Size([8, 498, 128])"
-
-
 KERNEL = "numba_cpu._build_kernel(512, 25, numba_cpu.host_lanes(), numba_cpu.source_digest())"
 CALL = """
 import logging, torch
@@ -394,49 +305,11 @@ print(time.process_time() - begin)
     assert second <= 1.0
 
 
-def test_ranges_cover_the_work_once() -> None:
-    seen: list[int] = []
-    lock = threading.Lock()
-
-    def run(first: int, last: int) -> None:
-        with lock:
-            seen.extend(range(first, last))
-
-    _threads.parallel_for(run, 103, 10, 4)
-    assert sorted(seen) == list(range(103))
-
-
-def test_an_error_in_a_worker_is_raised_by_the_caller() -> None:
-    def run(first: int, last: int) -> None:
-        if first > 0:
-            raise ValueError("worker")
-
-    with pytest.raises(ValueError, match="worker"):
-        _threads.parallel_for(run, 100, 10, 2)
-
-
-def test_an_interrupt_waits_until_workers_have_stopped_writing() -> None:
-    ended = threading.Event()
-    begun = threading.Event()
-
-    def run(first: int, last: int) -> None:
-        if first == 0:
-            begun.wait(10)
-            raise KeyboardInterrupt
-        begun.set()
-        ended.wait(0.2)
-        ended.set()
-
-    with pytest.raises(KeyboardInterrupt):
-        _threads.parallel_for(run, 100, 10, 2)
-    assert ended.is_set()
-
-
 @pytest.mark.parametrize("at_end", [True, False], ids=["guarded-end", "guarded-start"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_scratch_is_never_left(name: str, at_end: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every buffer stands against a page that cannot be touched; a step beyond it is a crash."""
-    monkeypatch.setattr(numba_cpu, "_aligned", lambda size: guarded(size, at_end))
+    monkeypatch.setattr(numba_cpu, "aligned", lambda size: guarded(size, at_end))
     # Buffers of an earlier call would be used again.
     monkeypatch.setattr(numba_cpu, "_of_thread", numba_cpu._OfThread())
     config = CONFIGS[name]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from ast_fast_kernels import Fbank, FbankConfig, fbank, use_backend
 from ast_fast_kernels.fbank import api, ops
 from ast_fast_kernels.fbank.config import PRESETS
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
+from ast_fast_kernels.testing.processes import modules_loaded_by, run_program
 
 AST = FbankConfig()
 LENGTHS = [1600, 900, 0]
@@ -366,7 +365,7 @@ program = torch.export.load({str(tmp_path / "fbank.pt2")!r})
 tensors = torch.load({str(tmp_path / "tensors.pt")!r})
 assert torch.equal(program.module()(tensors["waveform"]), tensors["expected"])
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    run_program(code)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -435,19 +434,15 @@ def test_backend_reads_and_writes_the_callers_own_memory(monkeypatch: pytest.Mon
     assert [source for source, _ in pointers] == [array.ctypes.data] * 2
 
 
-def loaded_by(statements: str) -> set[str]:
-    code = f"{statements}\nimport sys\nprint(*sys.modules)"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(run.stdout.split())
-
-
 def test_neither_registering_nor_gradients_load_the_compiler_and_calls_do_not_register() -> None:
     call = "import torch; from ast_fast_kernels import fbank; w = torch.ones(400)"
-    assert "ast_fast_kernels.fbank.ops" not in loaded_by(f"{call}; fbank(w, backend='reference')")
-    loaded = loaded_by(f"{call}; fbank(w.requires_grad_()).sum().backward()")
+    assert "ast_fast_kernels.fbank.ops" not in modules_loaded_by(
+        f"{call}; fbank(w, backend='reference')"
+    )
+    loaded = modules_loaded_by(f"{call}; fbank(w.requires_grad_()).sum().backward()")
     assert "ast_fast_kernels.fbank.ops" in loaded
     assert not loaded & {"torch._dynamo", "torch._inductor"}
-    assert not loaded_by("import ast_fast_kernels.fbank.ops") & {"torch._dynamo", "numba"}
+    assert not modules_loaded_by("import ast_fast_kernels.fbank.ops") & {"torch._dynamo", "numba"}
 
 
 def test_presets_survive_the_operators_text() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 import tempfile
 from functools import cache
 
 import llvmlite.binding as llvm
 import pytest
+
+from ast_fast_kernels.testing.processes import run_program
 
 TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
     "avx512": ("x86_64-unknown-linux-gnu", "skylake-avx512", 16, r"vf[n]?m(add|sub)\w+ps\s.*zmm"),
@@ -58,23 +58,10 @@ print(simd.host_lanes())
 """
 
 
-def run(program: str, *arguments: str, **environment: str) -> str:
-    finished = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
-
-
 @cache
 def kernel_ir(lanes: int) -> str:
     with tempfile.TemporaryDirectory() as empty:  # what comes from the cache has no text
-        return run(EMIT, str(lanes), NUMBA_CACHE_DIR=empty)
+        return run_program(EMIT, str(lanes), NUMBA_CACHE_DIR=empty)
 
 
 @cache
@@ -138,7 +125,7 @@ def test_nothing_calls_a_library_for_each_lane(target: str) -> None:
 def test_a_lesser_processor_runs_the_kernel(
     processor: str, features: str, lanes: int, tmp_path
 ) -> None:
-    printed = run(
+    printed = run_program(
         RUN,
         NUMBA_CPU_NAME=processor,
         NUMBA_CPU_FEATURES=features,

@@ -17,19 +17,12 @@ from torch import Tensor, nn
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.reference import beyond_counts
 
 Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
 _NUMPY_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64, np.int16)))
 _AST = FbankConfig()
-
-NORM_EPSILON = 1e-5
-"""Added to standard deviations; NVIDIA NeMo, collections/asr/parts/preprocessing/features.py."""
-
-_FRAMES_AT_ONCE = 256
-"""Frames whose squares are held in float64: 256 KiB for 128 bins."""
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -146,17 +139,6 @@ def compute(
         return _through_operator(waveform, config, lengths, None, chosen)
     run = _dispatch.load_backend("fbank", chosen)
     log_mel: Tensor = run(samples, config, flat_out, sample_counts)
-    if config.use_log_fbank and (config.top_db > 0 or config.norm_per_feature):
-        counts = [num_frames] * len(log_mel)
-        if sample_counts is not None:
-            counts = [config.num_frames(count) for count in sample_counts]
-        if chosen == "numba":
-            for clip, count in zip(log_mel.numpy(), counts, strict=True):
-                _finish_in_place(clip, config, count)
-        else:
-            log_mel = _finish(log_mel, config, counts)
-    if flat_out is not None and log_mel is not flat_out:
-        flat_out.copy_(log_mel)
     if out is not None:
         return out
     return log_mel if len(shape) == 3 else log_mel.view(shape)
@@ -359,47 +341,6 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
 
     obstacle = unsupported(config)
     return None if obstacle is None else f"{obstacle}; {way_out}"
-
-
-def _finish(log_mel: Tensor, config: FbankConfig, counts: list[int]) -> Tensor:
-    """Do what looks at a whole clip, over the frames that count."""
-    if config.top_db > 0:  # frames beyond the clip are silence, so never its maximum
-        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
-        log_mel = torch.maximum(log_mel, loudest - config.top_range)
-    if config.norm_per_feature:
-        beyond = beyond_counts(counts, log_mel)[..., None]
-        count = torch.tensor(counts, device=log_mel.device)[:, None, None].clamp(min=1)
-        mean = log_mel.masked_fill(beyond, 0.0).sum(dim=1, keepdim=True) / count
-        centred = (log_mel - mean).masked_fill(beyond, 0.0)
-        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-        log_mel = centred / (variance.sqrt() + NORM_EPSILON)
-    return log_mel
-
-
-def _finish_in_place(
-    log_mel: npt.NDArray[np.float32], config: FbankConfig, num_frames: int
-) -> None:
-    """Do what `_finish` does to one clip, (num_frames, num_mel_bins), in its own memory.
-
-    numpy has no threads: a process forked after torch used its own would wait for them for ever.
-    """
-    if config.top_db > 0:
-        np.maximum(log_mel, log_mel.max() - np.float32(config.top_range), out=log_mel)
-    if config.norm_per_feature:
-        firsts = range(0, num_frames, _FRAMES_AT_ONCE)
-        blocks = [log_mel[first : min(first + _FRAMES_AT_ONCE, num_frames)] for first in firsts]
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            total += block.sum(axis=0, dtype=np.float64)
-        mean = (total / max(num_frames, 1)).astype(np.float32)
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            block -= mean
-            total += np.square(block, dtype=np.float64).sum(axis=0)
-        deviation = np.sqrt(total / max(num_frames - 1, 1)) + NORM_EPSILON
-        for block in blocks:
-            block /= deviation.astype(np.float32)
-        log_mel[num_frames:] = 0.0
 
 
 def _name(dtype: torch.dtype) -> str:

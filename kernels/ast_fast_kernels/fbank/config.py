@@ -315,6 +315,11 @@ class FbankConfig:
         return self.top_db / (10 * _LOG10_E) * self.log_factor
 
     @property
+    def needs_whole_clip(self) -> bool:
+        """Whether a frame's energies depend on the rest of its clip."""
+        return self.use_log_fbank and (self.top_db > 0 or self.norm_per_feature)
+
+    @property
     def log_silence(self) -> float:
         """What digital silence becomes: the value that pads batches and spectrograms.
 

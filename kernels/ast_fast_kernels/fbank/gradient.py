@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 
 from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels.fbank import reference, tables
-from ast_fast_kernels.fbank.api import NORM_EPSILON
 from ast_fast_kernels.fbank.config import FbankConfig
 
 
@@ -93,15 +92,14 @@ def _before_whole_clip(
 
 
 def _before_norm(grad: Tensor, log_mel: Tensor, counts: list[int]) -> Tensor:
-    count = torch.tensor(counts, device=log_mel.device)[:, None, None]
-    outside = torch.arange(log_mel.shape[1], device=log_mel.device)[:, None] >= count
-    count = count.clamp(min=1)
+    outside = reference.beyond_counts(counts, log_mel)[..., None]
+    count = torch.tensor(counts, device=log_mel.device)[:, None, None].clamp(min=1)
     grad = grad.masked_fill(outside, 0.0)
     mean = log_mel.masked_fill(outside, 0.0).sum(dim=1, keepdim=True) / count
     centred = (log_mel - mean).masked_fill(outside, 0.0)
     degrees = (count - 1).clamp(min=1)
     deviation = (centred.square().sum(dim=1, keepdim=True) / degrees).sqrt()
-    scale = deviation + NORM_EPSILON
+    scale = deviation + tables.NORM_EPSILON
     slope = (grad * centred).sum(dim=1, keepdim=True) / (scale.square() * deviation * degrees)
     grad = grad / scale - centred * slope.masked_fill(deviation == 0.0, 0.0)
     return (grad - grad.sum(dim=1, keepdim=True) / count).masked_fill(outside, 0.0)

@@ -41,6 +41,7 @@ from ast_fast_kernels.fft import (
 )
 from ast_fast_kernels.simd import (
     ALIGNMENT,
+    aligned,
     broadcast,
     equal_or,
     floats_at,
@@ -72,6 +73,9 @@ SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 BLOCKS_PER_TASK = 64
 """Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
 
+FRAMES_AT_ONCE = 256
+"""Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
+
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
 
@@ -93,11 +97,39 @@ def fbank_numba(
     """
     batch, num_samples = waveform.shape
     if out is None:
-        num_frames = config.num_frames(num_samples)
-        shape = (batch, num_frames, config.num_mel_bins)
+        shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = torch.empty(shape, dtype=torch.float32, device="cpu")
     run_blocks(waveform, out, config, host_lanes(), torch.get_num_threads(), counts)
+    if config.needs_whole_clip:
+        every = [out.shape[1]] * batch
+        frames = every if counts is None else [config.num_frames(count) for count in counts]
+        for clip, num_frames in zip(out.numpy(), frames, strict=True):
+            _over_whole_clip(clip, config, num_frames)
     return out
+
+
+def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
+    """Do what looks at a whole clip to one, (num_frames, num_mel_bins), in its own memory.
+
+    numpy has no threads: a process forked after torch used its own would wait for them for ever.
+    """
+    if config.top_db > 0:
+        np.maximum(log_mel, log_mel.max() - np.float32(config.top_range), out=log_mel)
+    if config.norm_per_feature:
+        firsts = range(0, num_frames, FRAMES_AT_ONCE)
+        blocks = [log_mel[first : min(first + FRAMES_AT_ONCE, num_frames)] for first in firsts]
+        total = np.zeros(log_mel.shape[1])
+        for block in blocks:
+            total += block.sum(axis=0, dtype=np.float64)
+        mean = (total / max(num_frames, 1)).astype(np.float32)
+        total = np.zeros(log_mel.shape[1])
+        for block in blocks:
+            block -= mean
+            total += np.square(block, dtype=np.float64).sum(axis=0)
+        deviation = np.sqrt(total / max(num_frames - 1, 1)) + tables.NORM_EPSILON
+        for block in blocks:
+            block /= deviation.astype(np.float32)
+        log_mel[num_frames:] = 0.0
 
 
 def unsupported(config: FbankConfig) -> str | None:
@@ -142,7 +174,8 @@ def run_blocks(
 
     def run(first: int, last: int) -> None:
         ready = _ready(config, lanes)
-        ready.kernel(batch, first, last, ready.plan, ready.scratch)
+        kernel, plan, _ = ready.prepared
+        kernel(batch, first, last, plan, ready.scratch)
 
     blocks = -(-num_frames // lanes)
     _threads.parallel_for(run, clips * blocks, BLOCKS_PER_TASK, num_threads)
@@ -175,6 +208,7 @@ class Plan(NamedTuple):
     num_mel_bins: int
     hop: int
     tile_stride: int
+    span: int  # of the samples that a block reads when it turns all its hops
     first_sample: int  # of the first frame
     padding: int
     remove_dc: bool
@@ -229,6 +263,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         num_mel_bins=config.num_mel_bins,
         hop=hop,
         tile_stride=stride,
+        span=_span(size, hop, lanes),
         first_sample=config.first_sample,
         padding=ZEROS if config.pad_tail else PADDINGS[config.pad_mode],
         remove_dc=config.remove_dc_offset,
@@ -250,7 +285,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         # No blocks: this only compiles, where that has not been done.
         nothing = Batch(0, 0, 1, False, 0, 1, 0, 0, 0)
         kernel(nothing, 0, 0, plan, Scratch(0, 0, 0, 0, 0))
-    # Straight to the compiled code: Numba's own look at 37 arguments takes longer than a block.
+    # Straight to the compiled code: Numba's own look at 38 arguments takes longer than a block.
     (compiled,) = kernel.overloads.values()
     return Prepared(compiled.entry_point, plan, held)
 
@@ -299,9 +334,7 @@ class Ready(NamedTuple):
 
     config: FbankConfig
     lanes: int
-    kernel: Callable[[Batch, int, int, Plan, Scratch], None]
-    plan: Plan
-    tables: tuple[npt.NDArray[Any], ...]
+    prepared: Prepared
     sizes: tuple[int, ...]
     scratch: Scratch
     buffers: list[Float32Array]
@@ -325,13 +358,13 @@ def _ready(config: FbankConfig, lanes: int) -> Ready:
     last = _of_thread.ready
     if last is not None and last.config is config and last.lanes == lanes:
         return last
-    kernel, plan, tables = _prepare(config, lanes)
+    prepared = _prepare(config, lanes)
     sizes = (config.fft_size, config.window_size, config.window_shift, lanes)
     if last is not None and last.sizes == sizes:
         scratch, buffers = last.scratch, last.buffers
     else:
         scratch, buffers = _scratch(*sizes)
-    ready = Ready(config, lanes, kernel, plan, tables, sizes, scratch, buffers)
+    ready = Ready(config, lanes, prepared, sizes, scratch, buffers)
     _of_thread.ready = ready
     return ready
 
@@ -348,16 +381,10 @@ def _scratch(
         grid=n_fft * lanes,
         square=(lanes + FILTERS_AT_ONCE) * lanes,
     )
-    buffers = [_aligned(size) for size in sizes]
+    buffers = [aligned(size) for size in sizes]
     for buffer in buffers:
         buffer[:] = 0.0
     return Scratch(*(buffer.ctypes.data for buffer in buffers)), buffers
-
-
-def _aligned(size: int) -> Float32Array:
-    raw = np.empty(size + ALIGNMENT // 4, np.float32)
-    start = -(raw.ctypes.data // 4) % (ALIGNMENT // 4)
-    return raw[start : start + size]
 
 
 def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
@@ -419,7 +446,7 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
             start = origin + first
             row = (clip * num_frames + frame) * num_mel_bins
             valid = min(frames - frame, lanes)
-            reads = lanes * hop if carried else _reach(plan, lanes)
+            reads = lanes * hop if carried else plan.span
             if not _is_in_place(batch, plan, first, reads, count):
                 # What no frame reads stays as it was: it ends in lanes that nobody uses.
                 needed = min((valid - 1) * hop + plan.window_size, reads)
@@ -434,9 +461,9 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
                 batch.samples + (origin + first - lanes * hop) * item,
-                lanes * hop * item // 64,
+                lanes * hop * item // ALIGNMENT,
                 batch.out + (row - lanes * num_mel_bins) * 4,
-                lanes * num_mel_bins // 16,
+                lanes * num_mel_bins * 4 // ALIGNMENT,
             )
             power_spectrum(
                 tile, places, window, shift, grid, factors, upcoming, n_fft, used_rows, lanes
@@ -457,12 +484,6 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
                             out[row + lane * num_mel_bins + m + i] = square[i * lanes + lane]
 
     return kernel
-
-
-@stage
-def _reach(plan: Plan, lanes: int) -> int:
-    """Samples from its first that a block reads when it turns all its hops, in whole squares."""
-    return (plan.tile_stride + lanes - 1) // lanes * lanes * plan.hop
 
 
 @stage

@@ -39,7 +39,26 @@ def fbank_reference(
         num_frames = config.num_frames(waveform.shape[-1])
         rows = zip(waveform, counts, strict=True)
         log_mel = torch.stack([_padded_row(row[:count], config, num_frames) for row, count in rows])
+    if config.needs_whole_clip:
+        every = [log_mel.shape[1]] * log_mel.shape[0]
+        frames = every if counts is None else [config.num_frames(count) for count in counts]
+        log_mel = _over_whole_clip(log_mel, config, frames)
     return log_mel if out is None else out.copy_(log_mel)
+
+
+def _over_whole_clip(log_mel: Tensor, config: FbankConfig, num_frames: list[int]) -> Tensor:
+    """Do what looks at a whole clip, over the frames that count."""
+    if config.top_db > 0:  # frames beyond the clip are silence, so never its maximum
+        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
+        log_mel = torch.maximum(log_mel, loudest - config.top_range)
+    if config.norm_per_feature:
+        beyond = beyond_counts(num_frames, log_mel)[..., None]
+        count = torch.tensor(num_frames, device=log_mel.device)[:, None, None].clamp(min=1)
+        mean = log_mel.masked_fill(beyond, 0.0).sum(dim=1, keepdim=True) / count
+        centred = (log_mel - mean).masked_fill(beyond, 0.0)
+        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
+        log_mel = centred / (variance.sqrt() + tables.NORM_EPSILON)
+    return log_mel
 
 
 def _padded_row(row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:

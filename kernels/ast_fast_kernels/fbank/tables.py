@@ -14,6 +14,9 @@ from ast_fast_kernels.fbank.config import FbankConfig, MelScale
 
 Float64Array = npt.NDArray[np.float64]
 
+NORM_EPSILON = 1e-5
+"""Added to standard deviations; NVIDIA NeMo, collections/asr/parts/preprocessing/features.py."""
+
 
 @lru_cache(maxsize=32)
 def window(config: FbankConfig) -> Float64Array:
