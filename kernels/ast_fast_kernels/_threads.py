@@ -14,7 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 compile_lock = threading.Lock()
 """Held while a kernel is compiled; a fork waits for it, since compilers hold locks of their own."""
@@ -133,9 +133,24 @@ def _start_helpers(count: int) -> None:
 
 def _offer(shares: list[_Share]) -> None:
     for share in shares:
-        if _offers.qsize() >= _helpers:  # all are busy: offers would pile up
-            return
+        if _offers.qsize() >= _helpers and not _withdraw_ended():
+            return  # all are busy: offers would pile up
         _offers.put(share)
+
+
+def _withdraw_ended() -> bool:
+    """Make room by taking back the oldest offer, unless its call still has work.
+
+    A short call ends before a helper has woken; its offer must not stand in the next one's way.
+    """
+    try:
+        oldest = _offers.get_nowait()
+    except Empty:  # a helper was faster
+        return True
+    has_ended = not oldest.tasks
+    if not has_ended:
+        _offers.put(oldest)
+    return has_ended
 
 
 def _help(offers: SimpleQueue[_Share]) -> None:

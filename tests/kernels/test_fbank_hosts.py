@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -258,6 +260,20 @@ def test_a_helper_that_is_busy_is_not_waited_for() -> None:
     finally:
         free.set()
         holder.join()
+
+
+def test_an_offer_of_a_call_that_has_ended_stands_in_nobodys_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_threads, "_offers", SimpleQueue())
+    monkeypatch.setattr(_threads, "_helpers", 1)
+    ended, next_one, late = (_threads._Share(deque()) for _ in range(3))
+    next_one.tasks.append(lambda: None)
+    _threads._offers.put(ended)
+    _threads._offer([next_one])
+    _threads._offer([late])  # the one helper there is has work to come to
+    assert _threads._offers.get_nowait() is next_one
+    assert _threads._offers.empty()
 
 
 def test_a_call_leaves_nothing_of_its_arrays_behind() -> None:
