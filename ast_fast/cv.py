@@ -67,7 +67,7 @@ from ast_fast.train import (
 )
 from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import use_backend
-from ast_fast_kernels._dispatch import BACKENDS, requested_backend
+from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 
@@ -410,7 +410,9 @@ class Run:
         waveforms = load_batch(self.dataset.waveforms, indices, self.device)
         features, silence = normalise(log_mel(waveforms, config), config, statistics)
         features = pad_frames(features, config.features.target_frames, silence)
-        return check_kernels(config, waveforms, model, features)
+        amp = resolve_amp(config.training.amp, self.device)
+        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+            return check_kernels(config, waveforms, model, features, amp or torch.float32)
 
     def _new_model(self) -> AudioSpectrogramTransformer:
         return AudioSpectrogramTransformer(
@@ -608,18 +610,21 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
                 raise InputError(
                     "--backend triton needs a CUDA device, got cpu; use --backend numba on the CPU"
                 )
-            ops = {op: "triton" for op, backend in BACKENDS if backend == "triton"}
-            if not ops:
-                raise InputError("--backend triton has no kernels yet; use --backend auto")
-            return use_backend(**ops)
+            return use_backend("triton")
 
 
 def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
     """Return the backend of each operation on this device, under the backends chosen."""
+    model = config.model
     samples = torch.zeros(1, config.fbank.window_size, device=device)
+    qkv = torch.zeros(
+        (1, 1, 3, model.num_heads, model.embed_dim // model.num_heads),
+        dtype=resolve_amp(config.training.amp, device) or torch.float32,
+        device=device,
+    )
     return {
         "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
-        "attention": choose_attention(requested_backend("attention", "auto")),
+        "attention": choose_attention(requested_backend("attention", "auto"), qkv),
     }
 
 

@@ -32,19 +32,23 @@ SAME = "the run itself used the reference, so there is nothing to compare"
 
 
 def check_kernels(
-    config: Config, waveforms: Tensor, model: nn.Module, features: Tensor
+    config: Config,
+    waveforms: Tensor,
+    model: nn.Module,
+    features: Tensor,
+    amp: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Compare the FBANK and the attention that the run uses with the reference, on real input.
 
-    Attention is run on the q, k and v of the model's first block, in the float32 that testing runs
-    in, whatever mixed precision trained it. Times are medians of interleaved
-    rounds, after one round that is not counted.
+    Attention is run on what the model's first block projects, in the dtype that the run computes
+    in. Times are medians of interleaved rounds, after one round that is not counted.
 
     Args:
         config: The run's settings.
         waveforms: A batch of test clips, int16, shape (batch, num_samples).
         model: The trained model.
         features: The model's input for these clips, shape (batch, num_frames, num_mel_bins).
+        amp: The dtype that matrix products are computed in.
     Returns:
         For `fbank` and `attention`: backend, shape, max_abs_error, fast_seconds,
         reference_seconds and speed_ratio (the reference's time over the fast one's), and what is
@@ -52,7 +56,7 @@ def check_kernels(
     """
     return {
         "fbank": check_fbank(config, waveforms),
-        "attention": check_attention(*first_block_qkv(model, features)),
+        "attention": check_attention(first_block_qkv(model, features).to(amp)),
     }
 
 
@@ -106,76 +110,71 @@ def check_fbank(config: Config, waveforms: Tensor) -> dict[str, Any]:
     }
 
 
-def check_attention(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Any]:
-    """Compare the attention in use with the reference on the same q, k and v.
+def check_attention(qkv: Tensor) -> dict[str, Any]:
+    """Compare the attention in use with the reference on the same queries, keys and values.
 
-    `max_abs_error` is the largest difference between the two, in the dtype of q. `forward_backward`
-    holds the times and the ratio of forward and backward together, and the largest error of a
-    gradient over that gradient's largest value.
+    `max_abs_error` is the largest difference between the two, in their dtype. `forward_backward`
+    holds the times and the ratio of forward and backward together, and the largest error of the
+    gradient of queries, keys or values over its largest value.
 
     Args:
-        q: Queries, shape (batch, num_heads, num_tokens, head_dim).
-        k: Keys, same shape.
-        v: Values, same shape.
+        qkv: Shape (batch, num_tokens, 3, num_heads, head_dim).
     """
-    chosen = choose_attention(requested_backend("attention", "auto"))
-    batch = max(1, MOST_SCORES // (q.shape[1] * q.shape[2] ** 2))
-    q, k, v = q[:batch], k[:batch], v[:batch]
-    shape = [*q.shape]
+    chosen = choose_attention(requested_backend("attention", "auto"), qkv)
+    qkv = qkv[: max(1, MOST_SCORES // (qkv.shape[3] * qkv.shape[1] ** 2))]
+    shape = [*qkv.shape]
     if chosen == "reference":
         return _not_compared(chosen, shape) | {"forward_backward": None}
-    leaves = [tensor.detach().clone().requires_grad_() for tensor in (q, k, v)]
-    grad_out = torch.randn(
-        q.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32
-    ).to(q)
+    leaf = qkv.detach().clone().requires_grad_()
+    generator = torch.Generator().manual_seed(0)
+    grad_out = torch.randn(qkv[:, :, 0].shape, generator=generator).to(qkv)
 
     def forward(backend: str) -> Tensor:
         with torch.no_grad():
-            return attention(*leaves, backend=backend)
+            return attention(leaf, backend=backend)
 
     def forward_backward(backend: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attention(*leaves, backend=backend), leaves, grad_out)
+        return torch.autograd.grad(attention(leaf, backend=backend), leaf, grad_out)[0].unbind(2)
 
     gradients = zip(forward_backward(chosen), forward_backward("reference"), strict=True)
     return {
         "backend": chosen,
         "shape": shape,
         "max_abs_error": _max_abs_error(forward(chosen), forward("reference")),
-        **_compare(lambda: forward(chosen), lambda: forward("reference"), q.device),
+        **_compare(lambda: forward(chosen), lambda: forward("reference"), qkv.device),
         "forward_backward": {
             "max_gradient_error": max(
                 _max_abs_error(fast, exact) / max(exact.abs().max().item(), 1e-30)
                 for fast, exact in gradients
             ),
             **_compare(
-                lambda: forward_backward(chosen), lambda: forward_backward("reference"), q.device
+                lambda: forward_backward(chosen), lambda: forward_backward("reference"), qkv.device
             ),
         },
     }
 
 
-def first_block_qkv(model: nn.Module, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what the model's first attention sees of a batch, as (q, k, v).
+def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:
+    """Return what the model's first attention sees of a batch, as `attention` takes it.
 
     Args:
         model: An `AudioSpectrogramTransformer`.
         features: The model's input, shape (batch, num_frames, num_mel_bins).
+    Returns:
+        Queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
     """
     block = model.get_submodule("blocks.0.attention")
-    seen: list[Tensor] = []
-    handle = block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    projected: list[Tensor] = []
+    handle = block.get_submodule("qkv").register_forward_hook(
+        lambda _, __, output: projected.append(output)
+    )
     try:
         with torch.no_grad():
             model(features)
-            tokens = seen[0]
-            packed = block.get_submodule("qkv")(tokens)
     finally:
         handle.remove()
     num_heads: Any = block.num_heads
-    batch, num_tokens, _ = tokens.shape
-    split = packed.view(batch, num_tokens, 3, num_heads, -1).permute(2, 0, 3, 1, 4)
-    q, k, v = split.contiguous().unbind(0)  # (batch, num_heads, num_tokens, head_dim)
-    return q, k, v
+    return projected[0].view(*projected[0].shape[:2], 3, num_heads, -1)
 
 
 def _not_compared(backend: str, shape: list[int]) -> dict[str, Any]:

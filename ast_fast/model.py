@@ -8,6 +8,7 @@ patch `f * num_patches_time + t`.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn import functional
 
 from ast_fast.config import ModelConfig
 from ast_fast.errors import InputError
-from ast_fast_kernels import attention
+from ast_fast_kernels import add_layer_norm, attention, linear_gelu
 
 INIT_STD = 0.02
 """Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""
@@ -70,12 +71,12 @@ class AudioSpectrogramTransformer(nn.Module):
             class_token = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
             tokens = torch.cat((class_token, tokens), dim=1)
         tokens = self.dropout(tokens)
+        update: Tensor | None = None
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens, update = block(tokens, update)
         if self.class_token is not None:
-            pooled = self.norm(tokens[:, 0])
-        else:
-            pooled = self.norm(tokens).mean(dim=1)
+            tokens, update = tokens[:, :1], None if update is None else update[:, :1]
+        pooled = _add_norm(tokens, update, self.norm)[1].mean(dim=1)
         logits: Tensor = self.head(pooled)
         return logits
 
@@ -149,35 +150,50 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the attended tokens, same shape: (batch, tokens, embed_dim)."""
-        batch, num_tokens, embed_dim = tokens.shape
-        qkv = self.qkv(tokens).view(batch, num_tokens, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (batch, num_heads, tokens, head_dim)
-        attended = attention(q, k, v).transpose(1, 2).reshape(batch, num_tokens, embed_dim)
-        projected: Tensor = self.projection(attended)
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
+        projected: Tensor = self.projection(attention(qkv).flatten(-2))
         return projected
 
 
+class Mlp(nn.Sequential):
+    """Two projections with GELU between, the first one's bias and GELU in one pass."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__(
+            nn.Linear(embed_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, embed_dim)
+        )
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens after both, same shape: (batch, tokens, embed_dim)."""
+        expansion: Any = self[0]
+        contracted: Tensor = self[2](linear_gelu(tokens, expansion.weight, expansion.bias))
+        return contracted
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then an MLP, each added to what came in."""
+    """Pre-norm transformer block: attention, then an MLP, each added to what came in.
+
+    What it adds last it hands on, so that the next norm adds it in the same pass over memory.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        hidden_dim = hidden_width(config)
         self.norm1 = nn.LayerNorm(config.embed_dim)
         self.attention = Attention(config.embed_dim, config.num_heads)
         self.norm2 = nn.LayerNorm(config.embed_dim)
-        self.mlp = nn.Sequential(
-            nn.Linear(config.embed_dim, hidden_dim),
-            nn.GELU(),
-            nn.Linear(hidden_dim, config.embed_dim),
-        )
+        self.mlp = Mlp(config.embed_dim, hidden_width(config))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the tokens after the block, same shape: (batch, tokens, embed_dim)."""
-        tokens = tokens + self.dropout(self.attention(self.norm1(tokens)))
-        after: Tensor = tokens + self.dropout(self.mlp(self.norm2(tokens)))
-        return after
+    def forward(self, tokens: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the tokens after attention, and what the MLP adds to them.
+
+        Args:
+            tokens: The residual stream, shape (batch, tokens, embed_dim).
+            update: What the block before adds to it, the same shape; None for the first block.
+        """
+        tokens, normed = _add_norm(tokens, update, self.norm1)
+        tokens, normed = _add_norm(tokens, self.dropout(self.attention(normed)), self.norm2)
+        return tokens, self.dropout(self.mlp(normed))
 
 
 def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
@@ -257,6 +273,10 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
         angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, dim=1).float()
+
+
+def _add_norm(tokens: Tensor, update: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    return add_layer_norm(tokens, update, norm.weight, norm.bias, eps=norm.eps)
 
 
 def _truncated_normal(parameter: Tensor) -> None:

@@ -574,8 +574,8 @@ class _FoldTraining:
                 waveforms = load_batch(self.dataset.waveforms, indices, self.device)
                 features, silence = normalise(log_mel(waveforms, config), config, self.statistics)
                 features = pad_frames(features, config.features.target_frames, silence)
-            with self.stages("forward"):
-                logits.append(self.tested(features).cpu())
+            with self.stages("forward"), self._autocast():
+                logits.append(self.tested(features).float().cpu())
         labels = torch.from_numpy(self.dataset.labels[self.test_indices])
         all_logits = torch.cat(logits)
         loss = functional.cross_entropy(all_logits, labels).item()

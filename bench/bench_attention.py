@@ -12,36 +12,33 @@ import torch
 from ast_fast_kernels import attention
 from ast_fast_kernels.testing.timing import interleaved_medians
 
-SHAPES = {  # (batch, num_heads, num_tokens, head_dim)
-    "256-tokens": (32, 4, 256, 32),
-    "128-tokens": (32, 4, 128, 32),
+SHAPES = {  # (batch, num_tokens, num_heads, head_dim)
+    "256-tokens": (32, 256, 4, 32),
+    "128-tokens": (32, 128, 4, 32),
 }
 ROUNDS = 9
 
 
 @pytest.fixture(params=SHAPES, ids=str)
-def qkv(request: pytest.FixtureRequest) -> list[torch.Tensor]:
+def qkv(request: pytest.FixtureRequest) -> torch.Tensor:
+    batch, num_tokens, *heads = SHAPES[request.param]
     generator = torch.Generator().manual_seed(0)
-    shape = SHAPES[request.param]
-    return [torch.randn(shape, generator=generator, requires_grad=True) for _ in range(3)]
+    return torch.randn(batch, num_tokens, 3, *heads, generator=generator, requires_grad=True)
 
 
-def forward(qkv: list[torch.Tensor], backend: str) -> torch.Tensor:
+def forward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
     with torch.no_grad():
-        return attention(*qkv, backend=backend)
+        return attention(qkv, backend=backend)
 
 
-def forward_backward(qkv: list[torch.Tensor], backend: str) -> torch.Tensor:
-    gradients = torch.autograd.grad(attention(*qkv, backend=backend).square().sum(), qkv)
-    return torch.stack(gradients)
+def forward_backward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
+    return torch.autograd.grad(attention(qkv, backend=backend).square().sum(), qkv)[0]
 
 
 @pytest.mark.benchmark(group="attention")
 @pytest.mark.parametrize("run", [forward, forward_backward])
 @pytest.mark.parametrize("backend", ["reference", "sdpa"])
-def test_attention(
-    benchmark, qkv: list[torch.Tensor], run: Callable, backend: str, threads: int
-) -> None:
+def test_attention(benchmark, qkv: torch.Tensor, run: Callable, backend: str, threads: int) -> None:
     torch.testing.assert_close(run(qkv, backend), run(qkv, "reference"), rtol=1e-4, atol=1e-4)
     medians = interleaved_medians(
         {name: lambda name=name: run(qkv, name) for name in (backend, "reference")}, rounds=ROUNDS

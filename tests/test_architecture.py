@@ -105,9 +105,11 @@ def test_public_names_are_these() -> None:
         "Fbank",
         "FbankConfig",
         "OnlineFbank",
+        "add_layer_norm",
         "attention",
         "fbank",
         "kaldi",
+        "linear_gelu",
         "mfcc",
         "use_backend",
     ]

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
     from ast_fast_kernels.fbank.online import OnlineFbank
+    from ast_fast_kernels.gelu.api import linear_gelu
+    from ast_fast_kernels.layer_norm.api import add_layer_norm
 
 __all__ = [
     "Fbank",
     "FbankConfig",
     "OnlineFbank",
+    "add_layer_norm",
     "attention",
     "fbank",
     "kaldi",
+    "linear_gelu",
     "mfcc",
     "use_backend",
 ]
@@ -35,8 +39,10 @@ _HOMES = {
     "Fbank": "ast_fast_kernels.fbank.api",
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
+    "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "fbank": "ast_fast_kernels.fbank.api",
+    "linear_gelu": "ast_fast_kernels.gelu.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "use_backend": "ast_fast_kernels._dispatch",
 }

@@ -16,11 +16,19 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
+from ast_fast_kernels._tracing import constant_in_graphs
+
 BACKENDS: dict[tuple[str, str], str] = {
     ("fbank", "reference"): "ast_fast_kernels.fbank.reference:fbank_reference",
     ("fbank", "numba"): "ast_fast_kernels.fbank.numba_cpu:fbank_numba",
+    ("fbank", "triton"): "ast_fast_kernels.fbank.triton_gpu:fbank_triton",
     ("attention", "reference"): "ast_fast_kernels.attention.reference:attention_reference",
     ("attention", "sdpa"): "ast_fast_kernels.attention.sdpa:attention_sdpa",
+    ("attention", "triton"): "ast_fast_kernels.attention.ops:attention_triton",
+    ("layer_norm", "reference"): "ast_fast_kernels.layer_norm.reference:add_layer_norm_reference",
+    ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.ops:add_layer_norm_triton",
+    ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
+    ("gelu", "triton"): "ast_fast_kernels.gelu.ops:linear_gelu_triton",
 }
 """(operation, backend) → "module:function", loaded on first use."""
 
@@ -57,8 +65,11 @@ def use_backend(backend: str | None = None, /, **per_op: str) -> Iterator[None]:
         _in_use.reset(token)
 
 
+@constant_in_graphs
 def requested_backend(op: str, argument: str) -> str:
     """Return the backend asked for, `"auto"` when nothing names one.
+
+    Compiled code keeps what was asked for when it was traced.
 
     Raises:
         ValueError: The operation has no backend of that name.
@@ -73,18 +84,33 @@ def requested_backend(op: str, argument: str) -> str:
     return _parse_environment(value).get(op, "auto") if value else "auto"
 
 
-@cache
 def load_backend(op: str, backend: str) -> Callable[..., Any]:
     """Return a backend's function, importing its module the first time."""
-    module, _, function = BACKENDS[op, backend].partition(":")
-    loaded: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    return loaded
+    _load(op, backend)
+    return _loaded[op, backend]
 
 
+@constant_in_graphs
+def log_choice(op: str, backend: str, reason: str | None = None) -> None:
+    """Say, once for each operation, backend and reason, what auto chose."""
+    _log(op, backend, reason)
+
+
+_loaded: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+@constant_in_graphs
+def _load(op: str, backend: str) -> None:
+    if (op, backend) not in _loaded:
+        module, _, function = BACKENDS[op, backend].partition(":")
+        _loaded[op, backend] = getattr(importlib.import_module(module), function)
+
+
+# Apart from `log_choice`, since dynamo looks through a cache at what it wraps.
 @cache
-def log_choice(op: str, backend: str) -> None:
-    """Say, once for each operation and backend, what auto chose."""
-    _logger.info("%s: auto chose backend %r", op, backend)
+def _log(op: str, backend: str, reason: str | None) -> None:
+    because = "" if reason is None else f" ({reason})"
+    _logger.info("%s: auto chose backend %r%s", op, backend, because)
 
 
 @cache

@@ -37,9 +37,9 @@ def louder_fbank(waveform: Tensor, config: FbankConfig, *out_and_counts: Any) ->
     return exact + 0.5 if config.use_log_fbank else exact * 1.5
 
 
-def shifted_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+def shifted_attention(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
     """Is wrong by 0.25 in its values and not in its gradients."""
-    return attention_sdpa(q, k, v, scale) + 0.25
+    return attention_sdpa(qkv, key_lengths, scale) + 0.25
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ def test_both_operations_are_checked_as_the_run_uses_them(
     checks = check_kernels(CONFIG, waveforms, model, features)
     fbank, attention = checks["fbank"], checks["attention"]
     assert (fbank["backend"], fbank["shape"]) == ("numba", [3, 4000])
-    assert (attention["backend"], attention["shape"]) == ("sdpa", [3, 2, 4, 8])
+    assert (attention["backend"], attention["shape"]) == ("sdpa", [3, 4, 3, 2, 8])
     assert 0 < fbank["max_abs_error"] < LOG_MEL_MAX
     assert 0 < fbank["reference_max_abs_error"] < LOG_MEL_MAX
     assert 0 < fbank["max_abs_difference"] < 2 * LOG_MEL_MAX
@@ -127,8 +127,7 @@ def test_dither_is_left_out_of_the_comparison(waveforms: Tensor) -> None:
 
 def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_backend(monkeypatch, "attention", "sdpa", shifted_attention)
-    q, k, v = torch.randn(3, 2, 2, 5, 8, generator=torch.Generator().manual_seed(0))
-    check = check_attention(q, k, v)
+    check = check_attention(torch.randn(2, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0)))
     assert check["max_abs_error"] == pytest.approx(0.25, abs=1e-5)
     assert check["forward_backward"]["max_gradient_error"] < 1e-5
 
@@ -165,20 +164,19 @@ def test_the_two_take_turns(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) 
 def test_attention_is_checked_on_what_the_first_block_sees(
     model: AudioSpectrogramTransformer, features: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[tuple[Tensor, ...]] = []
+    seen: list[Tensor] = []
 
-    def watch(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        seen.append((q, k, v))
-        return attention_sdpa(q, k, v, scale)
+    def watch(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+        seen.append(qkv)
+        return attention_sdpa(qkv, key_lengths, scale)
 
     replace_backend(monkeypatch, "attention", "sdpa", watch)
     found = first_block_qkv(model, features)
     assert len(seen) == CONFIG.model.depth
-    for mine, true in zip(found, seen[0], strict=True):
-        torch.testing.assert_close(mine, true)
+    torch.testing.assert_close(found, seen[0])
 
 
 def test_a_large_attention_is_checked_on_fewer_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ast_fast.kernel_check.MOST_SCORES", 2 * 5 * 5 * 2)
-    q, k, v = torch.randn(3, 4, 2, 5, 8, generator=torch.Generator().manual_seed(0))
-    assert check_attention(q, k, v)["shape"] == [2, 2, 5, 8]
+    qkv = torch.randn(4, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0))
+    assert check_attention(qkv)["shape"] == [2, 5, 3, 2, 8]

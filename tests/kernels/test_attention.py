@@ -8,163 +8,181 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import attention
-from ast_fast_kernels._dispatch import BACKENDS
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
 
-NAMES = [backend for op, backend in BACKENDS if op == "attention"]
-SHAPES = {
+CPU_BACKENDS = ["reference", "sdpa"]
+SHAPES = {  # (batch, tokens, heads, head_dim)
     "one-token": (1, 1, 1, 8),
-    "prime-tokens": (2, 3, 251, 64),
-    "ast-tiny": (4, 4, 256, 32),
-    "odd-head": (2, 2, 17, 20),
+    "prime-tokens": (2, 251, 3, 64),
+    "ast-tiny": (4, 256, 4, 32),
+    "odd-head": (2, 17, 2, 20),
 }
 
+backends = pytest.mark.parametrize("backend", CPU_BACKENDS)
 
-def qkv(shape: tuple[int, ...], keys: int | None = None, *, seed: int = 0) -> list[Tensor]:
+
+def packed(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
+    batch, tokens, *heads = shape
     generator = torch.Generator().manual_seed(seed)
-    batch, heads, tokens, dim = shape
-    lengths = (tokens, keys or tokens, keys or tokens)
-    return [
-        torch.randn((batch, heads, n, dim), generator=generator, dtype=torch.float64)
-        for n in lengths
-    ]
+    return torch.randn((batch, tokens, 3, *heads), generator=generator, dtype=torch.float64)
 
 
-def by_definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    scores = torch.einsum("bhqd,bhkd->bhqk", q, k) * scale
-    return torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+def by_definition(qkv: Tensor, scale: float, key_lengths: list[int] | None = None) -> Tensor:
+    q, k, v = qkv.unbind(2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    if key_lengths is not None:
+        for clip, length in enumerate(key_lengths):
+            scores[clip, :, :, length:] = -math.inf
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@backends
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("scale", [None, 0.3], ids=["default-scale", "own-scale"])
 def test_float64_is_the_definition(backend: str, shape, scale) -> None:
-    q, k, v = qkv(shape)
-    expected = by_definition(q, k, v, shape[-1] ** -0.5 if scale is None else scale)
-    out = attention(q, k, v, scale=scale, backend=backend)
-    assert relative_norm(out, expected) < 1e-13
+    qkv = packed(shape)
+    expected = by_definition(qkv, shape[-1] ** -0.5 if scale is None else scale)
+    assert relative_norm(attention(qkv, scale=scale, backend=backend), expected) < 1e-13
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@backends
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_forward_and_gradients_keep_to_their_dtype(backend: str, shape, dtype) -> None:
-    exact = [x.to(dtype).double().requires_grad_() for x in qkv(shape)]
-    rounded = [x.detach().to(dtype).requires_grad_() for x in exact]
-    expected = by_definition(*exact, shape[-1] ** -0.5)
-    out = attention(*rounded, backend=backend)
+    rounded = packed(shape).to(dtype).requires_grad_()
+    exact = rounded.detach().double().requires_grad_()
+    expected = by_definition(exact, shape[-1] ** -0.5)
+    out = attention(rounded, backend=backend)
     assert out.dtype == dtype
     assert out.shape == shape
     # Half precisions round weights and output once or twice each, but sum in float32.
     bound = eps_bound(dtype, shape[-1]) if dtype == torch.float32 else 4 * torch.finfo(dtype).eps
     assert relative_norm(out, expected) < bound
 
-    weight = qkv(shape, seed=1)[0].to(dtype)
+    weight = packed(shape, seed=1)[:, :, 0].to(dtype)
     expected.backward(weight.double())
     out.backward(weight)
-    scale = max(x.grad.norm().item() for x in exact)
-    for ours, theirs in zip(rounded, exact, strict=True):
-        # One token has no gradient in q and k, only rounding; hence the common scale.
-        assert (ours.grad.double() - theirs.grad).norm().item() <= 4 * bound * scale
+    assert relative_norm(rounded.grad, exact.grad) <= 4 * bound
 
 
-@pytest.mark.parametrize("backend", NAMES)
-def test_keys_may_be_more_than_queries(backend: str) -> None:
-    q, k, v = qkv((2, 3, 5, 16), keys=11)
-    out = attention(q, k, v, backend=backend)
-    assert relative_norm(out, by_definition(q, k, v, 0.25)) < 1e-13
+@backends
+def test_keys_beyond_a_clip_s_length_are_not_seen(backend: str) -> None:
+    lengths = [11, 1, 7]
+    qkv = packed((3, 11, 2, 8))
+    for clip, length in enumerate(lengths):
+        qkv[clip, length:, 1:] = math.nan  # keys and values
+    leaf = qkv.clone().requires_grad_()
+    out = attention(leaf, key_lengths=lengths, backend=backend)
+    clean = qkv.nan_to_num(0.0).requires_grad_()
+    expected = by_definition(clean, 8**-0.5, lengths)
+    assert relative_norm(out, expected) < 1e-13
+    weight = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    values = torch.autograd.grad(out, leaf, weight)[0][:, :, 2]
+    true = torch.autograd.grad(expected, clean, weight)[0][:, :, 2]
+    assert relative_norm(values, true) < 1e-13
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@backends
+@pytest.mark.parametrize("kind", [list, torch.tensor], ids=["list", "tensor"])
+def test_lengths_of_all_tokens_change_nothing(backend: str, kind) -> None:
+    qkv = packed((2, 5, 2, 8))
+    out = attention(qkv, key_lengths=kind([5, 5]), backend=backend)
+    assert relative_norm(out, attention(qkv, backend=backend)) < 1e-15
+
+
+@backends
 def test_large_scores_do_not_overflow(backend: str) -> None:
-    q, k, v = (x.float() for x in qkv((1, 2, 9, 8)))
-    out = attention(100 * q, 100 * k, v, backend=backend)
+    qkv = packed((1, 9, 2, 8)).float()
+    qkv[:, :, :2] *= 100
+    out = attention(qkv, backend=backend)
     assert out.isfinite().all()
-    expected = by_definition(1e4 * q.double(), k.double(), v.double(), 8**-0.5)
     # Scores near 1e4 are rounded to 1e-3, and so are the weights.
-    assert relative_norm(out, expected) < 1e-2
+    assert relative_norm(out, by_definition(qkv.double(), 8**-0.5)) < 1e-2
 
 
-@pytest.mark.parametrize("backend", NAMES)
-def test_strided_heads_are_read_as_they_lie(backend: str) -> None:
-    packed = torch.randn(2, 7, 3, 4, 8, generator=torch.Generator().manual_seed(0))
-    q, k, v = packed.permute(2, 0, 3, 1, 4)
-    out = attention(q, k, v, backend=backend)
-    dense = attention(q.contiguous(), k.contiguous(), v.contiguous(), backend=backend)
-    torch.testing.assert_close(out, dense, rtol=0, atol=4 * torch.finfo(torch.float32).eps)
+@backends
+def test_strided_projections_are_read_as_they_lie(backend: str) -> None:
+    wide = packed((2, 7, 4, 16)).float()
+    for view in (wide[..., ::2], wide[:, ::2], wide.transpose(0, 1)):
+        dense = attention(view.contiguous(), backend=backend)
+        torch.testing.assert_close(attention(view, backend=backend), dense, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@backends
 def test_empty_batch_gives_an_empty_batch(backend: str) -> None:
-    q = torch.empty(0, 2, 3, 8)
-    assert attention(q, q, q, backend=backend).shape == (0, 2, 3, 8)
+    qkv = torch.empty(0, 3, 3, 2, 8)
+    assert attention(qkv, backend=backend).shape == (0, 3, 2, 8)
+    assert attention(qkv, key_lengths=[], backend=backend).shape == (0, 3, 2, 8)
 
 
-@pytest.mark.parametrize("backend", NAMES)
+@backends
 def test_nan_in_a_value_stays_in_its_head(backend: str) -> None:
-    q, k, v = qkv((1, 2, 4, 8))
-    v[0, 0, 0, 0] = math.nan
-    out = attention(q, k, v, backend=backend)
-    assert out[0, 0, :, 0].isnan().all()
-    assert out[0, 1].isfinite().all()
+    qkv = packed((1, 4, 2, 8))
+    qkv[0, 0, 2, 0, 0] = math.nan
+    out = attention(qkv, backend=backend)
+    assert out[0, :, 0, 0].isnan().all()
+    assert out[0, :, 1].isfinite().all()
 
 
-GOOD = torch.zeros(2, 3, 5, 8)
+GOOD = torch.zeros(2, 5, 3, 2, 8)
 
 
 @pytest.mark.parametrize(
-    ("q", "k", "v", "error", "message"),
+    ("qkv", "lengths", "error", "message"),
     [
-        (GOOD.numpy(), GOOD, GOOD, TypeError, "q must be a tensor, got ndarray"),
-        (GOOD, GOOD, GOOD.long(), TypeError, "v must be a floating-point tensor, got int64"),
+        (GOOD.numpy(), None, TypeError, "qkv must be a tensor, got ndarray"),
+        (GOOD.long(), None, TypeError, "qkv must be a floating-point tensor, got int64"),
         (
             GOOD[0],
-            GOOD,
-            GOOD,
+            None,
             ValueError,
-            "q must be (batch, num_heads, num_tokens, head_dim), got (3, 5, 8)",
+            "qkv must be (batch, num_tokens, 3, num_heads, head_dim), got (5, 3, 2, 8)",
         ),
         (
-            GOOD,
-            GOOD[:, :, :0],
-            GOOD,
+            GOOD[:, :, :2],
+            None,
             ValueError,
-            "k must have at least 1 token and head_dim at least 1, got (2, 3, 0, 8)",
-        ),
-        (GOOD, GOOD.double(), GOOD, TypeError, "k must be float32, as q is, got float64"),
-        (GOOD, GOOD, GOOD.to("meta"), ValueError, "v must be on cpu, as q is, got meta"),
-        (
-            GOOD,
-            GOOD[:, :2],
-            GOOD,
-            ValueError,
-            "k must have q's batch, num_heads and head_dim (2, 3, 8), got (2, 2, 8)",
+            "qkv must be (batch, num_tokens, 3, num_heads, head_dim), got (2, 5, 2, 2, 8)",
         ),
         (
-            GOOD,
-            GOOD,
-            GOOD[:, :, :4],
+            GOOD[:, :0],
+            None,
             ValueError,
-            "v must have k's shape (2, 3, 5, 8), got (2, 3, 4, 8)",
+            "qkv must have at least 1 token, num_heads and head_dim of at least 1, "
+            "got (2, 0, 3, 2, 8)",
         ),
+        (GOOD, [5, 6], ValueError, "key_lengths must be from 1 to num_tokens (5), got 6"),
+        (GOOD, [0, 5], ValueError, "key_lengths must be from 1 to num_tokens (5), got 0"),
+        (GOOD, [5], ValueError, "key_lengths must have shape (2,), got (1,)"),
+        (GOOD, [1.0, 2.0], TypeError, "key_lengths must be integers, got float32"),
+        (GOOD, [True, True], TypeError, "key_lengths must be integers, got bool"),
+        (GOOD, "ab", TypeError, "key_lengths must be integers of shape (2,), got 'ab'"),
     ],
 )
-def test_what_does_not_fit_is_refused(q, k, v, error, message) -> None:
+def test_what_does_not_fit_is_refused(qkv, lengths, error, message) -> None:
     with pytest.raises(error, match=re.escape(message)):
-        attention(q, k, v)
+        attention(qkv, key_lengths=lengths)
 
 
 def test_backend_that_attention_lacks_is_refused() -> None:
-    with pytest.raises(ValueError, match="backend must be one of auto, reference, sdpa for atte"):
-        attention(GOOD, GOOD, GOOD, backend="numba")
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, sdpa, triton"):
+        attention(GOOD, backend="numba")
 
 
 def test_reference_computes_in_float32_under_autocast() -> None:
-    q, k, v = (
-        torch.randn(1, 2, 5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)
-    )
-    expected = attention(q, k, v, backend="reference")
+    qkv = packed((1, 5, 2, 8)).float()
+    expected = attention(qkv, backend="reference")
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = attention(q, k, v, backend="reference")
+        out = attention(qkv, backend="reference")
     assert out.dtype == torch.float32
     assert torch.equal(out, expected)
+
+
+@backends
+def test_compiled_code_gives_the_same(backend: str) -> None:
+    qkv = packed((2, 17, 2, 8)).float()
+    torch.compiler.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager")
+    for lengths in (None, torch.tensor([17, 3])):
+        out = compiled(qkv, key_lengths=lengths, backend=backend)
+        torch.testing.assert_close(out, attention(qkv, key_lengths=lengths, backend=backend))

@@ -81,9 +81,17 @@ def test_name_that_only_some_operations_have_leaves_the_others() -> None:
 @pytest.mark.parametrize(
     ("names", "ops", "message"),
     [
-        (["cuda"], {}, "backend must be one of auto, numba, reference, sdpa, got 'cuda'"),
-        ([], {"fft": "numba"}, "use_backend's argument must name an operation (fbank, attention)"),
-        ([], {"fbank": "sdpa"}, "fbank must be one of auto, reference, numba for fbank, got 'sd"),
+        (["cuda"], {}, "backend must be one of auto, numba, reference, sdpa, triton, got 'cuda'"),
+        (
+            [],
+            {"fft": "numba"},
+            "use_backend's argument must name an operation (fbank, attention, l",
+        ),
+        (
+            [],
+            {"fbank": "sdpa"},
+            "fbank must be one of auto, reference, numba, triton for fbank, got",
+        ),
     ],
 )
 def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
@@ -94,9 +102,18 @@ def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("cuda", "AST_FAST_BACKEND must be one of auto, numba, reference, sdpa, got 'cuda'"),
-        ("fft=numba", "AST_FAST_BACKEND must name an operation (fbank, attention), got 'fft'"),
-        ("fbank=sdpa", "AST_FAST_BACKEND must be one of auto, reference, numba for fbank, got"),
+        (
+            "cuda",
+            "AST_FAST_BACKEND must be one of auto, numba, reference, sdpa, triton, got 'cuda'",
+        ),
+        (
+            "fft=numba",
+            "AST_FAST_BACKEND must name an operation (fbank, attention, layer_norm, gelu), got",
+        ),
+        (
+            "fbank=sdpa",
+            "AST_FAST_BACKEND must be one of auto, reference, numba, triton for fbank, got",
+        ),
     ],
 )
 def test_environment_refuses_unknown_names(
@@ -108,9 +125,19 @@ def test_environment_refuses_unknown_names(
 
 
 def test_call_refuses_a_backend_that_its_operation_lacks() -> None:
-    message = "backend must be one of auto, reference, numba for fbank, got 'triton'"
+    message = "backend must be one of auto, reference, numba, triton for fbank, got 'sdpa'"
     with pytest.raises(ValueError, match=message):
+        fbank(WAVEFORM, backend="sdpa")
+
+
+def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    message = 'triton needs a waveform on a CUDA device, got cpu; use backend="reference"'
+    with pytest.raises(RuntimeError, match=message):
         fbank(WAVEFORM, backend="triton")
+    message = 'triton needs qkv on a CUDA device, got cpu; use backend="sdpa"'
+    with pytest.raises(RuntimeError, match=message):
+        attention(torch.zeros(1, 2, 3, 1, 16), backend="triton")
 
 
 @pytest.mark.parametrize(
@@ -148,13 +175,13 @@ def test_named_backend_that_cannot_run_raises_where_auto_takes_the_reference(
 
 
 def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
-    _dispatch.log_choice.cache_clear()
-    q = torch.zeros(1, 1, 2, 4)
+    _dispatch._log.cache_clear()
+    qkv = torch.zeros(1, 2, 3, 1, 4)
     with caplog.at_level(logging.INFO, logger="ast_fast_kernels"):
         for _ in range(3):
             fbank(WAVEFORM)
             fbank(WAVEFORM, backend="reference")
-            attention(q, q, q)
+            attention(qkv)
     assert caplog.messages == [
         "fbank: auto chose backend 'numba'",
         "attention: auto chose backend 'sdpa'",

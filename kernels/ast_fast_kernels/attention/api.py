@@ -1,76 +1,129 @@
-"""Attention as callers see it: every check, the choice of a backend."""
+"""Attention as callers see it: every check, the choice of a backend, key lengths."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _dispatch
+from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels._tracing import constant_in_graphs
+
+TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
+"""Bytes of an element → head dimensions that the GPU kernels are compiled for."""
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, backend: str = "auto"
+    qkv: Tensor,
+    *,
+    key_lengths: Tensor | Sequence[int] | None = None,
+    scale: float | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Compute softmax(q · kᵀ · scale) · v for every head.
+    """Compute multi-head self-attention, softmax(q · kᵀ · scale) · v, from packed projections.
 
-    No mask, no dropout, not causal: every query sees every key. Differentiable.
+    No dropout, not causal: every query sees every key of its clip that counts. Queries, keys and
+    values are read where one projection left them, and gradients come packed the same way, so
+    nothing is transposed or copied around it. Differentiable, and one operator in compiled code.
 
     Args:
-        q: Queries, shape (batch, num_heads, num_tokens, head_dim).
-        k: Keys, the same shape; the number of tokens may differ from the queries'.
-        v: Values, shaped as the keys.
+        qkv: Queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
+        key_lengths: How many of its first tokens each clip's queries see, integers, shape
+            (batch,), from 1 to num_tokens; None is all. On a GPU they are not looked at, which
+            would wait for it: there, more than num_tokens is num_tokens, and 0 gives zeros.
         scale: Factor on the scores; None is head_dim ** -0.5.
-        backend: `"auto"`, `"reference"` (softmax written out) or `"sdpa"`
-            (`scaled_dot_product_attention`).
+        backend: `"auto"`, `"reference"` (softmax written out), `"sdpa"`
+            (`scaled_dot_product_attention`) or `"triton"` (CUDA; bfloat16, float16, and float32
+            where `torch.set_float32_matmul_precision` allows TF32).
     Returns:
-        Weighted values, of the queries' shape, device and dtype.
+        Weighted values, shape (batch, num_tokens, num_heads, head_dim), of qkv's dtype (autocast's,
+        under autocast, with sdpa and triton).
     Raises:
-        TypeError: q, k or v is no floating-point tensor, or their dtypes differ.
-        ValueError: Shapes or devices do not fit, or `backend` is none of the above.
+        TypeError: qkv is no floating-point tensor, or key_lengths are no integers.
+        ValueError: A shape, length or device does not fit, or `backend` is none of the above.
+        RuntimeError: The backend asked for cannot run this input.
     """
-    _check(q, k, v)
-    chosen = choose_backend(_dispatch.requested_backend("attention", backend))
-    run = _dispatch.load_backend("attention", chosen)
-    out: Tensor = run(q, k, v, q.shape[-1] ** -0.5 if scale is None else scale)
+    _check(qkv)
+    lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
+    requested = _dispatch.requested_backend("attention", backend)
+    run = _dispatch.load_backend("attention", choose_backend(requested, qkv))
+    out: Tensor = run(qkv, lengths, qkv.shape[-1] ** -0.5 if scale is None else float(scale))
     return out
 
 
-def choose_backend(requested: str) -> str:
-    """Return the backend that runs; auto takes sdpa."""
+def choose_backend(requested: str, qkv: Tensor) -> str:
+    """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
+    if requested == "triton":
+        obstacle = _triton_obstacle(qkv)
+        if obstacle is not None:
+            raise RuntimeError(f'{obstacle}; use backend="sdpa"')
     if requested != "auto":
         return requested
-    _dispatch.log_choice("attention", "sdpa")
-    return "sdpa"
+    obstacle = _triton_obstacle(qkv) if qkv.is_cuda else "qkv is on the CPU"
+    chosen = "triton" if obstacle is None else "sdpa"
+    reason = obstacle if qkv.is_cuda else None
+    _dispatch.log_choice("attention", chosen, reason)
+    return chosen
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor, got {_name(tensor.dtype)}")
-        if tensor.dim() != 4:
-            raise ValueError(
-                f"{name} must be (batch, num_heads, num_tokens, head_dim), "
-                f"got {tuple(tensor.shape)}"
-            )
-        if tensor.shape[-2] < 1 or tensor.shape[-1] < 1:
-            raise ValueError(
-                f"{name} must have at least 1 token and head_dim at least 1, "
-                f"got {tuple(tensor.shape)}"
-            )
-        if tensor.dtype != q.dtype:
-            raise TypeError(f"{name} must be {_name(q.dtype)}, as q is, got {_name(tensor.dtype)}")
-        if tensor.device != q.device:
-            raise ValueError(f"{name} must be on {q.device}, as q is, got {tensor.device}")
-    if k.shape[:2] != q.shape[:2] or k.shape[-1] != q.shape[-1]:
-        raise ValueError(
-            "k must have q's batch, num_heads and head_dim "
-            f"{(*q.shape[:2], q.shape[-1])}, got {(*k.shape[:2], k.shape[-1])}"
+def _triton_obstacle(qkv: Tensor) -> str | None:
+    """Say why Triton cannot run this input; None when it can."""
+    obstacle = _checks.triton_obstacle("qkv", qkv)
+    if obstacle is not None:
+        return obstacle
+    dtype, device = qkv.dtype, qkv.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    if dtype == torch.float32 and not _allows_tf32():
+        return (
+            "triton takes float32 qkv by TF32 only, which "
+            'torch.set_float32_matmul_precision("high") allows'
         )
-    if v.shape != k.shape:
-        raise ValueError(f"v must have k's shape {tuple(k.shape)}, got {tuple(v.shape)}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        kind = _checks.dtype_name(dtype)
+        return f"triton needs qkv in bfloat16, float16 or float32, got {kind}"
+    head_dims = TRITON_HEAD_DIMS[dtype.itemsize]
+    if qkv.shape[-1] not in head_dims:
+        rule = f"{', '.join(map(str, head_dims))} for {_checks.dtype_name(dtype)}"
+        return f"triton needs a head_dim of {rule}, got {qkv.shape[-1]}"
+    return None
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+@constant_in_graphs
+def _allows_tf32() -> bool:
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+def _check(qkv: Tensor) -> None:
+    _checks.check_floating("qkv", qkv)
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(
+            f"qkv must be (batch, num_tokens, 3, num_heads, head_dim), got {tuple(qkv.shape)}"
+        )
+    if 0 in (qkv.shape[1], *qkv.shape[3:]):
+        raise ValueError(
+            "qkv must have at least 1 token, num_heads and head_dim of at least 1, "
+            f"got {tuple(qkv.shape)}"
+        )
+
+
+def _checked_lengths(key_lengths: Tensor | Sequence[int], qkv: Tensor) -> Tensor:
+    """Return key lengths as int32 on qkv's device; those on a GPU keep their values unseen."""
+    batch, tokens = qkv.shape[:2]
+    try:
+        lengths = torch.as_tensor(key_lengths)
+    except (TypeError, ValueError, RuntimeError):  # what torch raises for strings, None, ragged
+        raise TypeError(
+            f"key_lengths must be integers of shape ({batch},), got {key_lengths!r}"
+        ) from None
+    if lengths.numel() and (lengths.is_floating_point() or lengths.dtype == torch.bool):
+        kind = _checks.dtype_name(lengths.dtype)
+        raise TypeError(f"key_lengths must be integers, got {kind}")
+    if lengths.shape != (batch,):
+        raise ValueError(f"key_lengths must have shape ({batch},), got {tuple(lengths.shape)}")
+    if lengths.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = [length for length in lengths.tolist() if not 1 <= length <= tokens]
+        if wrong:
+            raise ValueError(f"key_lengths must be from 1 to num_tokens ({tokens}), got {wrong[0]}")
+    return lengths.to(qkv.device, torch.int32)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ast_fast_kernels import _dispatch
+from ast_fast_kernels import _checks, _dispatch
 from ast_fast_kernels.fbank.config import FbankConfig
 
 Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
@@ -85,10 +85,11 @@ def fbank(
         config: The conventions; the default is the Audio Spectrogram Transformer's.
         lengths: Samples that count in each waveform, shape (...); frames beyond them are
             `config.log_silence` (raised as silence in their clip is, with `top_db`).
-            `config.num_frames(lengths)` says how many frames each has.
+            `config.num_frames(lengths)` says how many frames each has. On a GPU, where looking
+            would wait for it, Triton takes values out of range for the nearest within.
         out: Contiguous array that takes the result and is returned.
-        backend: `"auto"`, `"reference"` (plain torch) or `"numba"` (CPU, float32; its gradient
-            is the reference's).
+        backend: `"auto"`, `"reference"` (plain torch), `"numba"` (CPU) or `"triton"` (CUDA); the
+            last two compute in float32, and their gradient is the reference's.
     Returns:
         Energies, shape (..., num_frames, num_mel_bins), of the waveform's kind, device and dtype
         (float32 for int16).
@@ -126,16 +127,17 @@ def compute(
     shape = (*leading, num_frames, config.num_mel_bins)
     if out is not None:
         _check_out(out, shape, waveform)
-    sample_counts = check_lengths(lengths, leading, waveform.shape[-1])
 
     samples = waveform
     if waveform.dim() != 2:
         samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
+    check = _device_lengths if chosen == "triton" else check_lengths
+    sample_counts = check(lengths, leading, waveform)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
-    if chosen == "numba" and samples.requires_grad and torch.is_grad_enabled():
+    if chosen != "reference" and samples.requires_grad and torch.is_grad_enabled():
         return _through_operator(waveform, config, lengths, None, chosen)
     run = _dispatch.load_backend("fbank", chosen)
     log_mel: Tensor = run(samples, config, flat_out, sample_counts)
@@ -284,17 +286,30 @@ def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
 
 
 def check_lengths(
-    lengths: Lengths | None, leading: torch.Size, num_samples: int
+    lengths: Lengths | None, leading: torch.Size, waveform: Tensor
 ) -> list[int] | None:
     """Return one count of samples for each row of the flattened batch."""
     if lengths is None:
         return None
+    num_samples = waveform.shape[-1]
     counts = _as_counts(lengths, leading)
     listed: list[int] = counts.reshape(-1).tolist()
     wrong = [count for count in listed if not 0 <= count <= num_samples]
     if wrong:
         raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
     return listed
+
+
+def _device_lengths(
+    lengths: Lengths | None, leading: torch.Size, waveform: Tensor
+) -> Tensor | None:
+    """Return the same on the waveform's device, which need not be waited for."""
+    if lengths is None:
+        return None
+    counts = _as_counts(lengths, leading)
+    if counts.device.type == "cpu":
+        check_lengths(counts, leading, waveform)
+    return counts.reshape(-1).to(waveform.device)
 
 
 def _as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
@@ -315,32 +330,48 @@ def _as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend that runs; auto takes numba wherever numba can."""
-    if requested == "numba":
-        obstacle = _numba_obstacle(samples, config)
-        if obstacle is not None:
-            raise RuntimeError(obstacle)
-    if requested != "auto":
-        return requested
-    chosen = "reference" if _numba_obstacle(samples, config) else "numba"
-    _dispatch.log_choice("fbank", chosen)
-    return chosen
+    """Return the backend that runs; auto takes the device's own kernels wherever they can."""
+    own = "triton" if samples.is_cuda else "numba"
+    named = own if requested == "auto" else requested
+    obstacle = _OBSTACLES[named](samples, config) if named in _OBSTACLES else None
+    if requested == "auto":
+        chosen = own if obstacle is None else "reference"
+        _dispatch.log_choice("fbank", chosen, obstacle)
+        return chosen
+    if obstacle is not None:
+        raise RuntimeError(f'{obstacle}; use backend="reference"')
+    return requested
 
 
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
-    way_out = 'use backend="reference"'
     if samples.device.type != "cpu":
-        return f"numba needs a CPU waveform, got {samples.device}; {way_out}"
+        return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
-        return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}; {way_out}"
+        return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
-        return f"numba runs under no transform of torch.func; {way_out}"
+        return "numba runs under no transform of torch.func"
     # Loads Numba, so not before there is something for it to do.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 
-    obstacle = unsupported(config)
-    return None if obstacle is None else f"{obstacle}; {way_out}"
+    return unsupported(config)
+
+
+def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
+    """Say why Triton cannot run this input; None when it can."""
+    obstacle = _checks.triton_obstacle("a waveform", samples)
+    if obstacle is not None:
+        return obstacle
+    if samples.dtype not in (torch.float32, torch.int16):
+        return f"triton needs a float32 or int16 waveform, got {_name(samples.dtype)}"
+    if torch._C._are_functorch_transforms_active():
+        return "triton runs under no transform of torch.func"
+    from ast_fast_kernels.fbank.triton_gpu import unsupported
+
+    return unsupported(config)
+
+
+_OBSTACLES = {"numba": _numba_obstacle, "triton": _triton_obstacle}
 
 
 def _name(dtype: torch.dtype) -> str:

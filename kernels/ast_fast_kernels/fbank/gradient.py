@@ -16,6 +16,7 @@ from torch.nn.functional import pad
 from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.whole_clip import beyond_counts
 
 
 def waveform_gradient(
@@ -92,7 +93,7 @@ def _before_whole_clip(
 
 
 def _before_norm(grad: Tensor, log_mel: Tensor, counts: list[int]) -> Tensor:
-    outside = reference.beyond_counts(counts, log_mel)[..., None]
+    outside = beyond_counts(counts, log_mel)[..., None]
     count = torch.tensor(counts, device=log_mel.device)[:, None, None].clamp(min=1)
     grad = grad.masked_fill(outside, 0.0)
     mean = log_mel.masked_fill(outside, 0.0).sum(dim=1, keepdim=True) / count

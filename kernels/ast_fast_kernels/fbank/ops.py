@@ -97,7 +97,7 @@ torch.library.register_autograd("ast_fast::fbank_backward", _refuse_second_gradi
 
 def _gradient(grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None) -> Tensor:
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
-    counts = api.check_lengths(lengths, leading, num_samples)
+    counts = api.check_lengths(lengths, leading, waveform)
     rows = waveform.reshape(math.prod(leading), num_samples)
     grad = grad.reshape(len(rows), *grad.shape[-2:])
     return waveform_gradient(grad, rows, _parsed(config), counts).view(waveform.shape)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
+from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
 
 
 def fbank_reference(
@@ -42,23 +43,8 @@ def fbank_reference(
     if config.needs_whole_clip:
         every = [log_mel.shape[1]] * log_mel.shape[0]
         frames = every if counts is None else [config.num_frames(count) for count in counts]
-        log_mel = _over_whole_clip(log_mel, config, frames)
+        log_mel = over_whole_clip(log_mel, config, frames)
     return log_mel if out is None else out.copy_(log_mel)
-
-
-def _over_whole_clip(log_mel: Tensor, config: FbankConfig, num_frames: list[int]) -> Tensor:
-    """Do what looks at a whole clip, over the frames that count."""
-    if config.top_db > 0:  # frames beyond the clip are silence, so never its maximum
-        loudest = log_mel.amax(dim=(1, 2), keepdim=True)
-        log_mel = torch.maximum(log_mel, loudest - config.top_range)
-    if config.norm_per_feature:
-        beyond = beyond_counts(num_frames, log_mel)[..., None]
-        count = torch.tensor(num_frames, device=log_mel.device)[:, None, None].clamp(min=1)
-        mean = log_mel.masked_fill(beyond, 0.0).sum(dim=1, keepdim=True) / count
-        centred = (log_mel - mean).masked_fill(beyond, 0.0)
-        variance = centred.square().sum(dim=1, keepdim=True) / (count - 1).clamp(min=1)
-        log_mel = centred / (variance.sqrt() + tables.NORM_EPSILON)
-    return log_mel
 
 
 def _padded_row(row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
@@ -72,12 +58,6 @@ def _padded_row(row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
 def as_floating(samples: Tensor) -> Tensor:
     """Return int16 samples as float32 in [-1, 1); others as they are."""
     return samples.to(torch.float32) * 2.0**-15 if samples.dtype == torch.int16 else samples
-
-
-def beyond_counts(counts: Sequence[int], values: Tensor) -> Tensor:
-    """Return where the second dimension is past the row's count, shape values.shape[:2]."""
-    ends = torch.tensor(counts, device=values.device)
-    return torch.arange(values.shape[1], device=values.device) >= ends[:, None]
 
 
 def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:

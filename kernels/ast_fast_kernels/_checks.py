@@ -1,0 +1,50 @@
+"""Checks that more than one operation makes of its tensors."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+
+import torch
+from torch import Tensor
+
+LEAST_CAPABILITY = (8, 0)
+"""Ampere: the first with bfloat16 and asynchronous copies."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name without `torch.`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def check_floating(name: str, tensor: object) -> None:
+    """Raise unless it is a floating-point tensor."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if not tensor.is_floating_point():
+        kind = dtype_name(tensor.dtype)
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+
+
+def triton_obstacle(name: str, tensor: Tensor) -> str | None:
+    """Say why no Triton kernel can read the tensor; None when one can.
+
+    A CPU tensor can be read where Triton interprets its kernels (TRITON_INTERPRET=1), as tests do.
+    """
+    device = tensor.device
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    if device.type != "cuda":
+        return f"triton needs {name} on a CUDA device, got {device}"
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return None  # a tensor without values: what runs it looks again
+    return _device_obstacle(device)
+
+
+@cache
+def _device_obstacle(device: torch.device) -> str | None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        least, given = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
+        return f"triton needs a GPU of compute capability {least} or above, got {given}"
+    return None

@@ -1,0 +1,97 @@
+"""Bias and GELU on the GPU, forward and backward.
+
+Cannot avoid: forward reads and writes each value once; backward reads two and writes one, so
+memory bounds both. Guess: 85 % of the memory's speed. Measured share: none yet; `docs/triton.md`
+has the compiled kernels and a model of them.
+
+What is kept for the backward pass is the matrix product itself, so nothing is written for it. The
+bias's gradient is summed over a strip of rows by each program and over the strips by torch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ast_fast_kernels._triton import Launch
+
+SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
+INV_SQRT_2PI: tl.constexpr = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
+
+STRIP = 64
+"""Rows whose gradients of the bias one program sums."""
+
+FWD_LAUNCH = Launch.of(BLOCK_ROWS=8, BLOCK_H=256, num_warps=4)
+BWD_LAUNCH = Launch.of(BLOCK_ROWS=4, BLOCK_H=256, num_warps=4)
+
+
+@triton.jit
+def _bias_gelu_fwd_kernel(
+    x_ptr, bias_ptr, y_ptr, rows, hidden, BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr
+):  # fmt: skip
+    """One program: BLOCK_ROWS rows of BLOCK_H columns."""
+    blocks = tl.cdiv(hidden, BLOCK_H)
+    offs_m = (tl.program_id(0) // blocks).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    offs_h = tl.program_id(0) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask_h = offs_h < hidden
+    mask = (offs_m < rows)[:, None] & mask_h[None, :]
+    places = offs_m[:, None] * hidden + offs_h[None, :]
+    bias = tl.load(bias_ptr + offs_h, mask=mask_h, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+    y = 0.5 * x * (1.0 + tl.erf(x * SQRT_HALF))
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _bias_gelu_bwd_kernel(
+    dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, hidden,
+    STRIP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """One program: STRIP rows of BLOCK_H columns, the bias's gradient summed in registers."""
+    blocks = tl.cdiv(hidden, BLOCK_H)
+    strip = (tl.program_id(0) // blocks).to(tl.int64)
+    offs_h = tl.program_id(0) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    mask_h = offs_h < hidden
+    bias = tl.load(bias_ptr + offs_h, mask=mask_h, other=0.0).to(tl.float32)
+    dbias = tl.zeros((BLOCK_ROWS, BLOCK_H), tl.float32)
+    for step in range(0, STRIP, BLOCK_ROWS):
+        offs_m = strip * STRIP + step + tl.arange(0, BLOCK_ROWS)
+        mask = (offs_m < rows)[:, None] & mask_h[None, :]
+        places = offs_m[:, None] * hidden + offs_h[None, :]
+        x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
+        dy = tl.load(dy_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        below = 0.5 * (1.0 + tl.erf(x * SQRT_HALF))  # the normal distribution's share below x
+        density = tl.exp(-0.5 * x * x) * INV_SQRT_2PI
+        dx = dy * (below + x * density)
+        tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        dbias += dx
+    tl.store(partial_ptr + strip * hidden + offs_h, tl.sum(dbias, 0), mask=mask_h)
+
+
+def launch_bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU(x + bias) of contiguous rows, shape (rows, hidden), in their dtype."""
+    rows, hidden = x.shape
+    y = torch.empty_like(x)
+    if y.numel():
+        blocks = triton.cdiv(rows, FWD_LAUNCH["BLOCK_ROWS"]) * triton.cdiv(
+            hidden, FWD_LAUNCH["BLOCK_H"]
+        )
+        _bias_gelu_fwd_kernel[blocks,](x, bias, y, rows, hidden, **FWD_LAUNCH.arguments)
+    return y
+
+
+def launch_bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x, in its dtype, and of bias, in float32; all rows contiguous."""
+    rows, hidden = x.shape
+    dx = torch.empty_like(x)
+    strips = triton.cdiv(rows, STRIP)
+    partial = x.new_empty(strips, hidden, dtype=torch.float32)
+    if dx.numel():
+        _bias_gelu_bwd_kernel[strips * triton.cdiv(hidden, BWD_LAUNCH["BLOCK_H"]),](
+            dy, x, bias, dx, partial, rows, hidden, STRIP=STRIP, **BWD_LAUNCH.arguments
+        )
+    return dx, partial.sum(0)

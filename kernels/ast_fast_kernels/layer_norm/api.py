@@ -1,0 +1,100 @@
+"""Residual addition with layer normalisation, as callers see it: checks, choice of a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels import _checks, _dispatch
+
+MOST_WIDE = 8192
+"""Widest row that a Triton program holds in registers."""
+
+_HALVES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def add_layer_norm(
+    tokens: Tensor,
+    update: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Compute `residual = tokens + update` and its layer normalisation, in one pass.
+
+    The place in a pre-norm transformer where a block's update joins the residual stream and the
+    next block reads it. Differentiable in every tensor.
+
+    Args:
+        tokens: The residual stream, shape (..., width).
+        update: What is added to it, the same shape; None adds nothing.
+        weight: Scale of the normalised values, shape (width,).
+        bias: Shift of the normalised values, shape (width,).
+        eps: Added to the variance.
+        backend: `"auto"`, `"reference"` (torch's operators) or `"triton"` (CUDA).
+    Returns:
+        The residual, in the tokens' dtype (torch's promotion, if the update's differs), and its
+        normalisation; with Triton under autocast that is in autocast's dtype, which a matrix
+        product would cast it to.
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: A shape or a device does not fit, or `backend` is none of the above.
+        RuntimeError: The backend asked for cannot run this input.
+    """
+    _check(tokens, update, weight, bias)
+    requested = _dispatch.requested_backend("layer_norm", backend)
+    run = _dispatch.load_backend("layer_norm", choose_backend(requested, tokens, update))
+    result: tuple[Tensor, Tensor] = run(tokens, update, weight, bias, eps)
+    return result
+
+
+def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None) -> str:
+    """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
+    if requested == "triton":
+        obstacle = _obstacle(tokens, update)
+        if obstacle is not None:
+            raise RuntimeError(f'{obstacle}; use backend="reference"')
+    if requested != "auto":
+        return requested
+    fits = tokens.is_cuda and _obstacle(tokens, update) is None
+    chosen = "triton" if fits else "reference"
+    _dispatch.log_choice("layer_norm", chosen)
+    return chosen
+
+
+def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
+    """Say why Triton cannot run this input; None when it can."""
+    obstacle = _checks.triton_obstacle("tokens", tokens)
+    if obstacle is not None:
+        return obstacle
+    for name, tensor in (("tokens", tokens), ("update", update)):
+        if tensor is not None and tensor.dtype not in _HALVES:
+            kind = _checks.dtype_name(tensor.dtype)
+            return f"triton needs {name} in float32, bfloat16 or float16, got {kind}"
+    if update is not None and torch.promote_types(tokens.dtype, update.dtype) != tokens.dtype:
+        kinds = f"{_checks.dtype_name(tokens.dtype)} + {_checks.dtype_name(update.dtype)}"
+        return f"triton needs an update whose sum with the tokens has their dtype, got {kinds}"
+    if tokens.shape[-1] > MOST_WIDE:
+        return f"triton needs a width of at most {MOST_WIDE}, got {tokens.shape[-1]}"
+    return None
+
+
+def _check(tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor) -> None:
+    _checks.check_floating("tokens", tokens)
+    if tokens.dim() == 0 or tokens.shape[-1] == 0:
+        raise ValueError(
+            f"tokens must be (..., width) with a width of at least 1, got {tuple(tokens.shape)}"
+        )
+    expected = {"update": tokens.shape, "weight": tokens.shape[-1:], "bias": tokens.shape[-1:]}
+    for name, tensor in (("update", update), ("weight", weight), ("bias", bias)):
+        if name == "update" and tensor is None:
+            continue
+        _checks.check_floating(name, tensor)
+        assert tensor is not None
+        if tensor.shape != expected[name]:
+            shape = tuple(expected[name])
+            raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")
+        if tensor.device != tokens.device:
+            raise ValueError(f"{name} must be on {tokens.device}, got {tensor.device}")

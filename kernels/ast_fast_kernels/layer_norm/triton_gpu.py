@@ -1,0 +1,171 @@
+"""Residual addition and layer normalisation on the GPU, forward and backward.
+
+Cannot avoid: forward reads tokens and update and writes both results, 4 · width values a row;
+backward reads three and writes one: memory bounds it. Guess: 80 % of the memory's speed.
+Measured share: none yet; `docs/triton.md` has the compiled kernels and a model of them.
+
+Rows are held in registers, so each value is read once. Gradients of weight and bias are summed
+over a strip of rows by each program and over the strips by torch: the same order in every run.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ast_fast_kernels._triton import Launch
+
+STRIP = 64
+"""Rows whose gradients of weight and bias one program sums."""
+
+LAUNCHES = {
+    width: Launch.of(
+        BLOCK_D=width, BLOCK_ROWS=max(1, 1024 // width), num_warps=4 if width <= 2048 else 8
+    )
+    for width in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+}
+"""Rows up to the key's width → their blocks."""
+
+
+@triton.jit
+def _layer_norm_fwd_kernel(
+    x_ptr, update_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, rstd_ptr,
+    stride_x, stride_u, rows, width, eps,
+    HAS_UPDATE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_ROWS rows, read once; statistics are of the sum as it is stored."""
+    offs_m = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_m = offs_m < rows
+    mask_d = offs_d < width
+    mask = mask_m[:, None] & mask_d[None, :]
+    places = offs_m[:, None] * width + offs_d[None, :]
+    x = tl.load(x_ptr + offs_m[:, None] * stride_x + offs_d[None, :], mask=mask, other=0.0)
+    if HAS_UPDATE:
+        update_ptrs = update_ptr + offs_m[:, None] * stride_u + offs_d[None, :]
+        update = tl.load(update_ptrs, mask=mask, other=0.0)
+        x = (x.to(tl.float32) + update.to(tl.float32)).to(residual_ptr.dtype.element_ty)
+        tl.store(residual_ptr + places, x, mask=mask)
+    x = x.to(tl.float32)
+    mean = tl.sum(x, 1) / width
+    centred = tl.where(mask_d[None, :], x - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / width + eps)
+    weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
+    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
+    tl.store(mean_ptr + offs_m, mean, mask=mask_m)
+    tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
+
+
+@triton.jit
+def _layer_norm_bwd_kernel(
+    dresidual_ptr, dy_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dupdate_ptr,
+    partial_ptr, stride_r, rows, width,
+    HAS_DRESIDUAL: tl.constexpr, HAS_DUPDATE: tl.constexpr, STRIP: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """One program: STRIP rows in steps of BLOCK_ROWS, its sums for weight and bias in registers."""
+    first = tl.program_id(0).to(tl.int64) * STRIP
+    offs_d = tl.arange(0, BLOCK_D)
+    mask_d = offs_d < width
+    weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
+    dweight = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+    dbias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
+    for step in range(0, STRIP, BLOCK_ROWS):
+        offs_m = first + step + tl.arange(0, BLOCK_ROWS)
+        mask_m = offs_m < rows
+        mask = mask_m[:, None] & mask_d[None, :]
+        places = offs_m[:, None] * width + offs_d[None, :]
+        residual_ptrs = residual_ptr + offs_m[:, None] * stride_r + offs_d[None, :]
+        residual = tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
+        dy = tl.load(dy_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)[:, None]
+        rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)[:, None]
+        normed = (residual - mean) * rstd
+        scaled = dy * weight  # 0 beyond the width, as dy is
+        along_normed = tl.sum(scaled * normed, 1)[:, None] / width
+        along_ones = tl.sum(scaled, 1)[:, None] / width
+        dx = (scaled - along_normed * normed - along_ones) * rstd
+        if HAS_DRESIDUAL:
+            dx += tl.load(dresidual_ptr + places, mask=mask, other=0.0).to(tl.float32)
+        tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+        if HAS_DUPDATE:
+            tl.store(dupdate_ptr + places, dx.to(dupdate_ptr.dtype.element_ty), mask=mask)
+        dweight += dy * normed
+        dbias += dy
+    partial_ptrs = partial_ptr + tl.program_id(0).to(tl.int64) * 2 * width + offs_d
+    tl.store(partial_ptrs, tl.sum(dweight, 0), mask=mask_d)
+    tl.store(partial_ptrs + width, tl.sum(dbias, 0), mask=mask_d)
+
+
+def launch_layer_norm_fwd(
+    x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the sum (empty without an update), its normalisation, its means and 1 / deviations.
+
+    Args:
+        x: Shape (rows, width), rows contiguous.
+        update: The same, or None.
+        weight: Shape (width,), contiguous.
+        bias: Shape (width,), contiguous.
+        eps: Added to the variance.
+        dtype: Of the normalisation.
+    """
+    rows, width = x.shape
+    residual = torch.empty(
+        (rows, width) if update is not None else 0, dtype=x.dtype, device=x.device
+    )
+    y = x.new_empty(rows, width, dtype=dtype)
+    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
+    if rows:
+        launch = launch_of(width)
+        _layer_norm_fwd_kernel[triton.cdiv(rows, launch["BLOCK_ROWS"]),](
+            x, update, weight, bias, residual, y, mean, rstd,
+            x.stride(0), 0 if update is None else update.stride(0), rows, width, eps,
+            HAS_UPDATE=update is not None, **launch.arguments,
+        )  # fmt: skip
+    return residual, y, mean, rstd
+
+
+def launch_layer_norm_bwd(
+    dresidual: Tensor | None,
+    dy: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    update_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of the sum, of the update (empty if of the same dtype), of both weights.
+
+    Args:
+        dresidual: Gradient of the sum, contiguous, or None where nothing else used it.
+        dy: Gradient of the normalisation, contiguous.
+        residual: The sum, shape (rows, width), rows contiguous.
+        weight: Shape (width,), contiguous.
+        mean: Of each row.
+        rstd: Of each row.
+        update_dtype: The update's dtype, or None without one.
+    """
+    rows, width = residual.shape
+    dx = torch.empty((rows, width), dtype=residual.dtype, device=residual.device)
+    own = update_dtype is not None and update_dtype != dx.dtype
+    dupdate = torch.empty((rows, width) if own else 0, dtype=update_dtype, device=dx.device)
+    strips = triton.cdiv(rows, STRIP)
+    partial = dx.new_empty(strips, 2, width, dtype=torch.float32)
+    if rows:
+        launch = launch_of(width)
+        _layer_norm_bwd_kernel[strips,](
+            dresidual, dy, residual, weight, mean, rstd, dx, dupdate, partial,
+            residual.stride(0), rows, width, HAS_DRESIDUAL=dresidual is not None, HAS_DUPDATE=own,
+            STRIP=STRIP, **launch.arguments,
+        )  # fmt: skip
+    return dx, dupdate, partial.sum(0)
+
+
+def launch_of(width: int) -> Launch:
+    """Return the launch of rows of this width."""
+    return LAUNCHES[max(16, triton.next_power_of_2(width))]
