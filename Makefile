@@ -3,7 +3,7 @@ PYTHON ?= python
 # Where `make record` writes; README shows it afterwards.
 RECORD ?= bench/history/$(shell date +%F)-$(shell uname -m).json
 
-.PHONY: check format lint types test bench record
+.PHONY: check format lint types test bench record gpu-record
 
 check: lint types test
 
@@ -28,3 +28,7 @@ record:
 	$(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(RECORD)
 	$(PYTHON) -m bench.table $(RECORD) --readme
 	$(PYTHON) -m bench.plot $(RECORD) docs/fbank.svg
+
+# On a machine with a CUDA GPU: its tests, errors and times, in one JSON under bench/history.
+gpu-record:
+	$(PYTHON) -m bench.gpu_record

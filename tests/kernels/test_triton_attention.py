@@ -124,9 +124,16 @@ def test_lse_is_the_natural_logarithm_of_the_sum(device: torch.device) -> None:
     assert (lse.cpu() - expected).abs().max() < 1e-5  # of about 4, summed in float32
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0])
 def test_own_scale(device: torch.device, scale: float) -> None:
     check(packed(1, 70, 2, 32, dtype=torch.float16, device=device), scale=scale)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.nan])
+def test_scale_is_above_0(device: torch.device, scale: float) -> None:
+    qkv = packed(1, 5, 1, 16, dtype=torch.float16, device=device)
+    with pytest.raises(RuntimeError, match=f"triton needs a scale above 0, got {scale:g}; use ba"):
+        attention(qkv, scale=scale, backend="triton")
 
 
 def test_scores_of_ten_thousand_do_not_overflow(device: torch.device) -> None:

@@ -47,27 +47,27 @@ def attention(
     _check(qkv)
     lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
     requested = _dispatch.requested_backend("attention", backend)
-    run = _dispatch.load_backend("attention", choose_backend(requested, qkv))
-    out: Tensor = run(qkv, lengths, qkv.shape[-1] ** -0.5 if scale is None else float(scale))
+    scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
+    run = _dispatch.load_backend("attention", choose_backend(requested, qkv, scale))
+    out: Tensor = run(qkv, lengths, scale)
     return out
 
 
-def choose_backend(requested: str, qkv: Tensor) -> str:
+def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
     if requested == "triton":
-        obstacle = _triton_obstacle(qkv)
+        obstacle = _triton_obstacle(qkv, scale)
         if obstacle is not None:
             raise RuntimeError(f'{obstacle}; use backend="sdpa"')
     if requested != "auto":
         return requested
-    obstacle = _triton_obstacle(qkv) if qkv.is_cuda else "qkv is on the CPU"
-    chosen = "triton" if obstacle is None else "sdpa"
-    reason = obstacle if qkv.is_cuda else None
-    _dispatch.log_choice("attention", chosen, reason)
+    obstacle = _triton_obstacle(qkv, scale) if qkv.is_cuda else None
+    chosen = "triton" if qkv.is_cuda and obstacle is None else "sdpa"
+    _dispatch.log_choice("attention", chosen, obstacle)
     return chosen
 
 
-def _triton_obstacle(qkv: Tensor) -> str | None:
+def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
     obstacle = _checks.triton_obstacle("qkv", qkv)
     if obstacle is not None:
@@ -87,6 +87,8 @@ def _triton_obstacle(qkv: Tensor) -> str | None:
     if qkv.shape[-1] not in head_dims:
         rule = f"{', '.join(map(str, head_dims))} for {_checks.dtype_name(dtype)}"
         return f"triton needs a head_dim of {rule}, got {qkv.shape[-1]}"
+    if not scale > 0:
+        return f"triton needs a scale above 0, got {scale:g}"
     return None
 
 

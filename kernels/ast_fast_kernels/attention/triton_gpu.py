@@ -89,12 +89,13 @@ def _attend(
     else:
         k = tl.load(k_ptrs)
         v = tl.load(v_ptrs)
-    scores = tl.dot(q, k, input_precision=PRECISION) * scale_log2
+    scores = tl.dot(q, k, input_precision=PRECISION)
     if MASKED:
         scores = tl.where(offs_n[None, :] < num_keys, scores, -float("inf"))
     new_max = tl.maximum(row_max, tl.max(scores, 1))
-    weights = tl.exp2(scores - new_max[:, None])
-    correction = tl.exp2(row_max - new_max)
+    # The scale is above 0, so the largest score is the largest before it too: one multiply-add.
+    weights = tl.exp2(scores * scale_log2 - (new_max * scale_log2)[:, None])
+    correction = tl.exp2((row_max - new_max) * scale_log2)
     row_sum = row_sum * correction + tl.sum(weights, 1)
     acc = acc * correction[:, None]
     acc = tl.dot(weights.to(v.dtype), v, acc, input_precision=PRECISION)
@@ -137,7 +138,7 @@ def _attention_fwd_kernel(
 
     # A clip without keys gives zeros. A sum is never 0 otherwise: its largest term is 1.
     out = acc / tl.where(row_sum == 0.0, 1.0, row_sum)[:, None]
-    lse = tl.where(row_sum == 0.0, 0.0, (row_max + tl.log2(row_sum)) * LN_2)
+    lse = tl.where(row_sum == 0.0, 0.0, (row_max * scale_log2 + tl.log2(row_sum)) * LN_2)
     rows = clip * tokens + offs_m
     out_ptrs = out_ptr + (rows * heads + head)[:, None] * HEAD_DIM + offs_d[None, :]
     tl.store(out_ptrs, out.to(out_ptr.dtype.element_ty), mask=mask_m[:, None])
@@ -315,7 +316,7 @@ def launch_attention_fwd(
     Args:
         qkv: Shape (batch, tokens, 3, heads, head_dim), the last dimension contiguous.
         key_lengths: Keys that count in each clip, int32, shape (batch,); None counts all.
-        scale: Factor on the scores.
+        scale: Factor on the scores, above 0.
     Returns:
         Values of qkv's dtype, shape (batch, tokens, heads, head_dim), and float32, shape (batch,
         heads, tokens).

@@ -31,7 +31,7 @@ NONE, ZEROS, SYMMETRIC, REFLECT = 0, 1, 2, 3
 PADDING = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
 FRAME_LAUNCHES = {
-    samples: Launch.of(BLOCK_N=samples, BLOCK_F=max(1, 2048 // samples), num_warps=4)
+    samples: Launch.of(BLOCK_N=samples, BLOCK_F=max(1, 1024 // samples), num_warps=4)
     for samples in (32, 64, 128, 256, 512, 1024, 2048)
 } | {samples: Launch.of(BLOCK_N=samples, BLOCK_F=1, num_warps=8) for samples in (4096, 8192)}
 """FFTs up to the key's length → their blocks of frames."""
@@ -87,15 +87,15 @@ def _fbank_frames_kernel(
     clip = frame // num_frames
     place = frame % num_frames
     mask_f = frame < last
-    count = tl.full((BLOCK_F,), 0, tl.int64) + num_samples
+    count = tl.full((BLOCK_F,), 0, tl.int32) + num_samples
     used = mask_f
     if HAS_COUNTS:
-        count = tl.load(counts_ptr + clip, mask=mask_f, other=0).to(tl.int64)
+        count = tl.load(counts_ptr + clip, mask=mask_f, other=0).to(tl.int32)
         used = used & (place < tl.load(frame_counts_ptr + clip, mask=mask_f, other=0))
     offs_n = tl.arange(0, BLOCK_N)
     mask = used[:, None] & (offs_n < window_size)[None, :]
     clip_ptr = samples_ptr + clip[:, None] * stride_b
-    index = first_sample + place[:, None] * hop + offs_n[None, :]
+    index = (first_sample + place * hop).to(tl.int32)[:, None] + offs_n[None, :]
     count = count[:, None]
     x = _load_samples(
         clip_ptr, stride_n, index, count, mask, scale, preemphasis, IS_INT16, PADDING,
@@ -106,7 +106,7 @@ def _fbank_frames_kernel(
         x = x - mean
     if EMPHASISE_FRAMES:
         # A frame's first sample is its own predecessor.
-        before = index - (offs_n > 0).to(tl.int64)[None, :]
+        before = index - (offs_n > 0).to(tl.int32)[None, :]
         previous = _load_samples(
             clip_ptr, stride_n, before, count, mask, scale, preemphasis, IS_INT16, PADDING, False
         )
@@ -219,23 +219,47 @@ def launch_fbank_frames(
     num_frames: int,
 ) -> None:
     """Fill `frames` (frames, n_fft), contiguous, from the batch's frame `first` on."""
-    launch = FRAME_LAUNCHES[max(32, triton.next_power_of_2(config.fft_size))]
-    padding = NONE
-    if config.pad_tail:
-        padding = ZEROS
-    elif not config.snip_edges:
-        padding = PADDING[config.pad_mode]
-    emphasise = config.preemphasis_coefficient != 0.0
-    over_waveform = config.preemphasis_over == "waveform"
+    is_int16 = waveform.dtype == torch.int16
+    launch, constants = frames_launch(config, is_int16, counts is not None)
     _fbank_frames_kernel[triton.cdiv(len(frames), launch["BLOCK_F"]),](
         waveform, counts, frame_counts, device_tables(config, waveform.device).window, frames,
         waveform.stride(0), waveform.stride(1), waveform.shape[1], num_frames, first,
         first + len(frames), config.window_size, config.window_shift, config.first_sample,
         config.fft_size, config.waveform_scale, config.preemphasis_coefficient,
-        IS_INT16=waveform.dtype == torch.int16, HAS_COUNTS=counts is not None, PADDING=padding,
-        REMOVE_DC=config.remove_dc_offset, EMPHASISE_FRAMES=emphasise and not over_waveform,
-        EMPHASISE_WAVEFORM=emphasise and over_waveform, **launch.arguments,
+        **constants, **launch.arguments,
     )  # fmt: skip
+
+
+def frames_launch(
+    config: FbankConfig, is_int16: bool, has_counts: bool
+) -> tuple[Launch, dict[str, bool | int]]:
+    """Return the launch of the frames' kernel and the constants of its code."""
+    padding = NONE
+    if config.pad_tail:
+        padding = ZEROS
+    elif not config.snip_edges:
+        padding = PADDING[config.pad_mode]
+    emphasises = config.preemphasis_coefficient != 0.0
+    over_waveform = config.preemphasis_over == "waveform"
+    constants: dict[str, bool | int] = {
+        "IS_INT16": is_int16,
+        "HAS_COUNTS": has_counts,
+        "PADDING": padding,
+        "REMOVE_DC": config.remove_dc_offset,
+        "EMPHASISE_FRAMES": emphasises and not over_waveform,
+        "EMPHASISE_WAVEFORM": emphasises and over_waveform,
+    }
+    return FRAME_LAUNCHES[max(32, triton.next_power_of_2(config.fft_size))], constants
+
+
+def mel_constants(config: FbankConfig, has_counts: bool) -> dict[str, bool]:
+    """Return the constants of the filters' kernel."""
+    return {
+        "HAS_COUNTS": has_counts,
+        "USE_POWER": config.use_power,
+        "USE_LOG": config.use_log_fbank,
+        "FLOOR_ZEROS_ONLY": config.floor_zeros_only,
+    }
 
 
 def launch_fbank_mel(
@@ -257,8 +281,7 @@ def launch_fbank_mel(
         torch.view_as_real(spectrum), frame_counts, constants.bins, constants.weights,
         constants.widths, out, num_frames, first, first + len(spectrum), spectrum.shape[1],
         num_mel_bins, config.log_floor, config.log_offset, config.log_factor, config.log_shift,
-        config.log_silence, HAS_COUNTS=frame_counts is not None, USE_POWER=config.use_power,
-        USE_LOG=config.use_log_fbank, FLOOR_ZEROS_ONLY=config.floor_zeros_only,
+        config.log_silence, **mel_constants(config, frame_counts is not None),
         **MEL_LAUNCH.arguments,
     )  # fmt: skip
 

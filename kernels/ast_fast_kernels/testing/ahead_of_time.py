@@ -39,8 +39,14 @@ class Case:
     in `:16` is divisible by 16. None as a constant stands for an argument that is left out."""
     constants: Mapping[str, Any]
     launch: Launch
-    dots: bool = False
-    """Whether it multiplies matrices, so must use tensor cores."""
+    dot_operations: int = 0
+    """Multiplications and additions of one step of its loop, if that multiplies matrices."""
+    is_tf32: bool = False
+    """Whether those are TF32's."""
+    bytes: int = 0
+    """Bytes that one program reads and writes, if memory bounds it."""
+    trips: int = 1
+    """Steps of its loop in one program."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,441 @@
+"""Everything that only a GPU can say, in one command: tests, errors, times; one JSON and a table.
+
+`python -m bench.gpu_record` (or `make gpu-record`) needs a CUDA machine, the installed package and
+pytest, and takes under 8 minutes. Candidates take turns; a time is the median of CUDA events (GPU)
+or of the clock (`--tiny`, which runs the same steps on toy sizes in Triton's interpreter, so that
+their logic can be tested anywhere; its times mean nothing and are marked so).
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ast_fast.config import ModelConfig
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast_kernels import (
+    FbankConfig,
+    add_layer_norm,
+    attention,
+    fbank,
+    linear_gelu,
+    use_backend,
+)
+from ast_fast_kernels.testing.budgets import log_mel_error, relative_norm
+from bench.gpu_peers import fbank_peers
+
+ROOT = Path(__file__).parents[1]
+Candidates = dict[str, Callable[[], object]]
+TRITON = {"attention": "triton", "layer_norm": "triton", "gelu": "triton"}
+PLAIN = {"attention": "sdpa", "layer_norm": "reference", "gelu": "reference"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is run: ESC-50's own sizes, or toys."""
+
+    attention: tuple[tuple[int, int, int, int], ...]  # (batch, tokens, heads, head_dim)
+    rows: int
+    width: int
+    clips: int
+    clip_samples: int
+    model: ModelConfig
+    frames: int
+    mel_bins: int
+    batch: int
+    steps: int  # of a fold's epoch
+    rounds: int
+
+
+FULL = Sizes(
+    attention=(
+        (32, 128, 4, 32), (32, 256, 4, 32), (32, 250, 3, 64), (32, 512, 12, 64), (8, 600, 12, 64),
+        (8, 1212, 12, 64),
+    ),
+    rows=8000, width=192, clips=64, clip_samples=80000, model=ModelConfig(), frames=512,
+    mel_bins=128, batch=32, steps=50, rounds=30,
+)  # fmt: skip
+TINY = Sizes(
+    attention=((1, 17, 2, 16),),
+    rows=5, width=32, clips=2, clip_samples=2000, model=ModelConfig(embed_dim=32, num_heads=2,
+    depth=1), frames=32, mel_bins=32, batch=2, steps=2, rounds=2,
+)  # fmt: skip
+
+
+class Recorder:
+    """One run over a device: every step's figures, by name."""
+
+    def __init__(self, device: torch.device, sizes: Sizes) -> None:
+        self.device, self.sizes = device, sizes
+        self.record: dict[str, Any] = {"errors": {}, "times": {}}
+
+    def noise(self, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=generator).to(self.device, dtype)
+
+    def check(self, name: str, error: float, bound: float) -> None:
+        """Keep an error, and whether it is within what is allowed."""
+        self.record["errors"][name] = {"error": error, "bound": bound, "holds": error <= bound}
+
+    def compare(self, name: str, candidates: Candidates, **facts: float) -> None:
+        """Time candidates in turns; one that cannot run is kept with what it said."""
+        cannot = {}
+        for candidate, run in list(candidates.items()):
+            try:
+                for _ in range(2):
+                    run()
+                self.wait()
+            except RuntimeError as error:  # such as a backend of SDPA that lacks the shape
+                cannot[candidate] = str(error).splitlines()[0]
+                del candidates[candidate]
+        seconds: dict[str, list[float]] = {candidate: [] for candidate in candidates}
+        for _ in range(self.sizes.rounds):
+            for candidate, run in candidates.items():
+                seconds[candidate].append(self.seconds(run))
+        medians = {candidate: statistics.median(times) for candidate, times in seconds.items()}
+        self.record["times"][name] = {"seconds": medians, "cannot": cannot, **facts}
+
+    def seconds(self, run: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            begin = time.perf_counter()
+            run()
+            return time.perf_counter() - begin
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def check_kernels(recorder: Recorder) -> None:
+    """Hold every kernel to float64, forward and backward."""
+    sizes = recorder.sizes
+    for shape in sizes.attention:
+        batch, tokens, *heads = shape
+        for dtype, bound in ((torch.bfloat16, 2.0**-7), (torch.float16, 2.0**-10)):
+            qkv = recorder.noise(min(batch, 2), tokens, 3, *heads, dtype=dtype).requires_grad_()
+            exact = qkv.detach().double().requires_grad_()
+            out, expected = (
+                attention(x, backend=backend)
+                for x, backend in ((qkv, "triton"), (exact, "reference"))
+            )
+            grad = recorder.noise(*out.shape, dtype=dtype, seed=1)
+            gradient = torch.autograd.grad(out, qkv, grad)[0]
+            true = torch.autograd.grad(expected, exact, grad.double())[0]
+            name = f"attention {shape} {dtype}"
+            recorder.check(f"{name} forward", relative_norm(out, expected), bound)
+            recorder.check(f"{name} backward", relative_norm(gradient, true), 2 * bound)
+
+    tensors = [recorder.noise(sizes.rows, sizes.width, seed=seed) for seed in (0, 1)]
+    weights = [recorder.noise(sizes.width, seed=seed) for seed in (2, 3)]
+    for name, run, inputs in (
+        ("layer norm", add_layer_norm, [*tensors, *weights]),
+        (
+            "gelu",
+            linear_gelu,
+            [tensors[0], recorder.noise(64, sizes.width, seed=4), recorder.noise(64, seed=5)],
+        ),
+    ):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        exact_leaves = [x.double().requires_grad_() for x in inputs]
+        out, expected = run(*leaves, backend="triton"), run(*exact_leaves, backend="reference")
+        if isinstance(out, tuple):
+            out, expected = out[1], expected[1]
+        # GELU's matrix product is torch's, in TF32 here.
+        bound = 2.0**-8 if name == "gelu" else 1e-5
+        recorder.check(f"{name} forward", relative_norm(out, expected), bound)
+        grads = torch.autograd.grad(out.square().sum(), leaves)
+        true_grads = torch.autograd.grad(expected.square().sum(), exact_leaves)
+        worst = max(map(relative_norm, grads, true_grads))
+        recorder.check(f"{name} backward", worst, 4 * bound)
+
+    for preset in ("ast", "whisper"):
+        config = FbankConfig.preset(preset).replace(top_db=0.0, log_type="ln", output_scale=1.0)
+        config = config.replace(output_shift=0.0)
+        waveform = 0.1 * recorder.noise(min(sizes.clips, 4), sizes.clip_samples)
+        out = fbank(waveform, config, backend="triton")
+        errors = log_mel_error(out, fbank(waveform.double(), config, backend="reference"))
+        recorder.check(f"fbank {preset}", errors.max().item(), 3e-4)
+
+
+def measure_fbank(recorder: Recorder) -> None:
+    """Compare the filterbank with what a user of a GPU would run otherwise."""
+    sizes, config = recorder.sizes, FbankConfig()
+    waveform = 0.1 * recorder.noise(sizes.clips, sizes.clip_samples)
+    samples = (waveform.clamp(-1, 1) * 32767).to(torch.int16)
+    reference = partial(fbank, config=config, backend="reference")
+    candidates: Candidates = {
+        "triton": partial(fbank, waveform, config, backend="triton"),
+        "triton, int16": partial(fbank, samples, config, backend="triton"),
+        "torch eager": partial(reference, waveform),
+        "torch eager, clip by clip": lambda: [reference(clip) for clip in waveform],
+    }
+    if recorder.device.type == "cuda":  # a toy's minutes of compilation would say nothing
+        from ast_fast_kernels.fbank.reference import fbank_reference
+
+        compiled = torch.compile(fbank_reference)
+        candidates["torch.compile"] = partial(compiled, waveform, config)
+    candidates |= fbank_peers(waveform)
+    moved = waveform.numel() * 4 + sizes.clips * config.num_frames(sizes.clip_samples) * 128 * 4
+    recorder.compare("fbank", candidates, clips=sizes.clips, bytes=moved)
+
+
+def measure_attention(recorder: Recorder) -> None:
+    """Compare attention with each of SDPA's kernels, from the same packed projections."""
+    backends = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    }
+    for shape in recorder.sizes.attention:
+        batch, tokens, heads, head_dim = shape
+        qkv = recorder.noise(batch, tokens, 3, heads, head_dim, dtype=torch.bfloat16)
+        leaf = qkv.clone().requires_grad_()
+        grad = recorder.noise(batch, tokens, heads, head_dim, dtype=torch.bfloat16, seed=1)
+
+        def forward(backend: str, qkv: Tensor = qkv) -> Tensor:
+            with torch.no_grad():
+                return attention(qkv, backend=backend)
+
+        def both(backend: str, leaf: Tensor = leaf, grad: Tensor = grad) -> Tensor:
+            return torch.autograd.grad(attention(leaf, backend=backend), leaf, grad)[0]
+
+        def chosen(run: Callable[[str], Tensor], kind: SDPBackend) -> Tensor:
+            with sdpa_kernel(kind):
+                return run("sdpa")
+
+        operations = 4 * batch * heads * tokens**2 * head_dim
+        for name, run, times in (("forward", forward, 1.0), ("forward and backward", both, 3.5)):
+            candidates: Candidates = {"triton": partial(run, "triton")}
+            candidates |= {
+                kind: partial(chosen, run, backend) for kind, backend in backends.items()
+            }
+            recorder.compare(f"attention {shape} {name}", candidates, operations=operations * times)
+
+
+def measure_block(recorder: Recorder) -> None:
+    """Compare what stands between the matrix products of a block, forward and backward."""
+    sizes = recorder.sizes
+    tokens = recorder.noise(sizes.rows, sizes.width).requires_grad_()
+    update = recorder.noise(sizes.rows, sizes.width, dtype=torch.bfloat16, seed=1).requires_grad_()
+    weight, bias = (recorder.noise(sizes.width, seed=s).requires_grad_() for s in (2, 3))
+    expansion = recorder.noise(4 * sizes.width, sizes.width, seed=4).requires_grad_()
+    shift = recorder.noise(4 * sizes.width, seed=5).requires_grad_()
+
+    def normalise(backend: str) -> object:
+        results = add_layer_norm(tokens, update, weight, bias, backend=backend)
+        return torch.autograd.grad([r.sum() for r in results], (tokens, update, weight, bias))
+
+    def activate(backend: str) -> object:
+        with torch.autocast(recorder.device.type, dtype=torch.bfloat16):
+            hidden = linear_gelu(tokens, expansion, shift, backend=backend)
+        return torch.autograd.grad(hidden.sum(), (tokens, expansion, shift))
+
+    for name, run in (("add_layer_norm", normalise), ("linear_gelu", activate)):
+        candidates: Candidates = {
+            "triton": partial(run, "triton"),
+            "torch eager": partial(run, "reference"),
+        }
+        recorder.compare(f"{name} forward and backward", candidates)
+
+
+class Training:
+    """A model and its optimiser, whose whole step can be captured as one CUDA graph."""
+
+    def __init__(self, recorder: Recorder, backends: dict[str, str]) -> None:
+        sizes = recorder.sizes
+        torch.manual_seed(0)
+        self.model = AudioSpectrogramTransformer(
+            sizes.model, num_mel_bins=sizes.mel_bins, num_frames=sizes.frames, num_classes=50
+        ).to(recorder.device)
+        on_gpu = recorder.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-4, fused=on_gpu, capturable=on_gpu
+        )
+        self.features = recorder.noise(sizes.batch, sizes.frames, sizes.mel_bins)
+        self.targets = torch.arange(sizes.batch, device=recorder.device) % 50
+        self.backends, self.device = backends, recorder.device
+
+    def step(self) -> Tensor:
+        """Forward, backward and update, in bfloat16 where products are."""
+        with use_backend(**self.backends), torch.autocast(self.device.type, dtype=torch.bfloat16):
+            logits = self.model(self.features)
+        loss = torch.nn.functional.cross_entropy(logits.float(), self.targets)
+        self.optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def captured(self) -> Callable[[], object]:
+        """Return the step as a graph's replay."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                self.step()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.step()
+        return graph.replay
+
+
+def measure_training(recorder: Recorder) -> None:
+    """Compare a training step, and an epoch of a fold from int16 clips, graphs on and off."""
+    sizes, config = recorder.sizes, FbankConfig(num_mel_bins=recorder.sizes.mel_bins)
+    trainings = {"triton": Training(recorder, TRITON), "torch": Training(recorder, PLAIN)}
+    steps: Candidates = {name: training.step for name, training in trainings.items()}
+    if recorder.device.type == "cuda":
+        steps |= {f"{name}, graph": training.captured() for name, training in trainings.items()}
+    recorder.compare("training step", dict(steps), clips=sizes.batch)
+
+    samples = (3000 * recorder.noise(sizes.batch, sizes.clip_samples)).to(torch.int16)
+
+    def epoch(name: str) -> None:
+        backend = "triton" if name.startswith("triton") else "reference"
+        features = trainings[name.partition(",")[0]].features
+        for _ in range(sizes.steps):
+            log_mel = fbank(samples, config, backend=backend)[:, : sizes.frames]
+            features[:, : log_mel.shape[1]] = log_mel
+            steps[name]()
+
+    candidates: Candidates = {name: partial(epoch, name) for name in steps}
+    recorder.compare("fold's epoch", candidates, clips=sizes.batch * sizes.steps)
+
+
+def run_gpu_tests() -> dict[str, Any]:
+    """Run the tests marked gpu in a process of their own; return how they ended."""
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider"]
+    begin = time.perf_counter()
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    counts = {
+        kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", run.stdout)
+    }
+    failed = re.findall(r"^FAILED (\S+)", run.stdout, re.MULTILINE)
+    seconds = time.perf_counter() - begin
+    return {
+        "command": " ".join(command[1:]),
+        "counts": counts,
+        "failed": failed,
+        "seconds": seconds,
+    }
+
+
+def describe(device: torch.device) -> dict[str, Any]:
+    """Return what the figures depend on."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    import triton
+
+    return {
+        "command": "python -m bench.gpu_record " + " ".join(sys.argv[1:]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() or None,
+        "versions": {"torch": torch.__version__, "triton": triton.__version__},
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter",
+        "times_mean_something": device.type == "cuda",
+    }
+
+
+def table(record: dict[str, Any]) -> str:
+    """Return every error and time as text."""
+    lines = [f"{record['device']}, {record['date']}, commit {record['commit']}"]
+    if not record["times_mean_something"]:
+        lines.append("TOY SIZES IN THE INTERPRETER: times mean nothing")
+    if "tests" in record:
+        lines.append(f"tests: {record['tests']['counts']} {' '.join(record['tests']['failed'])}")
+    for name, row in record["errors"].items():
+        verdict = "holds" if row["holds"] else "IS TOO LARGE"
+        lines.append(f"error {name:<58} {row['error']:9.2e} of {row['bound']:.2e} {verdict}")
+    for name, row in record["times"].items():
+        ours = row["seconds"].get("triton")
+        for candidate, seconds in row["seconds"].items():
+            extra = f"{seconds / ours:7.2f} ×" if ours else ""
+            if "operations" in row:
+                extra += f" {row['operations'] / seconds / 1e12:8.1f} TFLOP/s"
+            if "bytes" in row:
+                extra += f" {row['bytes'] / seconds / 1e9:8.1f} GB/s"
+            if "clips" in row:
+                extra += f" {row['clips'] / seconds:10,.0f} clips/s"
+            lines.append(f"{name:<46} {candidate:<26} {seconds * 1e6:12,.1f} µs {extra}")
+        for candidate, reason in row["cannot"].items():
+            lines.append(f"{name:<46} {candidate:<26} cannot: {reason}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def tf32_allowed() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run every step, write the record, print the table; return 1 if anything does not hold."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_record", description=__doc__)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes in Triton's interpreter")
+    parser.add_argument("--out", type=Path, help="the record; default bench/history/DATE-GPU.json")
+    parser.add_argument("--no-tests", action="store_true", help="leave out `pytest -m gpu`")
+    options = parser.parse_args(arguments)
+    if options.tiny and os.environ.get("TRITON_INTERPRET") != "1":
+        parser.error("--tiny needs TRITON_INTERPRET=1")
+    if not options.tiny and not torch.cuda.is_available():
+        parser.error("this needs a CUDA GPU; --tiny tries the steps without one")
+    device = torch.device("cpu" if options.tiny else "cuda")
+    if options.tiny:
+        from ast_fast_kernels.testing import interpreter
+
+        interpreter.install()
+    recorder = Recorder(device, TINY if options.tiny else FULL)
+    recorder.record = describe(device) | recorder.record
+    begin = time.perf_counter()
+    if not options.no_tests:
+        recorder.record["tests"] = run_gpu_tests()
+    with tf32_allowed():
+        for step in (
+            check_kernels, measure_fbank, measure_attention, measure_block, measure_training,
+        ):  # fmt: skip
+            print(f"{step.__name__} …", file=sys.stderr, flush=True)
+            step(recorder)
+    record = {**recorder.record, "seconds": time.perf_counter() - begin}
+    name = re.sub(r"\W+", "-", record["device"].lower()).strip("-")
+    path = options.out or ROOT / "bench" / "history" / f"{record['date'][:10]}-{name}.json"
+    partial_path = path.with_suffix(".partial")
+    partial_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial_path.replace(path)
+    print(table(record))
+    print(f"{path}: {record['seconds']:.0f} s", file=sys.stderr)
+    held = all(row["holds"] for row in record["errors"].values())
+    tests = record.get("tests", {"failed": [], "counts": {}})
+    return 0 if held and not tests["failed"] and not tests["counts"].get("error") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,256 @@
+"""Every Triton kernel in every form that is shipped, as cases to compile ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args
+
+from ast_fast_kernels._triton import Launch
+from ast_fast_kernels.attention import triton_gpu as attention
+from ast_fast_kernels.fbank import triton_gpu as fbank
+from ast_fast_kernels.fbank.config import FbankConfig, PresetName
+from ast_fast_kernels.gelu import triton_gpu as gelu
+from ast_fast_kernels.layer_norm import triton_gpu as layer_norm
+from ast_fast_kernels.testing.ahead_of_time import Case
+
+_INT16_BYTES, _FLOAT_BYTES = 2, 4
+_DOTS = {"fwd": 2, "bwd_dkdv": 4, "bwd_dq": 3}
+"""Products of (BLOCK_M, head_dim) by (head_dim, BLOCK_N) in a step of each kernel's loop."""
+
+
+def cases(arch: int) -> Iterator[Case]:
+    """Yield every case of an architecture's launch tables."""
+    yield from _attention_cases(arch)
+    yield from _layer_norm_cases()
+    yield from _gelu_cases()
+    yield from _fbank_cases()
+
+
+def _types(kernel: Any, constants: Mapping[str, Any], **of: str) -> dict[str, str]:
+    """Give a type to each argument: those named, else i32 (fp32 for what is no count)."""
+    floats = ("scale", "scale_log2", "eps", "preemphasis")
+    types = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            continue
+        if name in floats or name.startswith("log_"):
+            types[name] = "fp32"
+        elif name.startswith("stride_") and name not in of:
+            types[name] = "i32:16"
+        else:
+            types[name] = of.get(name, "i32")
+    return types
+
+
+def _attention_cases(arch: int) -> Iterator[Case]:
+    kernels = {
+        "fwd": attention._attention_fwd_kernel,
+        "bwd_dkdv": attention._attention_bwd_dkdv_kernel,
+        "bwd_dq": attention._attention_bwd_dq_kernel,
+    }
+    for (name, of_arch, head_dim, is_float32), launch in attention.LAUNCHES.items():
+        if of_arch != arch:
+            continue
+        forms = (
+            [("fp32", False)] if is_float32 else [("bf16", False), ("bf16", True), ("fp16", False)]
+        )
+        for dtype, has_lengths in forms:
+            constants: dict[str, Any] = {
+                "HEAD_DIM": head_dim,
+                "HAS_LENGTHS": has_lengths,
+                "PRECISION": "tf32" if is_float32 else "ieee",
+            }
+            if not has_lengths:
+                constants["key_lengths_ptr"] = None
+            kernel = kernels[name]
+            pointers = {arg: f"*{dtype}" for arg in kernel.arg_names if arg.endswith("_ptr")}
+            pointers |= {"key_lengths_ptr": "*i32", "lse_ptr": "*fp32", "delta_ptr": "*fp32"}
+            lengths = ", key lengths" if has_lengths else ""
+            yield Case(
+                f"attention_{name}, head_dim {head_dim}, {dtype}{lengths}",
+                kernel,
+                _types(kernel, constants, **pointers),
+                constants,
+                launch,
+                dot_operations=2 * _DOTS[name] * launch["BLOCK_M"] * launch["BLOCK_N"] * head_dim,
+                is_tf32=is_float32,
+            )
+    for head_dim in (16, 32, 64, 128):
+        launch, kernel = attention.DELTA_LAUNCH, attention._attention_bwd_delta_kernel
+        constants = {"HEAD_DIM": head_dim}
+        pointers = {"out_ptr": "*bf16", "grad_ptr": "*bf16", "delta_ptr": "*fp32"}
+        yield Case(
+            f"attention_bwd_delta, head_dim {head_dim}, bf16",
+            kernel,
+            _types(kernel, constants, **pointers),
+            constants,
+            launch,
+            bytes=launch["BLOCK_M"] * (2 * 2 * head_dim + _FLOAT_BYTES),
+        )
+
+
+def _layer_norm_cases() -> Iterator[Case]:
+    sizes = {"fp32": 4, "bf16": 2}
+    forms = [  # the residual stream, the update, the normalisation
+        ("fp32", "bf16", "bf16"),
+        ("fp32", None, "bf16"),
+        ("bf16", "bf16", "bf16"),
+        ("fp32", "fp32", "fp32"),
+    ]
+    for width, launch in layer_norm.LAUNCHES.items():
+        for stream, update, normed in forms if width == 256 else forms[:1]:
+            said = f"width {width}, {stream} + {update or 'nothing'} → {normed}"
+            kernel = layer_norm._layer_norm_fwd_kernel
+            constants: dict[str, Any] = {"HAS_UPDATE": update is not None}
+            if update is None:
+                constants["update_ptr"] = None
+            pointers = dict.fromkeys(
+                ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr"), "*fp32"
+            ) | {
+                "x_ptr": f"*{stream}",
+                "update_ptr": f"*{update}",
+                "residual_ptr": f"*{stream}",
+                "y_ptr": f"*{normed}",
+            }
+            moved = sizes[stream] + sizes[normed]
+            moved += 0 if update is None else sizes[update] + sizes[stream]
+            yield Case(
+                f"layer_norm_fwd, {said}",
+                kernel,
+                _types(kernel, constants, width="i32:16", **pointers),
+                constants,
+                launch,
+                bytes=launch["BLOCK_ROWS"] * width * moved,
+            )
+            kernel = layer_norm._layer_norm_bwd_kernel
+            own = update is not None and update != stream
+            constants = {
+                "HAS_DRESIDUAL": update is not None,
+                "HAS_DUPDATE": own,
+                "STRIP": layer_norm.STRIP,
+            }
+            if update is None:
+                constants["dresidual_ptr"] = None
+            pointers = dict.fromkeys(
+                ("weight_ptr", "mean_ptr", "rstd_ptr", "partial_ptr"), "*fp32"
+            ) | {
+                "dresidual_ptr": f"*{stream}",
+                "dy_ptr": f"*{normed}",
+                "residual_ptr": f"*{stream}",
+                "dx_ptr": f"*{stream}",
+                "dupdate_ptr": f"*{update or stream}",
+            }
+            moved = 2 * sizes[stream] + sizes[normed]
+            moved += sizes[stream] if update is not None else 0
+            moved += sizes[update] if update is not None and own else 0
+            yield Case(
+                f"layer_norm_bwd, {said}",
+                kernel,
+                _types(kernel, constants, width="i32:16", **pointers),
+                constants,
+                launch,
+                bytes=layer_norm.STRIP * width * moved,
+                trips=layer_norm.STRIP // launch["BLOCK_ROWS"],
+            )
+
+
+def _gelu_cases() -> Iterator[Case]:
+    for dtype, size in (("bf16", 2), ("fp16", 2), ("fp32", 4)):
+        kernel, launch = gelu._bias_gelu_fwd_kernel, gelu.FWD_LAUNCH
+        values = launch["BLOCK_ROWS"] * launch["BLOCK_H"]
+        pointers = {"x_ptr": f"*{dtype}", "bias_ptr": "*fp32", "y_ptr": f"*{dtype}"}
+        types = _types(kernel, {}, hidden="i32:16", **pointers)
+        yield Case(f"bias_gelu_fwd, {dtype}", kernel, types, {}, launch, bytes=2 * size * values)
+        kernel, launch = gelu._bias_gelu_bwd_kernel, gelu.BWD_LAUNCH
+        constants = {"STRIP": gelu.STRIP}
+        pointers = dict.fromkeys(("dy_ptr", "x_ptr", "dx_ptr"), f"*{dtype}")
+        pointers |= {"bias_ptr": "*fp32", "partial_ptr": "*fp32"}
+        yield Case(
+            f"bias_gelu_bwd, {dtype}",
+            kernel,
+            _types(kernel, constants, hidden="i32:16", **pointers),
+            constants,
+            launch,
+            bytes=3 * size * gelu.STRIP * launch["BLOCK_H"],
+            trips=gelu.STRIP // launch["BLOCK_ROWS"],
+        )
+
+
+def _fbank_cases() -> Iterator[Case]:
+    made: set[tuple[Any, ...]] = set()
+    for preset in get_args(PresetName):
+        config = FbankConfig.preset(preset)
+        for dtype, size in (("fp32", _FLOAT_BYTES), ("i16", _INT16_BYTES)):
+            for has_counts in (False, True):
+                if preset != "ast" and (dtype, has_counts) != ("fp32", False):
+                    continue  # what they change does not depend on the convention
+                launch, constants = fbank.frames_launch(config, dtype == "i16", has_counts)
+                name = f"fbank_frames, {dtype}{', lengths' if has_counts else ''}"
+                yield from _once(made, _frames_case(name, preset, launch, constants, dtype, size))
+        for has_counts in (False, True) if preset == "ast" else (False,):
+            of_mel = fbank.mel_constants(config, has_counts)
+            yield from _once(made, _mel_case(preset, of_mel, has_counts))
+    for length, launch in fbank.FRAME_LAUNCHES.items():
+        config = FbankConfig(sample_frequency=40.0 * length, low_freq=0.0, n_fft=length)
+        _, constants = fbank.frames_launch(config, False, False)
+        name = f"fbank_frames, fp32, FFT of {length}"
+        yield from _once(made, _frames_case(name, "ast", launch, constants, "fp32", _FLOAT_BYTES))
+
+
+def _once(made: set[tuple[Any, ...]], case: Case) -> Iterator[Case]:
+    """Yield a case unless one with the same code was."""
+    code = (case.kernel, tuple(case.types.items()), tuple(case.constants.items()), case.launch)
+    if code not in made:
+        made.add(code)
+        yield case
+
+
+def _frames_case(
+    name: str, preset: str, launch: Launch, constants: Mapping[str, Any], dtype: str, size: int
+) -> Case:
+    kernel = fbank._fbank_frames_kernel
+    pointers = {
+        "samples_ptr": f"*{dtype}",
+        "counts_ptr": "*i64",
+        "frame_counts_ptr": "*i64",
+        "window_ptr": "*fp32",
+        "frames_ptr": "*fp32",
+        "stride_n": "i32",
+    }
+    constants = {**constants, "stride_n": 1}
+    if not constants["HAS_COUNTS"]:
+        constants |= {"counts_ptr": None, "frame_counts_ptr": None}
+    frames = launch["BLOCK_F"]
+    return Case(
+        f"{name}, as {preset}",
+        kernel,
+        _types(kernel, constants, **pointers),
+        constants,
+        launch,
+        bytes=frames * launch["BLOCK_N"] * (_FLOAT_BYTES + size * 160 // 400),
+    )
+
+
+def _mel_case(preset: str, constants: Mapping[str, Any], has_counts: bool) -> Case:
+    kernel, launch = fbank._fbank_mel_kernel, fbank.MEL_LAUNCH
+    pointers = {
+        "frame_counts_ptr": "*i64",
+        "bins_ptr": "*i32",
+        "widths_ptr": "*i32",
+        "spectrum_ptr": "*fp32",
+        "weights_ptr": "*fp32",
+        "out_ptr": "*fp32",
+    }
+    if not has_counts:
+        constants = {**constants, "frame_counts_ptr": None}
+    lengths = ", lengths" if has_counts else ""
+    return Case(
+        f"fbank_mel{lengths}, as {preset}",
+        kernel,
+        _types(kernel, constants, **pointers),
+        constants,
+        launch,
+        # A quarter of 128 filters over a quarter of 257 bins, read once.
+        bytes=launch["BLOCK_F"] * (2 * 64 + launch["BLOCK_M"]) * _FLOAT_BYTES,
+        trips=8,
+    )

@@ -1,0 +1,97 @@
+"""The GPU's record, run on toy sizes in the interpreter: its logic, not its figures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def run(*arguments: str, interpret: bool = True) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+    command = [sys.executable, "-m", "bench.gpu_record", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, str]:
+    """The record, and the table that was printed."""
+    path = tmp_path_factory.mktemp("record") / "gpu.json"
+    done = run("--tiny", "--out", str(path))
+    assert done.returncode == 0, done.stderr
+    assert not list(path.parent.glob("*.partial"))
+    return json.loads(path.read_text()), done.stdout
+
+
+def test_every_kernel_is_held_to_float64(ran: tuple[dict, str]) -> None:
+    errors = ran[0]["errors"]
+    assert len(errors) >= 10
+    for op in ("attention", "layer norm", "gelu", "fbank"):
+        assert any(name.startswith(op) for name in errors), op
+    assert all(row["holds"] and 0 < row["error"] <= row["bound"] for row in errors.values())
+
+
+def test_every_comparison_has_its_candidates(ran: tuple[dict, str]) -> None:
+    times = ran[0]["times"]
+    assert {"triton", "triton, int16", "torch eager"} <= times["fbank"]["seconds"].keys()
+    attention = times["attention (1, 17, 2, 16) forward"]
+    assert {"flash", "cudnn", "efficient", "triton"} == {
+        *attention["seconds"],
+        *attention["cannot"],
+    }
+    for name in ("training step", "fold's epoch"):
+        assert times[name]["seconds"].keys() == {"triton", "torch"}
+    assert all(seconds > 0 for row in times.values() for seconds in row["seconds"].values())
+
+
+def test_the_record_says_where_it_is_from(ran: tuple[dict, str]) -> None:
+    record, shown = ran
+    assert {"command", "commit", "date", "device", "platform", "seconds", "versions"} <= {*record}
+    assert record["times_mean_something"] is False
+    assert "TIMES MEAN NOTHING" in shown.upper()
+    for name in (*record["errors"], *record["times"]):
+        assert name in shown
+
+
+def test_the_tests_on_the_gpu_are_part_of_it(ran: tuple[dict, str]) -> None:
+    tests = ran[0]["tests"]
+    assert tests["failed"] == []
+    assert tests["counts"]["skipped"] > 50  # there is no GPU here
+    assert "passed" not in tests["counts"]
+
+
+def test_an_error_that_is_too_large_fails_the_command(monkeypatch, tmp_path, capsys) -> None:
+    from bench import gpu_record
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for step in ("measure_fbank", "measure_attention", "measure_block", "measure_training"):
+        monkeypatch.setattr(gpu_record, step, lambda recorder: None)
+    monkeypatch.setattr(
+        gpu_record, "check_kernels", lambda recorder: recorder.check("one", 2.0, 1.0)
+    )
+    out = tmp_path / "gpu.json"
+    assert gpu_record.main(["--tiny", "--no-tests", "--out", str(out)]) == 1
+    assert "IS TOO LARGE" in capsys.readouterr().out
+    assert json.loads(out.read_text())["errors"]["one"]["holds"] is False
+
+
+@pytest.mark.skipif(INTERPRETED, reason="is about uninterpreted kernels")
+def test_without_a_gpu_it_says_so() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    done = run(interpret=False)
+    assert done.returncode == 2
+    assert "this needs a CUDA GPU; --tiny tries the steps without one" in done.stderr
+    done = run("--tiny", interpret=False)
+    assert "--tiny needs TRITON_INTERPRET=1" in done.stderr
