@@ -33,7 +33,12 @@ class Fault:
     @property
     def path(self) -> str:
         """The kernels' file, from the package."""
-        return f"{self.op}/triton_gpu.py"
+        return "fft_triton.py" if self.op == "fft" else f"{self.op}/triton_gpu.py"
+
+    @property
+    def tests(self) -> str:
+        """The tests of that file."""
+        return f"tests/kernels/test_{'fft_triton' if self.op == 'fft' else f'triton_{self.op}'}.py"
 
 
 FAULTS = [
@@ -197,8 +202,44 @@ FAULTS = [
     Fault(
         "frames beyond a clip are not silence",
         "fbank",
-        "energies = tl.where(used[:, None], energies, log_silence)",
+        "energies = tl.where(used_frames, energies, log_silence)",
         "energies = energies",
+    ),
+    Fault(
+        "thread 0 writes mirrored frequencies too",
+        "fbank",
+        "tl.store(power_ptrs + (512 - 32 * j) - 2 * b, power, mask=b > 0)",
+        "tl.store(power_ptrs + (512 - 32 * j) - 2 * b, power)",
+    ),
+    Fault(
+        "points are turned the wrong way between the two transforms",
+        "fbank",
+        "re, im = re * cosines + im * sines, im * cosines - re * sines",
+        "re, im = re * cosines - im * sines, im * cosines + re * sines",
+    ),
+    Fault(
+        "the middle frequencies are one place too low",
+        "fbank",
+        "middle_bins = 16 + 32 * tl.arange(0, 8)",
+        "middle_bins = 15 + 32 * tl.arange(0, 8)",
+    ),
+    Fault(
+        "a frame's first sample has no predecessor, fused",
+        "fbank",
+        "back = tl.where(b > 0, 1, 0) if a == 0 else 1",
+        "back = 1",
+    ),
+    Fault(
+        "nothing is exchanged",
+        "fft",
+        "tl.reshape(values, (GROUPS, 16, 16)), (0, 2, 1))",
+        "tl.reshape(values, (GROUPS, 16, 16)), (0, 1, 2))",
+    ),
+    Fault(
+        "a quarter turn goes the wrong way",
+        "fft",
+        "return im, -re",
+        "return -im, re",
     ),
 ]
 
@@ -208,14 +249,14 @@ def caught_by(fault: Fault | None) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "ast_fast_kernels"
         shutil.copytree(KERNELS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        names = ["attention", "layer_norm", "gelu", "fbank"]
+        tests = sorted({fault.tests for fault in FAULTS})
         if fault is not None:
             source = (copy / fault.path).read_text()
             (copy / fault.path).write_text(source.replace(fault.line, fault.becomes))
-            names = [fault.op]
+            tests = [fault.tests]
         run = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider",
-             "-m", "interpreter", *(f"tests/kernels/test_triton_{name}.py" for name in names)],
+             "-m", "interpreter", *tests],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": folder, "TRITON_INTERPRET": "1"},
             capture_output=True,

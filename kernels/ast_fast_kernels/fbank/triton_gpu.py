@@ -1,9 +1,10 @@
-"""The filterbank on the GPU: Triton before and after a real FFT of torch, chunk by chunk.
+"""The filterbank on the GPU: one launch where the FFT is of 512, else Triton around torch's FFT.
 
 Cannot avoid: reading the samples and writing the energies, 11 µs for 64 clips of 5 s on an H100.
-Frames and spectra are 15 times as many bytes, so frames go through both kernels in chunks that
-half of the second-level cache holds. Guess: a third of the floor. Measured share: none yet;
-`docs/triton.md` has the compiled kernels and a model of them.
+The one launch is bound by its instructions, some 900 a frame and warp: 31 µs at the rate at which
+an H100 can start them. Other FFTs need three launches for each chunk of frames that half of the
+second-level cache holds, since frames and spectra are 15 times as many bytes. Measured share: none
+yet; `docs/triton.md` has the compiled kernels and a model of them.
 
 Arithmetic is float32, as the reference's: a DFT by TF32 loses the quiet bins of a frame.
 """
@@ -23,6 +24,7 @@ from ast_fast_kernels._triton import Launch
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
+from ast_fast_kernels.fft_triton import complex_fft, exchange, real_fft, stack, unstack
 
 MOST_SAMPLES = 8192
 """Longest frame that a program holds in registers."""
@@ -37,6 +39,15 @@ FRAME_LAUNCHES = {
 """FFTs up to the key's length → their blocks of frames."""
 
 MEL_LAUNCH = Launch.of(BLOCK_F=32, BLOCK_M=32, num_warps=4)
+
+FUSED_FFT = 512
+FUSED_LAUNCHES = {
+    mel_bins: Launch.of(BLOCK_F=8, BLOCK_M=mel_bins, num_warps=4) for mel_bins in (32, 64, 128)
+}
+"""Mel bins up to the key (or any number, by the last) → the blocks of the one launch."""
+
+FUSED_PROGRAMS = 5
+"""Programs of the one launch on each multiprocessor: what 96 registers a thread leave room for."""
 
 DEFAULT_CACHE_BYTES = 16 << 20
 """Taken where a device does not say how large its second-level cache is."""
@@ -72,6 +83,21 @@ def _load_samples(
     if IS_INT16:
         samples = samples * 3.0517578125e-05  # 2 ** -15
     return samples * scale
+
+
+@triton.jit
+def _logarithms(
+    energies, log_floor, log_offset, log_factor, log_shift, USE_LOG: tl.constexpr,
+    FLOOR_ZEROS_ONLY: tl.constexpr,
+):  # fmt: skip
+    if USE_LOG:
+        energies += log_offset
+        if FLOOR_ZEROS_ONLY:
+            energies = tl.where(energies == 0.0, log_floor, energies)
+        else:
+            energies = tl.where(energies < log_floor, log_floor, energies)  # NaN stays
+        energies = tl.log(energies) * log_factor + log_shift
+    return energies
 
 
 @triton.jit
@@ -150,20 +176,147 @@ def _fbank_mel_kernel(
         if not USE_POWER:
             power = tl.sqrt_rn(power)
         energies += weights[None, :] * power
-    if USE_LOG:
-        energies += log_offset
-        if FLOOR_ZEROS_ONLY:
-            energies = tl.where(energies == 0.0, log_floor, energies)
-        else:
-            energies = tl.where(energies < log_floor, log_floor, energies)  # NaN stays
-        energies = tl.log(energies) * log_factor + log_shift
+    energies = _logarithms(
+        energies, log_floor, log_offset, log_factor, log_shift, USE_LOG, FLOOR_ZEROS_ONLY
+    )
     energies = tl.where(used[:, None], energies, log_silence)
     out_ptrs = out_ptr + (frame * num_mel_bins)[:, None] + mel[None, :]
     tl.store(out_ptrs, energies, mask=mask_f[:, None] & mask_m[None, :])
 
 
+@triton.jit
+def _fbank_fused_kernel(
+    samples_ptr, counts_ptr, frame_counts_ptr, window_ptr, cosines_ptr, sines_ptr,
+    middle_factors_ptr, bins_ptr, weights_ptr, widths_ptr, scratch_ptr, out_ptr, stride_b,
+    stride_n, clips, num_samples, num_frames, hop, first_sample, preemphasis, num_mel_bins,
+    log_floor, log_offset, log_factor, log_shift, log_silence, WINDOW_SIZE: tl.constexpr,
+    HAS_COUNTS: tl.constexpr, PADDING: tl.constexpr, REMOVE_DC: tl.constexpr,
+    EMPHASISE_FRAMES: tl.constexpr, EMPHASISE_WAVEFORM: tl.constexpr, USE_POWER: tl.constexpr,
+    USE_LOG: tl.constexpr, FLOOR_ZEROS_ONLY: tl.constexpr,
+    BLOCK_F: tl.constexpr, BLOCK_M: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_F frames of a clip after another, each by 16 threads; FFTs of 512.
+
+    Sample 16 a + b is point a of thread b, so a transform of 32 real points over a needs no other
+    thread. One exchange later thread k holds what frequencies k + 32 j need, for 16 of j, of which
+    the upper half mirror those of 32 - k: together every frequency but 16 + 32 j, which are sums
+    over one value of each thread. Powers go to the filters through memory that stays in the caches.
+    The window holds every factor on the samples, and the half that `real_fft` wants.
+    """
+    blocks = tl.cdiv(num_frames, BLOCK_F)
+    row = tl.arange(0, BLOCK_F * 16)
+    frame_of_row, b = row // 16, row % 16
+    column = tl.arange(0, 16)[None, :]
+    powers_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * BLOCK_F * (256 + 16)
+    middle_ptr = powers_ptr + BLOCK_F * 256
+    frame_in_block = tl.arange(0, BLOCK_F)
+    for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
+        clip = (block // blocks).to(tl.int64)
+        first = block % blocks * BLOCK_F
+        count = num_samples
+        frame_count = num_frames
+        if HAS_COUNTS:
+            count = tl.load(counts_ptr + clip).to(tl.int32)
+            frame_count = tl.load(frame_counts_ptr + clip).to(tl.int32)
+        # Rows of frames that do not count read the clip's first; nothing is kept of them.
+        frame = tl.where(first + frame_of_row < frame_count, first + frame_of_row, 0)
+        start = first_sample + frame * hop
+        clip_ptr = samples_ptr + clip * stride_b
+        ptrs = clip_ptr + (start + b).to(tl.int64) * stride_n
+        samples, befores = (), ()
+        total = tl.zeros((BLOCK_F * 16,), tl.float32)
+        for a in tl.static_range((WINDOW_SIZE + 15) // 16):
+            # The first sample of a frame is its own predecessor.
+            back = tl.where(b > 0, 1, 0) if a == 0 else 1
+            inside = 16 * a + b < WINDOW_SIZE
+            if PADDING == 0 and not EMPHASISE_WAVEFORM:
+                x = tl.load(ptrs + 16 * a * stride_n, mask=inside, other=0).to(tl.float32)
+                before = x
+                if EMPHASISE_FRAMES:
+                    before = tl.load(ptrs + (16 * a - back) * stride_n, mask=inside, other=0)
+            else:
+                x = _load_samples(
+                    clip_ptr, stride_n, start + 16 * a + b, count, inside, 1.0, preemphasis, False,
+                    PADDING, EMPHASISE_WAVEFORM,
+                )  # fmt: skip
+                before = x
+                if EMPHASISE_FRAMES:
+                    before = _load_samples(
+                        clip_ptr, stride_n, start + 16 * a + b - back, count, inside, 1.0,
+                        preemphasis, False, PADDING, False,
+                    )  # fmt: skip
+            samples = samples + (x,)
+            befores = befores + (before.to(tl.float32),)
+            total += x
+        mean = tl.zeros((BLOCK_F * 16,), tl.float32)
+        if REMOVE_DC:
+            means = tl.sum(tl.reshape(total, (BLOCK_F, 16)), 1) / WINDOW_SIZE
+            spread = tl.broadcast_to(means[:, None], (BLOCK_F, 16))
+            mean = tl.reshape(spread, (BLOCK_F * 16,))
+        points = ()
+        for a in tl.static_range(32):
+            if a < (WINDOW_SIZE + 15) // 16:
+                x = samples[a] - mean
+                if EMPHASISE_FRAMES:
+                    x = x - preemphasis * (befores[a] - mean)
+                points = points + (x * tl.load(window_ptr + 16 * a + b),)
+            else:
+                points = points + (tl.zeros((BLOCK_F * 16,), tl.float32),)
+
+        re, im = real_fft(points)
+        middle = re[16]
+        re, im = stack(re[:16]), stack(im[:16])  # (threads b, frequencies k)
+        places = b[:, None] * 16 + column
+        cosines = tl.load(cosines_ptr + places)
+        sines = tl.load(sines_ptr + places)
+        re, im = re * cosines + im * sines, im * cosines - re * sines
+        re, im = complex_fft(unstack(exchange(re, BLOCK_F)), unstack(exchange(im, BLOCK_F)))
+        power_ptrs = powers_ptr + frame_of_row * 256 + b
+        for j in tl.static_range(16):
+            power = re[j] * re[j] + im[j] * im[j]
+            if not USE_POWER:
+                power = tl.sqrt_rn(power)
+            if j < 8:
+                tl.store(power_ptrs + 32 * j, power)
+            else:  # of frequency 32 j + k, the mirror of 32 (16 - j) - k; thread 0 has it already
+                tl.store(power_ptrs + (512 - 32 * j) - 2 * b, power, mask=b > 0)
+        tl.store(middle_ptr + row, middle)
+        tl.debug_barrier()
+        # Frequencies 16 + 32 j: cosines' sums in threads j, sines' in threads 8 + j.
+        factors = tl.load(middle_factors_ptr + column * 16 + b[:, None])
+        part = tl.sum(factors * tl.load(middle_ptr + frame_of_row[:, None] * 16 + column), 1)
+        parts = tl.reshape(part * part, (BLOCK_F, 2, 8))
+        middle_power = tl.sum(parts, 1)
+        if not USE_POWER:
+            middle_power = tl.sqrt_rn(middle_power)
+        middle_bins = 16 + 32 * tl.arange(0, 8)
+        tl.store(powers_ptr + frame_in_block[:, None] * 256 + middle_bins[None, :], middle_power)
+        tl.debug_barrier()
+
+        used_frames = (first + frame_in_block < frame_count)[:, None]
+        mask_f = (first + frame_in_block < num_frames)[:, None]
+        row_ptrs = powers_ptr + (frame_in_block * 256)[:, None]
+        out_rows = out_ptr + ((clip * num_frames + first + frame_in_block) * num_mel_bins)[:, None]
+        for mel_block in range(tl.cdiv(num_mel_bins, BLOCK_M)):
+            mel = mel_block * BLOCK_M + tl.arange(0, BLOCK_M)
+            mask_m = mel < num_mel_bins
+            bins = tl.load(bins_ptr + mel, mask=mask_m, other=0)
+            energies = tl.zeros((BLOCK_F, BLOCK_M), tl.float32)
+            for place in range(tl.load(widths_ptr + mel_block)):
+                weights = tl.load(weights_ptr + place * num_mel_bins + mel, mask=mask_m, other=0.0)
+                mask = (bins + place < 256)[None, :]
+                powers = tl.load(row_ptrs + (bins + place)[None, :], mask=mask, other=0.0)
+                energies += weights[None, :] * powers
+            energies = _logarithms(
+                energies, log_floor, log_offset, log_factor, log_shift, USE_LOG, FLOOR_ZEROS_ONLY
+            )
+            energies = tl.where(used_frames, energies, log_silence)
+            tl.store(out_rows + mel[None, :], energies, mask=mask_f & mask_m[None, :])
+        tl.debug_barrier()  # before the next block's powers
+
+
 class Tables(NamedTuple):
-    """A config's constants on a device."""
+    """A config's constants on a device, its filters in blocks."""
 
     window: Tensor  # float32 (window_size,)
     bins: Tensor  # int32 (num_mel_bins,), the first bin of each filter
@@ -196,6 +349,25 @@ def fbank_triton(
     if counts is not None:
         counts = counts.clamp(0, num_samples)
         frame_counts = config.num_frames(counts)
+    if config.fft_size == FUSED_FFT:
+        launch_fbank_fused(waveform, config, out, counts, frame_counts)
+    else:
+        _in_chunks(waveform, config, out, counts, frame_counts)
+    if config.needs_whole_clip:
+        every = waveform.new_full((batch,), num_frames, dtype=torch.int64)
+        out.copy_(over_whole_clip(out, config, every if frame_counts is None else frame_counts))
+    return out
+
+
+def _in_chunks(
+    waveform: Tensor,
+    config: FbankConfig,
+    out: Tensor,
+    counts: Tensor | None,
+    frame_counts: Tensor | None,
+) -> None:
+    """Fill `out` by frames, FFTs and filters of one chunk of frames after another."""
+    batch, num_frames, _ = out.shape
     n_fft = config.fft_size
     step = _frames_of_a_chunk(waveform.device, n_fft)
     for first in range(0, batch * num_frames, step):
@@ -203,10 +375,39 @@ def fbank_triton(
         frames = waveform.new_empty(last - first, n_fft, dtype=torch.float32)
         launch_fbank_frames(waveform, config, frames, first, counts, frame_counts, num_frames)
         launch_fbank_mel(torch.fft.rfft(frames), config, out, first, frame_counts)
-    if config.needs_whole_clip:
-        every = waveform.new_full((batch,), num_frames, dtype=torch.int64)
-        out.copy_(over_whole_clip(out, config, every if frame_counts is None else frame_counts))
-    return out
+
+
+def launch_fbank_fused(
+    waveform: Tensor,
+    config: FbankConfig,
+    out: Tensor,
+    counts: Tensor | None,
+    frame_counts: Tensor | None,
+) -> None:
+    """Fill `out` (batch, num_frames, num_mel_bins), contiguous float32, in one launch.
+
+    Args:
+        waveform: Shape (batch, num_samples), float32 or int16, of any strides.
+        config: The conventions, with an FFT of 512.
+        out: What is filled.
+        counts: Samples that count in each clip, or None.
+        frame_counts: Frames that count in each clip, or None.
+    """
+    clips, num_frames, num_mel_bins = out.shape
+    launch, constants = fused_launch(config, counts is not None)
+    filters = device_tables(config, waveform.device, launch["BLOCK_M"])
+    is_int16 = waveform.dtype == torch.int16
+    factors = fused_tables(config, waveform.device, is_int16)
+    block = launch["BLOCK_F"]
+    programs = min(clips * triton.cdiv(num_frames, block), _fused_programs(waveform.device))
+    scratch = waveform.new_empty(programs, block * (256 + 16), dtype=torch.float32)
+    _fbank_fused_kernel[programs,](
+        waveform, counts, frame_counts, *factors, filters.bins, filters.weights, filters.widths,
+        scratch, out, waveform.stride(0), waveform.stride(1), clips, waveform.shape[1], num_frames,
+        config.window_shift, config.first_sample, config.preemphasis_coefficient, num_mel_bins,
+        config.log_floor, config.log_offset, config.log_factor, config.log_shift,
+        config.log_silence, **constants, **launch.arguments,
+    )  # fmt: skip
 
 
 def launch_fbank_frames(
@@ -221,8 +422,9 @@ def launch_fbank_frames(
     """Fill `frames` (frames, n_fft), contiguous, from the batch's frame `first` on."""
     is_int16 = waveform.dtype == torch.int16
     launch, constants = frames_launch(config, is_int16, counts is not None)
+    window = device_tables(config, waveform.device, MEL_LAUNCH["BLOCK_M"]).window
     _fbank_frames_kernel[triton.cdiv(len(frames), launch["BLOCK_F"]),](
-        waveform, counts, frame_counts, device_tables(config, waveform.device).window, frames,
+        waveform, counts, frame_counts, window, frames,
         waveform.stride(0), waveform.stride(1), waveform.shape[1], num_frames, first,
         first + len(frames), config.window_size, config.window_shift, config.first_sample,
         config.fft_size, config.waveform_scale, config.preemphasis_coefficient,
@@ -234,6 +436,18 @@ def frames_launch(
     config: FbankConfig, is_int16: bool, has_counts: bool
 ) -> tuple[Launch, dict[str, bool | int]]:
     """Return the launch of the frames' kernel and the constants of its code."""
+    launch = FRAME_LAUNCHES[max(32, triton.next_power_of_2(config.fft_size))]
+    return launch, {"IS_INT16": is_int16, **_framing_constants(config, has_counts)}
+
+
+def fused_launch(config: FbankConfig, has_counts: bool) -> tuple[Launch, dict[str, bool | int]]:
+    """Return the launch of the fused kernel and the constants of its code."""
+    constants = _framing_constants(config, has_counts) | mel_constants(config, has_counts)
+    mel_bins = min(max(triton.next_power_of_2(config.num_mel_bins), 32), 128)
+    return FUSED_LAUNCHES[mel_bins], {"WINDOW_SIZE": config.window_size, **constants}
+
+
+def _framing_constants(config: FbankConfig, has_counts: bool) -> dict[str, bool | int]:
     padding = NONE
     if config.pad_tail:
         padding = ZEROS
@@ -241,15 +455,13 @@ def frames_launch(
         padding = PADDING[config.pad_mode]
     emphasises = config.preemphasis_coefficient != 0.0
     over_waveform = config.preemphasis_over == "waveform"
-    constants: dict[str, bool | int] = {
-        "IS_INT16": is_int16,
+    return {
         "HAS_COUNTS": has_counts,
         "PADDING": padding,
         "REMOVE_DC": config.remove_dc_offset,
         "EMPHASISE_FRAMES": emphasises and not over_waveform,
         "EMPHASISE_WAVEFORM": emphasises and over_waveform,
     }
-    return FRAME_LAUNCHES[max(32, triton.next_power_of_2(config.fft_size))], constants
 
 
 def mel_constants(config: FbankConfig, has_counts: bool) -> dict[str, bool]:
@@ -274,7 +486,7 @@ def launch_fbank_mel(
         first: Of the batch's frames.
         frame_counts: Frames that count in each clip, or None.
     """
-    constants = device_tables(config, out.device)
+    constants = device_tables(config, out.device, MEL_LAUNCH["BLOCK_M"])
     num_frames, num_mel_bins = out.shape[1:]
     blocks = triton.cdiv(len(spectrum), MEL_LAUNCH["BLOCK_F"]) * len(constants.widths)
     _fbank_mel_kernel[blocks,](
@@ -296,8 +508,14 @@ def unsupported(config: FbankConfig) -> str | None:
 
 
 @lru_cache(maxsize=32)
-def device_tables(config: FbankConfig, device: torch.device) -> Tables:
-    """Return window and filters on a device, rounded once to float32."""
+def device_tables(config: FbankConfig, device: torch.device, block: int) -> Tables:
+    """Return window and filters on a device, rounded once to float32.
+
+    Args:
+        config: The conventions.
+        device: Where they are to be.
+        block: Filters of a block, for `widths`.
+    """
     banks = tables.mel_banks(config).astype(np.float32)
     covered = banks != 0.0
     firsts = np.where(covered.any(axis=1), covered.argmax(axis=1), 0)
@@ -306,7 +524,6 @@ def device_tables(config: FbankConfig, device: torch.device) -> Tables:
     weights = np.zeros((max(widths.max(), 1), len(banks)), np.float32)
     for mel, (begin, width) in enumerate(zip(firsts, widths, strict=True)):
         weights[:width, mel] = banks[mel, begin : begin + width]
-    block = MEL_LAUNCH["BLOCK_M"]
     widest = [max(widths[mel : mel + block].max(), 1) for mel in range(0, len(banks), block)]
     arrays = (
         tables.window(config).astype(np.float32),
@@ -315,6 +532,41 @@ def device_tables(config: FbankConfig, device: torch.device) -> Tables:
         np.array(widest, np.int32),
     )
     return Tables(*(torch.from_numpy(array).to(device) for array in arrays))
+
+
+@lru_cache(maxsize=32)
+def fused_tables(
+    config: FbankConfig, device: torch.device, is_int16: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the fused kernel's window and factors on a device, rounded once to float32.
+
+    Returns:
+        The window, every factor on the samples and one half in it, shape (512,); cosines and sines
+        of 2 pi b k / 512, shape (16, 16) each; and of 2 pi b (2 j + 1) / 32, cosines beside sines,
+        shape (16, 16).
+    """
+    window = np.zeros(FUSED_FFT)
+    scale = 0.5 * config.waveform_scale * (2.0**-15 if is_int16 else 1.0)
+    window[: config.window_size] = scale * tables.window(config)
+    sixteen = np.arange(16)
+    turns = 2 * np.pi / FUSED_FFT * np.outer(sixteen, sixteen)
+    middle = 2 * np.pi / 32 * np.outer(sixteen, 2 * np.arange(8) + 1)
+    arrays = (
+        window,
+        np.cos(turns),
+        np.sin(turns),
+        np.concatenate([np.cos(middle), np.sin(middle)], axis=1),
+    )
+    on_device = (torch.from_numpy(array.astype(np.float32)).to(device) for array in arrays)
+    window_, cosines, sines, factors = on_device
+    return window_, cosines, sines, factors
+
+
+@lru_cache(maxsize=8)
+def _fused_programs(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 2  # the interpreter's: several blocks to a program, as on a GPU
+    return FUSED_PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=64)

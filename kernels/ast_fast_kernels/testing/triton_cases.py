@@ -13,7 +13,8 @@ from ast_fast_kernels.gelu import triton_gpu as gelu
 from ast_fast_kernels.layer_norm import triton_gpu as layer_norm
 from ast_fast_kernels.testing.ahead_of_time import Case
 
-_INT16_BYTES, _FLOAT_BYTES = 2, 4
+_FLOAT_BYTES = 4
+_BYTES = {"fp32": 4, "i16": 2}
 _DOTS = {"fwd": 2, "bwd_dkdv": 4, "bwd_dq": 3}
 """Products of (BLOCK_M, head_dim) by (head_dim, BLOCK_N) in a step of each kernel's loop."""
 
@@ -180,21 +181,21 @@ def _fbank_cases() -> Iterator[Case]:
     made: set[tuple[Any, ...]] = set()
     for preset in get_args(PresetName):
         config = FbankConfig.preset(preset)
-        for dtype, size in (("fp32", _FLOAT_BYTES), ("i16", _INT16_BYTES)):
-            for has_counts in (False, True):
-                if preset != "ast" and (dtype, has_counts) != ("fp32", False):
-                    continue  # what they change does not depend on the convention
-                launch, constants = fbank.frames_launch(config, dtype == "i16", has_counts)
-                name = f"fbank_frames, {dtype}{', lengths' if has_counts else ''}"
-                yield from _once(made, _frames_case(name, preset, launch, constants, dtype, size))
-        for has_counts in (False, True) if preset == "ast" else (False,):
-            of_mel = fbank.mel_constants(config, has_counts)
-            yield from _once(made, _mel_case(preset, of_mel, has_counts))
-    for length, launch in fbank.FRAME_LAUNCHES.items():
+        # What dtype and lengths change does not depend on the convention.
+        every = preset in ("ast", "whisper")
+        for dtype, has_counts in (("fp32", False), ("i16", True)) if every else (("fp32", False),):
+            if config.fft_size == fbank.FUSED_FFT:
+                yield from _once(made, _fused_case(preset, config, dtype, has_counts))
+            else:
+                yield from _once(made, _frames_case(preset, config, dtype, has_counts))
+                yield from _once(made, _mel_case(preset, config, has_counts))
+    for num_mel_bins in fbank.FUSED_LAUNCHES:
+        config = FbankConfig(num_mel_bins=num_mel_bins)
+        name = f"ast with {num_mel_bins} mel bins"
+        yield from _once(made, _fused_case(name, config, "fp32", False))
+    for length in fbank.FRAME_LAUNCHES:
         config = FbankConfig(sample_frequency=40.0 * length, low_freq=0.0, n_fft=length)
-        _, constants = fbank.frames_launch(config, False, False)
-        name = f"fbank_frames, fp32, FFT of {length}"
-        yield from _once(made, _frames_case(name, "ast", launch, constants, "fp32", _FLOAT_BYTES))
+        yield from _once(made, _frames_case(f"ast, FFT of {length}", config, "fp32", False))
 
 
 def _once(made: set[tuple[Any, ...]], case: Case) -> Iterator[Case]:
@@ -205,52 +206,78 @@ def _once(made: set[tuple[Any, ...]], case: Case) -> Iterator[Case]:
         yield case
 
 
-def _frames_case(
-    name: str, preset: str, launch: Launch, constants: Mapping[str, Any], dtype: str, size: int
+_FBANK_TYPES = {
+    "counts_ptr": "*i64",
+    "frame_counts_ptr": "*i64",
+    "bins_ptr": "*i32",
+    "widths_ptr": "*i32",
+    "stride_n": "i32",
+}
+
+
+def _fbank_case(
+    name: str,
+    kernel: Any,
+    constants: Mapping[str, Any],
+    launch: Launch,
+    *,
+    dtype: str = "fp32",
+    moved: int,
+    trips: int = 1,
 ) -> Case:
-    kernel = fbank._fbank_frames_kernel
-    pointers = {
-        "samples_ptr": f"*{dtype}",
-        "counts_ptr": "*i64",
-        "frame_counts_ptr": "*i64",
-        "window_ptr": "*fp32",
-        "frames_ptr": "*fp32",
-        "stride_n": "i32",
-    }
-    constants = {**constants, "stride_n": 1}
+    constants = dict(constants)
     if not constants["HAS_COUNTS"]:
         constants |= {"counts_ptr": None, "frame_counts_ptr": None}
-    frames = launch["BLOCK_F"]
-    return Case(
-        f"{name}, as {preset}",
-        kernel,
-        _types(kernel, constants, **pointers),
+    if "stride_n" in kernel.arg_names:
+        constants["stride_n"] = 1
+    constants = {name: constants[name] for name in kernel.arg_names if name in constants}
+    pointers = {name: "*fp32" for name in kernel.arg_names if name.endswith("_ptr")}
+    pointers |= {**_FBANK_TYPES, "samples_ptr": f"*{dtype}"}
+    types = _types(kernel, constants, **pointers)
+    return Case(name, kernel, types, constants, launch, bytes=moved, trips=trips)
+
+
+def _form(dtype: str, has_counts: bool, convention: str) -> str:
+    return f"{dtype}{', lengths' if has_counts else ''}, as {convention}"
+
+
+def _fused_case(convention: str, config: FbankConfig, dtype: str, has_counts: bool) -> Case:
+    launch, constants = fbank.fused_launch(config, has_counts)
+    moved = config.window_shift * _BYTES[dtype] + config.num_mel_bins * _FLOAT_BYTES
+    return _fbank_case(
+        f"fbank_fused, {_form(dtype, has_counts, convention)}",
+        fbank._fbank_fused_kernel,
         constants,
         launch,
-        bytes=frames * launch["BLOCK_N"] * (_FLOAT_BYTES + size * 160 // 400),
+        dtype=dtype,
+        moved=launch["BLOCK_F"] * moved,
+        trips=10,  # bins of the widest of 128 filters
     )
 
 
-def _mel_case(preset: str, constants: Mapping[str, Any], has_counts: bool) -> Case:
-    kernel, launch = fbank._fbank_mel_kernel, fbank.MEL_LAUNCH
-    pointers = {
-        "frame_counts_ptr": "*i64",
-        "bins_ptr": "*i32",
-        "widths_ptr": "*i32",
-        "spectrum_ptr": "*fp32",
-        "weights_ptr": "*fp32",
-        "out_ptr": "*fp32",
-    }
-    if not has_counts:
-        constants = {**constants, "frame_counts_ptr": None}
-    lengths = ", lengths" if has_counts else ""
-    return Case(
-        f"fbank_mel{lengths}, as {preset}",
-        kernel,
-        _types(kernel, constants, **pointers),
+def _frames_case(convention: str, config: FbankConfig, dtype: str, has_counts: bool) -> Case:
+    launch, constants = fbank.frames_launch(config, dtype == "i16", has_counts)
+    moved = config.window_shift * _BYTES[dtype] + config.fft_size * _FLOAT_BYTES
+    return _fbank_case(
+        f"fbank_frames, {_form(dtype, has_counts, convention)}",
+        fbank._fbank_frames_kernel,
         constants,
         launch,
-        # A quarter of 128 filters over a quarter of 257 bins, read once.
-        bytes=launch["BLOCK_F"] * (2 * 64 + launch["BLOCK_M"]) * _FLOAT_BYTES,
-        trips=8,
+        dtype=dtype,
+        moved=launch["BLOCK_F"] * moved,
+    )
+
+
+def _mel_case(convention: str, config: FbankConfig, has_counts: bool) -> Case:
+    launch = fbank.MEL_LAUNCH
+    # A block's filters have their share of the bins, which are read once.
+    blocks = -(-config.num_mel_bins // launch["BLOCK_M"])
+    moved = 2 * (config.fft_size // 2 + 1) // blocks + launch["BLOCK_M"]
+    return _fbank_case(
+        f"fbank_mel{', lengths' if has_counts else ''}, as {convention}",
+        fbank._fbank_mel_kernel,
+        fbank.mel_constants(config, has_counts),
+        launch,
+        moved=launch["BLOCK_F"] * moved * _FLOAT_BYTES,
+        trips=8,  # bins of a filter, in the middle
     )
