@@ -383,15 +383,17 @@ class Run:
         waveforms = torch.zeros(1, self.dataset.waveforms.shape[1], device=device)
         amp = resolve_amp(config.training.amp, device)
         model.to(device)
+        if device.type == "cuda":
+            self.console.print("compiling kernels for the GPU, where its cache lacks them …")
         with show_compilations(self.console), chosen_backends(config, device):
             log_mel(waveforms, config, dither=True)
             features, silence = normalise(log_mel(waveforms, config), config, Statistics(0.0, 1.0))
             features = pad_frames(features, config.features.target_frames, silence)
             with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
                 logits = model(features)
+                with torch.inference_mode():
+                    model(features)
             logits.sum().backward()
-            with torch.inference_mode():
-                model(features)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         self.compile_seconds = time.perf_counter() - begin

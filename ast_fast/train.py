@@ -179,11 +179,15 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
         return
     os.environ.setdefault(*CUBLAS_WORKSPACE)
     before = torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic
+    filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # every kernel writes all of its results
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filled
 
 
 def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
