@@ -115,10 +115,10 @@ FAULTS = [
         "dscores = weights * dweights",
     ),
     Fault(
-        "queries that are not there have weights",
+        "queries that are not there have gradients",
         "attention",
-        'lse = tl.load(lse_ptr + offs_m, mask=mask_m, other=float("inf"))',
-        "lse = tl.load(lse_ptr + offs_m, mask=mask_m, other=0.0)",
+        "grad = tl.load(grad_ptrs, mask=mask_m[:, None], other=0.0)",
+        "grad = tl.load(grad_ptrs, mask=mask_m[:, None], other=1.0)",
     ),
     Fault(
         "delta is stored by the wrong row",

@@ -1,12 +1,18 @@
-"""What the Triton launchers share: whether kernels are interpreted, and a GPU's place in tables."""
+"""What the Triton launchers share: a launch as data, a GPU's place in tables, its device."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
-import triton
+from torch import Tensor
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 ARCHITECTURES = (80, 90)
 """Compute capabilities that have launch tables of their own; others take the nearest below."""
@@ -38,11 +44,6 @@ class Launch:
         }
 
 
-def is_interpreted() -> bool:
-    """Whether kernels run on CPU tensors, in Triton's interpreter (TRITON_INTERPRET=1)."""
-    return bool(triton.knobs.runtime.interpret)
-
-
 @cache
 def architecture(device: torch.device) -> int:
     """Return the launch tables' key of a device; the interpreter takes the newest's."""
@@ -52,8 +53,16 @@ def architecture(device: torch.device) -> int:
     return max((arch for arch in ARCHITECTURES if arch <= 10 * major + minor), default=80)
 
 
-def obstacle(device: torch.device) -> str | None:
-    """Say why no Triton kernel can run on tensors of this device; None when one can."""
-    if device.type == "cuda" or (device.type == "cpu" and is_interpreted()):
-        return None
-    return f"triton needs a CUDA tensor, got one on {device}"
+def on_its_device(launch: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Launch on the device of the arguments' first tensor: Triton takes the current one."""
+
+    @wraps(launch)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        tensor = next(arg for arg in args if isinstance(arg, Tensor))
+        current: AbstractContextManager[object] = nullcontext()
+        if tensor.is_cuda:
+            current = torch.cuda.device(tensor.device)
+        with current:
+            return launch(*args, **kwargs)
+
+    return run

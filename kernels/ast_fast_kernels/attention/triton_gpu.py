@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch, architecture
+from ast_fast_kernels._triton import Launch, architecture, on_its_device
 
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
@@ -178,8 +178,7 @@ def _add_queries(
         mask_m = offs_m < tokens
         q = tl.load(q_ptrs, mask=mask_m[:, None], other=0.0)
         grad = tl.load(grad_ptrs, mask=mask_m[:, None], other=0.0)
-        # No such query: a weight of 2 to the power of minus infinity.
-        lse = tl.load(lse_ptr + offs_m, mask=mask_m, other=float("inf"))
+        lse = tl.load(lse_ptr + offs_m, mask=mask_m, other=0.0)
         delta = tl.load(delta_ptr + offs_m, mask=mask_m, other=0.0)
     else:
         q = tl.load(q_ptrs)
@@ -308,6 +307,7 @@ def _attention_bwd_dq_kernel(
     tl.store(dq_ptrs, (dq * scale).to(dqkv_ptr.dtype.element_ty), mask=mask_m[:, None])
 
 
+@on_its_device
 def launch_attention_fwd(
     qkv: Tensor, key_lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
@@ -334,6 +334,7 @@ def launch_attention_fwd(
     return out, lse
 
 
+@on_its_device
 def launch_attention_bwd(
     grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, key_lengths: Tensor | None, scale: float
 ) -> Tensor:

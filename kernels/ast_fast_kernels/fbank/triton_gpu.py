@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._triton import Launch, on_its_device
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
@@ -324,6 +324,7 @@ class Tables(NamedTuple):
     widths: Tensor  # int32 (blocks of filters,), bins of the widest filter of each
 
 
+@on_its_device
 def fbank_triton(
     waveform: Tensor,
     config: FbankConfig,

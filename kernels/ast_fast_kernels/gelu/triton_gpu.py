@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._triton import Launch, on_its_device
 
 SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
 INV_SQRT_2PI: tl.constexpr = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
@@ -72,6 +72,7 @@ def _bias_gelu_bwd_kernel(
     tl.store(partial_ptr + strip * hidden + offs_h, tl.sum(dbias, 0), mask=mask_h)
 
 
+@on_its_device
 def launch_bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     """Return GELU(x + bias) of contiguous rows, shape (rows, hidden), in their dtype."""
     rows, hidden = x.shape
@@ -84,6 +85,7 @@ def launch_bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     return y
 
 
+@on_its_device
 def launch_bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Return the gradients of x, in its dtype, and of bias, in float32; all rows contiguous."""
     rows, hidden = x.shape

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._triton import Launch, on_its_device
 
 STRIP = 64
 """Rows whose gradients of weight and bias one program sums."""
@@ -101,6 +101,7 @@ def _layer_norm_bwd_kernel(
     tl.store(partial_ptrs + width, tl.sum(dbias, 0), mask=mask_d)
 
 
+@on_its_device
 def launch_layer_norm_fwd(
     x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -130,6 +131,7 @@ def launch_layer_norm_fwd(
     return residual, y, mean, rstd
 
 
+@on_its_device
 def launch_layer_norm_bwd(
     dresidual: Tensor | None,
     dy: Tensor,
