@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 import re
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import soundfile
@@ -53,6 +56,88 @@ def read_clip(
     Raises:
         BadAudioError: The file is absent, empty, no audio, cut short, or holds NaN or infinity.
     """
+    with _opened(path) as file:
+        waveform = _read_mono(file, sample_rate, num_samples)
+        rate: int = file.samplerate
+    if rate != sample_rate:
+        waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
+    clip = np.zeros(num_samples, np.int16)
+    samples = _as_int16(waveform[:num_samples])
+    clip[: len(samples)] = samples
+    return clip
+
+
+def read_windows(
+    path: Path, *, sample_rate: int, num_samples: int, resample_quality: str
+) -> Iterator[NDArray[np.int16]]:
+    """Yield a whole audio file as clips of fixed length, however long it is.
+
+    Each begins where the one before ends; the last ends with the file, so it may overlap. A file
+    that is no longer than one gives `read_clip`'s. No more than a few clips are held at a time.
+
+    Args:
+        path: The file.
+        sample_rate: Of the clips, in Hz.
+        num_samples: Of a clip.
+        resample_quality: soxr's quality: QQ, LQ, MQ, HQ or VHQ.
+    Raises:
+        BadAudioError: As `read_clip`; what is wrong late in a file is found after its first clips.
+    """
+    with _opened(path) as file:
+        if file.frames * sample_rate > num_samples * file.samplerate:
+            yield from _long_windows(file, sample_rate, num_samples, resample_quality)
+            return
+    yield read_clip(
+        path,
+        sample_rate=sample_rate,
+        num_samples=num_samples,
+        resample_quality=resample_quality,
+    )
+
+
+def _long_windows(
+    file: soundfile.SoundFile, sample_rate: int, num_samples: int, resample_quality: str
+) -> Iterator[NDArray[np.int16]]:
+    _check_rate(file)
+    _check_whole(file)
+    resampler = soxr.ResampleStream(
+        file.samplerate, sample_rate, 1, dtype="float32", quality=resample_quality
+    )
+    window = rest = np.empty(0, np.int16)
+    for block, is_last in _with_last(_mono_blocks(file, file.frames, file.frames)):
+        if file.samplerate != sample_rate:
+            block = resampler.resample_chunk(block, last=is_last)
+        rest = np.concatenate((rest, _as_int16(block)))
+        while len(rest) >= num_samples:
+            window, rest = rest[:num_samples], rest[num_samples:]
+            yield window
+    if len(rest):
+        last = np.concatenate((window, rest))[-num_samples:]
+        yield np.pad(last, (0, num_samples - len(last)))
+
+
+_T = TypeVar("_T")
+
+
+def _with_last(items: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
+    """Yield each item, and whether it is the last."""
+    iterator = iter(items)
+    for item in iterator:
+        for following in iterator:
+            yield item, False
+            item = following
+        yield item, True
+
+
+def _as_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
+    scaled = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0)
+    samples: NDArray[np.int16] = np.minimum(scaled, 32767.0).astype(np.int16)
+    return samples
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """Open a file, every error of opening and reading it being BadAudioError."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -60,8 +145,7 @@ def read_clip(
         if status.st_size == 0:
             raise BadAudioError("is empty (0 bytes)")
         with soundfile.SoundFile(path) as file:
-            waveform = _read_mono(file, sample_rate, num_samples)
-            rate: int = file.samplerate
+            yield file
     except FileNotFoundError:
         raise BadAudioError("is absent") from None
     except OSError as error:
@@ -69,44 +153,51 @@ def read_clip(
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: headerless .raw
         reason = getattr(error, "error_string", str(error)).strip(" .")
         raise BadAudioError(f"is no audio that libsndfile can decode ({reason})") from None
-    if rate != sample_rate:
-        waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
-    clip = np.zeros(num_samples, np.int16)
-    scaled = np.rint(np.clip(waveform[:num_samples], -1.0, 1.0) * 32768.0)
-    clip[: len(scaled)] = np.minimum(scaled, 32767.0)
-    return clip
+
+
+def _check_rate(file: soundfile.SoundFile) -> None:
+    lowest, highest = SAMPLE_RATES
+    if not lowest <= file.samplerate <= highest:
+        raise BadAudioError(f"claims a sample rate of {file.samplerate} Hz")
 
 
 def _read_mono(
     file: soundfile.SoundFile, sample_rate: int, num_samples: int
 ) -> NDArray[np.float32]:
     """Read what a clip needs of a file, as the mean of its channels."""
-    lowest, highest = SAMPLE_RATES
-    if not lowest <= file.samplerate <= highest:
-        raise BadAudioError(f"claims a sample rate of {file.samplerate} Hz")
+    _check_rate(file)
     needed = math.ceil(num_samples * file.samplerate / sample_rate)
     if file.frames < needed:
         _check_whole(file)
     wanted = min(file.frames, needed + math.ceil(RESAMPLE_MARGIN * file.samplerate))
+    return np.concatenate(list(_mono_blocks(file, wanted, needed)))
+
+
+def _mono_blocks(
+    file: soundfile.SoundFile, wanted: int, needed: int
+) -> Iterator[NDArray[np.float32]]:
+    """Yield up to `wanted` frames, as the mean of their channels, in blocks of bounded size.
+
+    Raises:
+        BadAudioError: There are none, too few of those needed, or one that is not finite.
+    """
     block_size = max(1, BLOCK_VALUES // file.channels)
-    blocks = []
     count = 0
     while count < wanted:
-        block = file.read(min(block_size, wanted - count), dtype="float32", always_2d=True)
-        if not len(block):
+        channels = file.read(min(block_size, wanted - count), dtype="float32", always_2d=True)
+        if not len(channels):
             break
         with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found below
-            blocks.append(block.mean(axis=1, dtype=np.float32))
+            block: NDArray[np.float32] = channels.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(block).all():
+            first = count + int(np.flatnonzero(~np.isfinite(block))[0])
+            raise BadAudioError(f"holds NaN or infinity (first at frame {first})")
         count += len(block)
+        yield block
     if not count:
         raise BadAudioError("holds no samples")
     if count < SHORT_READ * min(wanted, needed):
         raise BadAudioError(f"is cut short: its header promises {file.frames} frames, {count} read")
-    waveform = np.concatenate(blocks)
-    if not np.isfinite(waveform).all():
-        first = int(np.flatnonzero(~np.isfinite(waveform))[0])
-        raise BadAudioError(f"holds NaN or infinity (first at frame {first})")
-    return waveform
 
 
 def _check_whole(file: soundfile.SoundFile) -> None:

@@ -133,6 +133,26 @@ def recorded_config(out: Path) -> Config:
     return _build(recorded_values(out))
 
 
+def config_from_settings(settings: Mapping[str, Any], path: Path) -> Config:
+    """Return the configuration that a checkpoint's settings describe, `checkpoint.settings`' way.
+
+    Args:
+        settings: Nested as the dataclasses are; None stands for a default.
+        path: The file they are from, for messages.
+    Raises:
+        InputError: A setting is unknown here, or its value is not one of its kind.
+    """
+    return _build(_checked_document(_without_none(settings), path))
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
 def config_to_toml(config: Config) -> str:
     """Return the run's settings as TOML that `--config` reads back to an equal `Config`.
 

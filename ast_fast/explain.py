@@ -1,0 +1,94 @@
+"""Where a model looks: attention rolled out over the patches, drawn over the spectrogram."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from ast_fast.atomic import atomic_write
+from ast_fast.model import AudioSpectrogramTransformer
+
+
+def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> Tensor:
+    """Return how much of each patch reaches what the head reads, by the attention of all blocks.
+
+    Heads are averaged, and each block's residual counts as half: the product over the blocks of
+    (attention + identity) / 2, then the mean of its rows, or the class token's row.
+
+    Args:
+        model: In eval mode.
+        features: The model's input, shape (batch, num_frames, num_mel_bins).
+    Returns:
+        Shares, shape (batch, patches along frequency, patches along time); each clip's add up to 1
+        (less the class token's own, with one).
+    Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3.
+    """
+    projected: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        projected.append(output)
+
+    attentions: list[Any] = [block.attention for block in model.blocks]
+    handles = [attention.qkv.register_forward_hook(keep) for attention in attentions]
+    try:
+        with torch.no_grad():
+            model(features)
+    finally:
+        for handle in handles:
+            handle.remove()
+    rollout: Tensor | None = None
+    for attention, output in zip(attentions, projected, strict=True):
+        packed = output.view(*output.shape[:2], 3, attention.num_heads, -1)
+        q, k, _ = packed.permute(2, 0, 3, 1, 4)
+        weights = (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1).mean(dim=1)
+        step = 0.5 * (weights + torch.eye(weights.shape[-1], device=weights.device))
+        rollout = step if rollout is None else step @ rollout
+    assert rollout is not None
+    shares = rollout[:, 0, 1:] if model.class_token is not None else rollout.mean(dim=1)
+    return shares.reshape(len(shares), *model.patch_embedding.grid)
+
+
+def save_explanation(
+    path: Path,
+    features: Tensor,
+    shares: Tensor,
+    *,
+    covered: tuple[int, int],
+    frame_shift: float,
+    title: str,
+) -> None:
+    """Draw a clip's spectrogram and, beside it, the same under what the model attends to.
+
+    Args:
+        path: PNG file to write.
+        features: Of one clip, shape (num_frames, num_mel_bins).
+        shares: Of its patches, shape (patches along frequency, along time).
+        covered: Mel bins and frames that the patches cover.
+        frame_shift: Between frames, in milliseconds.
+        title: Written above.
+    """
+    num_frames, num_mel_bins = features.shape
+    seconds = num_frames * frame_shift / 1000.0
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure.suptitle(title)
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, label in zip(axes, ("log-mel", "attention"), strict=True):
+        axis.imshow(
+            features.T.cpu().numpy(), origin="lower", aspect="auto", cmap="gray_r",
+            extent=(0.0, seconds, 0, num_mel_bins),
+        )  # fmt: skip
+        axis.set_ylabel(f"{label}\nmel bin")
+    overlay = axes[1].imshow(
+        (shares * shares.numel()).cpu().numpy(), origin="lower", aspect="auto", cmap="inferno", alpha=0.6,
+        interpolation="bilinear", vmin=0.0,
+        extent=(0.0, covered[1] * frame_shift / 1000.0, 0, covered[0]),
+    )  # fmt: skip
+    figure.colorbar(overlay, ax=axes, label="share of attention, 1 is even")
+    axes[0].set_xlim(0.0, seconds)
+    axes[1].set_xlabel("seconds")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,298 @@
+"""Classify audio files with a trained model: `python -m ast_fast.predict CHECKPOINT FILE …`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import soundfile
+import torch
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from torch import Tensor
+
+from ast_fast import checkpoint
+from ast_fast.audio import BadAudioError, read_windows
+from ast_fast.cli import config_from_settings
+from ast_fast.config import Config
+from ast_fast.data import decode_settings
+from ast_fast.errors import InputError
+from ast_fast.explain import attention_rollout, save_explanation
+from ast_fast.features import Statistics, log_mel, normalise, pad_frames
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.progress import show_progress
+from ast_fast.train import resolve_amp, resolve_device
+
+PROGRAM = "python -m ast_fast.predict"
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {
+    ".aif", ".oga", ".opus", ".mp3",
+}  # fmt: skip
+"""What a file's name ends in to be taken from a folder; a file that is named is always tried."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Classify audio files with a trained model.
+
+    A file of any length is cut into clips of the model's length, whose probabilities are averaged.
+    A file that cannot be used is named on standard error and left out; the exit code is then 1.
+    """
+
+    checkpoint: tyro.conf.Positional[Path]
+    """The model: fold-N/model.safetensors of a run."""
+    audio: tyro.conf.Positional[tuple[Path, ...]]
+    """Audio files, or folders of them (searched to the bottom)."""
+    top: int = 5
+    """Most probable classes to name."""
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Print one JSON object a file, on a line of its own, with every class."""
+    explain: Path | None = None
+    """Folder that takes a PNG of each file: its spectrogram under what the model attends to."""
+    batch_size: int = 32
+    """Clips at a time."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model runs; auto takes CUDA if there is one."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with all that its input and output mean."""
+
+    model: AudioSpectrogramTransformer
+    config: Config
+    class_names: list[str]
+    statistics: Statistics | None
+    device: torch.device
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of a clip."""
+        return decode_settings(self.config).num_samples
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Return the model's input for clips, int16, shape (batch, num_samples)."""
+        config = self.config
+        features, silence = normalise(log_mel(windows, config), config, self.statistics)
+        return pad_frames(features, config.features.target_frames, silence)
+
+    def probabilities(self, windows: Tensor) -> Tensor:
+        """Return every class's probability for clips, on the CPU, shape (batch, num_classes)."""
+        amp = resolve_amp(self.config.training.amp, self.device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, dtype=amp, enabled=amp is not None),
+        ):
+            logits = self.model(self.features(windows.to(self.device)))
+        probabilities: Tensor = logits.float().softmax(dim=1).cpu()
+        return probabilities
+
+
+def load_classifier(path: Path, device: torch.device) -> Classifier:
+    """Return the model of a finished fold.
+
+    Raises:
+        InputError: The file is absent, damaged, or no model of this program.
+    """
+    if not path.is_file():
+        raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
+    tensors, facts = checkpoint.load(path)
+    if "class_names" not in facts or any(name.startswith("optimizer.") for name in tensors):
+        raise InputError(f"CHECKPOINT must be a finished fold's model.safetensors, got {path}")
+    run = {key: value for key, value in facts["run"].items() if key not in ("fold", "data_key")}
+    config = config_from_settings(run, path)
+    model = AudioSpectrogramTransformer(
+        config.model,
+        num_mel_bins=config.fbank.num_mel_bins,
+        num_frames=config.features.target_frames,
+        num_classes=len(facts["class_names"]),
+    )
+    model.load_state_dict(tensors)
+    statistics = Statistics(**facts["statistics"]) if facts["statistics"] else None
+    model.to(device).eval().requires_grad_(False)
+    return Classifier(model, config, facts["class_names"], statistics, device)
+
+
+@dataclass
+class _File:
+    """What has been found out about a file so far."""
+
+    path: Path
+    total: NDArray[np.float64] | None = None
+    count: int = 0
+    best: float = -1.0
+    clearest: NDArray[np.int16] | None = None
+    error: str | None = None
+    pending: int = 0
+    """Clips read that no batch has taken yet."""
+
+    def add(self, probabilities: NDArray[np.float64], window: NDArray[np.int16]) -> None:
+        """Take the probabilities of one more of its clips; keep the clip that says most."""
+        self.total = probabilities if self.total is None else self.total + probabilities
+        self.count += 1
+        self.pending -= 1
+        if probabilities.max() > self.best:
+            self.best, self.clearest = float(probabilities.max()), window
+
+    @property
+    def probabilities(self) -> NDArray[np.float64]:
+        """The mean over its clips."""
+        assert self.total is not None
+        return self.total / self.count
+
+
+def find_audio(paths: Sequence[Path]) -> list[Path]:
+    """Return the files named, and those within the folders named, each folder's in order.
+
+    Raises:
+        InputError: A folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(
+            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+        )
+        if not inside:
+            raise InputError(f"FILE_OR_FOLDER must hold audio files, there are none in {path}")
+        found += inside
+    return found
+
+
+def classify(classifier: Classifier, paths: Sequence[Path], batch_size: int) -> Iterator[_File]:
+    """Yield each file in order, with its probabilities or what is wrong with it.
+
+    Batches are filled across files, so that many short files cost no more than a long one.
+    """
+    settings = decode_settings(classifier.config)
+    waiting: deque[_File] = deque()
+    pending: list[tuple[_File, NDArray[np.int16]]] = []
+    for path in paths:
+        file = _File(path)
+        waiting.append(file)
+        try:
+            for window in read_windows(
+                path,
+                sample_rate=settings.sample_rate,
+                num_samples=settings.num_samples,
+                resample_quality=settings.resample_quality,
+            ):
+                pending.append((file, window))
+                file.pending += 1
+                if len(pending) == batch_size:
+                    _run(classifier, pending)
+        except BadAudioError as error:
+            file.error = str(error)
+        while waiting and not waiting[0].pending:
+            yield waiting.popleft()
+    _run(classifier, pending)
+    yield from waiting
+
+
+def _run(classifier: Classifier, pending: list[tuple[_File, NDArray[np.int16]]]) -> None:
+    if not pending:
+        return
+    windows = torch.from_numpy(np.stack([window for _, window in pending]))
+    results = classifier.probabilities(windows).double().numpy()
+    for (file, window), probabilities in zip(pending, results, strict=True):
+        file.add(probabilities, window)
+    pending.clear()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Classify what the arguments name; return the exit code.
+
+    0 when every file was classified; 1 when some could not be used, each named on standard error;
+    2, after one line on standard error, when nothing could be done; 130 when interrupted.
+
+    Args:
+        argv: The arguments; None takes the command line's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    try:
+        return _classify_all(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _classify_all(options: Options) -> int:
+    for name, value in (("--top", options.top), ("--batch-size", options.batch_size)):
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    paths = find_audio(options.audio)
+    classifier = load_classifier(options.checkpoint, resolve_device(options.device))
+    if options.explain is not None:
+        try:
+            options.explain.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            message = f"--explain {options.explain} cannot be made: {error.strerror}"
+            raise InputError(message) from error
+    num_bad = 0
+    drawn: set[str] = set()
+    with show_progress(Console(stderr=True), "classifying", len(paths)) as advance:
+        for file in classify(classifier, paths, options.batch_size):
+            advance(1)
+            if file.error is not None:
+                num_bad += 1
+                print(f"error: {file.path} {file.error}", file=sys.stderr)
+                continue
+            _print_result(file, classifier.class_names, options)
+            if options.explain is not None:
+                _draw(file, classifier, options.explain, drawn)
+    return 1 if num_bad else 0
+
+
+def _print_result(file: _File, class_names: Sequence[str], options: Options) -> None:
+    order = np.argsort(-file.probabilities, kind="stable")
+    if options.json:
+        classes = {class_names[k]: float(file.probabilities[k]) for k in order}
+        result = {"file": str(file.path), "clips": file.count, "probabilities": classes}
+        print(json.dumps(result, ensure_ascii=False), flush=True)
+        return
+    clips = "1 clip" if file.count == 1 else f"{file.count} clips"
+    print(f"{file.path} ({clips})")
+    for k in order[: options.top]:
+        print(f"  {100 * file.probabilities[k]:5.1f} %  {class_names[k]}", flush=True)
+
+
+def _draw(file: _File, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
+    """Draw the clip of a file that says most; files of one name get numbers."""
+    assert file.clearest is not None
+    window = torch.from_numpy(file.clearest)[None].to(classifier.device)
+    features = classifier.features(window)
+    model, config = classifier.model, classifier.config
+    name, number = file.path.stem, 1
+    while name in drawn:
+        number += 1
+        name = f"{file.path.stem}-{number}"
+    drawn.add(name)
+    best = int(file.probabilities.argmax())
+    (height, width), (step_freq, step_time) = config.model.patch_size, config.model.patch_stride
+    grid = model.patch_embedding.grid
+    save_explanation(
+        folder / f"{name}.png",
+        features[0],
+        attention_rollout(model, features)[0],
+        covered=((grid[0] - 1) * step_freq + height, (grid[1] - 1) * step_time + width),
+        frame_shift=config.fbank.frame_shift,
+        title=f"{file.path.name}: {classifier.class_names[best]} "
+        f"({100 * file.probabilities[best]:.1f} %)",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,227 @@
+"""Classifying files with a trained model, as a user of the command would."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from matplotlib.image import imread
+
+from ast_fast import checkpoint
+from ast_fast.audio import read_clip, read_windows
+from ast_fast.config import Config
+from ast_fast.cv import main as train
+from ast_fast.explain import attention_rollout
+from ast_fast.predict import classify, load_classifier, main
+
+RATE = 16000
+SECONDS = 0.5
+
+
+def tone(hertz: float, seconds: float = SECONDS, rate: int = RATE) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that tells a low tone from a high one, in seconds."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "data" / "audio").mkdir(parents=True)
+    (root / "data" / "meta").mkdir()
+    rows = ["filename,fold,target,category"]
+    for fold in (1, 2):
+        for take in range(4):
+            for target, (name, hertz) in enumerate((("low", 300.0), ("high", 3000.0))):
+                file = f"{fold}-{take}-{target}.wav"
+                soundfile.write(root / "data" / "audio" / file, tone(hertz + 20 * take), RATE)
+                rows.append(f"{file},{fold},{target},{name}")
+    (root / "data" / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
+    flags = [
+        *("--data", str(root / "data"), "--cache", str(root / "cache"), "--out", str(root / "run")),
+        *("--audio.clip-seconds", str(SECONDS), "--fbank.num-mel-bins", "32"),
+        *("--features.target-frames", "48", "--model.embed-dim", "16", "--model.num-heads", "2"),
+        *("--model.depth", "2", "--training.epochs", "25", "--training.batch-size", "4"),
+        *("--training.learning-rate", "3e-3", "--training.ema-decay", "0.5", "--folds", "1"),
+        *("--augment.mix-probability", "0", "--backend", "reference"),
+    ]
+    assert train(flags) == 0
+    return root / "run" / "fold-1" / "model.safetensors"
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    folder = tmp_path / "audio"
+    (folder / "deeper").mkdir(parents=True)
+    soundfile.write(folder / "a-low.wav", tone(310.0), RATE)
+    soundfile.write(folder / "deeper" / "b-high.flac", tone(3020.0, 1.7), RATE)
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+def test_a_folder_is_classified(model: Path, audio: Path, capsys) -> None:
+    assert main([str(model), str(audio), "--top", "1"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"{audio / 'a-low.wav'} (1 clip)"
+    assert lines[1].endswith("%  low")
+    assert lines[2] == f"{audio / 'deeper' / 'b-high.flac'} (4 clips)"
+    assert lines[3].endswith("%  high")
+    assert len(lines) == 4
+
+
+def test_json_has_every_class(model: Path, audio: Path, capsys) -> None:
+    assert main([str(model), str(audio / "a-low.wav"), "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["file"] == str(audio / "a-low.wav")
+    assert result["clips"] == 1
+    assert list(result["probabilities"]) == ["low", "high"]  # most probable first
+    assert sum(result["probabilities"].values()) == pytest.approx(1.0)
+
+
+def test_it_agrees_with_the_run_s_own_predictions(model: Path, capsys) -> None:
+    data = model.parents[2] / "data" / "audio"
+    rows = (model.parent / "predictions.csv").read_text().splitlines()
+    header = rows[0].split(",")
+    file = dict(zip(header, rows[1].split(","), strict=True))
+    assert main([str(model), str(data / file["filename"]), "--json"]) == 0
+    ours = json.loads(capsys.readouterr().out)["probabilities"]
+    for name, probability in ours.items():
+        column = next(key for key in header if key.endswith(name) and key != "category")
+        assert probability == pytest.approx(float(file[column]), abs=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 100])
+def test_batches_do_not_matter(model: Path, audio: Path, batch_size: int) -> None:
+    classifier = load_classifier(model, torch.device("cpu"))
+    paths = sorted(audio.rglob("*.wav")) * 3 + sorted(audio.rglob("*.flac"))
+    results = list(classify(classifier, paths, batch_size))
+    assert [file.path for file in results] == paths
+    assert [file.count for file in results] == [1, 1, 1, 4]
+    alone = [next(iter(classify(classifier, [path], 1))).probabilities for path in paths]
+    for file, expected in zip(results, alone, strict=True):
+        np.testing.assert_allclose(file.probabilities, expected, atol=1e-5)
+
+
+def test_bad_files_are_named_and_the_rest_classified(model: Path, audio: Path, capsys) -> None:
+    whole = (audio / "deeper" / "b-high.flac").read_bytes()
+    (audio / "cut.flac").write_bytes(whole[: len(whole) // 3])
+    (audio / "empty.wav").touch()
+    missing = audio / "missing.wav"
+    assert main([str(model), str(audio), str(missing), "--top", "1"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("clip") == 2
+    errors = [line for line in shown.err.splitlines() if line.startswith("error")]
+    assert f"error: {audio / 'empty.wav'} is empty (0 bytes)" in errors
+    assert f"error: {missing} is absent" in errors
+    assert any(str(audio / "cut.flac") in line for line in errors)
+    assert len(errors) == 3
+
+
+def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> None:
+    out = tmp_path / "explained"
+    files = [str(audio / "a-low.wav"), str(audio), "--explain", str(out)]
+    assert main([str(model), *files]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "a-low-2.png", "a-low.png", "b-high.png",
+    ]  # fmt: skip
+    image = imread(out / "a-low.png")
+    assert min(image.shape[:2]) > 300
+    assert image.std() > 0.05
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_rollout_shares_out_all_attention(model: Path, pool: str) -> None:
+    from dataclasses import replace
+
+    from ast_fast.model import AudioSpectrogramTransformer
+
+    classifier = load_classifier(model, torch.device("cpu"))
+    config = replace(classifier.config.model, pool=pool)
+    torch.manual_seed(0)
+    fresh = AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=48, num_classes=2)
+    features = torch.randn(3, 48, 32, generator=torch.Generator().manual_seed(0))
+    shares = attention_rollout(fresh.eval(), features)
+    assert shares.shape == (3, *fresh.patch_embedding.grid)
+    assert (shares > 0).all()
+    if pool == "mean":
+        torch.testing.assert_close(shares.sum(dim=(1, 2)), torch.ones(3))
+    else:
+        assert (shares.sum(dim=(1, 2)) < 1).all()
+
+
+def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "nothing").mkdir()
+    half = tmp_path / "checkpoint.safetensors"
+    checkpoint.save(half, {"optimizer.x": torch.zeros(1)}, {"class_names": ["a"]})
+    for arguments, message in (
+        (
+            [str(tmp_path / "no.safetensors"), str(audio)],
+            "CHECKPOINT must be a run's fold-N/model.",
+        ),
+        ([str(half), str(audio)], "CHECKPOINT must be a finished fold's model.safetensors, got"),
+        ([str(audio / "a-low.wav"), str(audio)], "must be a whole file written by ast_fast"),
+        (
+            [str(model), str(tmp_path / "nothing")],
+            "FILE_OR_FOLDER must hold audio files, there are",
+        ),
+        ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
+        ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+        ([str(model), str(audio), "--explain", str(half)], "cannot be made: File exists"),
+    ):
+        assert main(arguments) == 2
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1
+        assert errors[0].startswith("error: ")
+        assert message in errors[0]
+
+
+def test_settings_come_back_from_the_checkpoint(model: Path) -> None:
+    config = load_classifier(model, torch.device("cpu")).config
+    assert config.model.embed_dim == 16
+    assert config.fbank.num_mel_bins == 32
+    assert config.audio.clip_seconds == SECONDS
+    assert config.model.patch_size == Config().model.patch_size
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 8000])
+@pytest.mark.parametrize("seconds", [0.3, 0.5, 0.51, 1.0, 1.26])
+def test_windows_cover_the_whole_file(tmp_path: Path, rate: int, seconds: float) -> None:
+    path = tmp_path / "sweep.wav"
+    time = np.arange(round(seconds * rate)) / rate
+    soundfile.write(
+        path, 0.5 * np.sin(2 * np.pi * (200 + 400 * time) * time), rate, subtype="FLOAT"
+    )
+    settings = {"sample_rate": RATE, "num_samples": 8000, "resample_quality": "HQ"}
+    windows = list(read_windows(path, **settings))
+    assert len(windows) == max(1, int(np.ceil(round(seconds * RATE) / 8000 - 1e-9)))
+    assert all(window.dtype == np.int16 and len(window) == 8000 for window in windows)
+    if seconds <= 0.5:
+        np.testing.assert_array_equal(windows[0], read_clip(path, **settings))
+        return
+    whole = read_clip(path, **{**settings, "num_samples": round(seconds * RATE)})
+    for index, window in enumerate(windows[:-1]):
+        expected = whole[index * 8000 : (index + 1) * 8000]
+        assert np.abs(window.astype(int) - expected).max() <= 2  # resampled in one piece or in two
+    if rate == RATE:
+        np.testing.assert_array_equal(windows[-1], whole[-8000:])
+
+
+def test_a_long_file_is_never_held_whole(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = tmp_path / "long.wav"
+    with soundfile.SoundFile(path, "w", RATE, 1) as file:
+        for _ in range(20):
+            file.write(np.zeros(30 * RATE, np.float32))
+    tracemalloc.start()
+    count = sum(
+        1 for _ in read_windows(path, sample_rate=RATE, num_samples=8000, resample_quality="HQ")
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 1200
+    assert peak < 30 * 2**20  # a block of 2 ** 20 values, as floats and as int16; the file is 19 MB
