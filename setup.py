@@ -16,6 +16,7 @@ INSTALL_REQUIRES = [
     "rich>=13.7",  # progress bars and tables in a terminal
     "safetensors>=0.5",  # checkpoints that execute nothing when read
     "scikit-learn>=1.5",  # confusion matrix, precision, recall, F1
+    "scipy>=1.11",  # the t distribution of paired differences; scikit-learn brings it anyway
     "matplotlib>=3.9",  # the report's figures
     "jinja2>=3.1",  # the report's page
     "platformdirs>=4.2",  # where caches belong on each system
@@ -59,7 +60,7 @@ setup(
         "ast_fast_kernels.testing",
     ],
     package_dir={"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"},
-    package_data={"ast_fast": ["*.html", "py.typed"], "ast_fast_kernels": ["py.typed"]},
+    package_data={"ast_fast": ["*.html", "*.css", "py.typed"], "ast_fast_kernels": ["py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -144,14 +144,7 @@ def render_page(
 
     Names of files and classes are escaped: they come from the data set.
     """
-    environment = Environment(
-        loader=PackageLoader("ast_fast", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(percent=_percent, duration=_duration, number=_number, ms=_ms)
+    environment = page_environment()
     chance = 1 / len(dataset.class_names)
     examples, value_range = _examples(config, dataset, results)
     accuracies = {result.fold: result.accuracy for result in results}
@@ -171,6 +164,19 @@ def render_page(
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
     )
+
+
+def page_environment() -> Environment:
+    """Return the templates of this package's pages, with the filters that they use."""
+    environment = Environment(
+        loader=PackageLoader("ast_fast", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(percent=_percent, duration=_duration, number=_number, ms=_ms)
+    return environment
 
 
 def _pooled(

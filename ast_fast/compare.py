@@ -1,0 +1,180 @@
+"""Compare finished runs fold by fold: `python -m ast_fast.compare runs/a runs/b …`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+from ast_fast.atomic import atomic_write
+from ast_fast.errors import InputError
+from ast_fast.metrics import mean_and_std
+from ast_fast.report import page_environment
+
+PROGRAM = "python -m ast_fast.compare"
+
+CONFIDENCE = 0.95
+
+NOT_COMPARED = {"out", "cache", "data", "resume", "download", "threads", "audio.workers"}
+"""Settings that say where or how a run was made, not what was trained."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare finished runs on the same data: differences of accuracy, paired by fold."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, each with its report.json; the others are compared with the first."""
+    html: Path | None = None
+    """Page to write the comparison to."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of paired differences and its confidence interval, as shares of 1."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def shown(self) -> str:
+        """The interval in points; one fold has none."""
+        if math.isnan(self.low):
+            return "one fold has none"
+        return f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run, against the first."""
+
+    name: str
+    mean: float
+    std: float
+    per_fold: dict[int, float]
+    seconds: float
+    difference: Difference | None
+    """None for the first run itself."""
+
+
+def paired_difference(run: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
+    """Return the mean of run − baseline over folds, with its 95 % confidence interval.
+
+    Args:
+        run: Accuracy by fold.
+        baseline: The same folds' of another run.
+    """
+    differences = [run[fold] - baseline[fold] for fold in sorted(run)]
+    mean, std = mean_and_std(differences)
+    if len(differences) < 2:
+        return Difference(mean, math.nan, math.nan)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, len(differences) - 1) * std
+    half /= math.sqrt(len(differences))
+    return Difference(mean, mean - half, mean + half)
+
+
+def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
+    """Return a row for each run, and the settings in which they differ.
+
+    Raises:
+        InputError: There are not two runs, one has no report, or their data or folds differ.
+    """
+    if len(paths) < 2:
+        raise InputError(f"RUNS must be at least 2 folders, got {len(paths)}")
+    reports = [_read(path) for path in paths]
+    accuracies = [
+        {int(fold): float(value) for fold, value in report["accuracy"]["per_fold"].items()}
+        for report in reports
+    ]
+    for path, report, accuracy in zip(paths[1:], reports[1:], accuracies[1:], strict=True):
+        if report["data"]["key"] != reports[0]["data"]["key"]:
+            raise InputError(f"{path} must be of the same clips as {paths[0]}, and is of others")
+        if accuracy.keys() != accuracies[0].keys():
+            raise InputError(
+                f"{path} must have the folds of {paths[0]} ({_listed(accuracies[0])}), "
+                f"got {_listed(accuracy)}"
+            )
+    rows = []
+    for index, (path, report, accuracy) in enumerate(zip(paths, reports, accuracies, strict=True)):
+        mean, std = mean_and_std(list(accuracy.values()))
+        difference = paired_difference(accuracy, accuracies[0]) if index else None
+        seconds = float(report["timing"]["total_seconds"])
+        rows.append(Row(str(path), mean, std, accuracy, seconds, difference))
+    settings = [report["config"] for report in reports]
+    keys = sorted(set().union(*settings) - NOT_COMPARED)
+    values = {key: [str(config.get(key)) for config in settings] for key in keys}
+    return rows, {key: shown for key, shown in values.items() if len(set(shown)) > 1}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        for keys in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
+            report[keys[0]][keys[1]]
+        report["config"].keys()
+    except FileNotFoundError:
+        raise InputError(f"{path} must be a finished run; it has no report.json") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} must be a run's report, but cannot be read: {error!r}") from error
+    return report
+
+
+def _listed(folds: Mapping[int, float]) -> str:
+    return ", ".join(map(str, sorted(folds)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the comparison that the arguments ask for; return the exit code.
+
+    Args:
+        argv: The arguments; None takes the command line's.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    try:
+        rows, settings = compare(options.runs)
+        if options.html is not None:
+            _write_page(options.html, rows, settings)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console = Console()
+    table = Table("run", "accuracy", "difference", "95 % interval", "minutes")
+    for row in rows:
+        difference = ("–", "–")
+        if row.difference is not None:
+            difference = (f"{100 * row.difference.mean:+.1f}", row.difference.shown)
+        accuracy = f"{100 * row.mean:.1f} % ± {100 * row.std:.1f}"
+        table.add_row(row.name, accuracy, *difference, f"{row.seconds / 60:.0f}")
+    console.print(table)
+    if settings:
+        table = Table("setting", *(row.name for row in rows))
+        for key, values in settings.items():
+            table.add_row(key, *values)
+        console.print(table)
+    return 0
+
+
+def _write_page(path: Path, rows: Sequence[Row], settings: Mapping[str, Sequence[str]]) -> None:
+    page = page_environment().get_template("compare.html")
+    text = page.render(runs=rows, folds=sorted(rows[0].per_fold), settings=settings)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--html {path} cannot be written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

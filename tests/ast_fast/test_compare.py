@@ -1,0 +1,96 @@
+"""Comparing runs fold by fold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from ast_fast.compare import compare, main, paired_difference
+
+
+def write_run(folder: Path, accuracies: dict[int, float], *, key: str = "k", **config) -> Path:
+    folder.mkdir()
+    report = {
+        "accuracy": {"per_fold": {str(fold): value for fold, value in accuracies.items()}},
+        "data": {"key": key},
+        "timing": {"total_seconds": 90.0},
+        "config": {"seed": 0, "out": str(folder), "training.epochs": 10, **config},
+    }
+    (folder / "report.json").write_text(json.dumps(report))
+    return folder
+
+
+def test_paired_difference_is_student_s() -> None:
+    """By hand: differences 1, 2, 3, 4, 5 points; t of 4 degrees of freedom is 2.7764."""
+    baseline = dict.fromkeys(range(1, 6), 0.5)
+    run = {fold: 0.5 + fold / 100 for fold in range(1, 6)}
+    found = paired_difference(run, baseline)
+    half = 2.7764451 * math.sqrt(2.5) / math.sqrt(5) / 100
+    assert found.mean == pytest.approx(0.03)
+    assert found.low == pytest.approx(0.03 - half, abs=1e-7)
+    assert found.high == pytest.approx(0.03 + half, abs=1e-7)
+
+
+def test_one_fold_has_no_interval() -> None:
+    found = paired_difference({2: 0.75}, {2: 0.5})
+    assert found.mean == 0.25
+    assert found.shown == "one fold has none"
+
+
+def test_others_are_compared_with_the_first(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {1: 0.5, 2: 0.6})
+    b = write_run(tmp_path / "b", {2: 0.7, 1: 0.6}, **{"training.epochs": 20})
+    rows, settings = compare([a, b])
+    assert rows[0].difference is None
+    assert rows[1].difference.mean == pytest.approx(0.1)
+    assert (rows[1].mean, rows[1].seconds) == (pytest.approx(0.65), 90.0)
+    assert settings == {"training.epochs": ["10", "20"]}  # not where a run was written
+
+
+def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
+    a = write_run(tmp_path / "a", {1: 0.5, 2: 0.6})
+    b = write_run(tmp_path / "b<i>", {1: 0.6, 2: 0.7}, seed=1)
+    page = tmp_path / "compare.html"
+    assert main([str(a), str(b), "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    for text in ("55.0 %", "65.0 %", "+10.0"):
+        assert text in shown
+    html = page.read_text()
+    assert "b&lt;i&gt;" in html
+    assert "+10.0" in html
+    assert "<td>seed</td><td>0</td><td>1</td>" in html
+    assert "--accent" in html  # the style sheet that both pages have
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"key": "other"}, "b must be of the same clips as"),
+        ({"accuracies": {1: 0.5}}, "(1, 2), got 1"),
+    ],
+)
+def test_runs_that_cannot_be_compared_are_refused(tmp_path: Path, change, message, capsys) -> None:
+    a = write_run(tmp_path / "a", {1: 0.5, 2: 0.6})
+    b = write_run(tmp_path / "b", **{"accuracies": {1: 0.5, 2: 0.6}, **change})
+    assert main([str(a), str(b)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_what_is_no_run_is_named(tmp_path: Path, capsys) -> None:
+    a = write_run(tmp_path / "a", {1: 0.5})
+    (tmp_path / "b").mkdir()
+    assert main([str(a), str(tmp_path / "b")]) == 2
+    assert "b must be a finished run; it has no report.json" in capsys.readouterr().err
+    (tmp_path / "b" / "report.json").write_text("{}")
+    assert main([str(a), str(tmp_path / "b")]) == 2
+    assert "report.json must be a run's report, but cannot be read" in capsys.readouterr().err
+    assert main([str(a)]) == 2
+    assert "RUNS must be at least 2 folders, got 1" in capsys.readouterr().err
+    b = write_run(tmp_path / "c", {1: 0.5})
+    assert main([str(a), str(b), "--html", str(tmp_path / "no" / "page.html")]) == 2
+    assert "cannot be written: No such file or directory" in capsys.readouterr().err
