@@ -83,8 +83,8 @@ def save_explanation(
         )  # fmt: skip
         axis.set_ylabel(f"{label}\nmel bin")
     overlay = axes[1].imshow(
-        (shares * shares.numel()).cpu().numpy(), origin="lower", aspect="auto", cmap="inferno", alpha=0.6,
-        interpolation="bilinear", vmin=0.0,
+        (shares * shares.numel()).cpu().numpy(), origin="lower", aspect="auto", cmap="inferno",
+        alpha=0.6, interpolation="bilinear", vmin=0.0,
         extent=(0.0, covered[1] * frame_shift / 1000.0, 0, covered[0]),
     )  # fmt: skip
     figure.colorbar(overlay, ax=axes, label="share of attention, 1 is even")
