@@ -366,8 +366,10 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"triton needs a float32 or int16 waveform, got {_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "triton runs under no transform of torch.func"
-    from ast_fast_kernels.fbank.triton_gpu import unsupported
+    from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
+    if samples.shape[-1] >= MOST_PLACES:
+        return f"triton needs fewer than 2 ** 31 samples a clip, got {samples.shape[-1]}"
     return unsupported(config)
 
 

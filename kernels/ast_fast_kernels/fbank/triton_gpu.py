@@ -29,6 +29,9 @@ from ast_fast_kernels.fft_triton import complex_fft, exchange, real_fft, stack, 
 MOST_SAMPLES = 8192
 """Longest frame that a program holds in registers."""
 
+MOST_PLACES = 2**31
+"""Samples of a clip are fewer, so that 32 bits say which: 37 hours at 16 kHz."""
+
 NONE, ZEROS, SYMMETRIC, REFLECT = 0, 1, 2, 3
 PADDING = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
@@ -342,6 +345,8 @@ def fbank_triton(
             `config.log_silence`. No more than num_samples are read, whatever it holds.
     """
     batch, num_samples = waveform.shape
+    if num_samples * waveform.stride(1) >= MOST_PLACES:  # samples are addressed by 32 bits
+        waveform = waveform.contiguous()
     num_frames = config.num_frames(num_samples)
     if out is None:
         shape = (batch, num_frames, config.num_mel_bins)
