@@ -207,6 +207,10 @@ class _CommandLine(Config, Paths):
     fbank: _FbankFlags = field(default_factory=_FbankFlags)
     config: Path | None = None
     """TOML file of settings, read before the flags; config.toml of an earlier run is one."""
+    seeds: tuple[int, ...] = ()
+    """Seeds of several runs, one after another in --out/seed-N, and their mean; none: --seed's."""
+    merge: tuple[Path, ...] = ()
+    """Folders of finished runs of other folds, of which --out becomes one run with one report."""
 
 
 def _help_registry() -> tyro.constructors.ConstructorRegistry:
@@ -254,7 +258,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
     known |= {setting.flag: setting for setting in (CONFIG_FILE, PRESET)}
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for given, tokens in _split(argv):
+    for given, tokens in split_flags(argv):
         flag = given.replace("_", "-")
         try:
             if flag in off:
@@ -279,7 +283,7 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
     return _with_preset(values), config_file
 
 
-def _split(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
+def split_flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Group the arguments into (flag, its values); values before any flag have the flag ''."""
     groups: list[tuple[str, list[str]]] = []
     for token in argv:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -38,6 +39,7 @@ from ast_fast.cli import (
     is_utf8,
     parse_config,
     recorded_config,
+    split_flags,
 )
 from ast_fast.config import Config
 from ast_fast.data import (
@@ -54,6 +56,7 @@ from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_compilations
 from ast_fast.report import Measured, write_report
+from ast_fast.seeds import run_seeds, take_seeds
 from ast_fast.timing import Stages
 from ast_fast.train import (
     CUBLAS_WORKSPACE,
@@ -61,8 +64,10 @@ from ast_fast.train import (
     FoldResult,
     check_config,
     check_memory,
+    load_result,
     resolve_amp,
     resolve_device,
+    split_fold,
     train_fold,
 )
 from ast_fast.training_progress import TrainingProgress
@@ -80,6 +85,8 @@ OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.
 """What a process killed between making its folder and writing config.toml leaves there."""
 
 MOST_THREADS = 1024
+
+MERGE = "--merge"
 
 MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
 """Settings that may change when a run is resumed: none of them changes a result. That `data` still
@@ -110,6 +117,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, `±` for one
     os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when CUDA starts
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--help" not in arguments and "-h" not in arguments:
+        try:
+            seeds, rest = take_seeds(arguments)
+        except InputError as error:
+            return _fail(str(error))
+        if seeds:
+            return run_seeds(seeds, rest, main, lambda: choose_out(Config()))
+        if MERGE in arguments:
+            return _merge(arguments)
     run = Run(arguments)
     try:
         with sigterm_as_interrupt():
@@ -136,6 +152,101 @@ def main(argv: Sequence[str] | None = None) -> int:
     finally:
         run.close()
     return 0
+
+
+def _merge(argv: Sequence[str]) -> int:
+    """Make one run of those that `--merge` names, and report on it; return the exit code."""
+    try:
+        groups = dict(split_flags(argv))
+        if unknown := groups.keys() - {MERGE, "--out"}:
+            raise InputError(f"{MERGE} takes --out alone beside it, got {min(unknown)}")
+        if len(groups.get("--out", [])) != 1:
+            raise InputError(f"{MERGE} needs --out, the folder of the run that it makes")
+        out = Path(groups["--out"][0])
+        check_out(out)
+        report = merge_runs([Path(token) for token in groups[MERGE]], out, argv)
+    except InputError as error:
+        return _fail(str(error))
+    accuracy = report["accuracy"]
+    folds = " ".join(accuracy["per_fold"])
+    print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
+    print(f"report   {out / 'report.html'}")
+    return 0
+
+
+def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """Copy the folds of finished runs into one new run, and write its report.
+
+    Args:
+        paths: Folders of runs of the same data and settings, no fold in two of them.
+        out: The new run's folder.
+        argv: The arguments, for its run.json.
+    Returns:
+        What its report.json holds.
+    Raises:
+        InputError: A run is not finished, or two do not go together.
+    """
+    if len(paths) < 2:
+        raise InputError(f"{MERGE} must name at least 2 runs, got {len(paths)}")
+    parts = {path: _finished_part(path) for path in paths}
+    configs = {path: recorded_config(path) for path in paths}
+    first, *others = paths
+    for path in others:
+        here, there = config_values(configs[first]), config_values(configs[path])
+        for key in here.keys() - MAY_DIFFER - {"folds", "threads", "device"}:
+            if here[key] != there[key]:
+                raise InputError(
+                    f"{path} must have the settings of {first}: {key} is {there[key]} there and "
+                    f"{here[key]} here"
+                )
+        if parts[path]["data_key"] != parts[first]["data_key"]:
+            raise InputError(f"{path} must be of the same clips as {first}, and is of others")
+    homes: dict[int, Path] = {}
+    for path in paths:
+        for fold in parts[path]["folds"]:
+            if fold in homes:
+                raise InputError(
+                    f"fold {fold} must be in one run, it is in {homes[fold]} and {path}"
+                )
+            homes[fold] = path
+    config = dataclasses.replace(configs[first], folds=tuple(sorted(homes)), resume=False)
+    dataset = open_dataset(config, console=_Console(stderr=True))
+    if dataset.key != parts[first]["data_key"]:
+        raise InputError(f"{dataset.root} must hold the clips of {first}, and holds others now")
+    info = _read_run(first) | {
+        "command": shlex.join([*shlex.split(PROGRAM), *argv]),
+        "merged": [{"path": str(path), "folds": parts[path]["folds"]} for path in paths],
+        "started": min(_read_run(path)["started"] for path in paths),
+        "ended": run_info.now(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    results, measured = [], {}
+    for fold, home in sorted(homes.items()):
+        folder = out / f"fold-{fold}"
+        shutil.copytree(home / folder.name, folder)
+        result = load_result(config, dataset, fold, folder, split_fold(dataset, fold)[1])
+        times = _read_measured(folder / MEASURED)
+        if result is None or times is None:
+            raise InputError(f"{home / folder.name} must be a finished fold, and is not whole")
+        results.append(result)
+        measured[fold] = times
+    with atomic_write(out / RUN) as path:
+        path.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(out / CONFIG) as path:
+        path.write_text(config_to_toml(recorded(config)), encoding="utf-8")
+    return write_report(out, config, dataset, results, measured=measured, run=info)
+
+
+def _finished_part(path: Path) -> dict[str, Any]:
+    """Return a run's data key and the folds that its report is about."""
+    try:
+        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        folds = sorted(int(fold) for fold in report["accuracy"]["per_fold"])
+        return {"data_key": report["data"]["key"], "folds": folds}
+    except FileNotFoundError:
+        raise InputError(f"{path} must be a finished run; it has no report.json") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path / 'report.json'} cannot be read: {error!r}") from error
 
 
 @contextlib.contextmanager

@@ -159,7 +159,7 @@ def train_fold(
         left_behind.unlink(missing_ok=True)
 
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
-    result = _load_result(config, dataset, fold, folder, test_indices) if config.resume else None
+    result = load_result(config, dataset, fold, folder, test_indices) if config.resume else None
     if result is None:
         with deterministic_algorithms(resolve_device(config.device)):
             result = _FoldTraining(config, dataset, fold, folder, observer, stages).run()
@@ -677,7 +677,7 @@ def _identity(config: Config, dataset: Dataset, fold: int) -> dict[str, Any]:
     return checkpoint.settings(config) | {"fold": fold, "data_key": dataset.key}
 
 
-def _load_result(
+def load_result(
     config: Config, dataset: Dataset, fold: int, folder: Path, test_indices: NDArray[np.int64]
 ) -> FoldResult | None:
     """Return the result of a fold that an earlier run finished; None if it did not."""

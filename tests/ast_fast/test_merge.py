@@ -1,0 +1,85 @@
+"""Folds trained as jobs of their own become one run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ast_fast.cv import main
+
+TINY = [
+    *("--training.epochs", "1", "--threads", "1", "--backend", "reference"),
+    *("--model.embed-dim", "16", "--model.num-heads", "2", "--model.depth", "1"),
+]
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of folds 1 and 2, of 3, and of all three, and one of another model."""
+    root = tmp_path_factory.mktemp("jobs")
+    for name, flags in {
+        "a": ["--folds", "1", "2"],
+        "b": ["--folds", "3"],
+        "all": ["--folds", "1", "2", "3"],
+        "other": ["--folds", "3", "--model.mlp-ratio", "2"],
+    }.items():
+        cache = ["--cache", str(root / "cache")]
+        assert main([*TINY, *flags, *cache, "--out", str(root / name)]) == 0
+    return root
+
+
+def merge(jobs: Path, out: Path, *names: str) -> int:
+    return main(["--merge", *(str(jobs / name) for name in names), "--out", str(out)])
+
+
+def test_merged_folds_are_the_run_of_them_all(jobs: Path, tmp_path: Path, capsys) -> None:
+    assert merge(jobs, tmp_path / "merged", "a", "b") == 0
+    merged = json.loads((tmp_path / "merged" / "report.json").read_text())
+    whole = json.loads((jobs / "all" / "report.json").read_text())
+    assert merged["accuracy"] == whole["accuracy"]
+    assert merged["confusion"] == whole["confusion"]
+    assert merged["run"]["merged"] == [
+        {"path": str(jobs / "a"), "folds": [1, 2]}, {"path": str(jobs / "b"), "folds": [3]},
+    ]  # fmt: skip
+    assert (tmp_path / "merged" / "report.html").is_file()
+    assert (tmp_path / "merged" / "fold-3" / "model.safetensors").is_file()
+    assert "(folds 1 2 3)" in capsys.readouterr().out
+    assert main(["--resume", "--out", str(tmp_path / "merged")]) == 0  # it is a run like any other
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a"], "--merge must name at least 2 runs, got 1"),
+        (["a", "all"], "fold 1 must be in one run, it is in"),
+        (["a", "other"], "model.mlp_ratio is 2.0 there and 4.0 here"),
+        (["a", "nothing"], "nothing must be a finished run; it has no report.json"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(jobs, tmp_path, names, message, capsys) -> None:
+    assert merge(jobs, tmp_path / "merged", *names) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_other_clips_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(jobs / "b", tmp_path / "b")
+    report = json.loads((tmp_path / "b" / "report.json").read_text())
+    report["data"]["key"] = "other"
+    (tmp_path / "b" / "report.json").write_text(json.dumps(report))
+    out = ["--out", str(tmp_path / "merged")]
+    assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
+    assert "must be of the same clips as" in capsys.readouterr().err
+
+
+def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
+    runs = ["--merge", str(jobs / "a"), str(jobs / "b")]
+    assert main(runs) == 2
+    assert "--merge needs --out, the folder of the run that it makes" in capsys.readouterr().err
+    assert main([*runs, "--out", str(tmp_path / "x"), "--seed", "1"]) == 2
+    assert "--merge takes --out alone beside it, got --seed" in capsys.readouterr().err
+    assert main([*runs, "--out", str(jobs / "all")]) == 2
+    assert "holds another run" in capsys.readouterr().err

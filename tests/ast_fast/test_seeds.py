@@ -1,0 +1,113 @@
+"""Several seeds in one command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ast_fast.cv import main
+from ast_fast.seeds import run_seeds, summarise, take_seeds
+
+
+class Runs:
+    """Stands in for runs: notes their arguments and writes a report."""
+
+    def __init__(self, accuracies: dict[int, list[float]], fails_at: int | None = None) -> None:
+        self.accuracies, self.fails_at = accuracies, fails_at
+        self.calls: list[list[str]] = []
+
+    def __call__(self, argv) -> int:
+        self.calls.append(list(argv))
+        folder = Path(argv[argv.index("--out") + 1])
+        seed = int(folder.name.removeprefix("seed-"))
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.toml").touch()
+        if seed == self.fails_at:
+            return 130
+        per_fold = {str(fold): a for fold, a in enumerate(self.accuracies[seed], start=1)}
+        (folder / "report.json").write_text(json.dumps({"accuracy": {"per_fold": per_fold}}))
+        return 0
+
+
+def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> None:
+    runs = Runs({3: [0.5, 0.7], 0: [0.6, 0.8]})
+    argv = ["--folds", "1", "2", "--out", str(tmp_path / "x"), "--augment.no-roll"]
+    assert run_seeds([3, 0], argv, runs, Path) == 0
+    rest = ["--folds", "1", "2", "--augment.no-roll"]
+    assert runs.calls == [
+        [*rest, "--seed", seed, "--out", str(tmp_path / "x" / f"seed-{seed}")] for seed in "30"
+    ]
+    summary = json.loads((tmp_path / "x" / "seeds.json").read_text())["accuracy"]
+    assert summary["mean"] == pytest.approx(0.65)
+    assert summary["std_over_seeds"] == pytest.approx(0.05 * 2**0.5)
+    assert summary["std_over_folds_and_seeds"] == pytest.approx((0.05 / 3) ** 0.5)
+    assert summary["per_seed"]["3"] == {"1": 0.5, "2": 0.7}
+    assert "accuracy 65.0% ± 7.1% over 2 seeds" in capsys.readouterr().out
+
+
+def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
+    accuracies = {0: [0.5], 1: [0.6], 2: [0.7]}
+    argv = ["--data", "d", "--out", str(tmp_path)]
+    assert run_seeds([0, 1, 2], argv, Runs(accuracies, fails_at=1), Path) == 130
+    assert not (tmp_path / "seeds.json").exists()
+    again = Runs(accuracies)
+    assert run_seeds([0, 1, 2], [*argv, "--resume"], again, Path) == 0
+    assert [("--resume" in call, "--seed" in call) for call in again.calls] == [
+        (True, False), (True, False), (False, True),
+    ]  # fmt: skip
+    assert (tmp_path / "seeds.json").exists()
+
+
+def test_without_out_a_folder_is_chosen(tmp_path: Path) -> None:
+    runs = Runs({0: [0.5]})
+    assert run_seeds([0], [], runs, lambda: tmp_path / "chosen") == 0
+    assert (tmp_path / "chosen" / "seeds.json").is_file()
+    assert summarise({0: tmp_path / "chosen" / "seed-0"})["accuracy"]["std_over_seeds"] == 0
+
+
+def test_no_seeds_are_no_runs_of_their_own() -> None:
+    argv = ["--data", "x", "--seed", "3"]
+    assert take_seeds(argv) == ([], argv)
+    assert take_seeds(["--seeds", "1", "2", "--data", "x"]) == ([1, 2], ["--data", "x"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--seeds"], "--seeds takes at least one value, got none"),
+        (["--seeds", "1", "x"], "--seeds must be different whole numbers from 0 on, got x"),
+        (["--seeds", "1", "1"], "--seeds must be different whole numbers from 0 on, got 1"),
+        (["--seeds", "-1"], "--seeds must be different whole numbers from 0 on, got -1"),
+        (["--seeds", "1", "--seed", "2"], "--seeds must be given without --seed"),
+        (["--seeds", "1", "--seeds", "2"], "--seeds is given twice"),
+    ],
+)
+def test_wrong_seeds_are_one_line(argv, message, capsys) -> None:
+    assert main(argv) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
+
+
+def test_help_lists_it(capsys) -> None:
+    with pytest.raises(SystemExit):
+        main(["--seeds", "1", "--help"])
+    assert "--seeds" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_real_runs(tmp_path: Path) -> None:
+    flags = [
+        *("--seeds", "0", "1", "--folds", "1", "--training.epochs", "1", "--threads", "1"),
+        *("--model.embed-dim", "16", "--model.num-heads", "2", "--model.depth", "1"),
+        *("--backend", "reference", "--cache", str(tmp_path / "cache")),
+        *("--out", str(tmp_path / "out")),
+    ]
+    assert main(flags) == 0
+    reports = [
+        json.loads((tmp_path / "out" / f"seed-{seed}" / "report.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert [report["config"]["seed"] for report in reports] == [0, 1]
+    summary = json.loads((tmp_path / "out" / "seeds.json").read_text())["accuracy"]
+    assert summary["per_seed"]["1"] == reports[1]["accuracy"]["per_fold"]
