@@ -65,8 +65,8 @@ def test_the_record_says_where_it_is_from(ran: tuple[dict, str]) -> None:
 def test_the_tests_on_the_gpu_are_part_of_it(ran: tuple[dict, str]) -> None:
     tests = ran[0]["tests"]
     assert tests["failed"] == []
-    assert tests["counts"]["skipped"] > 50  # there is no GPU here
-    assert "passed" not in tests["counts"]
+    assert tests["counts"] == {"skipped": tests["collected"]}  # there is no GPU here
+    assert tests["collected"] > 200
 
 
 def test_an_error_that_is_too_large_fails_the_command(monkeypatch, tmp_path, capsys) -> None:

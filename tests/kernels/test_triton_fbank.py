@@ -54,13 +54,16 @@ def samples_of(config: FbankConfig, frames: int) -> int:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int16], ids=["float32", "int16"])
-def test_every_preset(device: torch.device, preset: str, dtype: torch.dtype) -> None:
+def test_every_preset(device: torch.device, preset: str) -> None:
     config = FbankConfig.preset(preset)
-    waveform = noise(2, samples_of(config, 9))
-    if dtype == torch.int16:
-        waveform = (waveform.clamp(-1, 1) * 32767).to(torch.int16)
-    check(waveform.to(device), config)
+    check(noise(2, samples_of(config, 9)).to(device), config)
+
+
+@pytest.mark.parametrize("preset", ["ast", "lhotse", "whisper"])
+def test_int16(device: torch.device, preset: str) -> None:
+    config = FbankConfig.preset(preset)
+    waveform = noise(2, samples_of(config, 9)).clamp(-1, 1) * 32767
+    check(waveform.to(device, torch.int16), config)
 
 
 @pytest.mark.parametrize("preset", PRESETS)
