@@ -82,7 +82,10 @@ def test_every_preset_ragged(device: torch.device, preset: str) -> None:
         num_frames = config.num_frames(length)
         if num_frames and not config.needs_whole_clip:
             alone = fbank(row[:length], config, backend="triton")
-            assert torch.equal(features[:num_frames], alone)
+            if config.fft_size == 512:
+                assert torch.equal(features[:num_frames], alone)
+            else:  # cuFFT may choose another algorithm for another batch
+                torch.testing.assert_close(features[:num_frames], alone, rtol=1e-5, atol=1e-6)
             assert (features[num_frames:] == np.float32(config.log_silence)).all()
 
 
