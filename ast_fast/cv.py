@@ -498,6 +498,7 @@ class Run:
             self.console.print("compiling kernels for the GPU, where its cache lacks them …")
         with show_compilations(self.console), chosen_backends(config, device):
             log_mel(waveforms, config, dither=True)
+            log_mel(waveforms.to(torch.int16), config)  # as tests and statistics have them
             features, silence = normalise(log_mel(waveforms, config), config, Statistics(0.0, 1.0))
             features = pad_frames(features, config.features.target_frames, silence)
             with torch.autocast(device.type, dtype=amp, enabled=amp is not None):

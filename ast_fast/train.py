@@ -568,7 +568,7 @@ class _FoldTraining:
 
     @torch.inference_mode()
     def _test(self) -> tuple[NDArray[np.float32], float, float]:
-        """Return the test fold's probabilities, mean loss and accuracy; in full precision."""
+        """Return the test fold's probabilities, mean loss and accuracy, in training's precision."""
         config = self.config
         self.tested.eval()
         logits = []

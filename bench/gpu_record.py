@@ -107,7 +107,9 @@ class Recorder:
                 for _ in range(2):
                     run()
                 self.wait()
-            except RuntimeError as error:  # such as a backend of SDPA that lacks the shape
+            except Exception as error:  # such as a backend of SDPA that lacks the shape
+                if candidate.startswith("triton"):
+                    raise
                 cannot[candidate] = str(error).splitlines()[0]
                 del candidates[candidate]
         seconds: dict[str, list[float]] = {candidate: [] for candidate in candidates}
@@ -134,6 +136,16 @@ class Recorder:
             torch.cuda.synchronize()
 
 
+def _gelu(x: Tensor, bias: Tensor, *, backend: str) -> Tensor:
+    """Bias and GELU alone: a matrix product before them would hide their error."""
+    import ast_fast_kernels.gelu.ops  # noqa: F401 - registers the operator
+
+    if backend == "triton":
+        hidden: Tensor = torch.ops.ast_fast.bias_gelu_fwd(x, bias)
+        return hidden
+    return torch.nn.functional.gelu(x + bias)
+
+
 def check_kernels(recorder: Recorder) -> None:
     """Hold every kernel to float64, forward and backward."""
     sizes = recorder.sizes
@@ -157,19 +169,14 @@ def check_kernels(recorder: Recorder) -> None:
     weights = [recorder.noise(sizes.width, seed=seed) for seed in (2, 3)]
     for name, run, inputs in (
         ("layer norm", add_layer_norm, [*tensors, *weights]),
-        (
-            "gelu",
-            linear_gelu,
-            [tensors[0], recorder.noise(64, sizes.width, seed=4), recorder.noise(64, seed=5)],
-        ),
+        ("gelu", _gelu, [tensors[0], weights[0]]),
     ):
         leaves = [x.clone().requires_grad_() for x in inputs]
         exact_leaves = [x.double().requires_grad_() for x in inputs]
         out, expected = run(*leaves, backend="triton"), run(*exact_leaves, backend="reference")
         if isinstance(out, tuple):
             out, expected = out[1], expected[1]
-        # GELU's matrix product is torch's, in TF32 here.
-        bound = 2.0**-8 if name == "gelu" else 1e-5
+        bound = 1e-6 if name == "gelu" else 1e-5
         recorder.check(f"{name} forward", relative_norm(out, expected), bound)
         grads = torch.autograd.grad(out.square().sum(), leaves)
         true_grads = torch.autograd.grad(expected.square().sum(), exact_leaves)
@@ -429,6 +436,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.tiny and os.environ.get("TRITON_INTERPRET") != "1":
         parser.error("--tiny needs TRITON_INTERPRET=1")
+    if not options.tiny and os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is for --tiny: a GPU would not be used")
     if not options.tiny and not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU; --tiny tries the steps without one")
     device = torch.device("cpu" if options.tiny else "cuda")
@@ -458,6 +467,8 @@ def main(arguments: list[str] | None = None) -> int:
     held = all(row["holds"] for row in record["errors"].values())
     tests = record.get("tests", {"failed": [], "counts": {}, "collected": 0})
     ran = sum(tests["counts"].values()) == tests["collected"]
+    if not options.tiny:  # one is about float32 differences, which a GPU's dots are too coarse for
+        ran = ran and tests["counts"].get("skipped", 0) <= 1
     return 0 if held and ran and not tests["failed"] else 1
 
 

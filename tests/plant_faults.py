@@ -121,6 +121,12 @@ FAULTS = [
         "grad = tl.load(grad_ptrs, mask=mask_m[:, None], other=1.0)",
     ),
     Fault(
+        "weights of keys beyond the last stay in the gradient of queries",
+        "attention",
+        "weights = tl.where(offs_n[None, :] < num_keys, weights, 0.0)",
+        "weights = weights",
+    ),
+    Fault(
         "delta is stored by the wrong row",
         "attention",
         "token = offs_m // heads % tokens",
@@ -135,8 +141,8 @@ FAULTS = [
     Fault(
         "epsilon is left out",
         "layer_norm",
-        "tl.sum(centred * centred, 1) / width + eps)",
-        "tl.sum(centred * centred, 1) / width)",
+        "tl.div_rn(tl.sum(centred * centred, 1), count) + eps)",
+        "tl.div_rn(tl.sum(centred * centred, 1), count))",
     ),
     Fault(
         "the gradient of the sum is dropped",

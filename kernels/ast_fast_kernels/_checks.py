@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 and asynchronous copies."""
@@ -32,12 +33,19 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
     A CPU tensor can be read where Triton interprets its kernels (TRITON_INTERPRET=1), as tests do.
     """
     device = tensor.device
+    tracing = torch.compiler.is_compiling()
+    if not tracing and (
+        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    ):
+        return "triton runs under no transform of torch.func and has no forward-mode derivative"
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
         return f"triton needs {name} on a CUDA device, got {device}"
-    if torch.compiler.is_compiling() or not torch.cuda.is_available():
-        return None  # a tensor without values: what runs it looks again
+    if torch.version.hip is not None:
+        return "triton's launches here are for NVIDIA GPUs, and this is an AMD one"
+    if tracing or not torch.cuda.is_available():
+        return None  # a tensor without values
     return _device_obstacle(device)
 
 

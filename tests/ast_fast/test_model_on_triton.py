@@ -126,10 +126,15 @@ def test_a_training_step_can_be_captured_as_a_graph() -> None:
     with torch.cuda.stream(stream):
         for _ in range(3):
             eager = step().item()
+            gradients = [parameter.grad.clone() for parameter in model.parameters()]
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
+    for parameter in model.parameters():
+        parameter.grad.fill_(torch.nan)
     graph.replay()
     torch.cuda.synchronize()
     assert captured.item() == eager
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        assert torch.equal(parameter.grad, gradient)

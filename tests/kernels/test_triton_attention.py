@@ -144,6 +144,23 @@ def test_scores_of_ten_thousand_do_not_overflow(device: torch.device) -> None:
     assert relative_norm(out.cpu(), expected) < 1e-2  # scores are rounded to 1e-3 of their size
 
 
+def test_keys_that_are_not_there_cannot_overflow_a_gradient(device: torch.device) -> None:
+    """Scores far below 0: a key of zeros beyond the last would weigh more than all others."""
+    qkv = packed(1, 70, 1, 64, dtype=torch.float16, device=device).detach()
+    qkv[:, :, 0], qkv[:, :, 1] = 8.0, -8.0
+    check(qkv.requires_grad_())
+
+
+def test_forward_mode_is_refused(device: torch.device) -> None:
+    qkv = packed(1, 5, 1, 16, dtype=torch.float16, device=device).detach()
+    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        torch.func.jvp(lambda x: attention(x, backend="triton"), (qkv,), (qkv,))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(qkv, qkv)
+        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+            attention(dual, backend="triton")
+
+
 def test_projections_are_read_where_they_lie(device: torch.device) -> None:
     wide = packed(2, 140, 4, 64, dtype=torch.float16, device=device).detach()
     for view in (wide[:, ::2], wide[:, 5:75], wide[..., 1::2, :], wide[..., ::2]):

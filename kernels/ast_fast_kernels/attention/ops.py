@@ -16,7 +16,8 @@ def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> T
     device = qkv.device.type
     if torch.is_autocast_enabled(device):
         qkv = qkv.to(torch.get_autocast_dtype(device))
-    if qkv.stride(-1) != 1:
+    # A clip's tokens are addressed by 32 bits, whatever other clips lie between them.
+    if qkv.stride(-1) != 1 or qkv.shape[1] * qkv.stride(1) >= 2**31:
         qkv = qkv.contiguous()
     out: Tensor = torch.ops.ast_fast.attention_fwd(qkv, key_lengths, scale)[0]
     return out

@@ -102,7 +102,7 @@ def _attend(
     return acc, row_sum, new_max
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _attention_fwd_kernel(
     qkv_ptr, key_lengths_ptr, out_ptr, lse_ptr,
     stride_b, stride_t, stride_c, stride_h, heads, tokens, scale_log2,
@@ -145,7 +145,7 @@ def _attention_fwd_kernel(
     tl.store(lse_ptr + (clip * heads + head) * tokens + offs_m, lse, mask=mask_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens", "rows"])
 def _attention_bwd_delta_kernel(
     out_ptr, grad_ptr, delta_ptr, heads, tokens, rows,
     HEAD_DIM: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -194,7 +194,7 @@ def _add_queries(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _attention_bwd_dkdv_kernel(
     qkv_ptr, key_lengths_ptr, grad_ptr, lse_ptr, delta_ptr, dqkv_ptr,
     stride_b, stride_t, stride_c, stride_h, heads, tokens, scale, scale_log2,
@@ -266,7 +266,7 @@ def _add_keys(
     return tl.dot(dscores.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _attention_bwd_dq_kernel(
     qkv_ptr, key_lengths_ptr, grad_ptr, lse_ptr, delta_ptr, dqkv_ptr,
     stride_b, stride_t, stride_c, stride_h, heads, tokens, scale, scale_log2,

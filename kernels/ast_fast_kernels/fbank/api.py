@@ -364,8 +364,6 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return obstacle
     if samples.dtype not in (torch.float32, torch.int16):
         return f"triton needs a float32 or int16 waveform, got {_name(samples.dtype)}"
-    if torch._C._are_functorch_transforms_active():
-        return "triton runs under no transform of torch.func"
     from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
     if samples.shape[-1] >= MOST_PLACES:

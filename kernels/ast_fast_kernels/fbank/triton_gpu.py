@@ -11,7 +11,7 @@ Arithmetic is float32, as the reference's: a DFT by TF32 loses the quiet bins of
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -103,7 +103,7 @@ def _logarithms(
     return energies
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_samples", "num_frames", "first", "last"])
 def _fbank_frames_kernel(
     samples_ptr, counts_ptr, frame_counts_ptr, window_ptr, frames_ptr, stride_b, stride_n,
     num_samples, num_frames, first, last, window_size, hop, first_sample, n_fft, scale, preemphasis,
@@ -131,7 +131,8 @@ def _fbank_frames_kernel(
         EMPHASISE_WAVEFORM,
     )  # fmt: skip
     if REMOVE_DC:
-        mean = (tl.sum(x, 1) / window_size)[:, None]
+        size = tl.zeros((BLOCK_F,), tl.float32) + window_size
+        mean = tl.div_rn(tl.sum(x, 1), size)[:, None]
         x = x - mean
     if EMPHASISE_FRAMES:
         # A frame's first sample is its own predecessor.
@@ -148,7 +149,7 @@ def _fbank_frames_kernel(
     tl.store(frames_ptr + places, x, mask=mask_f[:, None] & (offs_n < n_fft)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_frames", "first", "last"])
 def _fbank_mel_kernel(
     spectrum_ptr, frame_counts_ptr, bins_ptr, weights_ptr, widths_ptr, out_ptr, num_frames, first,
     last, num_bins, num_mel_bins, log_floor, log_offset, log_factor, log_shift, log_silence,
@@ -187,7 +188,7 @@ def _fbank_mel_kernel(
     tl.store(out_ptrs, energies, mask=mask_f[:, None] & mask_m[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["clips", "num_samples", "num_frames"])
 def _fbank_fused_kernel(
     samples_ptr, counts_ptr, frame_counts_ptr, window_ptr, cosines_ptr, sines_ptr,
     middle_factors_ptr, bins_ptr, weights_ptr, widths_ptr, scratch_ptr, out_ptr, stride_b,
@@ -253,7 +254,8 @@ def _fbank_fused_kernel(
             total += x
         mean = tl.zeros((BLOCK_F * 16,), tl.float32)
         if REMOVE_DC:
-            means = tl.sum(tl.reshape(total, (BLOCK_F, 16)), 1) / WINDOW_SIZE
+            sums = tl.sum(tl.reshape(total, (BLOCK_F, 16)), 1)
+            means = tl.div_rn(sums, tl.full((BLOCK_F,), WINDOW_SIZE, tl.float32))
             spread = tl.broadcast_to(means[:, None], (BLOCK_F, 16))
             mean = tl.reshape(spread, (BLOCK_F * 16,))
         points = ()
@@ -513,7 +515,7 @@ def unsupported(config: FbankConfig) -> str | None:
     return None
 
 
-@lru_cache(maxsize=32)
+@cache  # never let go: a captured CUDA graph goes on reading them
 def device_tables(config: FbankConfig, device: torch.device, block: int) -> Tables:
     """Return window and filters on a device, rounded once to float32.
 
@@ -540,7 +542,7 @@ def device_tables(config: FbankConfig, device: torch.device, block: int) -> Tabl
     return Tables(*(torch.from_numpy(array).to(device) for array in arrays))
 
 
-@lru_cache(maxsize=32)
+@cache
 def fused_tables(
     config: FbankConfig, device: torch.device, is_int16: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -40,8 +40,9 @@ def choose_backend(requested: str, tokens: Tensor) -> str:
             raise RuntimeError(f'{obstacle}; use backend="reference"')
     if requested != "auto":
         return requested
-    chosen = "triton" if tokens.is_cuda and _obstacle(tokens) is None else "reference"
-    _dispatch.log_choice("gelu", chosen)
+    obstacle = _obstacle(tokens) if tokens.is_cuda else None
+    chosen = "triton" if tokens.is_cuda and obstacle is None else "reference"
+    _dispatch.log_choice("gelu", chosen, obstacle)
     return chosen
 
 

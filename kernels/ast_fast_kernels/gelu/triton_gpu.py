@@ -29,7 +29,7 @@ FWD_LAUNCH = Launch.of(BLOCK_ROWS=8, BLOCK_H=256, num_warps=4)
 BWD_LAUNCH = Launch.of(BLOCK_ROWS=4, BLOCK_H=256, num_warps=4)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_fwd_kernel(
     x_ptr, bias_ptr, y_ptr, rows, hidden, BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr
 ):  # fmt: skip
@@ -46,7 +46,7 @@ def _bias_gelu_fwd_kernel(
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_bwd_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, hidden,
     STRIP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr,

@@ -10,7 +10,7 @@ from ast_fast_kernels import _checks, _dispatch
 MOST_WIDE = 8192
 """Widest row that a Triton program holds in registers."""
 
-_HALVES = (torch.float32, torch.bfloat16, torch.float16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def add_layer_norm(
@@ -58,9 +58,9 @@ def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None)
             raise RuntimeError(f'{obstacle}; use backend="reference"')
     if requested != "auto":
         return requested
-    fits = tokens.is_cuda and _obstacle(tokens, update) is None
-    chosen = "triton" if fits else "reference"
-    _dispatch.log_choice("layer_norm", chosen)
+    obstacle = _obstacle(tokens, update) if tokens.is_cuda else None
+    chosen = "triton" if tokens.is_cuda and obstacle is None else "reference"
+    _dispatch.log_choice("layer_norm", chosen, obstacle)
     return chosen
 
 
@@ -70,7 +70,7 @@ def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
     if obstacle is not None:
         return obstacle
     for name, tensor in (("tokens", tokens), ("update", update)):
-        if tensor is not None and tensor.dtype not in _HALVES:
+        if tensor is not None and tensor.dtype not in _DTYPES:
             kind = _checks.dtype_name(tensor.dtype)
             return f"triton needs {name} in float32, bfloat16 or float16, got {kind}"
     if update is not None and torch.promote_types(tokens.dtype, update.dtype) != tokens.dtype:

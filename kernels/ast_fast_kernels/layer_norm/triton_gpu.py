@@ -29,7 +29,7 @@ LAUNCHES = {
 """Rows up to the key's width → their blocks."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd_kernel(
     x_ptr, update_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, rstd_ptr,
     stride_x, stride_u, rows, width, eps,
@@ -49,9 +49,10 @@ def _layer_norm_fwd_kernel(
         x = (x.to(tl.float32) + update.to(tl.float32)).to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + places, x, mask=mask)
     x = x.to(tl.float32)
-    mean = tl.sum(x, 1) / width
+    count = tl.zeros((BLOCK_ROWS,), tl.float32) + width
+    mean = tl.div_rn(tl.sum(x, 1), count)  # exact for equal values, as `/` need not be
     centred = tl.where(mask_d[None, :], x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.sum(centred * centred, 1) / width + eps)
+    rstd = 1.0 / tl.sqrt_rn(tl.div_rn(tl.sum(centred * centred, 1), count) + eps)
     weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
@@ -60,7 +61,7 @@ def _layer_norm_fwd_kernel(
     tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_kernel(
     dresidual_ptr, dy_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dupdate_ptr,
     partial_ptr, stride_r, rows, width,
