@@ -1,7 +1,7 @@
 """The filterbank on the GPU: one launch where the FFT is of 512, else Triton around torch's FFT.
 
 Cannot avoid: reading the samples and writing the energies, 11 µs for 64 clips of 5 s on an H100.
-The one launch is bound by its instructions, some 900 a frame and warp: 31 µs at the rate at which
+The one launch is bound by its instructions, some 1,000 a frame and warp: 34 µs at the rate at which
 an H100 can start them. Other FFTs need three launches for each chunk of frames that half of the
 second-level cache holds, since frames and spectra are 15 times as many bytes. Measured share: none
 yet; `docs/triton.md` has the compiled kernels and a model of them.
