@@ -57,10 +57,15 @@ def read_clip(
         BadAudioError: The file is absent, empty, no audio, cut short, or holds NaN or infinity.
     """
     with _opened(path) as file:
-        waveform = _read_mono(file, sample_rate, num_samples)
-        rate: int = file.samplerate
-    if rate != sample_rate:
-        waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
+        return _first_clip(file, sample_rate, num_samples, resample_quality)
+
+
+def _first_clip(
+    file: soundfile.SoundFile, sample_rate: int, num_samples: int, resample_quality: str
+) -> NDArray[np.int16]:
+    waveform = _read_mono(file, sample_rate, num_samples)
+    if file.samplerate != sample_rate:
+        waveform = soxr.resample(waveform, file.samplerate, sample_rate, quality=resample_quality)
     clip = np.zeros(num_samples, np.int16)
     samples = _as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
@@ -86,13 +91,8 @@ def read_windows(
     with _opened(path) as file:
         if file.frames * sample_rate > num_samples * file.samplerate:
             yield from _long_windows(file, sample_rate, num_samples, resample_quality)
-            return
-    yield read_clip(
-        path,
-        sample_rate=sample_rate,
-        num_samples=num_samples,
-        resample_quality=resample_quality,
-    )
+        else:
+            yield _first_clip(file, sample_rate, num_samples, resample_quality)
 
 
 def _long_windows(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 from rich.console import Console
@@ -18,7 +16,7 @@ from scipy import stats
 from ast_fast.atomic import atomic_write
 from ast_fast.errors import InputError
 from ast_fast.metrics import mean_and_std
-from ast_fast.report import page_environment
+from ast_fast.report import page_environment, read_report
 
 PROGRAM = "python -m ast_fast.compare"
 
@@ -91,7 +89,7 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
     """
     if len(paths) < 2:
         raise InputError(f"RUNS must be at least 2 folders, got {len(paths)}")
-    reports = [_read(path) for path in paths]
+    reports = [read_report(path) for path in paths]
     accuracies = [
         {int(fold): float(value) for fold, value in report["accuracy"]["per_fold"].items()}
         for report in reports
@@ -114,20 +112,6 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
     keys = sorted(set().union(*settings) - NOT_COMPARED)
     values = {key: [str(config.get(key)) for config in settings] for key in keys}
     return rows, {key: shown for key, shown in values.items() if len(set(shown)) > 1}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    file = path / "report.json"
-    try:
-        report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        for keys in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
-            report[keys[0]][keys[1]]
-        report["config"].keys()
-    except FileNotFoundError:
-        raise InputError(f"{path} must be a finished run; it has no report.json") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{file} must be a run's report, but cannot be read: {error!r}") from error
-    return report
 
 
 def _listed(folds: Mapping[int, float]) -> str:

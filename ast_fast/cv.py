@@ -50,18 +50,19 @@ from ast_fast.data import (
     read_metadata,
 )
 from ast_fast.errors import InputError
-from ast_fast.features import Statistics, load_batch, log_mel, normalise, pad_frames
+from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.kernel_check import check_kernels
 from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_compilations
-from ast_fast.report import Measured, write_report
+from ast_fast.report import Measured, read_report, write_report
 from ast_fast.seeds import run_seeds, take_seeds
 from ast_fast.timing import Stages
 from ast_fast.train import (
     CUBLAS_WORKSPACE,
     MODEL,
     FoldResult,
+    autocast,
     check_config,
     check_memory,
     load_result,
@@ -188,7 +189,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     """
     if len(paths) < 2:
         raise InputError(f"{MERGE} must name at least 2 runs, got {len(paths)}")
-    parts = {path: _finished_part(path) for path in paths}
+    parts = {path: _part(read_report(path)) for path in paths}
     configs = {path: recorded_config(path) for path in paths}
     first, *others = paths
     for path in others:
@@ -237,16 +238,10 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     return write_report(out, config, dataset, results, measured=measured, run=info)
 
 
-def _finished_part(path: Path) -> dict[str, Any]:
-    """Return a run's data key and the folds that its report is about."""
-    try:
-        report = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        folds = sorted(int(fold) for fold in report["accuracy"]["per_fold"])
-        return {"data_key": report["data"]["key"], "folds": folds}
-    except FileNotFoundError:
-        raise InputError(f"{path} must be a finished run; it has no report.json") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path / 'report.json'} cannot be read: {error!r}") from error
+def _part(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data key and the folds that a run's report is about."""
+    folds = sorted(int(fold) for fold in report["accuracy"]["per_fold"])
+    return {"data_key": report["data"]["key"], "folds": folds}
 
 
 @contextlib.contextmanager
@@ -499,9 +494,8 @@ class Run:
         with show_compilations(self.console), chosen_backends(config, device):
             log_mel(waveforms, config, dither=True)
             log_mel(waveforms.to(torch.int16), config)  # as tests and statistics have them
-            features, silence = normalise(log_mel(waveforms, config), config, Statistics(0.0, 1.0))
-            features = pad_frames(features, config.features.target_frames, silence)
-            with torch.autocast(device.type, dtype=amp, enabled=amp is not None):
+            features = model_input(waveforms, config, Statistics(0.0, 1.0))
+            with autocast(device, amp):
                 logits = model(features)
                 with torch.inference_mode():
                     model(features)
@@ -522,19 +516,13 @@ class Run:
         statistics = facts["statistics"] and Statistics(**facts["statistics"])
         indices = result.test_indices[: min(KERNEL_CHECK_CLIPS, config.training.batch_size)]
         waveforms = load_batch(self.dataset.waveforms, indices, self.device)
-        features, silence = normalise(log_mel(waveforms, config), config, statistics)
-        features = pad_frames(features, config.features.target_frames, silence)
+        features = model_input(waveforms, config, statistics)
         amp = resolve_amp(config.training.amp, self.device)
-        with torch.autocast(self.device.type, dtype=amp, enabled=amp is not None):
+        with autocast(self.device, amp):
             return check_kernels(config, waveforms, model, features, amp or torch.float32)
 
     def _new_model(self) -> AudioSpectrogramTransformer:
-        return AudioSpectrogramTransformer(
-            self.config.model,
-            num_mel_bins=self.config.fbank.num_mel_bins,
-            num_frames=self.config.features.target_frames,
-            num_classes=len(self.dataset.class_names),
-        )
+        return AudioSpectrogramTransformer.of(self.config, len(self.dataset.class_names))
 
     def _say_what_runs(self, model: AudioSpectrogramTransformer) -> None:
         dataset, config = self.dataset, self.config

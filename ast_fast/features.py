@@ -107,6 +107,20 @@ def pad_frames(features: Tensor, target_frames: int, silence: Tensor) -> Tensor:
     return padded
 
 
+def model_input(waveforms: Tensor, config: Config, statistics: Statistics | None) -> Tensor:
+    """Return what the model sees of clips that nothing augments: undithered, normalised, padded.
+
+    Args:
+        waveforms: As `log_mel` takes them.
+        config: The run's settings.
+        statistics: As `normalise` takes them.
+    Returns:
+        Features, shape (batch, target_frames, num_mel_bins).
+    """
+    features, silence = normalise(log_mel(waveforms, config), config, statistics)
+    return pad_frames(features, config.features.target_frames, silence)
+
+
 def compute_statistics(
     waveforms: NDArray[np.int16],
     indices: NDArray[np.int64],

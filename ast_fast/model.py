@@ -8,13 +8,13 @@ patch `f * num_patches_time + t`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ast_fast.config import ModelConfig
+from ast_fast.config import Config, ModelConfig
 from ast_fast.errors import InputError
 from ast_fast_kernels import add_layer_norm, attention, linear_gelu
 
@@ -50,6 +50,16 @@ class AudioSpectrogramTransformer(nn.Module):
         self.norm = nn.LayerNorm(config.embed_dim)
         self.head = nn.Linear(config.embed_dim, num_classes)
         self._initialise()
+
+    @classmethod
+    def of(cls, config: Config, num_classes: int) -> Self:
+        """Return the model of a run's settings, with fresh weights."""
+        return cls(
+            config.model,
+            num_mel_bins=config.fbank.num_mel_bins,
+            num_frames=config.features.target_frames,
+            num_classes=num_classes,
+        )
 
     @property
     def num_patches(self) -> int:

@@ -25,10 +25,10 @@ from ast_fast.config import Config
 from ast_fast.data import decode_settings
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
-from ast_fast.features import Statistics, log_mel, normalise, pad_frames
+from ast_fast.features import Statistics, model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_progress
-from ast_fast.train import resolve_amp, resolve_device
+from ast_fast.train import autocast, resolve_amp, resolve_device
 
 PROGRAM = "python -m ast_fast.predict"
 
@@ -72,24 +72,14 @@ class Classifier:
     statistics: Statistics | None
     device: torch.device
 
-    @property
-    def num_samples(self) -> int:
-        """Samples of a clip."""
-        return decode_settings(self.config).num_samples
-
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
-        config = self.config
-        features, silence = normalise(log_mel(windows, config), config, self.statistics)
-        return pad_frames(features, config.features.target_frames, silence)
+        return model_input(windows, self.config, self.statistics)
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return every class's probability for clips, on the CPU, shape (batch, num_classes)."""
         amp = resolve_amp(self.config.training.amp, self.device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, dtype=amp, enabled=amp is not None),
-        ):
+        with torch.inference_mode(), autocast(self.device, amp):
             logits = self.model(self.features(windows.to(self.device)))
         probabilities: Tensor = logits.float().softmax(dim=1).cpu()
         return probabilities
@@ -108,12 +98,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
         raise InputError(f"CHECKPOINT must be a finished fold's model.safetensors, got {path}")
     run = {key: value for key, value in facts["run"].items() if key not in ("fold", "data_key")}
     config = config_from_settings(run, path)
-    model = AudioSpectrogramTransformer(
-        config.model,
-        num_mel_bins=config.fbank.num_mel_bins,
-        num_frames=config.features.target_frames,
-        num_classes=len(facts["class_names"]),
-    )
+    model = AudioSpectrogramTransformer.of(config, len(facts["class_names"]))
     model.load_state_dict(tensors)
     statistics = Statistics(**facts["statistics"]) if facts["statistics"] else None
     model.to(device).eval().requires_grad_(False)

@@ -20,6 +20,7 @@ from ast_fast.atomic import atomic_write
 from ast_fast.cli import config_values
 from ast_fast.config import Config
 from ast_fast.data import Dataset
+from ast_fast.errors import InputError
 from ast_fast.features import log_mel
 from ast_fast.kernel_check import FBANK_ERRORS
 from ast_fast.train import FoldResult
@@ -76,6 +77,25 @@ def write_report(
     page = render_page(report, config, dataset, results)
     with atomic_write(out_dir / "report.html") as path:
         path.write_text(page, encoding="utf-8")
+    return report
+
+
+def read_report(out_dir: Path) -> dict[str, Any]:
+    """Return report.json of a finished run's folder.
+
+    Raises:
+        InputError: There is none, or it is no run's report.
+    """
+    path = out_dir / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for table, key in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
+            report[table][key]
+        report["config"].keys()
+    except FileNotFoundError:
+        raise InputError(f"{out_dir} must be a finished run; it has no report.json") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} must be a run's report, but cannot be read: {error!r}") from error
     return report
 
 

@@ -39,6 +39,7 @@ from ast_fast.features import (
     compute_statistics,
     load_batch,
     log_mel,
+    model_input,
     normalise,
     pad_frames,
 )
@@ -345,6 +346,11 @@ def resolve_amp(
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
+    """Return the context of mixed precision in that dtype; None changes nothing."""
+    return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+
+
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """Return the learning rate of a step: linear warm-up, then half a cosine.
 
@@ -467,12 +473,8 @@ class _FoldTraining:
     def _build(self) -> None:
         config = self.config
         torch.manual_seed(epoch_seeds(config.seed, self.fold, 0)[1])
-        self.model = AudioSpectrogramTransformer(
-            config.model,
-            num_mel_bins=config.fbank.num_mel_bins,
-            num_frames=config.features.target_frames,
-            num_classes=len(self.dataset.class_names),
-        ).to(self.device)
+        num_classes = len(self.dataset.class_names)
+        self.model = AudioSpectrogramTransformer.of(config, num_classes).to(self.device)
         self.tested = self.model
         if config.training.ema_decay > 0:
             self.tested = copy.deepcopy(self.model).requires_grad_(False)
@@ -576,8 +578,7 @@ class _FoldTraining:
             indices = self.test_indices[first : first + config.training.batch_size]
             with self.stages("features"):
                 waveforms = load_batch(self.dataset.waveforms, indices, self.device)
-                features, silence = normalise(log_mel(waveforms, config), config, self.statistics)
-                features = pad_frames(features, config.features.target_frames, silence)
+                features = model_input(waveforms, config, self.statistics)
             with self.stages("forward"), self._autocast():
                 logits.append(self.tested(features).float().cpu())
         labels = torch.from_numpy(self.dataset.labels[self.test_indices])
@@ -589,7 +590,7 @@ class _FoldTraining:
         return all_logits.softmax(dim=1).numpy(), loss, accuracy
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+        return autocast(self.device, self.amp)
 
     def _diverged(self, where: str, loss: float) -> DivergedError:
         training = self.config.training

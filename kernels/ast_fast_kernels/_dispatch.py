@@ -90,6 +90,33 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     return _loaded[op, backend]
 
 
+def choose_triton(
+    op: str, requested: str, on_gpu: bool, obstacle: Callable[[], str | None], otherwise: str
+) -> str:
+    """Return the backend that runs of an operation that Triton has: auto takes it on a GPU.
+
+    Args:
+        op: The operation.
+        requested: As `requested_backend` gave it.
+        on_gpu: Whether its tensors are on one.
+        obstacle: Says why Triton cannot run this input; None when it can.
+        otherwise: What auto takes where Triton cannot, and the error names.
+    Raises:
+        RuntimeError: Triton was asked for and cannot.
+    """
+    if requested not in ("auto", "triton"):
+        return requested
+    by_name = requested == "triton"
+    reason = obstacle() if by_name or on_gpu else None
+    if by_name:
+        if reason is not None:
+            raise RuntimeError(f'{reason}; use backend="{otherwise}"')
+        return requested
+    chosen = "triton" if on_gpu and reason is None else otherwise
+    log_choice(op, chosen, reason)
+    return chosen
+
+
 @constant_in_graphs
 def log_choice(op: str, backend: str, reason: str | None = None) -> None:
     """Say, once for each operation, backend and reason, what auto chose."""

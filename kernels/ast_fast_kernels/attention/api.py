@@ -55,16 +55,9 @@ def attention(
 
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    if requested == "triton":
-        obstacle = _triton_obstacle(qkv, scale)
-        if obstacle is not None:
-            raise RuntimeError(f'{obstacle}; use backend="sdpa"')
-    if requested != "auto":
-        return requested
-    obstacle = _triton_obstacle(qkv, scale) if qkv.is_cuda else None
-    chosen = "triton" if qkv.is_cuda and obstacle is None else "sdpa"
-    _dispatch.log_choice("attention", chosen, obstacle)
-    return chosen
+    return _dispatch.choose_triton(
+        "attention", requested, qkv.is_cuda, lambda: _triton_obstacle(qkv, scale), "sdpa"
+    )
 
 
 def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:

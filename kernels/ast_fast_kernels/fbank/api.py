@@ -261,7 +261,9 @@ def result_dtype(waveform: Tensor) -> torch.dtype:
 def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
     """Raise unless dtype and length fit (one frame at least, where nothing is padded)."""
     if waveform.dtype not in _DTYPES:
-        raise TypeError(f"waveform must be float32, float64 or int16, got {_name(waveform.dtype)}")
+        raise TypeError(
+            f"waveform must be float32, float64 or int16, got {_checks.dtype_name(waveform.dtype)}"
+        )
     least = config.window_size if config.snip_edges and not config.pad_tail else 0
     if waveform.dim() == 0 or waveform.shape[-1] < least:
         raise ValueError(
@@ -274,7 +276,9 @@ def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
 def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
     dtype = result_dtype(waveform)
     if out.dtype != dtype:
-        raise TypeError(f"out must be {_name(dtype)}, got {_name(out.dtype)}")
+        raise TypeError(
+            f"out must be {_checks.dtype_name(dtype)}, got {_checks.dtype_name(out.dtype)}"
+        )
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
     if out.device != waveform.device:
@@ -323,7 +327,7 @@ def _as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
         ) from None
     no_integers = counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool
     if no_integers and counts.numel():  # an empty list has no type of its own
-        raise TypeError(f"lengths must be integers, got {_name(counts.dtype)}")
+        raise TypeError(f"lengths must be integers, got {_checks.dtype_name(counts.dtype)}")
     if counts.shape != leading:
         raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
     return counts
@@ -348,7 +352,7 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     if samples.device.type != "cpu":
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
-        return f"numba needs a float32 or int16 waveform, got {_name(samples.dtype)}"
+        return f"numba needs a float32 or int16 waveform, got {_checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba runs under no transform of torch.func"
     # Loads Numba, so not before there is something for it to do.
@@ -363,7 +367,7 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     if obstacle is not None:
         return obstacle
     if samples.dtype not in (torch.float32, torch.int16):
-        return f"triton needs a float32 or int16 waveform, got {_name(samples.dtype)}"
+        return f"triton needs a float32 or int16 waveform, got {_checks.dtype_name(samples.dtype)}"
     from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
     if samples.shape[-1] >= MOST_PLACES:
@@ -372,10 +376,6 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
 
 
 _OBSTACLES = {"numba": _numba_obstacle, "triton": _triton_obstacle}
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _type(value: object) -> str:

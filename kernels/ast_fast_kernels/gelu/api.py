@@ -34,16 +34,9 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
 
 def choose_backend(requested: str, tokens: Tensor) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    if requested == "triton":
-        obstacle = _obstacle(tokens)
-        if obstacle is not None:
-            raise RuntimeError(f'{obstacle}; use backend="reference"')
-    if requested != "auto":
-        return requested
-    obstacle = _obstacle(tokens) if tokens.is_cuda else None
-    chosen = "triton" if tokens.is_cuda and obstacle is None else "reference"
-    _dispatch.log_choice("gelu", chosen, obstacle)
-    return chosen
+    return _dispatch.choose_triton(
+        "gelu", requested, tokens.is_cuda, lambda: _obstacle(tokens), "reference"
+    )
 
 
 def _obstacle(tokens: Tensor) -> str | None:

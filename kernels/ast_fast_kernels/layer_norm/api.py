@@ -52,16 +52,9 @@ def add_layer_norm(
 
 def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    if requested == "triton":
-        obstacle = _obstacle(tokens, update)
-        if obstacle is not None:
-            raise RuntimeError(f'{obstacle}; use backend="reference"')
-    if requested != "auto":
-        return requested
-    obstacle = _obstacle(tokens, update) if tokens.is_cuda else None
-    chosen = "triton" if tokens.is_cuda and obstacle is None else "reference"
-    _dispatch.log_choice("layer_norm", chosen, obstacle)
-    return chosen
+    return _dispatch.choose_triton(
+        "layer_norm", requested, tokens.is_cuda, lambda: _obstacle(tokens, update), "reference"
+    )
 
 
 def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
