@@ -443,7 +443,7 @@ def test_a_model_that_cannot_be_allocated_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B")
 
-    monkeypatch.setattr(cv, "AudioSpectrogramTransformer", fail)
+    monkeypatch.setattr(cv.AudioSpectrogramTransformer, "__init__", fail)
     assert main([*base, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
         "error: out of memory: lower training.batch_size or the model's size; "
