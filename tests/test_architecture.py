@@ -111,6 +111,7 @@ def test_public_names_are_these() -> None:
         "kaldi",
         "linear_gelu",
         "mfcc",
+        "mix",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.fbank.online import OnlineFbank
     from ast_fast_kernels.gelu.api import linear_gelu
     from ast_fast_kernels.layer_norm.api import add_layer_norm
+    from ast_fast_kernels.mix.api import mix
 
 __all__ = [
     "Fbank",
@@ -32,6 +33,7 @@ __all__ = [
     "kaldi",
     "linear_gelu",
     "mfcc",
+    "mix",
     "use_backend",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "fbank": "ast_fast_kernels.fbank.api",
     "linear_gelu": "ast_fast_kernels.gelu.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
+    "mix": "ast_fast_kernels.mix.api",
     "use_backend": "ast_fast_kernels._dispatch",
 }
 

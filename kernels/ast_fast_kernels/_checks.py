@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -25,6 +29,20 @@ def check_floating(name: str, tensor: object) -> None:
     if not tensor.is_floating_point():
         kind = dtype_name(tensor.dtype)
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+
+
+def tensor_over(array: npt.NDArray[Any]) -> Tensor:
+    """Return the array's own memory as a tensor, which nobody may write to."""
+    if not array.flags.c_contiguous:
+        item = array.itemsize
+        if any(stride < 0 or stride % item for stride in array.strides):
+            array = array.copy()  # strides that no tensor has
+    if not array.flags.writeable:  # such as a memory-mapped cache; torch would warn
+        interface = dict(array.__array_interface__)
+        interface["data"] = (array.ctypes.data, False)
+        # numpy keeps the namespace alive, and so the array.
+        array = np.asarray(SimpleNamespace(__array_interface__=interface, owner=array))
+    return torch.from_numpy(array)
 
 
 def triton_obstacle(name: str, tensor: Tensor) -> str | None:

@@ -22,6 +22,8 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("fbank", "reference"): "ast_fast_kernels.fbank.reference:fbank_reference",
     ("fbank", "numba"): "ast_fast_kernels.fbank.numba_cpu:fbank_numba",
     ("fbank", "triton"): "ast_fast_kernels.fbank.triton_gpu:fbank_triton",
+    ("mix", "reference"): "ast_fast_kernels.mix.reference:mix_reference",
+    ("mix", "numba"): "ast_fast_kernels.mix.numba_cpu:mix_numba",
     ("attention", "reference"): "ast_fast_kernels.attention.reference:attention_reference",
     ("attention", "sdpa"): "ast_fast_kernels.attention.sdpa:attention_sdpa",
     ("attention", "triton"): "ast_fast_kernels.attention.ops:attention_triton",

@@ -7,7 +7,6 @@ import math
 import reprlib
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from types import SimpleNamespace
 from typing import Any, ParamSpec, TypeVar, overload
 
 import numpy as np
@@ -235,22 +234,10 @@ def _fbank_numpy(
         dtype = np.float64 if waveform.dtype == np.float64 else np.float32
         raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
     out_tensor = None if out is None else torch.from_numpy(out)
-    result = fbank(_as_tensor(waveform), config, lengths=lengths, out=out_tensor, backend=backend)
+    result = fbank(
+        _checks.tensor_over(waveform), config, lengths=lengths, out=out_tensor, backend=backend
+    )
     return result.numpy() if out is None else out
-
-
-def _as_tensor(waveform: npt.NDArray[Any]) -> Tensor:
-    """Return the array's own memory as a tensor, which nothing here writes to."""
-    if not waveform.flags.c_contiguous:
-        item = waveform.itemsize
-        if any(stride < 0 or stride % item for stride in waveform.strides):
-            waveform = waveform.copy()  # strides that no tensor has
-    if not waveform.flags.writeable:  # such as a memory-mapped cache; torch would warn
-        interface = dict(waveform.__array_interface__)
-        interface["data"] = (waveform.ctypes.data, False)
-        # numpy keeps the namespace alive, and so the array.
-        waveform = np.asarray(SimpleNamespace(__array_interface__=interface, owner=waveform))
-    return torch.from_numpy(waveform)
 
 
 def result_dtype(waveform: Tensor) -> torch.dtype:

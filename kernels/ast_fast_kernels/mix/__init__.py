@@ -1,0 +1,1 @@
+"""Rotated, scaled and summed clips in one pass: `api` is the door."""
