@@ -6,14 +6,19 @@ every device. Nothing here is used when testing.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from ast_fast.config import AugmentConfig
 from ast_fast.errors import InputError
+from ast_fast_kernels import mix
 
 SILENT_RMS = 1e-4
 """Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
+
+EVERY_ROW = slice(None)
 
 MOST_GAIN_DB = 100.0
 """Five decimal powers, as much as int16 audio spans."""
@@ -22,105 +27,117 @@ MOST_MASKS = 100
 
 
 def augment_waveforms(
-    waveforms: Tensor, targets: Tensor, config: AugmentConfig, generator: Generator
+    waveforms: Tensor | NDArray[np.int16],
+    indices: Tensor,
+    levels: Tensor,
+    targets: Tensor,
+    config: AugmentConfig,
+    generator: Generator,
+    *,
+    rows: slice = EVERY_ROW,
 ) -> tuple[Tensor, Tensor]:
-    """Return waveforms rotated, scaled, flipped and mixed, with their soft labels.
+    """Return the clips of a batch rotated, scaled, flipped and mixed, with their soft labels.
 
     Args:
-        waveforms: Shape (batch, num_samples), floating; not changed.
-        targets: Label shares, shape (batch, num_classes), each row summing to 1; not changed.
+        waveforms: Clips, shape (num_clips, num_samples), int16 or float32; read where they lie.
+        indices: Which of them are the batch, int64, shape (batch,), on the CPU.
+        levels: Their `sound_levels`, shape (batch,), on the CPU.
+        targets: Their label shares, shape (batch, num_classes), each row summing to 1, on the CPU;
+            not changed.
         config: What to do, and how much.
-        generator: Source of randomness, on the CPU.
+        generator: Source of randomness, on the CPU; drawn from for the whole batch.
+        rows: Which of the batch's rows to make.
     Returns:
-        Waveforms and targets, same shapes. Mixed waveforms can leave [-1, 1].
+        Waveforms, shape (rows, num_samples), float32, on the clips' device; they can leave [-1, 1]
+        when mixed. Their targets, shape (rows, num_classes).
     """
+    batch = len(indices)
+    starts = torch.zeros(batch, dtype=torch.int64)
     if config.roll:
-        waveforms = roll(waveforms, generator)
-    if config.gain_db > 0 or config.polarity:
-        waveforms = waveforms * _factors(len(waveforms), config, generator).to(waveforms)
-    if config.mix_probability > 0:
-        waveforms, targets = mix(waveforms, targets, config.mix_probability, generator)
-    return waveforms, targets
+        starts = torch.randint(waveforms.shape[1], (batch,), generator=generator)
+    factors = _factors(batch, config, generator)
+    if config.mix_probability == 0 or batch < 2:
+        terms = (values[rows].unsqueeze(1) for values in (indices, starts, factors))
+        alone: Tensor = mix(waveforms, *terms)
+        return alone, targets[rows]
+    partners, shares, amplitudes = draw_mixing(levels * factors.abs(), config, generator)
+    mixed_targets = shares.unsqueeze(1) * targets + (1 - shares).unsqueeze(1) * targets[partners]
+    pairs = torch.stack((torch.arange(batch), partners), dim=1)[rows]
+    mixed = mix(waveforms, indices[pairs], starts[pairs], factors[pairs] * amplitudes[rows])
+    return mixed, mixed_targets[rows]
 
 
-def roll(waveforms: Tensor, generator: Generator) -> Tensor:
-    """Return each waveform rotated by a number of samples of its own, uniform over its length.
-
-    Args:
-        waveforms: Shape (batch, num_samples).
-        generator: Source of randomness, on the CPU.
-    """
-    batch, num_samples = waveforms.shape
-    start = torch.randint(num_samples, (batch,), generator=generator).to(waveforms.device)
-    rotations = torch.cat((waveforms, waveforms), dim=1).unfold(1, num_samples, 1)  # a view
-    return rotations[torch.arange(batch, device=waveforms.device), start]
-
-
-def mix(
-    waveforms: Tensor, targets: Tensor, probability: float, generator: Generator
-) -> tuple[Tensor, Tensor]:
-    """Return a share of the clips mixed with another clip of the batch, labels mixed alike.
+def draw_mixing(
+    levels: Tensor, config: AugmentConfig, generator: Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw which clips of a batch are mixed, with which others, and how.
 
     The ratio r of the first clip is uniform in [0, 1). Amplitudes are chosen so that r is the ratio
     of sound levels (here the RMS of the whole clip), and the sum keeps their energy. A clip is not
     mixed when it or its partner is silent: half a label would then have no sound.
 
     Args:
-        waveforms: Shape (batch, num_samples).
-        targets: Label shares, shape (batch, num_classes).
-        probability: Chance of a clip to be mixed; a batch of one stays as it is.
+        levels: RMS of each clip, shape (batch,), at least 2 of them.
+        config: `mix_probability` is the chance of a clip to be mixed.
         generator: Source of randomness, on the CPU.
+    Returns:
+        Each clip's partner, shape (batch,); the clip's own share of the label, shape (batch,), 1
+        where it is not mixed; and both clips' amplitudes, shape (batch, 2), 1 and 0 there.
     Source: Tokozume, Ushiku, Harada, "Learning from Between-class Examples for Deep Sound
         Recognition" (ICLR 2018), section 3.2.
     """
-    batch = len(waveforms)
-    if batch < 2:
-        return waveforms, targets
+    batch = len(levels)
     offset = torch.randint(1, batch, (), generator=generator)
-    chosen = torch.rand(batch, generator=generator) < probability
-    ratio = torch.rand(batch, generator=generator).to(waveforms)
-    first = torch.arange(batch)
-    second = (first + offset) % batch
+    chosen = torch.rand(batch, generator=generator) < config.mix_probability
+    ratio = torch.rand(batch, generator=generator)
+    partners = (torch.arange(batch) + offset) % batch
+    audible = levels > SILENT_RMS
+    mixed = chosen & audible & audible[partners]
 
-    rms = torch.linalg.vector_norm(waveforms, dim=1) / waveforms.shape[1] ** 0.5
-    audible = (rms > SILENT_RMS).cpu()
-    first = first[chosen & audible & audible[second]]
-    if len(first) == 0:
-        return waveforms, targets
-    second, first = second[first].to(waveforms.device), first.to(waveforms.device)
-
-    ratio = ratio[first].unsqueeze(1)
-    amplitude = ratio * rms[second].unsqueeze(1)
-    amplitude = amplitude / (amplitude + (1 - ratio) * rms[first].unsqueeze(1))
+    amplitude = ratio * levels[partners]
+    amplitude = amplitude / (amplitude + (1 - ratio) * levels)
     energy = (amplitude.square() + (1 - amplitude).square()).sqrt()
-    mixed = waveforms[first] * (amplitude / energy)
-    mixed.addcmul_(waveforms[second], (1 - amplitude) / energy)
-    ratio = ratio.to(targets)
-    mixed_targets = ratio * targets[first] + (1 - ratio) * targets[second]
-    return waveforms.index_copy(0, first, mixed), targets.index_copy(0, first, mixed_targets)
+    amplitudes = torch.stack((amplitude, 1 - amplitude), dim=1) / energy.unsqueeze(1)
+    amplitudes = torch.where(mixed.unsqueeze(1), amplitudes, torch.tensor([1.0, 0.0]))
+    return partners, torch.where(mixed, ratio, 1.0), amplitudes
 
 
-def spec_augment(features: Tensor, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Return features with random bands of mel bins and of frames set to 0, each clip its own.
+def sound_levels(waveforms: NDArray[np.int16]) -> Tensor:
+    """Return the RMS of every clip, full scale being 1: shape (num_clips,), float32."""
+    levels = torch.empty(len(waveforms))
+    for index, clip in enumerate(waveforms):
+        levels[index] = float(np.linalg.norm(clip.astype(np.float32)))
+    return levels / (32768 * waveforms.shape[1] ** 0.5)
+
+
+def spec_augment(
+    features: Tensor,
+    batch: int,
+    config: AugmentConfig,
+    generator: Generator,
+    rows: slice = EVERY_ROW,
+) -> Tensor:
+    """Set random bands of mel bins and of frames to 0, in place, each clip its own.
 
     Meant for normalised features, where 0 is the mean. Widths are uniform from 0 to the largest,
     positions uniform over those where the whole band fits.
 
     Args:
-        features: Shape (batch, num_frames, num_mel_bins); not changed.
+        features: Of the named rows of a batch, shape (rows, num_frames, num_mel_bins); changed.
+        batch: Clips of the whole batch, for all of which bands are drawn.
         config: Widths and number of the masks.
         generator: Source of randomness, on the CPU.
+        rows: Which of the batch's rows the features are.
+    Returns:
+        The features.
     Source: Park et al., "SpecAugment" (Interspeech 2019), section 2; no time warping.
     """
-    batch, num_frames, num_mel_bins = features.shape
-    masked = torch.zeros(1, 1, 1, dtype=torch.bool)
-    if config.time_mask > 0 and config.num_masks > 0:
-        bands = _bands(batch, num_frames, config.time_mask, config.num_masks, generator)
-        masked = masked | bands.unsqueeze(2)
-    if config.freq_mask > 0 and config.num_masks > 0:
-        bands = _bands(batch, num_mel_bins, config.freq_mask, config.num_masks, generator)
-        masked = masked | bands.unsqueeze(1)
-    return features.masked_fill(masked.to(features.device), 0.0)
+    for axis, largest in ((1, config.time_mask), (2, config.freq_mask)):
+        if largest > 0 and config.num_masks > 0:
+            bands = _bands(batch, features.shape[axis], largest, config.num_masks, generator)
+            masked = bands[rows].unsqueeze(3 - axis).to(features.device)
+            features.masked_fill_(masked, 0.0)
+    return features
 
 
 def kept_patches(
@@ -174,13 +191,13 @@ def check_augment(config: AugmentConfig, num_mel_bins: int, num_frames: int) -> 
 
 
 def _factors(batch: int, config: AugmentConfig, generator: Generator) -> Tensor:
-    """Draw each clip's gain and sign, shape (batch, 1)."""
-    factors = torch.ones(batch, 1)
+    """Draw each clip's gain and sign, shape (batch,)."""
+    factors = torch.ones(batch)
     if config.gain_db > 0:
-        decibels = (2 * torch.rand(batch, 1, generator=generator) - 1) * config.gain_db
+        decibels = (2 * torch.rand(batch, generator=generator) - 1) * config.gain_db
         factors = 10 ** (decibels / 20)
     if config.polarity:
-        factors = factors * (1 - 2 * torch.randint(2, (batch, 1), generator=generator))
+        factors = factors * (1 - 2 * torch.randint(2, (batch,), generator=generator))
     return factors
 
 

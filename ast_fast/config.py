@@ -69,9 +69,9 @@ class ModelConfig:
     """Height and width of a patch: (mel bins, frames)."""
     patch_stride: tuple[int, int] = (16, 16)
     """Step between patches: (mel bins, frames); below patch_size they overlap."""
-    embed_dim: int = 128
+    embed_dim: int = 192
     """Width of a token."""
-    num_heads: int = 4
+    num_heads: int = 3
     """Attention heads; embed_dim must be divisible by them."""
     depth: int = 4
     """Transformer blocks."""
@@ -115,10 +115,12 @@ class TrainingConfig:
     """Passes over the training folds."""
     batch_size: int = 32
     """Clips a step."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon"] = "muon"
+    """What moves the weights: AdamW; or Muon for the blocks' matrices and AdamW for the rest."""
+    learning_rate: float = 3e-3
+    """Peak learning rate."""
     weight_decay: float = 0.05
-    """AdamW's weight decay, on matrices only."""
+    """Weight decay, on matrices only."""
     warmup_epochs: float = 5.0
     """Epochs of linear warm-up before the cosine."""
     final_learning_rate: float = 1e-5
@@ -130,7 +132,7 @@ class TrainingConfig:
     ema_decay: float = 0.995
     """Decay of the weights' moving average, which is what is tested; 0 is off."""
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    """Mixed precision; auto takes bfloat16 where the device has it (CUDA), else none."""
+    """Mixed precision; auto takes bfloat16 where the device has units for it (CUDA, AMX)."""
 
 
 @dataclass(frozen=True)

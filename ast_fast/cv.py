@@ -49,6 +49,7 @@ from ast_fast.data import (
     open_dataset,
     read_metadata,
 )
+from ast_fast.distributed import ALONE, is_lost_peer, join_ranks, leave_ranks, processes_here
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.kernel_check import check_kernels
@@ -72,7 +73,7 @@ from ast_fast.train import (
     train_fold,
 )
 from ast_fast.training_progress import TrainingProgress
-from ast_fast_kernels import use_backend
+from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
@@ -93,7 +94,7 @@ MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
 """Settings that may change when a run is resumed: none of them changes a result. That `data` still
 holds the same clips is checked by their content."""
 
-MUST_AGREE = ("data_key", "device", "kernels", "threads")
+MUST_AGREE = ("data_key", "device", "kernels", "threads", "amp", "processes")
 """Facts of run.json that a resumed run must find unchanged: results depend on them."""
 
 KERNEL_CHECK_CLIPS = 32
@@ -121,10 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--help" not in arguments and "-h" not in arguments:
         try:
             seeds, rest = take_seeds(arguments)
+            if seeds:
+                ranks = join_ranks()
+                return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
             return _fail(str(error))
-        if seeds:
-            return run_seeds(seeds, rest, main, lambda: choose_out(Config()))
         if MERGE in arguments:
             return _merge(arguments)
     run = Run(arguments)
@@ -147,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _send_nowhere(sys.stdout)  # --help was read as far as it was wanted
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         reason = exhausted_resource(error)
+        if reason is None and is_lost_peer(error):
+            reason = "another process of this run has ended"
         if reason is None:
             raise
         return _fail(f"{reason}; {run.how_to_go_on()}")
@@ -294,6 +298,7 @@ class Run:
 
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = argv
+        self.ranks = ALONE
         self.console = _Console(soft_wrap=True, highlight=False, markup=False)
         self.out: Path
         self.begun = False
@@ -306,12 +311,14 @@ class Run:
     def prepare(self) -> None:
         """Check everything, open the data set, and make the run's folder or take it up again."""
         self.config = parse_config(self.argv)
-        self.out = choose_out(self.config)
+        self.ranks = join_ranks()
+        self.console.quiet = not self.ranks.is_first
+        self.out = self.ranks.same(choose_out(self.config))
         if self.config.resume:
             check_resumed_settings(self.config, self.out)
         check_run(self.config, self.out)
         self.device = resolve_device(self.config.device)
-        threads = self.config.threads or available_cores()
+        threads = self.config.threads or max(1, available_cores() // processes_here())
         if self.config.resume:
             self.begun = True
             threads = self.config.threads or _read_run(self.out)["threads"]
@@ -326,26 +333,30 @@ class Run:
             device=self.device,
         )
         model = self._new_model()
-        self.info = run_info.describe_run(self.argv, PROGRAM)
+        self.info = run_info.describe_run(self.argv, self._program())
         with chosen_backends(self.config, self.device):
             kernels = kernels_in_use(self.config, self.device)
         self.info |= {
             "device": self.device.type,
             "kernels": kernels,
+            "amp": _amp_name(resolve_amp(self.config.training.amp, self.device)),
+            "processes": self.ranks.count,
             "data_key": self.dataset.key,
             "resumed": [],
         }
         self._compile_kernels(model)
+        self.ranks.same(None)  # all have looked at the folder
         try:
             if self.config.resume:
                 self._take_up()
-            else:
+            elif self.ranks.is_first:
                 self._make_folder()
         except OSError as error:
             if exhausted_resource(error) is None:
                 message = f"--out {self.out} cannot be written: {error.strerror}"
                 raise InputError(message) from error
             raise
+        self.out, self.begun = self.ranks.same((self.out, True))
         self._say_what_runs(model)
 
     def train(self) -> None:
@@ -363,8 +374,11 @@ class Run:
                         self.out,
                         observer=progress,
                         stages=stages,
+                        ranks=self.ranks,
                     )
                     self.results.append(result)
+                    if not self.ranks.is_first:
+                        continue
                     earlier = _read_measured(folder / MEASURED)
                     if earlier is not None:
                         self.measured[fold] = earlier
@@ -379,7 +393,9 @@ class Run:
                     path.write_text(json.dumps(dataclasses.asdict(self.measured[fold]), indent=2))
 
     def report(self) -> None:
-        """Write the report and print what it comes to."""
+        """Write the report and print what it comes to; the first process does it for all."""
+        if not self.ranks.is_first:
+            return
         peak = max(run_info.peak_memory_gib(), self.info.get("peak_memory_gib", 0.0))
         self.info |= {"ended": run_info.now(), "peak_memory_gib": peak}
         self._write_info()
@@ -395,7 +411,9 @@ class Run:
 
     def remove_untrained(self) -> None:
         """Remove what this process made of the run's folder, if it finished no epoch there."""
-        if not self.begun or self.config.resume or any(self.out.glob("fold-*/*.safetensors")):
+        if not (self.begun and self.ranks.is_first) or self.config.resume:
+            return
+        if any(self.out.glob("fold-*/*.safetensors")):
             return
         for folder in self.out.glob("fold-*"):
             with contextlib.suppress(OSError):
@@ -412,8 +430,13 @@ class Run:
         """Return what is kept and the command that goes on from there."""
         if not self.begun:
             return "no run was begun, and nothing is left behind"
-        command = shlex.join([*shlex.split(PROGRAM), "--resume", "--out", str(self.out)])
+        command = shlex.join([*shlex.split(self._program()), "--resume", "--out", str(self.out)])
         return f"finished epochs are kept; go on with: {command}"
+
+    def _program(self) -> str:
+        if self.ranks.count == 1:
+            return PROGRAM
+        return f"torchrun --nproc-per-node {processes_here()} {PROGRAM.partition(' ')[2]}"
 
     def _make_folder(self) -> None:
         try:
@@ -458,7 +481,8 @@ class Run:
                 folder.rmdir()
 
     def _take_up(self) -> None:
-        self._acquire()
+        if self.ranks.is_first:
+            self._acquire()
         there = _read_run(self.out)
         for name in MUST_AGREE:
             if there[name] != self.info[name]:
@@ -468,7 +492,9 @@ class Run:
                 )
         again = {key: self.info[key] for key in ("started", "command", "commit", "versions")}
         self.info = {**there, "resumed": [*there["resumed"], again]}
-        self._write_info()
+        self.ranks.same(None)  # all have read it
+        if self.ranks.is_first:
+            self._write_info()
 
     def _acquire(self) -> None:
         lock = FileLock(self.out / LOCK)
@@ -492,6 +518,9 @@ class Run:
         if device.type == "cuda":
             self.console.print("compiling kernels for the GPU, where its cache lacks them …")
         with show_compilations(self.console), chosen_backends(config, device):
+            if device.type == "cpu":
+                nothing = torch.zeros(1, 1, dtype=torch.int64)
+                mix(self.dataset.waveforms, nothing, nothing, nothing.float())
             log_mel(waveforms, config, dither=True)
             log_mel(waveforms.to(torch.int16), config)  # as tests and statistics have them
             features = model_input(waveforms, config, Statistics(0.0, 1.0))
@@ -706,7 +735,7 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
         case "reference":
             return use_backend("reference")
         case "numba":
-            return use_backend(fbank="numba", attention="sdpa")
+            return use_backend(fbank="numba", mix="numba", attention="sdpa")
         case "triton":
             if device.type != "cuda":
                 raise InputError(
@@ -728,6 +757,10 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
         "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
         "attention": choose_attention(requested_backend("attention", "auto"), qkv),
     }
+
+
+def _amp_name(amp: torch.dtype | None) -> str:
+    return "off" if amp is None else str(amp).removeprefix("torch.")
 
 
 def exhausted_resource(error: BaseException) -> str | None:
@@ -766,4 +799,8 @@ def _read_measured(path: Path) -> Measured | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        code = main()
+    finally:
+        leave_ranks()
+    sys.exit(code)

@@ -9,6 +9,7 @@ from typing import Any
 
 from ast_fast.atomic import atomic_write
 from ast_fast.cli import split_flags
+from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
 from ast_fast.metrics import mean_and_std
 
@@ -46,6 +47,7 @@ def run_seeds(
     argv: Sequence[str],
     run: Callable[[Sequence[str]], int],
     default_out: Callable[[], Path],
+    ranks: Ranks = ALONE,
 ) -> int:
     """Make a run of every seed in `out/seed-N`, then write and print what they come to together.
 
@@ -56,6 +58,7 @@ def run_seeds(
         argv: The arguments of them all.
         run: Makes one run of its arguments and returns its exit code; another than 0 ends all.
         default_out: Names the folder where `--out` does not.
+        ranks: The processes that make each run together; the first writes and prints.
     Returns:
         The exit code.
     """
@@ -67,7 +70,8 @@ def run_seeds(
     for seed in seeds:
         folder = out / f"seed-{seed}"
         if not resumes:
-            print(f"\nseed {seed}", flush=True)
+            if ranks.is_first:
+                print(f"\nseed {seed}", flush=True)
             code = run([*rest, "--seed", str(seed), "--out", str(folder)])
         elif (folder / "config.toml").is_file():
             code = run([*rest, "--resume", "--out", str(folder)])
@@ -75,6 +79,8 @@ def run_seeds(
             code = run([*rest, "--seed", str(seed), "--out", str(folder)])
         if code:
             return code
+    if not ranks.is_first:
+        return 0
     summary = summarise({seed: out / f"seed-{seed}" for seed in seeds})
     with atomic_write(out / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")

@@ -25,13 +25,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ast_fast import checkpoint
 from ast_fast.atomic import atomic_write
-from ast_fast.augment import augment_waveforms, check_augment, kept_patches, spec_augment
+from ast_fast.augment import (
+    augment_waveforms,
+    check_augment,
+    kept_patches,
+    sound_levels,
+    spec_augment,
+)
 from ast_fast.config import Config, TrainingConfig
 from ast_fast.data import Dataset
+from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
 from ast_fast.features import (
     Statistics,
@@ -49,6 +57,7 @@ from ast_fast.model import (
     hidden_width,
     patch_grid,
 )
+from ast_fast.optimiser import Optimiser
 from ast_fast.timing import Stages
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -129,6 +138,7 @@ def train_fold(
     *,
     observer: Observer | None = None,
     stages: Stages | None = None,
+    ranks: Ranks = ALONE,
 ) -> FoldResult:
     """Train on every other fold and return how the last epoch does on this one.
 
@@ -145,6 +155,8 @@ def train_fold(
         out_dir: The run's folder; created if missing.
         observer: Is told about every step and epoch.
         stages: Takes the time spent in features, forward, backward and other.
+        ranks: The processes that train it together, each calling this with all else equal. They
+            must see the same `out_dir`, to which the first alone writes.
     Raises:
         InputError: A setting or the data cannot be used, or a file to resume from is damaged or
             belongs to another run.
@@ -156,14 +168,15 @@ def train_fold(
     train_indices, test_indices = split_fold(dataset, fold)
     folder = out_dir / f"fold-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
-    for left_behind in folder.glob(".*.partial.*"):  # by a process killed while writing
-        left_behind.unlink(missing_ok=True)
+    if ranks.is_first:
+        for left_behind in folder.glob(".*.partial.*"):  # by a process killed while writing
+            left_behind.unlink(missing_ok=True)
 
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
     result = load_result(config, dataset, fold, folder, test_indices) if config.resume else None
     if result is None:
         with deterministic_algorithms(resolve_device(config.device)):
-            result = _FoldTraining(config, dataset, fold, folder, observer, stages).run()
+            result = _FoldTraining(config, dataset, fold, folder, observer, stages, ranks).run()
     observer.on_fold_end(result)
     return result
 
@@ -342,8 +355,18 @@ def resolve_amp(
             "got bfloat16"
         )
     if name == "auto":
-        return torch.bfloat16 if on_cuda and has_bfloat16 else None
+        return torch.bfloat16 if (has_bfloat16 if on_cuda else _has_matrix_units()) else None
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _has_matrix_units() -> bool:
+    """Say whether this CPU multiplies matrices of bfloat16 in hardware: AMX, seven times float32.
+
+    CPUs that only have the instructions without the units gain little, and torch before 2.11 cannot
+    say: neither is taken.
+    """
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
 
 
 def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
@@ -403,22 +426,6 @@ def epoch_seeds(seed: int, fold: int, epoch: int) -> tuple[int, int]:
     return int(data_seed), int(torch_seed)
 
 
-def decayed_and_plain(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the parameters that weight decay holds for (matrices of linear layers), and the rest.
-
-    Biases, norms, the class token and position embeddings stay free: pulling them to zero
-    regularises nothing.
-    """
-    matrices = {
-        f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)
-    }
-    decayed: dict[str, nn.Parameter] = {}
-    plain: dict[str, nn.Parameter] = {}
-    for name, parameter in model.named_parameters():
-        (decayed if name in matrices else plain)[name] = parameter
-    return decayed, plain
-
-
 class _FoldTraining:
     """One fold's data, model, average and optimiser, on their way through the epochs."""
 
@@ -430,6 +437,7 @@ class _FoldTraining:
         folder: Path,
         observer: Observer,
         stages: Stages,
+        ranks: Ranks,
     ) -> None:
         self.config = config
         self.dataset = dataset
@@ -437,6 +445,7 @@ class _FoldTraining:
         self.folder = folder
         self.observer = observer
         self.stages = stages
+        self.ranks = ranks
         self.train_indices, self.test_indices = split_fold(dataset, fold)
         self.device = resolve_device(config.device)
         self.amp = resolve_amp(config.training.amp, self.device)
@@ -451,6 +460,8 @@ class _FoldTraining:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self._build()
+            with self.stages("features"):
+                self.levels = sound_levels(self.dataset.waveforms)
             if not self._restore() and not self.config.features.norm_per_sample:
                 with self.stages("features"):
                     self.statistics = compute_statistics(
@@ -464,9 +475,10 @@ class _FoldTraining:
                     _, loss, accuracy = self.outcome
                     row = dataclasses.replace(row, test_loss=loss, test_accuracy=accuracy)
                 self.history.append(row)
-                with self.stages("other"):
-                    self._save_checkpoint()
-                    self._write_history()
+                if self.ranks.is_first:
+                    with self.stages("other"):
+                        self._save_checkpoint()
+                        self._write_history()
                 self.observer.on_epoch(row)
             return self._finish()
 
@@ -475,19 +487,13 @@ class _FoldTraining:
         torch.manual_seed(epoch_seeds(config.seed, self.fold, 0)[1])
         num_classes = len(self.dataset.class_names)
         self.model = AudioSpectrogramTransformer.of(config, num_classes).to(self.device)
+        self.trained: nn.Module = self.model
+        if self.ranks.count > 1:
+            self.trained = DistributedDataParallel(self.model)
         self.tested = self.model
         if config.training.ema_decay > 0:
             self.tested = copy.deepcopy(self.model).requires_grad_(False)
-        decayed, plain = decayed_and_plain(self.model)
-        self.optimised = [*decayed, *plain]  # names in the optimiser's order
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(decayed.values()), "weight_decay": config.training.weight_decay},
-                {"params": list(plain.values()), "weight_decay": 0.0},
-            ],
-            lr=config.training.learning_rate,
-            fused=True,
-        )
+        self.optimiser = Optimiser(self.model, config.training)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp == torch.float16)
 
     def _train_epoch(self, epoch: int) -> EpochRow:
@@ -502,24 +508,27 @@ class _FoldTraining:
         for index in range(self.steps_per_epoch):
             first = index * config.training.batch_size
             batch = order[first : first + config.training.batch_size]
+            rows = self.ranks.part(len(batch))
             step = (epoch - 1) * self.steps_per_epoch + index
             rate = learning_rate(step, self.num_steps, self.steps_per_epoch, config.training)
             with self.stages("features"):
-                features, targets = self._augmented(batch, generator)
+                features, targets = self._augmented(batch, rows, generator)
                 keep = kept_patches(len(batch), self.model.num_patches, config.augment, generator)
-                keep = None if keep is None else keep.to(self.device)
+                keep = None if keep is None else keep[rows].to(self.device)
             with self.stages("forward"):
                 with self._autocast():
-                    logits = self.model(features, keep=keep)
+                    logits = self.trained(features, keep=keep)
                 losses = soft_cross_entropy(logits, targets, config.training.label_smoothing)
-                loss = losses.mean()
-                loss_value = loss.item()
+                right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+                loss_sum, right_sum = self.ranks.sum(losses.sum().item(), right.item())
+                loss_value = loss_sum / len(batch)
             if not math.isfinite(loss_value):
                 raise self._diverged(f"epoch {epoch}, step {index + 1}", loss_value)
             with self.stages("backward"):
-                self._update(loss, rate, step)
-            total_loss += loss_value * len(batch)
-            num_right += int((logits.argmax(dim=1) == targets.argmax(dim=1)).sum())
+                # Gradients are averaged over processes, whose rows can differ by one.
+                self._update(losses.sum() * (self.ranks.count / len(batch)), rate, step)
+            total_loss += loss_sum
+            num_right += int(right_sum)
             self.observer.on_step(
                 self.fold, epoch, index + 1, self.steps_per_epoch, loss_value, len(batch)
             )
@@ -537,31 +546,30 @@ class _FoldTraining:
         )
 
     def _augmented(
-        self, indices: NDArray[np.int64], generator: torch.Generator
+        self, indices: NDArray[np.int64], rows: slice, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """Return a training batch: features (batch, target_frames, num_mel_bins), label shares."""
+        """Return rows of a training batch: features (rows, target_frames, num_mel_bins), shares."""
         config = self.config
-        waveforms = load_batch(self.dataset.waveforms, indices, self.device).float() / 32768
-        labels = torch.from_numpy(self.dataset.labels[indices]).to(self.device)
+        labels = torch.from_numpy(self.dataset.labels[indices])
         targets = functional.one_hot(labels, len(self.dataset.class_names)).float()
-        waveforms, targets = augment_waveforms(waveforms, targets, config.augment, generator)
+        levels, clips = self.levels[indices], torch.from_numpy(indices)
+        waveforms: Tensor | NDArray[np.int16] = self.dataset.waveforms
+        if self.device.type != "cpu":
+            waveforms = load_batch(self.dataset.waveforms, indices, self.device)
+            clips = torch.arange(len(indices))
+        waveforms, targets = augment_waveforms(
+            waveforms, clips, levels, targets, config.augment, generator, rows=rows
+        )
+        targets = targets.to(self.device)
         log_mel_features = log_mel(waveforms, config, dither=True)
         features, silence = normalise(log_mel_features, config, self.statistics)
-        features = spec_augment(features, config.augment, generator)
+        spec_augment(features, len(indices), config.augment, generator, rows)
         return pad_frames(features, config.features.target_frames, silence), targets
 
     def _update(self, loss: Tensor, rate: float, step: int) -> None:
         """Take one optimiser step and move the average towards the new weights."""
         training = self.config.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if training.clip_grad_norm > 0:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), training.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.optimiser.step(loss, rate, self.scaler)
         if training.ema_decay > 0:
             with torch.no_grad():
                 decay = ema_decay(step, training.ema_decay)
@@ -573,16 +581,20 @@ class _FoldTraining:
         """Return the test fold's probabilities, mean loss and accuracy, in training's precision."""
         config = self.config
         self.tested.eval()
+        mine = self.test_indices[self.ranks.part(len(self.test_indices))]
         logits = []
-        for first in range(0, len(self.test_indices), config.training.batch_size):
-            indices = self.test_indices[first : first + config.training.batch_size]
+        for first in range(0, len(mine), config.training.batch_size):
+            indices = mine[first : first + config.training.batch_size]
             with self.stages("features"):
                 waveforms = load_batch(self.dataset.waveforms, indices, self.device)
                 features = model_input(waveforms, config, self.statistics)
             with self.stages("forward"), self._autocast():
-                logits.append(self.tested(features).float().cpu())
+                logits.append(self.tested(features).float().cpu().numpy())
         labels = torch.from_numpy(self.dataset.labels[self.test_indices])
-        all_logits = torch.cat(logits)
+        width = (0, len(self.dataset.class_names))  # of a process whose part is empty
+        all_logits = torch.from_numpy(
+            self.ranks.gather(np.concatenate([np.empty(width, np.float32), *logits]))
+        )
         loss = functional.cross_entropy(all_logits, labels).item()
         if not math.isfinite(loss):
             raise self._diverged("the test", loss)
@@ -615,8 +627,7 @@ class _FoldTraining:
         tensors = _prefixed("model", self.model.state_dict())
         if self.tested is not self.model:
             tensors |= _prefixed("average", self.tested.state_dict())
-        for index, entries in self.optimizer.state_dict()["state"].items():
-            tensors |= _prefixed(f"optimizer.{self.optimised[index]}", entries)
+        tensors |= _prefixed("optimizer", self.optimiser.state())
         facts = self._facts() | {"scaler": self.scaler.state_dict()}
         checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
 
@@ -624,8 +635,10 @@ class _FoldTraining:
         """Take up the checkpoint, if there is one to resume from; say whether."""
         path = self.folder / CHECKPOINT
         if not self.config.resume:
-            for name in (CHECKPOINT, MODEL):
-                (self.folder / name).unlink(missing_ok=True)
+            if self.ranks.is_first:
+                for name in (CHECKPOINT, MODEL):
+                    (self.folder / name).unlink(missing_ok=True)
+            return False
         if not path.exists():
             return False
         tensors, facts = checkpoint.load(path)
@@ -635,16 +648,7 @@ class _FoldTraining:
         self.model.load_state_dict(_without_prefix("model", tensors))
         if self.tested is not self.model:
             self.tested.load_state_dict(_without_prefix("average", tensors))
-        states = {
-            index: _without_prefix(f"optimizer.{name}", tensors)
-            for index, name in enumerate(self.optimised)
-        }
-        self.optimizer.load_state_dict(
-            {
-                "state": {index: state for index, state in states.items() if state},
-                "param_groups": self.optimizer.state_dict()["param_groups"],
-            }
-        )
+        self.optimiser.load_state(_without_prefix("optimizer", tensors))
         self.scaler.load_state_dict(facts["scaler"])
         self.statistics = facts["statistics"] and Statistics(**facts["statistics"])
         self.history = [EpochRow(**row) for row in facts["history"]]
@@ -662,14 +666,15 @@ class _FoldTraining:
     def _finish(self) -> FoldResult:
         """Write what a finished fold has; model.safetensors comes last and says that it is."""
         probabilities, loss, accuracy = self.outcome or self._test()
-        with self.stages("other"):
-            self._write_history()
-            _write_predictions(
-                self.folder / PREDICTIONS, self.dataset, self.test_indices, probabilities
-            )
-            facts = self._facts() | {"accuracy": accuracy, "loss": loss}
-            checkpoint.save(self.folder / MODEL, self.tested.state_dict(), facts)
-            (self.folder / CHECKPOINT).unlink()
+        if self.ranks.is_first:
+            with self.stages("other"):
+                self._write_history()
+                _write_predictions(
+                    self.folder / PREDICTIONS, self.dataset, self.test_indices, probabilities
+                )
+                facts = self._facts() | {"accuracy": accuracy, "loss": loss}
+                checkpoint.save(self.folder / MODEL, self.tested.state_dict(), facts)
+                (self.folder / CHECKPOINT).unlink()
         return FoldResult(self.fold, accuracy, loss, self.history, self.test_indices, probabilities)
 
 

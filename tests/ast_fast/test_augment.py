@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -8,8 +9,7 @@ from ast_fast.augment import (
     augment_waveforms,
     check_augment,
     kept_patches,
-    mix,
-    roll,
+    sound_levels,
     spec_augment,
 )
 from ast_fast.config import AugmentConfig
@@ -39,39 +39,82 @@ def one_hot(batch: int, num_classes: int = 4) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.arange(batch) % num_classes, num_classes).float()
 
 
+def augmented(waveforms, targets, config, generator, **rows):
+    """All clips as one batch."""
+    levels = waveforms.norm(dim=1) / waveforms.shape[1] ** 0.5
+    indices = torch.arange(len(waveforms))
+    return augment_waveforms(waveforms, indices, levels, targets, config, generator, **rows)
+
+
+def mixed(waveforms, targets, probability, generator):
+    return augmented(waveforms, targets, replace(OFF, mix_probability=probability), generator)
+
+
+def masked(features, config, generator, **rows):
+    return spec_augment(features.clone(), len(features), config, generator, **rows)
+
+
 def test_everything_off_changes_nothing():
     waveforms, targets = noise(5), one_hot(5)
-    out, out_targets = augment_waveforms(waveforms, targets, OFF, seeded())
+    out, out_targets = augmented(waveforms, targets, OFF, seeded())
     assert torch.equal(out, waveforms)
     assert torch.equal(out_targets, targets)
     features = torch.randn(2, 20, 8)
-    assert torch.equal(spec_augment(features, OFF, seeded()), features)
+    assert torch.equal(masked(features, OFF, seeded()), features)
     assert kept_patches(2, 8, OFF, seeded()) is None
 
 
-def test_inputs_are_never_changed():
-    waveforms, targets, features = noise(8), one_hot(8), torch.ones(8, 60, 40)
-    before = waveforms.clone(), targets.clone(), features.clone()
-    augment_waveforms(waveforms, targets, AugmentConfig(mix_probability=1.0), seeded())
-    spec_augment(features, AugmentConfig(), seeded())
+def test_clips_and_targets_are_never_changed():
+    waveforms, targets = noise(8), one_hot(8)
+    before = waveforms.clone(), targets.clone()
+    augmented(waveforms, targets, AugmentConfig(mix_probability=1.0), seeded())
     assert torch.equal(waveforms, before[0])
     assert torch.equal(targets, before[1])
-    assert torch.equal(features, before[2])
 
 
 def test_a_seed_gives_one_augmentation_and_another_seed_another():
     waveforms, targets = noise(8), one_hot(8)
-    first = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(1))
-    again = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(1))
-    other = augment_waveforms(waveforms, targets, AugmentConfig(), seeded(2))
+    first = augmented(waveforms, targets, AugmentConfig(), seeded(1))
+    again = augmented(waveforms, targets, AugmentConfig(), seeded(1))
+    other = augmented(waveforms, targets, AugmentConfig(), seeded(2))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
     assert not torch.equal(first[0], other[0])
 
 
+@pytest.mark.parametrize("mix_probability", [0.0, 1.0])
+def test_parts_of_a_batch_are_the_whole_batch(mix_probability):
+    """Several processes that each make their rows train on what one would."""
+    config = AugmentConfig(mix_probability=mix_probability)
+    waveforms, targets, features = noise(7), one_hot(7), torch.randn(7, 60, 40)
+    whole = augmented(waveforms, targets, config, seeded())
+    whole_features = masked(features, config, seeded())
+    parts = [slice(0, 3), slice(3, 7), slice(7, 7)]
+    pieces = [augmented(waveforms, targets, config, seeded(), rows=rows) for rows in parts]
+    assert torch.equal(torch.cat([waveforms for waveforms, _ in pieces]), whole[0])
+    assert torch.equal(torch.cat([targets for _, targets in pieces]), whole[1])
+    masked_parts = [
+        spec_augment(features[rows].clone(), 7, config, seeded(), rows) for rows in parts
+    ]
+    assert torch.equal(torch.cat(masked_parts), whole_features)
+
+
+def test_a_batch_is_the_clips_that_its_indices_name():
+    waveforms = (1000 * noise(9)).to(torch.int16)
+    indices = torch.tensor([4, 0, 4])
+    levels = sound_levels(waveforms.numpy())[indices]
+    out, _ = augment_waveforms(waveforms.numpy(), indices, levels, one_hot(3), OFF, seeded())
+    assert torch.equal(out, waveforms[indices] / 32768)
+
+
+def test_sound_levels_are_rms_of_full_scale():
+    clips = np.array([[0, 0, 0, 0], [16384, -16384, 16384, -16384], [-32768] * 4], np.int16)
+    torch.testing.assert_close(sound_levels(clips), torch.tensor([0.0, 0.5, 1.0]))
+
+
 def test_roll_rotates_each_clip_by_its_own_shift():
     waveforms = torch.arange(7.0).expand(50, 7) + 10 * torch.arange(50.0).unsqueeze(1)
-    rolled = roll(waveforms, seeded())
+    rolled, _ = augmented(waveforms, one_hot(50), replace(OFF, roll=True), seeded())
     shifts = set()
     for clip, original in zip(rolled, waveforms, strict=True):
         shift = int(clip[0] - original[0])
@@ -83,7 +126,7 @@ def test_roll_rotates_each_clip_by_its_own_shift():
 def test_gain_stays_within_its_decibels_and_reaches_both_sides():
     waveforms = torch.ones(2000, 1)
     config = replace(OFF, gain_db=6.0)
-    out, _ = augment_waveforms(waveforms, one_hot(2000), config, seeded())
+    out, _ = augmented(waveforms, one_hot(2000), config, seeded())
     decibels = 20 * out.log10()
     assert decibels.abs().max() <= 6.0
     assert decibels.min() < -5.8
@@ -92,15 +135,13 @@ def test_gain_stays_within_its_decibels_and_reaches_both_sides():
 
 
 def test_polarity_flips_about_half():
-    out, _ = augment_waveforms(
-        torch.ones(1000, 1), one_hot(1000), replace(OFF, polarity=True), seeded()
-    )
+    out, _ = augmented(torch.ones(1000, 1), one_hot(1000), replace(OFF, polarity=True), seeded())
     assert set(out.flatten().tolist()) == {-1.0, 1.0}
     assert 0.44 < (out < 0).float().mean() < 0.56
 
 
 def test_mixed_labels_still_sum_to_one_and_name_both_classes():
-    waveforms, targets = mix(noise(64), one_hot(64), 1.0, seeded())
+    waveforms, targets = mixed(noise(64), one_hot(64), 1.0, seeded())
     assert waveforms.shape == (64, 1000)
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(64))
     assert ((targets > 0).sum(dim=1) <= 2).all()
@@ -110,8 +151,8 @@ def test_mixed_labels_still_sum_to_one_and_name_both_classes():
 def test_mixing_keeps_the_energy_of_equally_loud_clips():
     clips = noise(64, 20000)
     clips = clips / clips.norm(dim=1, keepdim=True)
-    mixed, _ = mix(clips, one_hot(64), 1.0, seeded())
-    torch.testing.assert_close(mixed.norm(dim=1), torch.ones(64), atol=0.02, rtol=0)
+    out, _ = mixed(clips, one_hot(64), 1.0, seeded())
+    torch.testing.assert_close(out.norm(dim=1), torch.ones(64), atol=0.02, rtol=0)
 
 
 def test_mixing_follows_sound_levels():
@@ -120,8 +161,8 @@ def test_mixing_follows_sound_levels():
     loud = torch.sin(2 * math.pi * 440 * time)
     soft = 0.01 * torch.sin(2 * math.pi * 1000 * time)
     clips = torch.stack((loud, soft))
-    mixed, targets = mix(clips, torch.eye(2), 1.0, seeded())
-    for clip, target in zip(mixed, targets, strict=True):
+    out, targets = mixed(clips, torch.eye(2), 1.0, seeded())
+    for clip, target in zip(out, targets, strict=True):
         share_loud = (clip @ loud) / (loud @ loud) * 1.0  # its level in the mixture
         share_soft = (clip @ soft) / (soft @ soft) * 0.01
         torch.testing.assert_close(
@@ -129,19 +170,31 @@ def test_mixing_follows_sound_levels():
         )
 
 
+def test_gain_counts_as_sound_level_when_mixing():
+    """Both parts bring their gain along: their ratio stays what the labels say."""
+    time = torch.arange(16000) / 16000
+    clips = torch.stack([torch.sin(2 * math.pi * pitch * time) for pitch in (440, 1000)])
+    config = replace(OFF, gain_db=20.0, mix_probability=1.0)
+    out, targets = augmented(clips, torch.eye(2), config, seeded())
+    shares = (out @ clips.T).abs()
+    torch.testing.assert_close(
+        shares[:, 0] / shares[:, 1], targets[:, 0] / targets[:, 1], rtol=1e-3, atol=0
+    )
+
+
 def test_the_share_of_mixed_clips_is_the_probability():
     clips, targets = noise(2000, 10), one_hot(2000)
-    mixed, _ = mix(clips, targets, 0.3, seeded())
-    share = (mixed != clips).any(dim=1).float().mean()
+    out, _ = mixed(clips, targets, 0.3, seeded())
+    share = (out != clips).any(dim=1).float().mean()
     assert 0.26 < share < 0.34
 
 
 def test_silence_is_mixed_with_nothing():
     clips = noise(4)
     clips[2] = 0
-    mixed, targets = mix(clips, torch.eye(4), 1.0, seeded())
-    assert mixed.isfinite().all()
-    assert torch.equal(mixed[2], clips[2])
+    out, targets = mixed(clips, torch.eye(4), 1.0, seeded())
+    assert out.isfinite().all()
+    assert torch.equal(out[2], clips[2])
     assert torch.equal(targets[2], torch.eye(4)[2])
     assert not targets[:, 2][[0, 1, 3]].any()  # nor does any clip claim a share of it
     assert (targets.max(dim=1).values < 1).any()
@@ -149,14 +202,14 @@ def test_silence_is_mixed_with_nothing():
 
 def test_silent_batches_and_single_clips_stay_as_they_are():
     for clips in (torch.zeros(3, 100), noise(1)):
-        mixed, targets = mix(clips, one_hot(len(clips)), 1.0, seeded())
-        assert torch.equal(mixed, clips)
+        out, targets = mixed(clips, one_hot(len(clips)), 1.0, seeded())
+        assert torch.equal(out, clips)
         assert torch.equal(targets, one_hot(len(clips)))
 
 
 def test_masks_are_bands_of_zeros_of_bounded_width():
     config = replace(OFF, freq_mask=5, time_mask=9, num_masks=1)
-    out = spec_augment(torch.ones(500, 60, 40), config, seeded())
+    out = masked(torch.ones(500, 60, 40), config, seeded())
     masked_frames = (out == 0).all(dim=2)
     masked_bins = (out == 0).all(dim=1)
     assert torch.equal(out == 0, masked_frames.unsqueeze(2) | masked_bins.unsqueeze(1))
@@ -169,15 +222,15 @@ def test_masks_are_bands_of_zeros_of_bounded_width():
 
 def test_masks_differ_between_clips_and_can_be_many():
     config = replace(OFF, time_mask=9, num_masks=3)
-    masked = (spec_augment(torch.ones(200, 90, 4), config, seeded()) == 0).all(dim=2)
-    bands = (masked.int().diff(dim=1) == 1).sum(dim=1)
+    bands_of = (masked(torch.ones(200, 90, 4), config, seeded()) == 0).all(dim=2)
+    bands = (bands_of.int().diff(dim=1) == 1).sum(dim=1)
     assert bands.max() == 3
-    assert len({tuple(row) for row in masked.tolist()}) > 190
+    assert len({tuple(row) for row in bands_of.tolist()}) > 190
 
 
 def test_a_mask_may_cover_everything():
     config = replace(OFF, freq_mask=4, num_masks=1)
-    out = spec_augment(torch.ones(100, 6, 4), config, seeded())
+    out = masked(torch.ones(100, 6, 4), config, seeded())
     assert (out == 0).all(dim=(1, 2)).any()
 
 

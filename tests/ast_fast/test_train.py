@@ -14,6 +14,7 @@ from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, T
 from ast_fast.data import Clip, Dataset
 from ast_fast.errors import InputError
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.optimiser import parameter_groups
 from ast_fast.timing import Stages
 from ast_fast.train import (
     DivergedError,
@@ -22,7 +23,6 @@ from ast_fast.train import (
     Observer,
     check_config,
     check_memory,
-    decayed_and_plain,
     deterministic_algorithms,
     ema_decay,
     epoch_seeds,
@@ -47,6 +47,9 @@ SMALL = Config(
     augment=AugmentConfig(freq_mask=8, time_mask=8),
     training=TrainingConfig(epochs=3, batch_size=8, warmup_epochs=1.0),
 )
+
+
+ADAMW = replace(SMALL, training=replace(SMALL.training, optimizer="adamw"))
 
 
 @pytest.fixture(autouse=True)
@@ -339,7 +342,7 @@ def test_another_run_is_not_resumed(tmp_path):
         train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
     resumed = replace(SMALL, resume=True)
     other = replace(resumed, training=replace(SMALL.training, learning_rate=2e-3))
-    message = "checkpoint.safetensors belongs to another run: training.learning_rate is 0.001 there"
+    message = "checkpoint.safetensors belongs to another run: training.learning_rate is 0.003 there"
     with pytest.raises(InputError, match=message):
         train_fold(other, dataset, 1, tmp_path)
     with pytest.raises(InputError, match="belongs to another run: data_key is 0123abcd there"):
@@ -454,7 +457,7 @@ def test_the_tested_weights_are_the_average_of_the_trained_ones(tmp_path, monkey
         trained.append([p.detach().clone() for g in self.param_groups for p in g["params"]])
 
     monkeypatch.setattr(torch.optim.AdamW, "step", record)
-    train_fold(SMALL, fake_dataset(), 1, tmp_path)
+    train_fold(ADAMW, fake_dataset(), 1, tmp_path)
     average = [parameter.double() for parameter in trained[0]]
     for number, parameters in enumerate(trained[1:]):
         decay = min(0.995, (1 + number) / (10 + number))
@@ -462,9 +465,9 @@ def test_the_tested_weights_are_the_average_of_the_trained_ones(tmp_path, monkey
             decay * a + (1 - decay) * p.double() for a, p in zip(average, parameters, strict=True)
         ]
     model = AudioSpectrogramTransformer(SMALL.model, num_mel_bins=32, num_frames=32, num_classes=5)
-    decayed, plain = decayed_and_plain(model)
     tested = weights(tmp_path)
-    for name, expected in zip([*decayed, *plain], average, strict=True):
+    names = [name for group in parameter_groups(model) for name in group]
+    for name, expected in zip(names, average, strict=True):
         torch.testing.assert_close(tested[name].double(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -511,16 +514,6 @@ def test_the_loss_of_soft_labels_is_linear_in_them():
     mixed = soft_cross_entropy(logits, 0.3 * first + 0.7 * second, 0.1)
     parts = [soft_cross_entropy(logits, target, 0.1) for target in (first, second)]
     torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
-
-
-def test_only_matrices_decay():
-    model = AudioSpectrogramTransformer(
-        replace(SMALL.model, pool="cls"), num_mel_bins=32, num_frames=32, num_classes=5
-    )
-    decayed, plain = decayed_and_plain(model)
-    assert len(decayed) + len(plain) == len(list(model.parameters()))
-    assert all(parameter.ndim == 2 for parameter in decayed.values())
-    assert {"class_token", "patch_embedding.position", "norm.weight", "head.bias"} <= plain.keys()
 
 
 def test_epochs_folds_and_seeds_have_seeds_of_their_own():
@@ -660,8 +653,15 @@ def test_torch_is_held_to_deterministic_algorithms_on_a_gpu_and_let_go_after():
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_mixed_precision_is_off_on_the_cpu_unless_asked_for():
+@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_bfloat16_on_a_cpu_with_matrix_units(has_it, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_it})
+    assert resolve_amp("auto", CPU) == expected
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # of another architecture
     assert resolve_amp("auto", CPU) is None
+
+
+def test_mixed_precision_is_what_was_asked_for():
     assert resolve_amp("off", CPU) is None
     assert resolve_amp("bfloat16", CPU) is torch.bfloat16
 

@@ -1,0 +1,111 @@
+"""One run by several processes, as `torchrun` starts them: which of them this is, what they share.
+
+Every process draws the same numbers for the whole batch and works on its part of the rows, so that
+a run of several processes trains as one process would. The first alone prints and writes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+from numpy.typing import NDArray
+
+from ast_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """A process among those of its run; one alone by default."""
+
+    rank: int = 0
+    """From 0."""
+    count: int = 1
+    """Processes of the run."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def part(self, size: int) -> slice:
+        """Return this process's share of `size` rows: in one piece, as even as can be."""
+        return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
+
+    def sum(self, *values: float) -> list[float]:
+        """Return the sums of all processes' values; every process calls it, or none."""
+        if self.count == 1:
+            return list(values)
+        total = torch.tensor(values, dtype=torch.float64, device=_device())
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def gather(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return all processes' rows, in their order; every process calls it, or none."""
+        if self.count == 1:
+            return rows
+        parts: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(parts, rows)
+        return np.concatenate(parts)
+
+    def same(self, value: Any) -> Any:
+        """Return the first process's value; every process calls it, or none."""
+        if self.count == 1:
+            return value
+        values = [value]
+        torch.distributed.broadcast_object_list(values, src=0)
+        return values[0]
+
+
+ALONE = Ranks()
+
+
+def join_ranks() -> Ranks:
+    """Return this process's place in the run, and meet the others if `torchrun` started any.
+
+    On CUDA each takes the GPU of its local rank, and they talk by NCCL; else by Gloo.
+
+    Raises:
+        InputError: There are more processes on this machine than GPUs.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        return Ranks()
+    if not torch.distributed.is_initialized():
+        local = int(os.environ["LOCAL_RANK"])
+        if torch.cuda.is_available():
+            if local >= torch.cuda.device_count():
+                raise InputError(
+                    f"torchrun --nproc-per-node must be at most the {torch.cuda.device_count()} "
+                    f"GPUs of this machine, got {os.environ['LOCAL_WORLD_SIZE']}"
+                )
+            torch.cuda.set_device(local)
+        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+
+def leave_ranks() -> None:
+    """Let go of the other processes, so that the interpreter can end."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def processes_here() -> int:
+    """Return how many of the run's processes share this machine's cores."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Say whether an error means that another process of the run has ended."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in text for sign in ("closed by peer", "Connection reset", "gloo/transport", "NCCL")
+    )
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")

@@ -1,0 +1,112 @@
+"""What moves the weights: Muon on the matrices of the blocks if asked for, AdamW on all else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ast_fast.config import TrainingConfig
+
+
+class Optimiser:
+    """AdamW, or Muon and AdamW, as one: one learning rate, one step, one state by names.
+
+    Muon's steps are scaled to the size that AdamW's have (Liu et al., "Muon is Scalable for LLM
+    Training", section 2.2), so that one learning rate and one weight decay serve both.
+
+    Args:
+        model: Whose parameters are moved.
+        config: `optimizer`, `learning_rate`, `weight_decay` and `clip_grad_norm` are used.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
+        self.clip_grad_norm = config.clip_grad_norm
+        matrices, decayed, plain = parameter_groups(model)
+        if config.optimizer == "adamw":
+            matrices, decayed = {}, matrices | decayed
+        rate, decay = config.learning_rate, config.weight_decay
+        adamw = torch.optim.AdamW(
+            [
+                {"params": list(decayed.values()), "weight_decay": decay},
+                {"params": list(plain.values()), "weight_decay": 0.0},
+            ],
+            lr=rate,
+            fused=True,
+        )
+        self._parts: list[tuple[list[str], torch.optim.Optimizer]] = [([*decayed, *plain], adamw)]
+        if matrices:
+            muon = torch.optim.Muon(
+                list(matrices.values()), lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+            )
+            self._parts.append(([*matrices], muon))
+        self._parameters = list(model.parameters())
+
+    def step(self, loss: Tensor, rate: float, scaler: torch.amp.GradScaler) -> None:
+        """Move the weights down the loss's gradient, clipped, at a learning rate.
+
+        Args:
+            loss: A scalar with a graph behind it.
+            rate: The learning rate.
+            scaler: Scales the loss for half precision; a step whose gradients overflow is left out.
+        """
+        optimizers = [optimizer for _, optimizer in self._parts]
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.clip_grad_norm > 0:
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+        scaler.update()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what it remembers, as `parameter name.entry` → tensor."""
+        return dict(self._entries())
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` returned."""
+        for names, optimizer in self._parts:
+            entries: dict[int, dict[str, Tensor]] = {}
+            for index, name in enumerate(names):
+                start = f"{name}."
+                there = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+                if there:
+                    entries[index] = there
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+    def _entries(self) -> Iterator[tuple[str, Tensor]]:
+        for names, optimizer in self._parts:
+            for index, entries in optimizer.state_dict()["state"].items():
+                for key, value in entries.items():
+                    yield f"{names[index]}.{key}", value
+
+
+def parameter_groups(
+    model: nn.Module,
+) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], dict[str, nn.Parameter]]:
+    """Return the parameters by name: the blocks' matrices, others that decay, and the rest.
+
+    Weight decay holds for the weights of linear layers. Biases, norms, the class token and position
+    embeddings stay free: pulling them to zero regularises nothing.
+    """
+    weights = {
+        f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)
+    }
+    matrices: dict[str, nn.Parameter] = {}
+    decayed: dict[str, nn.Parameter] = {}
+    plain: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        if name not in weights:
+            plain[name] = parameter
+        elif name.startswith("blocks."):
+            matrices[name] = parameter
+        else:
+            decayed[name] = parameter
+    return matrices, decayed, plain

@@ -1,0 +1,105 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ast_fast.config import ModelConfig, TrainingConfig
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.optimiser import Optimiser, parameter_groups
+
+SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2, pool="cls")
+ADAMW = TrainingConfig(optimizer="adamw", clip_grad_norm=0.0)
+MUON = replace(ADAMW, optimizer="muon")
+NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def small_model() -> AudioSpectrogramTransformer:
+    torch.manual_seed(0)
+    return AudioSpectrogramTransformer(SMALL, num_mel_bins=32, num_frames=32, num_classes=5)
+
+
+def loss_of(model: nn.Module, seed: int = 0) -> torch.Tensor:
+    features = torch.randn(4, 32, 32, generator=torch.Generator().manual_seed(seed))
+    return torch.nn.functional.cross_entropy(model(features), torch.arange(4))
+
+
+def test_every_parameter_is_in_one_group_and_only_matrices_decay():
+    model = small_model()
+    matrices, decayed, plain = parameter_groups(model)
+    names = [*matrices, *decayed, *plain]
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+    assert len(matrices) == 4 * SMALL.depth
+    assert set(decayed) == {"patch_embedding.projection.weight", "head.weight"}
+    assert {"class_token", "patch_embedding.position", "norm.weight", "head.bias"} <= set(plain)
+
+
+def test_adamw_by_name_is_torchs_on_all_parameters():
+    ours, theirs = small_model(), small_model()
+    matrices, decayed, plain = parameter_groups(theirs)
+    groups = [
+        {"params": [*matrices.values(), *decayed.values()], "weight_decay": ADAMW.weight_decay},
+        {"params": list(plain.values()), "weight_decay": 0.0},
+    ]
+    optimiser, expected = Optimiser(ours, ADAMW), torch.optim.AdamW(groups, lr=0.01, fused=True)
+    for step in range(3):
+        optimiser.step(loss_of(ours, step), 0.01, NO_SCALING)
+        expected.zero_grad()
+        loss_of(theirs, step).backward()
+        expected.step()
+    for (name, here), there in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(here, there), name
+
+
+def test_muon_moves_the_matrices_and_adamw_the_rest():
+    model, with_adamw = small_model(), small_model()
+    matrices = parameter_groups(model)[0]
+    expected = {name: value.detach().clone() for name, value in matrices.items()}
+    Optimiser(model, MUON).step(loss_of(model), 0.01, NO_SCALING)
+    for name, value in expected.items():
+        value.grad = matrices[name].grad
+    torch.optim.Muon(
+        list(expected.values()),
+        lr=0.01,
+        weight_decay=MUON.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    ).step()
+    Optimiser(with_adamw, ADAMW).step(loss_of(with_adamw), 0.01, NO_SCALING)
+    expected |= {k: v for k, v in with_adamw.named_parameters() if k not in matrices}
+    for name, value in model.named_parameters():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_gradients_are_clipped_together():
+    model = small_model()
+    optimiser = Optimiser(model, replace(MUON, clip_grad_norm=1e-3))
+    optimiser.step(loss_of(model), 0.01, NO_SCALING)
+    norms = torch.stack([parameter.grad.norm() for parameter in model.parameters()])
+    torch.testing.assert_close(norms.norm(), torch.tensor(1e-3), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_a_state_taken_up_goes_on_to_the_same_bits(config):
+    model = small_model()
+    optimiser = Optimiser(model, config)
+    for step in range(2):
+        optimiser.step(loss_of(model, step), 0.01, NO_SCALING)
+    again = small_model()
+    again.load_state_dict(model.state_dict())
+    resumed = Optimiser(again, config)
+    resumed.load_state({name: value.clone() for name, value in optimiser.state().items()})
+    for one, its_optimiser in ((model, optimiser), (again, resumed)):
+        its_optimiser.step(loss_of(one, 9), 0.01, NO_SCALING)
+    for (name, here), there in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(here, there), name
+
+
+def test_a_state_names_its_parameters():
+    model = small_model()
+    optimiser = Optimiser(model, MUON)
+    assert optimiser.state() == {}
+    optimiser.step(loss_of(model), 0.01, NO_SCALING)
+    state = optimiser.state()
+    assert {"head.weight.exp_avg", "head.weight.exp_avg_sq", "head.weight.step"} <= state.keys()
+    assert "blocks.0.attention.qkv.weight.momentum_buffer" in state
+    assert "blocks.0.attention.qkv.weight.exp_avg" not in state
