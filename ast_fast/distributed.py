@@ -102,9 +102,8 @@ def processes_here() -> int:
 def is_lost_peer(error: BaseException) -> bool:
     """Say whether an error means that another process of the run has ended."""
     text = str(error)
-    return isinstance(error, RuntimeError) and any(
-        sign in text for sign in ("closed by peer", "Connection reset", "gloo/transport", "NCCL")
-    )
+    signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
 
 
 def _device() -> torch.device:

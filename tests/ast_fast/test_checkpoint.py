@@ -94,7 +94,7 @@ def test_settings_that_say_nothing_of_the_training_may_differ(path, other):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (Config(model=ModelConfig(embed_dim=192)), "model.embed_dim is 128 there and 192 here"),
+        (Config(model=ModelConfig(embed_dim=96)), "model.embed_dim is 192 there and 96 here"),
         (Config(model=ModelConfig(patch_size=(8, 16))), r"patch_size is \[16, 16\] there and \[8"),
         (
             Config(training=replace(TrainingConfig(), epochs=7)),

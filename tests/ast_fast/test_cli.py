@@ -4,7 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+from ast_fast.augment import augment_waveforms, kept_patches, spec_augment
 from ast_fast.cli import (
     DEMO_DEFAULTS,
     config_to_toml,
@@ -15,6 +17,7 @@ from ast_fast.cli import (
 )
 from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
+from ast_fast.train import check_config
 from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
 
 DATA = ["--data", "somewhere"]
@@ -290,3 +293,32 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 def test_reading_settings_loads_no_torch() -> None:
     program = "import sys, ast_fast.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+
+
+def test_there_are_recipes() -> None:
+    assert {path.stem for path in RECIPES} == {"esc50", "minimal"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_settings_that_can_be_trained(path: Path, tmp_path: Path) -> None:
+    config = parse_config(["--config", str(path), "--data", str(tmp_path)])
+    check_config(config, num_samples=80000)
+
+
+def test_the_minimal_recipe_has_none_of_the_extras() -> None:
+    config = parse_config(["--config", str(RECIPES[-1]), *DATA])
+    waveforms = torch.randn(4, 1000)
+    features = torch.randn(4, 60, 128)
+    generator = torch.Generator()
+    batch = torch.arange(4), torch.ones(4), torch.eye(4)
+    augmented, targets = augment_waveforms(waveforms, *batch, config.augment, generator)
+    assert torch.equal(augmented, waveforms)
+    assert torch.equal(targets, torch.eye(4))
+    assert torch.equal(spec_augment(features.clone(), 4, config.augment, generator), features)
+    assert kept_patches(4, 256, config.augment, generator) is None
+    assert config.training.ema_decay == 0
+    assert config.training.label_smoothing == 0
+    assert config.training.optimizer == "adamw"
