@@ -63,7 +63,7 @@ def augment_waveforms(
     partners, shares, amplitudes = draw_mixing(levels * factors.abs(), config, generator)
     mixed_targets = shares.unsqueeze(1) * targets + (1 - shares).unsqueeze(1) * targets[partners]
     pairs = torch.stack((torch.arange(batch), partners), dim=1)[rows]
-    mixed = mix(waveforms, indices[pairs], starts[pairs], factors[pairs] * amplitudes[rows])
+    mixed: Tensor = mix(waveforms, indices[pairs], starts[pairs], factors[pairs] * amplitudes[rows])
     return mixed, mixed_targets[rows]
 
 

@@ -1,46 +1,135 @@
-"""One training step of the default model, stage by stage, in clips a second."""
+"""A training step: the default recipe's with all it does, and the model's against transformers'."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from ast_fast.augment import augment_waveforms
+from ast_fast.augment import augment_waveforms, kept_patches, sound_levels, spec_augment
 from ast_fast.config import Config
 from ast_fast.features import log_mel, normalise, pad_frames
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.optimiser import Optimiser
+from ast_fast.train import autocast
+from ast_fast_kernels.testing.timing import interleaved_medians
 
-BATCH = 32
+BATCH, NUM_CLASSES, ROUNDS = 32, 50, 7
+CPU = torch.device("cpu")
+NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
+
+precisions = pytest.mark.parametrize(
+    "amp", [None, torch.bfloat16], ids=["float32", "bfloat16-autocast"]
+)
+Model = Callable[[torch.Tensor], torch.Tensor]
 
 
 @pytest.mark.benchmark(group="step")
+@precisions
 @pytest.mark.parametrize("patch_drop", [0.0, 0.5], ids=["whole", "half-the-patches"])
-def test_training_step(benchmark, clips: np.ndarray, patch_drop: float, threads: int) -> None:
+def test_training_step(
+    benchmark, clips: np.ndarray, patch_drop: float, amp: torch.dtype | None, threads: int
+) -> None:
     config = Config()
-    torch.manual_seed(0)
-    model = AudioSpectrogramTransformer(
-        config.model, num_mel_bins=128, num_frames=config.features.target_frames, num_classes=50
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    waveforms = torch.from_numpy(clips[:BATCH].astype(np.float32) / 32768)
-    targets = torch.nn.functional.one_hot(torch.arange(BATCH) % 50, 50).float()
+    augment = replace(config.augment, patch_drop=patch_drop)
+    model = small_model(config)
+    optimiser = Optimiser(model, config.training)
+    indices, levels = torch.arange(BATCH), sound_levels(clips[:BATCH])
+    targets = torch.nn.functional.one_hot(indices % NUM_CLASSES, NUM_CLASSES).float()
     generator = torch.Generator().manual_seed(0)
-    num_kept = round(model.num_patches * (1 - patch_drop))
 
     def step() -> float:
-        mixed, labels = augment_waveforms(waveforms, targets, config.augment, generator)
+        mixed, labels = augment_waveforms(clips, indices, levels, targets, augment, generator)
         features, silence = normalise(log_mel(mixed, config), config, None)
+        spec_augment(features, BATCH, augment, generator)
         features = pad_frames(features, config.features.target_frames, silence)
-        keep = None
-        if patch_drop:
-            keep = torch.rand((BATCH, model.num_patches), generator=generator).argsort(dim=1)
-            keep = keep[:, :num_kept]
-        loss = torch.nn.functional.cross_entropy(model(features, keep=keep), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        keep = kept_patches(BATCH, model.num_patches, augment, generator)
+        with autocast(CPU, amp):
+            logits = model(features, keep=keep)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        optimiser.step(loss, 1e-3, NO_SCALING)
         return loss.item()
 
     assert np.isfinite(step())
     benchmark(step)
     if benchmark.stats:
         benchmark.extra_info["clips_per_second"] = BATCH / benchmark.stats.stats.median
+
+
+@pytest.mark.benchmark(group="step-model")
+@precisions
+@pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
+@pytest.mark.parametrize("width", [128, 192], ids="{}-wide".format)
+def test_step_against_transformers(
+    benchmark, width: int, amp: torch.dtype | None, threads: int
+) -> None:
+    """Forward, backward and AdamW of both models in turns, at equal tokens, widths and depth."""
+    config = Config()
+    heads = {128: 4, 192: 3}[width]
+    config = replace(config, model=replace(config.model, embed_dim=width, num_heads=heads))
+    steps: dict[str, Callable[[], object]] = {
+        "ours": step_of(small_model(config), amp),
+        "transformers": step_of(peer_model(config), amp),
+    }
+    ours = small_model(config)
+    keep = torch.stack([torch.randperm(ours.num_patches)[: ours.num_patches // 2]] * BATCH)
+    steps["half"] = step_of(lambda features: ours(features, keep=keep), amp, ours)
+    medians = interleaved_medians(steps, rounds=ROUNDS)
+    for name in ("ours", "half"):
+        key = f"{name}_faster_than_transformers_by"
+        benchmark.extra_info[key] = medians["transformers"] / medians[name]
+    benchmark(steps["ours"])
+
+
+def small_model(config: Config) -> AudioSpectrogramTransformer:
+    torch.manual_seed(0)
+    return AudioSpectrogramTransformer.of(config, NUM_CLASSES)
+
+
+def peer_model(config: Config) -> torch.nn.Module:
+    """transformers' AST of the same sizes; its two extra tokens are its design."""
+    from transformers import ASTConfig, ASTForAudioClassification
+
+    model = config.model
+    return ASTForAudioClassification(
+        ASTConfig(
+            hidden_size=model.embed_dim,
+            num_hidden_layers=model.depth,
+            num_attention_heads=model.num_heads,
+            intermediate_size=int(model.embed_dim * model.mlp_ratio),
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            patch_size=16,
+            frequency_stride=16,
+            time_stride=16,
+            max_length=config.features.target_frames,
+            num_mel_bins=config.fbank.num_mel_bins,
+            num_labels=NUM_CLASSES,
+        )
+    )
+
+
+def step_of(
+    run: Model, amp: torch.dtype | None, model: torch.nn.Module | None = None
+) -> Callable[[], float]:
+    """Return a step of forward, backward and AdamW on the same features each time."""
+    module = model or run
+    assert isinstance(module, torch.nn.Module)
+    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    features = torch.randn(BATCH, 512, 128, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(BATCH) % NUM_CLASSES
+
+    def step() -> float:
+        with autocast(CPU, amp):
+            out = run(features)
+        logits = out if isinstance(out, torch.Tensor) else out.logits
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
