@@ -6,6 +6,8 @@ every device. Nothing here is used when testing.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -107,7 +109,7 @@ def sound_levels(waveforms: NDArray[np.int16]) -> Tensor:
     levels = torch.empty(len(waveforms))
     for index, clip in enumerate(waveforms):
         levels[index] = float(np.linalg.norm(clip.astype(np.float32)))
-    return levels / (32768 * waveforms.shape[1] ** 0.5)
+    return levels / (32768 * math.sqrt(waveforms.shape[1]))
 
 
 def spec_augment(
