@@ -169,7 +169,7 @@ def test_wrong_features_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"embed_dim": 130}, r"embed_dim must be divisible by model.num_heads \(4\), got 130"),
+        ({"embed_dim": 130}, r"embed_dim must be divisible by model.num_heads \(3\), got 130"),
         (
             {"embed_dim": 6, "num_heads": 2, "position_embedding": "sinusoidal"},
             "divisible by 4 for model.position_embedding sinusoidal, got 6",
