@@ -601,7 +601,7 @@ def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, pool):
     weights = 4 * 4 * sum(parameter.numel() for parameter in model.parameters())
     sizes = {"num_samples": 1, "num_clips": 1, "num_classes": 50}
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 0.95 * weights}.get)
-    with pytest.raises(InputError, match=r"model.embed_dim 128, model.depth 4 and model.mlp_ratio"):
+    with pytest.raises(InputError, match=r"model.embed_dim 192, model.depth 4 and model.mlp_ratio"):
         check_memory(config, **sizes)
     batch = 4 * (512 * 128 + 256 * 128 + 1) + 8 * 128 * 257
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights + batch}.get)
