@@ -362,8 +362,8 @@ def resolve_amp(
 def _has_matrix_units() -> bool:
     """Say whether this CPU multiplies matrices of bfloat16 in hardware: AMX, seven times float32.
 
-    CPUs that only have the instructions without the units gain little, and torch before 2.11 cannot
-    say: neither is taken.
+    CPUs that have the instructions without the units are not taken, nor any under an older torch,
+    which cannot say.
     """
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("amx_bf16", False))
