@@ -74,6 +74,7 @@ from ast_fast.train import (
 )
 from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import mix, use_backend
+from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
@@ -336,10 +337,11 @@ class Run:
         self.info = run_info.describe_run(self.argv, self._program())
         with chosen_backends(self.config, self.device):
             kernels = kernels_in_use(self.config, self.device)
+        amp = resolve_amp(self.config.training.amp, self.device)
         self.info |= {
             "device": self.device.type,
             "kernels": kernels,
-            "amp": _amp_name(resolve_amp(self.config.training.amp, self.device)),
+            "amp": "off" if amp is None else dtype_name(amp),
             "processes": self.ranks.count,
             "data_key": self.dataset.key,
             "resumed": [],
@@ -757,10 +759,6 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
         "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
         "attention": choose_attention(requested_backend("attention", "auto"), qkv),
     }
-
-
-def _amp_name(amp: torch.dtype | None) -> str:
-    return "off" if amp is None else str(amp).removeprefix("torch.")
 
 
 def exhausted_resource(error: BaseException) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,17 +108,28 @@ def pad_frames(features: Tensor, target_frames: int, silence: Tensor) -> Tensor:
     return padded
 
 
-def model_input(waveforms: Tensor, config: Config, statistics: Statistics | None) -> Tensor:
-    """Return what the model sees of clips that nothing augments: undithered, normalised, padded.
+def model_input(
+    waveforms: Tensor,
+    config: Config,
+    statistics: Statistics | None,
+    *,
+    masked: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Return what the model sees of clips: log-mel features, normalised and padded.
 
     Args:
         waveforms: As `log_mel` takes them.
         config: The run's settings.
         statistics: As `normalise` takes them.
+        masked: Training's augmentation of normalised features, which may change them in place;
+            with it `config.fbank.dither` counts too. None: nothing is random.
     Returns:
         Features, shape (batch, target_frames, num_mel_bins).
     """
-    features, silence = normalise(log_mel(waveforms, config), config, statistics)
+    log_mel_features = log_mel(waveforms, config, dither=masked is not None)
+    features, silence = normalise(log_mel_features, config, statistics)
+    if masked is not None:
+        features = masked(features)
     return pad_frames(features, config.features.target_frames, silence)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,12 @@ class Optimiser:
 
     def state(self) -> dict[str, Tensor]:
         """Return what it remembers, as `parameter name.entry` → tensor."""
-        return dict(self._entries())
+        return {
+            f"{names[index]}.{key}": value
+            for names, optimizer in self._parts
+            for index, entries in optimizer.state_dict()["state"].items()
+            for key, value in entries.items()
+        }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take up what `state` returned."""
@@ -80,12 +85,6 @@ class Optimiser:
                     entries[index] = there
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
-
-    def _entries(self) -> Iterator[tuple[str, Tensor]]:
-        for names, optimizer in self._parts:
-            for index, entries in optimizer.state_dict()["state"].items():
-                for key, value in entries.items():
-                    yield f"{names[index]}.{key}", value
 
 
 def parameter_groups(

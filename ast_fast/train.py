@@ -46,10 +46,7 @@ from ast_fast.features import (
     check_features,
     compute_statistics,
     load_batch,
-    log_mel,
     model_input,
-    normalise,
-    pad_frames,
 )
 from ast_fast.model import (
     AudioSpectrogramTransformer,
@@ -561,10 +558,15 @@ class _FoldTraining:
             waveforms, clips, levels, targets, config.augment, generator, rows=rows
         )
         targets = targets.to(self.device)
-        log_mel_features = log_mel(waveforms, config, dither=True)
-        features, silence = normalise(log_mel_features, config, self.statistics)
-        spec_augment(features, len(indices), config.augment, generator, rows)
-        return pad_frames(features, config.features.target_frames, silence), targets
+        features = model_input(
+            waveforms,
+            config,
+            self.statistics,
+            masked=lambda features: spec_augment(
+                features, len(indices), config.augment, generator, rows
+            ),
+        )
+        return features, targets
 
     def _update(self, loss: Tensor, rate: float, step: int) -> None:
         """Take one optimiser step and move the average towards the new weights."""

@@ -11,7 +11,7 @@ import torch
 
 from ast_fast.augment import augment_waveforms, kept_patches, sound_levels, spec_augment
 from ast_fast.config import Config
-from ast_fast.features import log_mel, normalise, pad_frames
+from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
 from ast_fast.train import autocast
@@ -24,7 +24,6 @@ NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 precisions = pytest.mark.parametrize(
     "amp", [None, torch.bfloat16], ids=["float32", "bfloat16-autocast"]
 )
-Model = Callable[[torch.Tensor], torch.Tensor]
 
 
 @pytest.mark.benchmark(group="step")
@@ -43,9 +42,12 @@ def test_training_step(
 
     def step() -> float:
         mixed, labels = augment_waveforms(clips, indices, levels, targets, augment, generator)
-        features, silence = normalise(log_mel(mixed, config), config, None)
-        spec_augment(features, BATCH, augment, generator)
-        features = pad_frames(features, config.features.target_frames, silence)
+        features = model_input(
+            mixed,
+            config,
+            None,
+            masked=lambda features: spec_augment(features, BATCH, augment, generator),
+        )
         keep = kept_patches(BATCH, model.num_patches, augment, generator)
         with autocast(CPU, amp):
             logits = model(features, keep=keep)
@@ -70,13 +72,13 @@ def test_step_against_transformers(
     config = Config()
     heads = {128: 4, 192: 3}[width]
     config = replace(config, model=replace(config.model, embed_dim=width, num_heads=heads))
-    steps: dict[str, Callable[[], object]] = {
-        "ours": step_of(small_model(config), amp),
-        "transformers": step_of(peer_model(config), amp),
-    }
     ours = small_model(config)
     keep = torch.stack([torch.randperm(ours.num_patches)[: ours.num_patches // 2]] * BATCH)
-    steps["half"] = step_of(lambda features: ours(features, keep=keep), amp, ours)
+    steps = {
+        "ours": step_of(ours, amp),
+        "transformers": step_of(peer_model(config), amp),
+        "half": step_of(small_model(config), amp, keep=keep),
+    }
     medians = interleaved_medians(steps, rounds=ROUNDS)
     for name in ("ours", "half"):
         key = f"{name}_faster_than_transformers_by"
@@ -113,18 +115,16 @@ def peer_model(config: Config) -> torch.nn.Module:
 
 
 def step_of(
-    run: Model, amp: torch.dtype | None, model: torch.nn.Module | None = None
+    model: torch.nn.Module, amp: torch.dtype | None, **given: torch.Tensor
 ) -> Callable[[], float]:
     """Return a step of forward, backward and AdamW on the same features each time."""
-    module = model or run
-    assert isinstance(module, torch.nn.Module)
-    optimizer = torch.optim.AdamW(module.parameters(), fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     features = torch.randn(BATCH, 512, 128, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(BATCH) % NUM_CLASSES
 
     def step() -> float:
         with autocast(CPU, amp):
-            out = run(features)
+            out = model(features, **given)
         logits = out if isinstance(out, torch.Tensor) else out.logits
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()

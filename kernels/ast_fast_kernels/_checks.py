@@ -17,8 +17,8 @@ LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 and asynchronous copies."""
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name without `torch.`."""
+def dtype_name(dtype: object) -> str:
+    """Return the name of a dtype of torch or numpy, without `torch.`."""
     return str(dtype).removeprefix("torch.")
 
 

@@ -64,7 +64,7 @@ def _checked(waveforms: Waveforms) -> Tensor:
             f"waveforms must be a tensor or a numpy array, got {type(waveforms).__name__}"
         )
     if waveforms.dtype not in (torch.int16, torch.float32, np.int16, np.float32):
-        kind = str(waveforms.dtype).removeprefix("torch.")
+        kind = _checks.dtype_name(waveforms.dtype)
         raise TypeError(f"waveforms must be int16 or float32, got {kind}")
     if waveforms.ndim != 2 or 0 in waveforms.shape:
         raise ValueError(
