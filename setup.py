@@ -23,8 +23,12 @@ INSTALL_REQUIRES = [
     "filelock>=3.15",  # two processes may build one cache
 ]
 
+TENSORBOARD = "tensorboard>=2.18"  # curves of runs side by side; brings grpcio, protobuf, werkzeug
+
 EXTRAS_REQUIRE = {
+    "tensorboard": [TENSORBOARD],
     "test": [
+        TENSORBOARD,
         "pytest>=8",
         "pytest-benchmark>=5",
         "threadpoolctl>=3.5",  # benchmarks hold every library's BLAS to the same threads

@@ -28,6 +28,7 @@ NOT_IDENTITY = {
     "threads",
     "resume",
     "download",
+    "tensorboard",
     "audio.workers",
     "audio.download_url",
     "audio.download_sha256",

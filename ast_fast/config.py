@@ -156,6 +156,8 @@ class Config:
     """Go on with the run in --out."""
     download: bool = False
     """Fetch ESC-50 into the cache folder (or into --data) and use it."""
+    tensorboard: bool = False
+    """Write each fold's curves for TensorBoard too, beside history.csv."""
     skip_bad_files: bool = False
     """Leave out audio files that cannot be read, and count them in the report."""
     audio: AudioConfig = field(default_factory=AudioConfig)

@@ -58,11 +58,13 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_compilations
 from ast_fast.report import Measured, read_report, write_report
 from ast_fast.seeds import run_seeds, take_seeds
+from ast_fast.tensorboard import TensorBoardLog, load_writer
 from ast_fast.timing import Stages
 from ast_fast.train import (
     CUBLAS_WORKSPACE,
     MODEL,
     FoldResult,
+    Observer,
     autocast,
     check_config,
     check_memory,
@@ -91,7 +93,7 @@ MOST_THREADS = 1024
 
 MERGE = "--merge"
 
-MAY_DIFFER = {"data", "out", "cache", "resume", "download", "audio.workers"}
+MAY_DIFFER = {"data", "out", "cache", "resume", "download", "tensorboard", "audio.workers"}
 """Settings that may change when a run is resumed: none of them changes a result. That `data` still
 holds the same clips is checked by their content."""
 
@@ -363,7 +365,11 @@ class Run:
 
     def train(self) -> None:
         """Train and test every fold, and check the kernels on a batch of each."""
-        with TrainingProgress(self.console, self.folds) as progress:
+        with contextlib.ExitStack() as closing:
+            progress = closing.enter_context(TrainingProgress(self.console, self.folds))
+            observers: list[Observer] = [progress]
+            if self.config.tensorboard and self.ranks.is_first:
+                observers.append(closing.enter_context(TensorBoardLog(self.out)))
             for fold in self.folds:
                 begin = time.perf_counter()
                 stages = Stages(synchronise=True)
@@ -374,7 +380,7 @@ class Run:
                         self.dataset,
                         fold,
                         self.out,
-                        observer=progress,
+                        observers=observers,
                         stages=stages,
                         ranks=self.ranks,
                     )
@@ -636,6 +642,8 @@ def check_run(config: Config, out: Path) -> None:
     for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
         if not 0 <= value <= MOST_THREADS:
             raise InputError(f"{name} must be from 0 to {MOST_THREADS}, got {value}")
+    if config.tensorboard:
+        load_writer()
     check_paths(config, out)
     check_config(config, decode_settings(config).num_samples)
     if not config.resume:

@@ -13,7 +13,7 @@ import csv
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +127,36 @@ class Observer:
         """See a fold done, or found done by an earlier run."""
 
 
+class _Observers(Observer):
+    """Tells each of several in turn."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+
+    def on_fold_start(self, *what: Any) -> None:
+        for observer in self._observers:
+            observer.on_fold_start(*what)
+
+    def on_step(self, *what: Any) -> None:
+        for observer in self._observers:
+            observer.on_step(*what)
+
+    def on_epoch(self, *what: Any) -> None:
+        for observer in self._observers:
+            observer.on_epoch(*what)
+
+    def on_fold_end(self, *what: Any) -> None:
+        for observer in self._observers:
+            observer.on_fold_end(*what)
+
+
 def train_fold(
     config: Config,
     dataset: Dataset,
     fold: int,
     out_dir: Path,
     *,
-    observer: Observer | None = None,
+    observers: Sequence[Observer] = (),
     stages: Stages | None = None,
     ranks: Ranks = ALONE,
 ) -> FoldResult:
@@ -150,7 +173,7 @@ def train_fold(
         dataset: All clips; only those of other folds are trained on or counted in statistics.
         fold: The fold to test on.
         out_dir: The run's folder; created if missing.
-        observer: Is told about every step and epoch.
+        observers: Are told about every step and epoch.
         stages: Takes the time spent in features, forward, backward and other.
         ranks: The processes that train it together, each calling this with all else equal. They
             must see the same `out_dir`, to which the first alone writes.
@@ -159,7 +182,7 @@ def train_fold(
             belongs to another run.
         DivergedError: The loss became infinite or NaN.
     """
-    observer = observer or Observer()
+    observer = _Observers(observers)
     stages = stages or Stages()
     check_config(config, dataset.waveforms.shape[1])
     train_indices, test_indices = split_fold(dataset, fold)

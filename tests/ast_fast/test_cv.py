@@ -74,7 +74,7 @@ def base(data: Path, cache: Path) -> list[str]:
 def finished(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing interrupted."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    assert main([*base, "--out", str(out)]) == 0
+    assert main([*base, "--tensorboard", "--out", str(out)]) == 0
     return out
 
 
@@ -150,7 +150,10 @@ def test_a_run_writes_its_folder(finished: Path) -> None:
     per_fold = ["history.csv", "measured.json", "model.safetensors", "predictions.csv"]
     expected = ["config.toml", "report.html", "report.json", "run.json"]
     expected += [f"fold-{fold}/{name}" for fold in (1, 2) for name in per_fold]
-    assert [name for name in files_under(finished) if name != ".lock"] == sorted(expected)
+    curves = [name for name in files_under(finished) if "tfevents" in name]
+    assert [Path(name).parent.name for name in curves] == ["fold-1", "fold-2"]
+    others = [name for name in files_under(finished) if name not in curves]
+    assert [name for name in others if name != ".lock"] == sorted(expected)
 
 
 def test_a_run_learns_easy_sounds(finished: Path) -> None:

@@ -224,7 +224,7 @@ def test_probabilities_are_those_of_the_test_fold(tmp_path):
 def test_the_observer_sees_every_step(tmp_path):
     recorder = Recorder()
     config = replace(SMALL, training=replace(SMALL.training, epochs=1))
-    train_fold(config, fake_dataset(), 3, tmp_path, observer=recorder)
+    train_fold(config, fake_dataset(), 3, tmp_path, observers=[recorder])
     assert recorder.events == [
         ("fold", 3, 20, 10, 1),
         ("step", 1, 1, 3, 8),
@@ -267,7 +267,7 @@ def test_a_resumed_fold_is_equal_to_the_bit(tmp_path, killer, norm_per_sample):
     )
     expected = train_fold(config, dataset, 1, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_fold(config, dataset, 1, tmp_path / "killed", observer=killer)
+        train_fold(config, dataset, 1, tmp_path / "killed", observers=[killer])
     assert not (tmp_path / "killed" / "fold-1" / "model.safetensors").exists()
     torch.manual_seed(123)  # whatever state another process has
     result = train_fold(replace(config, resume=True), dataset, 1, tmp_path / "killed")
@@ -316,7 +316,7 @@ def test_a_finished_fold_is_not_trained_again(tmp_path):
     model = tmp_path / "fold-1" / "model.safetensors"
     before = model.stat().st_mtime_ns
     recorder = Recorder()
-    result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path, observer=recorder)
+    result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path, observers=[recorder])
     assert_same_training(result, expected)
     assert result.history == expected.history  # the clock too: it is read, not measured
     assert recorder.events == [("fold", 1, 20, 10, 3), ("end", 1)]
@@ -326,9 +326,9 @@ def test_a_finished_fold_is_not_trained_again(tmp_path):
 def test_without_resume_a_fold_begins_anew(tmp_path):
     dataset = fake_dataset()
     with pytest.raises(KeyboardInterrupt):
-        train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+        train_fold(SMALL, dataset, 1, tmp_path, observers=[Killer(1)])
     recorder = Recorder()
-    train_fold(SMALL, dataset, 1, tmp_path, observer=recorder)
+    train_fold(SMALL, dataset, 1, tmp_path, observers=[recorder])
     assert [event for event in recorder.events if event[0] == "epoch"] == [
         ("epoch", 1),
         ("epoch", 2),
@@ -339,7 +339,7 @@ def test_without_resume_a_fold_begins_anew(tmp_path):
 def test_another_run_is_not_resumed(tmp_path):
     dataset = fake_dataset()
     with pytest.raises(KeyboardInterrupt):
-        train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+        train_fold(SMALL, dataset, 1, tmp_path, observers=[Killer(1)])
     resumed = replace(SMALL, resume=True)
     other = replace(resumed, training=replace(SMALL.training, learning_rate=2e-3))
     message = "checkpoint.safetensors belongs to another run: training.learning_rate is 0.003 there"
@@ -357,7 +357,7 @@ def test_a_damaged_file_stops_the_resume_and_is_named(tmp_path, name):
     dataset = fake_dataset()
     if name == "checkpoint.safetensors":
         with pytest.raises(KeyboardInterrupt):
-            train_fold(SMALL, dataset, 1, tmp_path, observer=Killer(1))
+            train_fold(SMALL, dataset, 1, tmp_path, observers=[Killer(1)])
     else:
         train_fold(SMALL, dataset, 1, tmp_path)
     path = tmp_path / "fold-1" / name
@@ -622,7 +622,7 @@ def test_dither_is_for_training_alone(tmp_path):
     plain = train_fold(SMALL, fake_dataset(), 1, tmp_path / "plain")
     assert first.history[-1].train_loss != plain.history[-1].train_loss
     with pytest.raises(KeyboardInterrupt):
-        train_fold(dithered, fake_dataset(), 1, tmp_path / "killed", observer=Killer(3))
+        train_fold(dithered, fake_dataset(), 1, tmp_path / "killed", observers=[Killer(3)])
     torch.manual_seed(123)
     resumed = replace(dithered, resume=True)
     again = train_fold(resumed, fake_dataset(), 1, tmp_path / "killed")
@@ -638,7 +638,7 @@ def test_a_fold_resumed_on_a_gpu_is_equal_to_the_bit(tmp_path, amp):
     config = replace(SMALL, device="cuda", training=training)
     expected = train_fold(config, fake_dataset(), 1, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train_fold(config, fake_dataset(), 1, tmp_path / "killed", observer=Killer(2, 2))
+        train_fold(config, fake_dataset(), 1, tmp_path / "killed", observers=[Killer(2, 2)])
     result = train_fold(replace(config, resume=True), fake_dataset(), 1, tmp_path / "killed")
     assert_same_training(result, expected)
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
