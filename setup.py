@@ -62,6 +62,7 @@ setup(
         "ast_fast_kernels.gelu",
         "ast_fast_kernels.layer_norm",
         "ast_fast_kernels.mix",
+        "ast_fast_kernels.normalise",
         "ast_fast_kernels.testing",
     ],
     package_dir={"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"},

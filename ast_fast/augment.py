@@ -7,6 +7,7 @@ every device. Nothing here is used when testing.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,16 @@ SILENT_RMS = 1e-4
 """Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
 
 EVERY_ROW = slice(None)
+
+
+class Masks(NamedTuple):
+    """What features are masked, for `model_input`."""
+
+    frames: Tensor | None
+    """Shape (rows, num_frames), bool; None masks none."""
+    bins: Tensor | None
+    """Shape (rows, num_mel_bins), bool; None masks none."""
+
 
 MOST_GAIN_DB = 100.0
 """Five decimal powers, as much as int16 audio spans."""
@@ -113,33 +124,34 @@ def sound_levels(waveforms: NDArray[np.int16]) -> Tensor:
 
 
 def spec_augment(
-    features: Tensor,
     batch: int,
+    num_frames: int,
+    num_mel_bins: int,
     config: AugmentConfig,
     generator: Generator,
     rows: slice = EVERY_ROW,
-) -> Tensor:
-    """Set random bands of mel bins and of frames to 0, in place, each clip its own.
+) -> Masks:
+    """Draw the bands of frames and of mel bins that are masked, each clip's own.
 
-    Meant for normalised features, where 0 is the mean. Widths are uniform from 0 to the largest,
-    positions uniform over those where the whole band fits.
+    Widths are uniform from 0 to the largest, positions uniform over those where the whole band
+    fits.
 
     Args:
-        features: Of the named rows of a batch, shape (rows, num_frames, num_mel_bins); changed.
         batch: Clips of the whole batch, for all of which bands are drawn.
+        num_frames: Frames of a clip, before padding.
+        num_mel_bins: Mel bins of the features.
         config: Widths and number of the masks.
         generator: Source of randomness, on the CPU.
-        rows: Which of the batch's rows the features are.
-    Returns:
-        The features.
+        rows: Which of the batch's rows to return.
     Source: Park et al., "SpecAugment" (Interspeech 2019), section 2; no time warping.
     """
-    for axis, largest in ((1, config.time_mask), (2, config.freq_mask)):
-        if largest > 0 and config.num_masks > 0:
-            bands = _bands(batch, features.shape[axis], largest, config.num_masks, generator)
-            masked = bands[rows].unsqueeze(3 - axis).to(features.device)
-            features.masked_fill_(masked, 0.0)
-    return features
+
+    def bands(size: int, largest: int) -> Tensor | None:
+        if largest == 0 or config.num_masks == 0:
+            return None
+        return _bands(batch, size, largest, config.num_masks, generator)[rows]
+
+    return Masks(bands(num_frames, config.time_mask), bands(num_mel_bins, config.freq_mask))
 
 
 def kept_patches(

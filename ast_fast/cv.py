@@ -745,7 +745,7 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
         case "reference":
             return use_backend("reference")
         case "numba":
-            return use_backend(fbank="numba", mix="numba", attention="sdpa")
+            return use_backend(fbank="numba", mix="numba", normalise="numba", attention="sdpa")
         case "triton":
             if device.type != "cuda":
                 raise InputError(

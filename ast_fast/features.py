@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ast_fast.augment import Masks
 from ast_fast.config import Config
 from ast_fast.errors import InputError
-from ast_fast_kernels import fbank
+from ast_fast_kernels import fbank, normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 
 STD_FLOOR = 1e-2
@@ -59,78 +59,49 @@ def undithered(config: FbankConfig) -> FbankConfig:
     return config.replace(dither=0.0) if config.dither else config
 
 
-def normalise(
-    features: Tensor, config: Config, statistics: Statistics | None
-) -> tuple[Tensor, Tensor]:
-    """Return features centred and scaled, and the value that silence has among them.
-
-    Per sample, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip: digital silence
-    becomes 0. By statistics, (x − mean) / (2 · std), as the AST does.
-
-    Args:
-        features: Log-mel, shape (batch, num_frames, num_mel_bins).
-        config: `config.features.norm_per_sample` chooses; `config.fbank` says what silence is.
-        statistics: Of the training clips; needed unless `norm_per_sample`.
-    Returns:
-        Normalised features, same shape, and silence after the same step, shape (batch,).
-    Raises:
-        ValueError: Statistics are needed and missing.
-    Source: YuanGongND/ast, src/dataloader.py (the factor 2).
-    """
-    silence = config.fbank.log_silence
-    if config.features.norm_per_sample:
-        shape = features.shape[1:]
-        normalised, mean, inverse_std = torch.native_layer_norm(
-            features, shape, None, None, STD_FLOOR**2
-        )
-        return normalised, ((silence - mean) * inverse_std).flatten()
-    if statistics is None:
-        raise ValueError("statistics must be given when features.norm_per_sample is off, got None")
-    scale = 0.5 / statistics.std
-    padding = features.new_full((len(features),), (silence - statistics.mean) * scale)
-    return (features - statistics.mean) * scale, padding
-
-
-def pad_frames(features: Tensor, target_frames: int, silence: Tensor) -> Tensor:
-    """Return features of exactly `target_frames` frames: silence follows, or the end is cut.
-
-    Args:
-        features: Normalised, shape (batch, num_frames, num_mel_bins).
-        target_frames: Frames to return.
-        silence: Each clip's value of silence from `normalise`, shape (batch,).
-    """
-    batch, num_frames, num_mel_bins = features.shape
-    if num_frames >= target_frames:
-        return features[:, :target_frames]
-    padded = features.new_empty(batch, target_frames, num_mel_bins)
-    padded[:, :num_frames] = features
-    padded[:, num_frames:] = silence.view(-1, 1, 1)
-    return padded
-
-
 def model_input(
     waveforms: Tensor,
     config: Config,
     statistics: Statistics | None,
     *,
-    masked: Callable[[Tensor], Tensor] | None = None,
+    masks: Masks | None = None,
 ) -> Tensor:
-    """Return what the model sees of clips: log-mel features, normalised and padded.
+    """Return what the model sees of clips: log-mel features, normalised and of one length.
+
+    Per sample, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip: digital silence
+    becomes 0. By statistics, (x − mean) / (2 · std), as the AST does. Shorter clips are padded with
+    what silence becomes.
 
     Args:
         waveforms: As `log_mel` takes them.
-        config: The run's settings.
-        statistics: As `normalise` takes them.
-        masked: Training's augmentation of normalised features, which may change them in place;
-            with it `config.fbank.dither` counts too. None: nothing is random.
+        config: The run's settings; `config.features.norm_per_sample` chooses.
+        statistics: Of the training clips; needed unless `norm_per_sample`.
+        masks: Training's, from `spec_augment`; with them `config.fbank.dither` counts too. None:
+            nothing is random.
     Returns:
         Features, shape (batch, target_frames, num_mel_bins).
+    Raises:
+        ValueError: Statistics are needed and missing.
+    Source: YuanGongND/ast, src/dataloader.py (the factor 2).
     """
-    log_mel_features = log_mel(waveforms, config, dither=masked is not None)
-    features, silence = normalise(log_mel_features, config, statistics)
-    if masked is not None:
-        features = masked(features)
-    return pad_frames(features, config.features.target_frames, silence)
+    shift_and_scale = None
+    if not config.features.norm_per_sample:
+        if statistics is None:
+            raise ValueError(
+                "statistics must be given when features.norm_per_sample is off, got None"
+            )
+        shift_and_scale = statistics.mean, 0.5 / statistics.std
+    frames, bins = (None, None) if masks is None else masks
+    features: Tensor = normalise(
+        log_mel(waveforms, config, dither=masks is not None),
+        config.features.target_frames,
+        log_silence=config.fbank.log_silence,
+        statistics=shift_and_scale,
+        std_floor=STD_FLOOR,
+        masked_frames=frames,
+        masked_bins=bins,
+    )
+    return features
 
 
 def compute_statistics(

@@ -581,15 +581,11 @@ class _FoldTraining:
             waveforms, clips, levels, targets, config.augment, generator, rows=rows
         )
         targets = targets.to(self.device)
-        features = model_input(
-            waveforms,
-            config,
-            self.statistics,
-            masked=lambda features: spec_augment(
-                features, len(indices), config.augment, generator, rows
-            ),
+        num_frames = config.fbank.num_frames(waveforms.shape[1])
+        masks = spec_augment(
+            len(indices), num_frames, config.fbank.num_mel_bins, config.augment, generator, rows
         )
-        return features, targets
+        return model_input(waveforms, config, self.statistics, masks=masks), targets
 
     def _update(self, loss: Tensor, rate: float, step: int) -> None:
         """Take one optimiser step and move the average towards the new weights."""

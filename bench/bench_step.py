@@ -38,16 +38,13 @@ def test_training_step(
     optimiser = Optimiser(model, config.training)
     indices, levels = torch.arange(BATCH), sound_levels(clips[:BATCH])
     targets = torch.nn.functional.one_hot(indices % NUM_CLASSES, NUM_CLASSES).float()
+    shape = config.fbank.num_frames(clips.shape[1]), config.fbank.num_mel_bins
     generator = torch.Generator().manual_seed(0)
 
     def step() -> float:
         mixed, labels = augment_waveforms(clips, indices, levels, targets, augment, generator)
-        features = model_input(
-            mixed,
-            config,
-            None,
-            masked=lambda features: spec_augment(features, BATCH, augment, generator),
-        )
+        masks = spec_augment(BATCH, *shape, augment, generator)
+        features = model_input(mixed, config, None, masks=masks)
         keep = kept_patches(BATCH, model.num_patches, augment, generator)
         with autocast(CPU, amp):
             logits = model(features, keep=keep)

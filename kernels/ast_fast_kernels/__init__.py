@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.gelu.api import linear_gelu
     from ast_fast_kernels.layer_norm.api import add_layer_norm
     from ast_fast_kernels.mix.api import mix
+    from ast_fast_kernels.normalise.api import normalise
 
 __all__ = [
     "Fbank",
@@ -34,6 +35,7 @@ __all__ = [
     "linear_gelu",
     "mfcc",
     "mix",
+    "normalise",
     "use_backend",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "linear_gelu": "ast_fast_kernels.gelu.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "mix": "ast_fast_kernels.mix.api",
+    "normalise": "ast_fast_kernels.normalise.api",
     "use_backend": "ast_fast_kernels._dispatch",
 }
 

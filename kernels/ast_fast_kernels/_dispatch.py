@@ -24,6 +24,8 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("fbank", "triton"): "ast_fast_kernels.fbank.triton_gpu:fbank_triton",
     ("mix", "reference"): "ast_fast_kernels.mix.reference:mix_reference",
     ("mix", "numba"): "ast_fast_kernels.mix.numba_cpu:mix_numba",
+    ("normalise", "reference"): "ast_fast_kernels.normalise.reference:normalise_reference",
+    ("normalise", "numba"): "ast_fast_kernels.normalise.numba_cpu:normalise_numba",
     ("attention", "reference"): "ast_fast_kernels.attention.reference:attention_reference",
     ("attention", "sdpa"): "ast_fast_kernels.attention.sdpa:attention_sdpa",
     ("attention", "triton"): "ast_fast_kernels.attention.ops:attention_triton",

@@ -311,13 +311,12 @@ def test_recipes_are_settings_that_can_be_trained(path: Path, tmp_path: Path) ->
 def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     config = parse_config(["--config", str(RECIPES[-1]), *DATA])
     waveforms = torch.randn(4, 1000)
-    features = torch.randn(4, 60, 128)
     generator = torch.Generator()
     batch = torch.arange(4), torch.ones(4), torch.eye(4)
     augmented, targets = augment_waveforms(waveforms, *batch, config.augment, generator)
     assert torch.equal(augmented, waveforms)
     assert torch.equal(targets, torch.eye(4))
-    assert torch.equal(spec_augment(features.clone(), 4, config.augment, generator), features)
+    assert spec_augment(4, 60, 128, config.augment, generator) == (None, None)
     assert kept_patches(4, 256, config.augment, generator) is None
     assert config.training.ema_decay == 0
     assert config.training.label_smoothing == 0

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from ast_fast.augment import Masks
 from ast_fast.config import AudioConfig, Config, FeatureConfig
 from ast_fast.errors import InputError
 from ast_fast.features import (
@@ -14,9 +15,9 @@ from ast_fast.features import (
     compute_statistics,
     load_batch,
     log_mel,
-    normalise,
-    pad_frames,
+    model_input,
 )
+from ast_fast_kernels import normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 
 PER_SAMPLE = Config()
@@ -28,6 +29,16 @@ def clips(count: int = 6, num_samples: int = 8000) -> np.ndarray:
     rng = np.random.default_rng(0)
     level = 10.0 ** rng.uniform(1.0, 4.0, size=(count, 1))
     return (level * rng.uniform(-1, 1, size=(count, num_samples))).astype(np.int16)
+
+
+def seen(
+    waveforms: np.ndarray,
+    config: Config,
+    statistics: Statistics | None = None,
+    *,
+    masks: Masks | None = None,
+) -> torch.Tensor:
+    return model_input(torch.from_numpy(waveforms), config, statistics, masks=masks)
 
 
 def test_int16_and_floats_give_the_same_features():
@@ -56,7 +67,7 @@ def test_a_batch_is_a_copy_of_the_named_clips(tmp_path):
 
 
 def test_per_sample_gives_each_clip_mean_0_and_deviation_1():
-    features, _ = normalise(log_mel(torch.from_numpy(clips()), PER_SAMPLE), PER_SAMPLE, None)
+    features = seen(clips(), PER_SAMPLE)[:, :48]
     torch.testing.assert_close(features.mean(dim=(1, 2)), torch.zeros(6), atol=1e-4, rtol=0)
     torch.testing.assert_close(
         features.std(dim=(1, 2), correction=0), torch.ones(6), atol=1e-3, rtol=0
@@ -64,60 +75,62 @@ def test_per_sample_gives_each_clip_mean_0_and_deviation_1():
 
 
 def test_per_sample_does_not_depend_on_the_other_clips():
-    batch = log_mel(torch.from_numpy(clips()), PER_SAMPLE)
-    alone, silence_alone = normalise(batch[2:3], PER_SAMPLE, None)
-    together, silence_together = normalise(batch, PER_SAMPLE, None)
-    assert torch.equal(alone[0], together[2])
-    assert torch.equal(silence_alone[0], silence_together[2])
+    assert torch.equal(seen(clips()[2:3], PER_SAMPLE)[0], seen(clips(), PER_SAMPLE)[2])
 
 
 @pytest.mark.parametrize("preset", ["ast", "kaldi", "seed"])
 def test_digital_silence_becomes_zeros(preset):
     config = Config(fbank=FbankConfig.preset(preset))
-    features, silence = normalise(
-        log_mel(torch.zeros(2, 8000, dtype=torch.int16), config), config, None
-    )
-    assert features.abs().max() < 1e-3
-    assert silence.abs().max() < 1e-3
+    assert seen(np.zeros((2, 8000), np.int16), config).abs().max() < 1e-3
 
 
 def test_rounding_noise_is_not_stretched_into_sound():
     features = torch.full((1, 48, 128), -15.9424)
     features += 1e-5 * torch.randn(48, 128, generator=torch.Generator().manual_seed(0))
-    normalised, _ = normalise(features, PER_SAMPLE, None)
+    normalised = normalise(features, 48, log_silence=-15.9424, std_floor=STD_FLOOR)
     assert normalised.abs().max() < 1e-4 / STD_FLOOR
 
 
 def test_statistics_are_applied_as_in_the_original():
-    features = torch.tensor([[[-8.0, -4.0]]])
-    normalised, silence = normalise(features, BY_STATISTICS, Statistics(-6.0, 2.0))
-    torch.testing.assert_close(normalised, torch.tensor([[[-0.5, 0.5]]]))
-    expected = (math.log(np.finfo(np.float32).eps) + 6.0) / 4.0
-    torch.testing.assert_close(silence, torch.tensor([expected]))
+    statistics = Statistics(-6.0, 2.0)
+    features = seen(clips(), BY_STATISTICS, statistics)
+    log_mel_features = log_mel(torch.from_numpy(clips()), BY_STATISTICS)
+    torch.testing.assert_close(features[:, :48], (log_mel_features + 6.0) / 4.0)
+    silence = torch.tensor((math.log(np.finfo(np.float32).eps) + 6.0) / 4.0)
+    torch.testing.assert_close(features[:, 48:], silence.expand(6, 512 - 48, 128))
 
 
 def test_statistics_must_be_given_where_needed():
     with pytest.raises(ValueError, match="statistics must be given"):
-        normalise(torch.zeros(1, 2, 2), BY_STATISTICS, None)
+        seen(clips(), BY_STATISTICS)
 
 
 def test_padding_is_what_silence_becomes():
     """A clip that ends in silence and a shorter one that is padded look alike at their ends."""
-    waveforms = torch.from_numpy(clips(2)).clone()
+    waveforms = clips(2)
     waveforms[:, 4000:] = 0
-    features, silence = normalise(log_mel(waveforms, PER_SAMPLE), PER_SAMPLE, None)
-    padded = pad_frames(features, 60, silence)
-    assert padded.shape == (2, 60, 128)
-    assert torch.equal(padded[:, :48], features)
-    torch.testing.assert_close(padded[:, 48:], features[:, 47:].expand(2, 12, 128))
-    assert not torch.allclose(padded[0, 50], padded[1, 50])  # each clip has its own
+    features = seen(waveforms, PER_SAMPLE)
+    assert features.shape == (2, 512, 128)
+    torch.testing.assert_close(features[:, 48:], features[:, 47:48].expand(2, 512 - 48, 128))
+    assert not torch.allclose(features[0, 50], features[1, 50])  # each clip has its own
 
 
-@pytest.mark.parametrize("target_frames", [48, 47, 1])
-def test_longer_clips_are_cut(target_frames):
-    features = torch.randn(2, 48, 4)
-    cut = pad_frames(features, target_frames, torch.zeros(2))
-    assert torch.equal(cut, features[:, :target_frames])
+def test_masks_become_the_mean_and_leave_the_rest_as_it_was():
+    frames, bins = torch.zeros(6, 48, dtype=torch.bool), torch.zeros(6, 128, dtype=torch.bool)
+    frames[0, 3:9], bins[1, :40] = True, True
+    whole = seen(clips(), PER_SAMPLE)
+    masked = seen(clips(), PER_SAMPLE, masks=Masks(frames, bins))
+    expected = whole.clone()
+    expected[0, 3:9], expected[1, :48, :40] = 0, 0
+    assert torch.equal(masked, expected)
+    assert torch.equal(seen(clips(), PER_SAMPLE, masks=Masks(None, None)), whole)
+
+
+def test_dither_counts_where_masks_are_drawn():
+    dithered = replace(PER_SAMPLE, fbank=FbankConfig(dither=100.0))
+    assert torch.equal(seen(clips(), dithered), seen(clips(), PER_SAMPLE))
+    drawn = [seen(clips(), dithered, masks=Masks(None, None)) for _ in range(2)]
+    assert not torch.equal(*drawn)
 
 
 def test_statistics_are_those_of_all_values(monkeypatch):

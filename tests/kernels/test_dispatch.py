@@ -85,7 +85,7 @@ def test_name_that_only_some_operations_have_leaves_the_others() -> None:
         (
             [],
             {"fft": "numba"},
-            "use_backend's argument must name an operation (fbank, mix, attention, l",
+            "use_backend's argument must name an operation (fbank, mix, normalise, attention, l",
         ),
         (
             [],
@@ -108,7 +108,8 @@ def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
         ),
         (
             "fft=numba",
-            "AST_FAST_BACKEND must name an operation (fbank, mix, attention, layer_norm, gelu)",
+            "AST_FAST_BACKEND must name an operation "
+            "(fbank, mix, normalise, attention, layer_norm, gelu)",
         ),
         (
             "fbank=sdpa",

@@ -1,0 +1,1 @@
+"""Normalised, masked and padded features in one pass: `api` is the door."""

@@ -1,0 +1,94 @@
+"""Normalisation of features as callers see it: every check, the choice of a backend."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels import _checks, _dispatch
+
+
+def normalise(
+    features: Tensor,
+    target_frames: int,
+    *,
+    log_silence: float,
+    statistics: tuple[float, float] | None = None,
+    std_floor: float = 0.0,
+    masked_frames: Tensor | None = None,
+    masked_bins: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Centre and scale log-mel features, mask some and bring them to one length, in one pass.
+
+    Each clip by its own values: (x − mean) / sqrt(std² + std_floor²), over all frames and bins.
+    With `statistics`: (x − mean) · scale. Masked frames and bins become 0, which is the mean;
+    frames that are missing become what silence does, masked or not; a longer end is cut, after it
+    has been counted. Not differentiable.
+
+    Args:
+        features: Log-mel, shape (batch, num_frames, num_bins), floating.
+        target_frames: Frames to return, at least 1.
+        log_silence: The value of silence among the features (`FbankConfig.log_silence`).
+        statistics: Mean and scale to use for every clip.
+        std_floor: Deviation below which a clip is not stretched further.
+        masked_frames: Which frames to mask, bool, shape (batch, num_frames).
+        masked_bins: Which bins to mask, bool, shape (batch, num_bins).
+        backend: `"auto"`, `"reference"` (torch's operators) or `"numba"` (CPU, float32).
+    Returns:
+        Features, shape (batch, target_frames, num_bins), of their dtype and device.
+    Raises:
+        TypeError: An argument's type is none of the above.
+        ValueError: A shape does not fit, or `backend` is none of the above.
+        RuntimeError: The backend asked for cannot run this input.
+    """
+    _check(features, target_frames, {"masked_frames": masked_frames, "masked_bins": masked_bins})
+    requested = _dispatch.requested_backend("normalise", backend)
+    run = _dispatch.load_backend("normalise", choose_backend(requested, features))
+    with torch.no_grad():
+        normalised: Tensor = run(
+            features.detach(),
+            target_frames,
+            log_silence,
+            statistics,
+            std_floor,
+            masked_frames,
+            masked_bins,
+        )
+    return normalised
+
+
+def choose_backend(requested: str, features: Tensor) -> str:
+    """Return the backend that runs; auto takes numba for float32 on the CPU."""
+    fits = features.device.type == "cpu" and features.dtype == torch.float32
+    if requested == "numba" and not fits:
+        kind = _checks.dtype_name(features.dtype)
+        raise RuntimeError(
+            f"numba needs features in float32 on the CPU, got {kind} on {features.device}; "
+            'use backend="reference"'
+        )
+    if requested != "auto":
+        return requested
+    chosen = "numba" if fits else "reference"
+    _dispatch.log_choice("normalise", chosen)
+    return chosen
+
+
+def _check(features: Tensor, target_frames: int, masks: dict[str, Tensor | None]) -> None:
+    _checks.check_floating("features", features)
+    if features.dim() != 3 or 0 in features.shape[1:]:
+        raise ValueError(
+            f"features must be (batch, num_frames, num_bins), got {tuple(features.shape)}"
+        )
+    if target_frames < 1:
+        raise ValueError(f"target_frames must be at least 1, got {target_frames}")
+    batch, num_frames, num_bins = features.shape
+    for (name, masked), size in zip(masks.items(), (num_frames, num_bins), strict=True):
+        if masked is None:
+            continue
+        if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
+            raise TypeError(f"{name} must be a tensor of bool")
+        if masked.shape != (batch, size):
+            raise ValueError(
+                f"{name} must be {(batch, size)} for these features, got {tuple(masked.shape)}"
+            )

@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import torch
+
+from ast_fast_kernels import normalise, use_backend
+
+BATCH, NUM_FRAMES, NUM_BINS = 9, 61, 23
+SILENCE = -15.9424
+
+
+def log_mel(dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Clips of very different means and deviations, as log-mel features have."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(BATCH, NUM_FRAMES, NUM_BINS, generator=generator, dtype=torch.float64)
+    level = torch.linspace(-15, 8, BATCH, dtype=torch.float64).view(-1, 1, 1)
+    spread = torch.logspace(-6, 1, BATCH, dtype=torch.float64).view(-1, 1, 1)
+    return (level + spread * noise).to(dtype)
+
+
+def masks() -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "masked_frames": torch.rand(BATCH, NUM_FRAMES, generator=generator) < 0.2,
+        "masked_bins": torch.rand(BATCH, NUM_BINS, generator=generator) < 0.3,
+    }
+
+
+def by_definition(
+    features: torch.Tensor, target_frames: int, statistics, std_floor: float, masked
+) -> torch.Tensor:
+    """One clip after the other in numpy's float64."""
+    out = np.empty((BATCH, target_frames, NUM_BINS))
+    for b, clip in enumerate(features.double().numpy()):
+        mean, scale = statistics or (clip.mean(), 1 / np.sqrt(clip.var() + std_floor**2))
+        shown = min(target_frames, NUM_FRAMES)
+        out[b] = (SILENCE - mean) * scale
+        out[b, :shown] = ((clip - mean) * scale)[:shown]
+        if masked:
+            out[b, :shown][masked["masked_frames"][b, :shown].numpy()] = 0
+            out[b, :shown, masked["masked_bins"][b].numpy()] = 0
+    return torch.from_numpy(out)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference", "numba"])
+@pytest.mark.parametrize("target_frames", [1, NUM_FRAMES - 1, NUM_FRAMES, 80])
+@pytest.mark.parametrize("statistics", [None, (-4.25, 0.125)], ids=["own", "given"])
+@pytest.mark.parametrize("masked", [{}, masks()], ids=["whole", "masked"])
+def test_it_is_its_definition(backend, target_frames, statistics, masked):
+    features = log_mel()
+    arguments = {"statistics": statistics, "std_floor": 1e-2}
+    out = normalise(
+        features, target_frames, log_silence=SILENCE, **arguments, **masked, backend=backend
+    )
+    assert out.dtype == torch.float32
+    expected = by_definition(features, target_frames, masked=masked, **arguments)
+    # A mean of 15 is known to half a unit of its last place, 5e-7, and stretched by 100 at most.
+    torch.testing.assert_close(out.double(), expected, rtol=2e-6, atol=1e-4)
+    assert not out[expected == 0].any()
+
+
+def test_the_reference_in_float64_is_the_definition_to_its_last_places():
+    expected = by_definition(log_mel(torch.float64), 80, None, 1e-2, masks())
+    out = normalise(log_mel(torch.float64), 80, log_silence=SILENCE, std_floor=1e-2, **masks())
+    torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_what_is_masked_does_not_count_whatever_it_holds(backend):
+    features, masked = log_mel(), masks()
+    masked["masked_frames"][:, 7] = True
+    features[:, 7] = torch.nan
+    given = {"statistics": (-4.25, 0.125), "log_silence": SILENCE}
+    assert normalise(features, 80, **given, **masked, backend=backend).isfinite().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_a_nan_stays_in_its_clip(backend):
+    features = log_mel()
+    features[4, 7, 2] = torch.nan
+    out = normalise(features, 80, log_silence=SILENCE, backend=backend)
+    assert out[4].isnan().all()
+    assert out[[0, 1, 2, 3, 5, 6, 7, 8]].isfinite().all()
+
+
+def test_threads_change_no_bit():
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            results.append(normalise(log_mel(), 80, log_silence=SILENCE, **masks()))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_a_clip_does_not_depend_on_the_others():
+    whole = normalise(log_mel(), 80, log_silence=SILENCE)
+    assert torch.equal(normalise(log_mel()[3:4], 80, log_silence=SILENCE), whole[3:4])
+
+
+def test_strided_features_and_masks_are_taken():
+    features = log_mel().transpose(1, 2).contiguous().transpose(1, 2)
+    masked = {name: mask.mT.contiguous().mT for name, mask in masks().items()}
+    expected = normalise(log_mel(), 80, log_silence=SILENCE, **masks())
+    assert torch.equal(normalise(features, 80, log_silence=SILENCE, **masked), expected)
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_no_clip_gives_no_clip(backend):
+    out = normalise(log_mel()[:0], 80, log_silence=SILENCE, backend=backend)
+    assert out.shape == (0, 80, NUM_BINS)
+
+
+def test_use_backend_reaches_it():
+    with use_backend(normalise="reference"):
+        reference = normalise(log_mel(), 80, log_silence=SILENCE, std_floor=1e-2)
+    numba = normalise(log_mel(), 80, log_silence=SILENCE, std_floor=1e-2)
+    torch.testing.assert_close(reference, numba, rtol=2e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"features": np.zeros((1, 2, 3))}, TypeError, "features must be a tensor, got ndarray"),
+        ({"features": torch.zeros(1, 2, 3).int()}, TypeError, "floating-point tensor, got int32"),
+        ({"features": torch.zeros(2, 3)}, ValueError, r"num_bins\), got \(2, 3\)"),
+        ({"features": torch.zeros(1, 0, 3)}, ValueError, r"num_bins\), got \(1, 0, 3\)"),
+        ({"target_frames": 0}, ValueError, "target_frames must be at least 1, got 0"),
+        ({"masked_bins": torch.zeros(1, 3)}, TypeError, "masked_bins must be a tensor of bool"),
+        (
+            {"masked_frames": torch.zeros(1, 3, dtype=torch.bool)},
+            ValueError,
+            r"masked_frames must be \(1, 2\) for these features, got \(1, 3\)",
+        ),
+        ({"backend": "triton"}, ValueError, "backend must be one of auto, reference, numba"),
+    ],
+)
+def test_what_does_not_fit_is_named(changes, error, message):
+    arguments = {"features": torch.zeros(1, 2, 3), "target_frames": 4, "log_silence": 0.0}
+    with pytest.raises(error, match=message):
+        normalise(**{**arguments, **changes})
+
+
+@pytest.mark.parametrize(
+    "features", [torch.zeros(1, 2, 3, device="meta"), torch.zeros(1, 2, 3).double()]
+)
+def test_numba_is_for_float32_on_the_cpu(features):
+    with pytest.raises(RuntimeError, match="numba needs features in float32 on the CPU, got"):
+        normalise(features, 4, log_silence=0.0, backend="numba")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_a_gpu_gives_what_the_cpu_gives():
+    on_gpu = {name: mask.cuda() for name, mask in masks().items()}
+    arguments = {"log_silence": SILENCE, "std_floor": 1e-2}
+    out = normalise(log_mel().cuda(), 80, **arguments, **on_gpu)
+    assert out.is_cuda
+    expected = normalise(log_mel(), 80, **arguments, **masks())
+    torch.testing.assert_close(out.cpu(), expected, rtol=2e-6, atol=1e-4)
