@@ -13,10 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Generator, Tensor
+from torch.nn import functional
 
 from ast_fast.config import AugmentConfig
 from ast_fast.errors import InputError
 from ast_fast_kernels import mix
+from ast_fast_kernels.fbank.config import FbankConfig
 
 SILENT_RMS = 1e-4
 """Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
@@ -24,17 +26,21 @@ SILENT_RMS = 1e-4
 EVERY_ROW = slice(None)
 
 
-class Masks(NamedTuple):
-    """What features are masked, for `model_input`."""
+class FeatureChanges(NamedTuple):
+    """What training does to the features of a batch, for `model_input`."""
 
-    frames: Tensor | None
+    offsets: Tensor | None
+    """Added to the log-mel features, shape (rows, num_mel_bins); None adds nothing."""
+    masked_frames: Tensor | None
     """Shape (rows, num_frames), bool; None masks none."""
-    bins: Tensor | None
+    masked_bins: Tensor | None
     """Shape (rows, num_mel_bins), bool; None masks none."""
 
 
 MOST_GAIN_DB = 100.0
 """Five decimal powers, as much as int16 audio spans."""
+MOST_POINTS = 100
+"""Points of a filter."""
 MOST_MASKS = 100
 """Masks of each kind; their places are drawn at once and take memory."""
 
@@ -123,27 +129,28 @@ def sound_levels(waveforms: NDArray[np.int16]) -> Tensor:
     return levels / (32768 * math.sqrt(waveforms.shape[1]))
 
 
-def spec_augment(
+def draw_feature_changes(
     batch: int,
     num_frames: int,
-    num_mel_bins: int,
     config: AugmentConfig,
+    fbank: FbankConfig,
     generator: Generator,
     rows: slice = EVERY_ROW,
-) -> Masks:
-    """Draw the bands of frames and of mel bins that are masked, each clip's own.
+) -> FeatureChanges:
+    """Draw a random filter, and the bands of frames and mel bins that are masked, for each clip.
 
-    Widths are uniform from 0 to the largest, positions uniform over those where the whole band
-    fits.
+    A mask's width is uniform from 0 to the largest, its position over those where it fits whole.
+    The filter's gains are normal at evenly spaced mel bins, the lowest and the highest among them.
 
     Args:
-        batch: Clips of the whole batch, for all of which bands are drawn.
+        batch: Clips of the whole batch, for all of which is drawn.
         num_frames: Frames of a clip, before padding.
-        num_mel_bins: Mel bins of the features.
-        config: Widths and number of the masks.
+        config: Widths and number of the masks, deviation and points of the filter.
+        fbank: What the features are.
         generator: Source of randomness, on the CPU.
         rows: Which of the batch's rows to return.
-    Source: Park et al., "SpecAugment" (Interspeech 2019), section 2; no time warping.
+    Source: Park et al., "SpecAugment" (Interspeech 2019), section 2, without time warping; Nam,
+        Kim, Park, "FilterAugment" (ICASSP 2022), section 2.2, with normal gains at fixed places.
     """
 
     def bands(size: int, largest: int) -> Tensor | None:
@@ -151,7 +158,13 @@ def spec_augment(
             return None
         return _bands(batch, size, largest, config.num_masks, generator)[rows]
 
-    return Masks(bands(num_frames, config.time_mask), bands(num_mel_bins, config.freq_mask))
+    masked_frames = bands(num_frames, config.time_mask)
+    masked_bins = bands(fbank.num_mel_bins, config.freq_mask)
+    offsets = None
+    if config.filter_db > 0:
+        decibels = config.filter_db * torch.randn(batch, config.filter_points, generator=generator)
+        offsets = fbank.log_per_decibel * _through(decibels[rows], fbank.num_mel_bins)
+    return FeatureChanges(offsets, masked_frames, masked_bins)
 
 
 def kept_patches(
@@ -171,12 +184,12 @@ def kept_patches(
     return order[:, :num_kept].sort(dim=1).values
 
 
-def check_augment(config: AugmentConfig, num_mel_bins: int, num_frames: int) -> None:
+def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) -> None:
     """Raise if a setting is out of range.
 
     Args:
         config: The settings.
-        num_mel_bins: Mel bins of the features.
+        fbank: What the features are.
         num_frames: Frames of a clip, before padding.
     Raises:
         InputError: The message names the setting, its rule and its value.
@@ -187,16 +200,25 @@ def check_augment(config: AugmentConfig, num_mel_bins: int, num_frames: int) -> 
         )
     if not 0 <= config.patch_drop < 1:
         raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
-    if not 0 <= config.gain_db <= MOST_GAIN_DB:
+    for name in ("gain_db", "filter_db"):
+        value = getattr(config, name)
+        if not 0 <= value <= MOST_GAIN_DB:
+            raise InputError(f"augment.{name} must be from 0 to {MOST_GAIN_DB:g}, got {value}")
+    if not 2 <= config.filter_points <= MOST_POINTS:
         raise InputError(
-            f"augment.gain_db must be from 0 to {MOST_GAIN_DB:g}, got {config.gain_db}"
+            f"augment.filter_points must be from 2 to {MOST_POINTS}, got {config.filter_points}"
+        )
+    if config.filter_db > 0 and not fbank.use_log_fbank:
+        raise InputError(
+            "augment.filter_db must be 0 where fbank.use_log_fbank is off, "
+            f"got {config.filter_db:g}"
         )
     if not 0 <= config.num_masks <= MOST_MASKS:
         raise InputError(
             f"augment.num_masks must be from 0 to {MOST_MASKS}, got {config.num_masks}"
         )
     for name, largest, unit in (
-        ("freq_mask", num_mel_bins, "mel bins of the features"),
+        ("freq_mask", fbank.num_mel_bins, "mel bins of the features"),
         ("time_mask", num_frames, "frames of a clip"),
     ):
         value = getattr(config, name)
@@ -213,6 +235,14 @@ def _factors(batch: int, config: AugmentConfig, generator: Generator) -> Tensor:
     if config.polarity:
         factors = factors * (1 - 2 * torch.randint(2, (batch,), generator=generator))
     return factors
+
+
+def _through(values: Tensor, size: int) -> Tensor:
+    """Return straight lines through values evenly apart, shape (batch, size)."""
+    lines = functional.interpolate(
+        values.unsqueeze(1), size=size, mode="linear", align_corners=True
+    )
+    return lines.squeeze(1)
 
 
 def _bands(batch: int, size: int, largest: int, count: int, generator: Generator) -> Tensor:

@@ -97,6 +97,10 @@ class AugmentConfig:
     """Flip the waveform's sign with probability one half."""
     mix_probability: float = 0.5
     """Share of clips mixed with another clip of the batch, labels mixed alike; 0 is off."""
+    filter_db: float = 0.0
+    """Deviation of a random filter's gains, in dB; 0 is off."""
+    filter_points: int = 5
+    """Mel bins, evenly apart, for which gains are drawn; on straight lines between them."""
     freq_mask: int = 24
     """Largest SpecAugment mask along frequency, in mel bins; 0 is off."""
     time_mask: int = 48

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ast_fast.augment import Masks
+from ast_fast.augment import FeatureChanges
 from ast_fast.config import Config
 from ast_fast.errors import InputError
 from ast_fast_kernels import fbank, normalise
@@ -64,7 +64,7 @@ def model_input(
     config: Config,
     statistics: Statistics | None,
     *,
-    masks: Masks | None = None,
+    changes: FeatureChanges | None = None,
 ) -> Tensor:
     """Return what the model sees of clips: log-mel features, normalised and of one length.
 
@@ -76,8 +76,7 @@ def model_input(
         waveforms: As `log_mel` takes them.
         config: The run's settings; `config.features.norm_per_sample` chooses.
         statistics: Of the training clips; needed unless `norm_per_sample`.
-        masks: Training's, from `spec_augment`; with them `config.fbank.dither` counts too. None:
-            nothing is random.
+        changes: Training's; with them `config.fbank.dither` counts too. None: nothing is random.
     Returns:
         Features, shape (batch, target_frames, num_mel_bins).
     Raises:
@@ -91,15 +90,16 @@ def model_input(
                 "statistics must be given when features.norm_per_sample is off, got None"
             )
         shift_and_scale = statistics.mean, 0.5 / statistics.std
-    frames, bins = (None, None) if masks is None else masks
+    offsets, masked_frames, masked_bins = changes or (None, None, None)
     features: Tensor = normalise(
-        log_mel(waveforms, config, dither=masks is not None),
+        log_mel(waveforms, config, dither=changes is not None),
         config.features.target_frames,
         log_silence=config.fbank.log_silence,
         statistics=shift_and_scale,
         std_floor=STD_FLOOR,
-        masked_frames=frames,
-        masked_bins=bins,
+        offsets=offsets,
+        masked_frames=masked_frames,
+        masked_bins=masked_bins,
     )
     return features
 

@@ -33,9 +33,9 @@ from ast_fast.atomic import atomic_write
 from ast_fast.augment import (
     augment_waveforms,
     check_augment,
+    draw_feature_changes,
     kept_patches,
     sound_levels,
-    spec_augment,
 )
 from ast_fast.config import Config, TrainingConfig
 from ast_fast.data import Dataset
@@ -260,7 +260,7 @@ def check_config(config: Config, num_samples: int) -> None:
     check_features(config, num_samples)
     check_model(config.model, config.fbank.num_mel_bins, config.features.target_frames)
     num_frames = config.fbank.num_frames(num_samples)
-    check_augment(config.augment, config.fbank.num_mel_bins, num_frames)
+    check_augment(config.augment, config.fbank, num_frames)
     device = resolve_device(config.device)
     resolve_amp(config.training.amp, device)
     check_memory(config, num_samples=num_samples, num_clips=1, num_classes=2, device=device)
@@ -582,10 +582,10 @@ class _FoldTraining:
         )
         targets = targets.to(self.device)
         num_frames = config.fbank.num_frames(waveforms.shape[1])
-        masks = spec_augment(
-            len(indices), num_frames, config.fbank.num_mel_bins, config.augment, generator, rows
+        changes = draw_feature_changes(
+            len(indices), num_frames, config.augment, config.fbank, generator, rows
         )
-        return model_input(waveforms, config, self.statistics, masks=masks), targets
+        return model_input(waveforms, config, self.statistics, changes=changes), targets
 
     def _update(self, loss: Tensor, rate: float, step: int) -> None:
         """Take one optimiser step and move the average towards the new weights."""

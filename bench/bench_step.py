@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast.augment import augment_waveforms, kept_patches, sound_levels, spec_augment
+from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches, sound_levels
 from ast_fast.config import Config
 from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
@@ -38,13 +38,13 @@ def test_training_step(
     optimiser = Optimiser(model, config.training)
     indices, levels = torch.arange(BATCH), sound_levels(clips[:BATCH])
     targets = torch.nn.functional.one_hot(indices % NUM_CLASSES, NUM_CLASSES).float()
-    shape = config.fbank.num_frames(clips.shape[1]), config.fbank.num_mel_bins
+    num_frames = config.fbank.num_frames(clips.shape[1])
     generator = torch.Generator().manual_seed(0)
 
     def step() -> float:
         mixed, labels = augment_waveforms(clips, indices, levels, targets, augment, generator)
-        masks = spec_augment(BATCH, *shape, augment, generator)
-        features = model_input(mixed, config, None, masks=masks)
+        changes = draw_feature_changes(BATCH, num_frames, augment, config.fbank, generator)
+        features = model_input(mixed, config, None, changes=changes)
         keep = kept_patches(BATCH, model.num_patches, augment, generator)
         with autocast(CPU, amp):
             logits = model(features, keep=keep)

@@ -8,12 +8,13 @@ import torch
 from ast_fast.augment import (
     augment_waveforms,
     check_augment,
+    draw_feature_changes,
     kept_patches,
     sound_levels,
-    spec_augment,
 )
 from ast_fast.config import AugmentConfig
 from ast_fast.errors import InputError
+from ast_fast_kernels.fbank.config import FbankConfig
 
 OFF = AugmentConfig(
     roll=False,
@@ -50,12 +51,17 @@ def mixed(waveforms, targets, probability, generator):
     return augmented(waveforms, targets, replace(OFF, mix_probability=probability), generator)
 
 
+def changes(batch, num_frames, num_mel_bins, config, *rows, **fbank):
+    fbank = FbankConfig(num_mel_bins=num_mel_bins, **fbank)
+    return draw_feature_changes(batch, num_frames, config, fbank, seeded(), *rows)
+
+
 def test_everything_off_changes_nothing():
     waveforms, targets = noise(5), one_hot(5)
     out, out_targets = augmented(waveforms, targets, OFF, seeded())
     assert torch.equal(out, waveforms)
     assert torch.equal(out_targets, targets)
-    assert spec_augment(2, 20, 8, OFF, seeded()) == (None, None)
+    assert changes(2, 20, 8, OFF) == (None, None, None)
     assert kept_patches(2, 8, OFF, seeded()) is None
 
 
@@ -80,17 +86,19 @@ def test_a_seed_gives_one_augmentation_and_another_seed_another():
 @pytest.mark.parametrize("mix_probability", [0.0, 1.0])
 def test_parts_of_a_batch_are_the_whole_batch(mix_probability):
     """Several processes that each make their rows train on what one would."""
-    config = AugmentConfig(mix_probability=mix_probability)
+    config = AugmentConfig(mix_probability=mix_probability, filter_db=3.0)
     waveforms, targets = noise(7), one_hot(7)
     whole = augmented(waveforms, targets, config, seeded())
-    whole_masks = spec_augment(7, 60, 40, config, seeded())
+    whole_changes = changes(7, 60, 40, config)
     parts = [slice(0, 3), slice(3, 7), slice(7, 7)]
     pieces = [augmented(waveforms, targets, config, seeded(), rows=rows) for rows in parts]
     assert torch.equal(torch.cat([waveforms for waveforms, _ in pieces]), whole[0])
     assert torch.equal(torch.cat([targets for _, targets in pieces]), whole[1])
-    masks = [spec_augment(7, 60, 40, config, seeded(), rows) for rows in parts]
-    for pieces_of_one, whole_mask in zip(zip(*masks, strict=True), whole_masks, strict=True):
-        assert torch.equal(torch.cat(pieces_of_one), whole_mask)
+    changes_of_parts = [changes(7, 60, 40, config, rows) for rows in parts]
+    for parts_of_one, whole_one in zip(
+        zip(*changes_of_parts, strict=True), whole_changes, strict=True
+    ):
+        assert torch.equal(torch.cat(parts_of_one), whole_one)
 
 
 def test_a_batch_is_the_clips_that_its_indices_name():
@@ -203,7 +211,7 @@ def test_silent_batches_and_single_clips_stay_as_they_are():
 
 def test_masks_are_bands_of_bounded_width():
     config = replace(OFF, freq_mask=5, time_mask=9, num_masks=1)
-    frames, bins = spec_augment(500, 60, 40, config, seeded())
+    _, frames, bins = changes(500, 60, 40, config)
     assert frames.shape == (500, 60)
     assert bins.shape == (500, 40)
     for masks, widest in ((frames, 9), (bins, 5)):
@@ -215,16 +223,43 @@ def test_masks_are_bands_of_bounded_width():
 
 def test_masks_differ_between_clips_and_can_be_many():
     config = replace(OFF, time_mask=9, num_masks=3)
-    bands_of, no_bins = spec_augment(200, 90, 4, config, seeded())
+    _, bands_of, no_bins = changes(200, 90, 4, config)
     assert no_bins is None
     bands = (bands_of.int().diff(dim=1) == 1).sum(dim=1)
     assert bands.max() == 3
     assert len({tuple(row) for row in bands_of.tolist()}) > 190
 
 
+def test_a_filter_is_straight_lines_through_random_gains():
+    config = replace(OFF, filter_db=3.0, filter_points=5)
+    decibels = changes(4000, 60, 41, config).offsets * 10 / math.log(10)
+    assert decibels.shape == (4000, 41)
+    assert decibels[:, ::10].std().item() == pytest.approx(3.0, rel=0.03)
+    assert decibels.mean().abs() < 0.1
+    bends = decibels.diff(n=2, dim=1).abs() > 1e-4
+    assert set(bends.any(dim=0).nonzero().flatten().tolist()) == {9, 19, 29}
+
+
+@pytest.mark.parametrize(
+    ("fbank", "per_decibel"),
+    [
+        ({}, math.log(10) / 10),
+        ({"use_power": False}, math.log(10) / 20),
+        ({"log_type": "db"}, 1.0),
+        ({"log_type": "log10"}, 0.1),
+    ],
+)
+def test_a_filter_is_in_the_units_of_the_features(fbank, per_decibel):
+    config = replace(OFF, filter_db=3.0)
+    in_decibels = changes(50, 60, 40, config, log_type="db").offsets
+    torch.testing.assert_close(
+        changes(50, 60, 40, config, **fbank).offsets, in_decibels * per_decibel
+    )
+
+
 def test_a_mask_may_cover_everything():
     config = replace(OFF, freq_mask=4, num_masks=1)
-    _, bins = spec_augment(100, 6, 4, config, seeded())
+    _, _, bins = changes(100, 6, 4, config)
     assert bins.all(dim=1).any()
 
 
@@ -253,6 +288,8 @@ def test_every_patch_is_kept_equally_often():
         ({"patch_drop": 1.0}, "augment.patch_drop must be from 0 to below 1, got 1.0"),
         ({"gain_db": -1.0}, "augment.gain_db must be from 0 to 100, got -1.0"),
         ({"gain_db": 1e12}, "augment.gain_db must be from 0 to 100, got 1000000000000.0"),
+        ({"filter_db": -1.0}, "augment.filter_db must be from 0 to 100, got -1.0"),
+        ({"filter_points": 1}, "augment.filter_points must be from 2 to 100, got 1"),
         ({"num_masks": -1}, "augment.num_masks must be from 0 to 100, got -1"),
         ({"num_masks": 2**31 - 1}, "augment.num_masks must be from 0 to 100, got 2147483647"),
         ({"freq_mask": 129}, "freq_mask must be from 0 to the 128 mel bins of the features, got"),
@@ -262,4 +299,9 @@ def test_every_patch_is_kept_equally_often():
 )
 def test_settings_out_of_range_are_named(changes, message):
     with pytest.raises(InputError, match=message):
-        check_augment(replace(AugmentConfig(), **changes), num_mel_bins=128, num_frames=498)
+        check_augment(replace(AugmentConfig(), **changes), FbankConfig(), num_frames=498)
+
+
+def test_a_filter_needs_a_logarithm():
+    with pytest.raises(InputError, match=r"filter_db must be 0 where fbank.use_log_fbank is off"):
+        check_augment(replace(OFF, filter_db=3.0), FbankConfig(use_log_fbank=False), 498)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_fast.augment import augment_waveforms, kept_patches, spec_augment
+from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches
 from ast_fast.cli import (
     DEMO_DEFAULTS,
     config_to_toml,
@@ -316,7 +316,8 @@ def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     augmented, targets = augment_waveforms(waveforms, *batch, config.augment, generator)
     assert torch.equal(augmented, waveforms)
     assert torch.equal(targets, torch.eye(4))
-    assert spec_augment(4, 60, 128, config.augment, generator) == (None, None)
+    changes = draw_feature_changes(4, 60, config.augment, config.fbank, generator)
+    assert changes == (None, None, None)
     assert kept_patches(4, 256, config.augment, generator) is None
     assert config.training.ema_decay == 0
     assert config.training.label_smoothing == 0

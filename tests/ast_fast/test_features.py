@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast.augment import Masks
+from ast_fast.augment import FeatureChanges
 from ast_fast.config import AudioConfig, Config, FeatureConfig
 from ast_fast.errors import InputError
 from ast_fast.features import (
@@ -21,6 +21,7 @@ from ast_fast_kernels import normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 
 PER_SAMPLE = Config()
+NOTHING = FeatureChanges(None, None, None)
 BY_STATISTICS = Config(features=FeatureConfig(norm_per_sample=False))
 CPU = torch.device("cpu")
 
@@ -36,9 +37,9 @@ def seen(
     config: Config,
     statistics: Statistics | None = None,
     *,
-    masks: Masks | None = None,
+    changes: FeatureChanges | None = None,
 ) -> torch.Tensor:
-    return model_input(torch.from_numpy(waveforms), config, statistics, masks=masks)
+    return model_input(torch.from_numpy(waveforms), config, statistics, changes=changes)
 
 
 def test_int16_and_floats_give_the_same_features():
@@ -115,21 +116,31 @@ def test_padding_is_what_silence_becomes():
     assert not torch.allclose(features[0, 50], features[1, 50])  # each clip has its own
 
 
+def test_a_filter_is_added_to_the_log_mel_features():
+    offsets = torch.randn(6, 128, generator=torch.Generator().manual_seed(0))
+    statistics = Statistics(-6.0, 2.0)
+    plain = seen(clips(), BY_STATISTICS, statistics)
+    changed = seen(clips(), BY_STATISTICS, statistics, changes=FeatureChanges(offsets, None, None))
+    expected = plain[:, :48] + offsets.unsqueeze(1) / 4.0
+    torch.testing.assert_close(changed[:, :48], expected)
+    assert torch.equal(changed[:, 48:], plain[:, 48:])
+
+
 def test_masks_become_the_mean_and_leave_the_rest_as_it_was():
     frames, bins = torch.zeros(6, 48, dtype=torch.bool), torch.zeros(6, 128, dtype=torch.bool)
     frames[0, 3:9], bins[1, :40] = True, True
     whole = seen(clips(), PER_SAMPLE)
-    masked = seen(clips(), PER_SAMPLE, masks=Masks(frames, bins))
+    masked = seen(clips(), PER_SAMPLE, changes=FeatureChanges(None, frames, bins))
     expected = whole.clone()
     expected[0, 3:9], expected[1, :48, :40] = 0, 0
     assert torch.equal(masked, expected)
-    assert torch.equal(seen(clips(), PER_SAMPLE, masks=Masks(None, None)), whole)
+    assert torch.equal(seen(clips(), PER_SAMPLE, changes=NOTHING), whole)
 
 
-def test_dither_counts_where_masks_are_drawn():
+def test_dither_counts_where_changes_are_drawn():
     dithered = replace(PER_SAMPLE, fbank=FbankConfig(dither=100.0))
     assert torch.equal(seen(clips(), dithered), seen(clips(), PER_SAMPLE))
-    drawn = [seen(clips(), dithered, masks=Masks(None, None)) for _ in range(2)]
+    drawn = [seen(clips(), dithered, changes=NOTHING) for _ in range(2)]
     assert not torch.equal(*drawn)
 
 

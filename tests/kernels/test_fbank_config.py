@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast_kernels import FbankConfig
+from ast_fast_kernels import FbankConfig, fbank
 from ast_fast_kernels.fbank.config import PRESETS, PresetName
 
 
@@ -295,3 +295,12 @@ def test_seed_preset_is_the_first_design() -> None:
     assert not config.remove_dc_offset
     assert config.preemphasis_coefficient == 0.0
     assert config.log_silence == math.log(1e-10)
+
+
+@pytest.mark.parametrize("preset", ["ast", "seed", "librosa", "whisper"])
+def test_a_decibel_of_level_adds_what_the_config_says(preset: str) -> None:
+    config = FbankConfig.preset(preset, num_mel_bins=40)
+    noise = torch.randn(1, 8000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    config = config.replace(log_floor=0.0, log_offset=1e-30, top_db=0.0)
+    louder = fbank(10 ** (1 / 20) * noise, config) - fbank(noise, config)
+    torch.testing.assert_close(louder, torch.full_like(louder, config.log_per_decibel))

@@ -17,60 +17,64 @@ def log_mel(dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return (level + spread * noise).to(dtype)
 
 
-def masks() -> dict[str, torch.Tensor]:
+def changes() -> dict[str, torch.Tensor]:
+    """What training does to features: offsets and masks."""
     generator = torch.Generator().manual_seed(1)
     return {
+        "offsets": torch.randn(BATCH, NUM_BINS, generator=generator),
         "masked_frames": torch.rand(BATCH, NUM_FRAMES, generator=generator) < 0.2,
         "masked_bins": torch.rand(BATCH, NUM_BINS, generator=generator) < 0.3,
     }
 
 
 def by_definition(
-    features: torch.Tensor, target_frames: int, statistics, std_floor: float, masked
+    features: torch.Tensor, target_frames: int, statistics, std_floor: float, changed
 ) -> torch.Tensor:
     """One clip after the other in numpy's float64."""
     out = np.empty((BATCH, target_frames, NUM_BINS))
     for b, clip in enumerate(features.double().numpy()):
+        if changed:
+            clip = clip + changed["offsets"][b].double().numpy()
         mean, scale = statistics or (clip.mean(), 1 / np.sqrt(clip.var() + std_floor**2))
         shown = min(target_frames, NUM_FRAMES)
         out[b] = (SILENCE - mean) * scale
         out[b, :shown] = ((clip - mean) * scale)[:shown]
-        if masked:
-            out[b, :shown][masked["masked_frames"][b, :shown].numpy()] = 0
-            out[b, :shown, masked["masked_bins"][b].numpy()] = 0
+        if changed:
+            out[b, :shown][changed["masked_frames"][b, :shown].numpy()] = 0
+            out[b, :shown, changed["masked_bins"][b].numpy()] = 0
     return torch.from_numpy(out)
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference", "numba"])
 @pytest.mark.parametrize("target_frames", [1, NUM_FRAMES - 1, NUM_FRAMES, 80])
 @pytest.mark.parametrize("statistics", [None, (-4.25, 0.125)], ids=["own", "given"])
-@pytest.mark.parametrize("masked", [{}, masks()], ids=["whole", "masked"])
-def test_it_is_its_definition(backend, target_frames, statistics, masked):
+@pytest.mark.parametrize("changed", [{}, changes()], ids=["plain", "changed"])
+def test_it_is_its_definition(backend, target_frames, statistics, changed):
     features = log_mel()
     arguments = {"statistics": statistics, "std_floor": 1e-2}
     out = normalise(
-        features, target_frames, log_silence=SILENCE, **arguments, **masked, backend=backend
+        features, target_frames, log_silence=SILENCE, **arguments, **changed, backend=backend
     )
     assert out.dtype == torch.float32
-    expected = by_definition(features, target_frames, masked=masked, **arguments)
+    expected = by_definition(features, target_frames, changed=changed, **arguments)
     # A mean of 15 is known to half a unit of its last place, 5e-7, and stretched by 100 at most.
     torch.testing.assert_close(out.double(), expected, rtol=2e-6, atol=1e-4)
     assert not out[expected == 0].any()
 
 
 def test_the_reference_in_float64_is_the_definition_to_its_last_places():
-    expected = by_definition(log_mel(torch.float64), 80, None, 1e-2, masks())
-    out = normalise(log_mel(torch.float64), 80, log_silence=SILENCE, std_floor=1e-2, **masks())
+    expected = by_definition(log_mel(torch.float64), 80, None, 1e-2, changes())
+    out = normalise(log_mel(torch.float64), 80, log_silence=SILENCE, std_floor=1e-2, **changes())
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
 def test_what_is_masked_does_not_count_whatever_it_holds(backend):
-    features, masked = log_mel(), masks()
-    masked["masked_frames"][:, 7] = True
+    features, changed = log_mel(), changes()
+    changed["masked_frames"][:, 7] = True
     features[:, 7] = torch.nan
     given = {"statistics": (-4.25, 0.125), "log_silence": SILENCE}
-    assert normalise(features, 80, **given, **masked, backend=backend).isfinite().all()
+    assert normalise(features, 80, **given, **changed, backend=backend).isfinite().all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
@@ -88,7 +92,7 @@ def test_threads_change_no_bit():
         results = []
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            results.append(normalise(log_mel(), 80, log_silence=SILENCE, **masks()))
+            results.append(normalise(log_mel(), 80, log_silence=SILENCE, **changes()))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
@@ -99,11 +103,11 @@ def test_a_clip_does_not_depend_on_the_others():
     assert torch.equal(normalise(log_mel()[3:4], 80, log_silence=SILENCE), whole[3:4])
 
 
-def test_strided_features_and_masks_are_taken():
+def test_strides_are_taken():
     features = log_mel().transpose(1, 2).contiguous().transpose(1, 2)
-    masked = {name: mask.mT.contiguous().mT for name, mask in masks().items()}
-    expected = normalise(log_mel(), 80, log_silence=SILENCE, **masks())
-    assert torch.equal(normalise(features, 80, log_silence=SILENCE, **masked), expected)
+    changed = {name: given.mT.contiguous().mT for name, given in changes().items()}
+    expected = normalise(log_mel(), 80, log_silence=SILENCE, **changes())
+    assert torch.equal(normalise(features, 80, log_silence=SILENCE, **changed), expected)
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
@@ -120,7 +124,7 @@ def test_use_backend_reaches_it():
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "message"),
+    ("given", "error", "message"),
     [
         ({"features": np.zeros((1, 2, 3))}, TypeError, "features must be a tensor, got ndarray"),
         ({"features": torch.zeros(1, 2, 3).int()}, TypeError, "floating-point tensor, got int32"),
@@ -128,6 +132,12 @@ def test_use_backend_reaches_it():
         ({"features": torch.zeros(1, 0, 3)}, ValueError, r"num_bins\), got \(1, 0, 3\)"),
         ({"target_frames": 0}, ValueError, "target_frames must be at least 1, got 0"),
         ({"masked_bins": torch.zeros(1, 3)}, TypeError, "masked_bins must be a tensor of bool"),
+        ({"offsets": torch.zeros(1, 3).int()}, TypeError, "offsets must be a floating-point"),
+        (
+            {"offsets": torch.zeros(3)},
+            ValueError,
+            r"offsets must be \(1, 3\) for these features, got \(3,\)",
+        ),
         (
             {"masked_frames": torch.zeros(1, 3, dtype=torch.bool)},
             ValueError,
@@ -136,10 +146,10 @@ def test_use_backend_reaches_it():
         ({"backend": "triton"}, ValueError, "backend must be one of auto, reference, numba"),
     ],
 )
-def test_what_does_not_fit_is_named(changes, error, message):
+def test_what_does_not_fit_is_named(given, error, message):
     arguments = {"features": torch.zeros(1, 2, 3), "target_frames": 4, "log_silence": 0.0}
     with pytest.raises(error, match=message):
-        normalise(**{**arguments, **changes})
+        normalise(**{**arguments, **given})
 
 
 @pytest.mark.parametrize(
@@ -153,9 +163,9 @@ def test_numba_is_for_float32_on_the_cpu(features):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_gives_what_the_cpu_gives():
-    on_gpu = {name: mask.cuda() for name, mask in masks().items()}
+    on_gpu = {name: given.cuda() for name, given in changes().items()}
     arguments = {"log_silence": SILENCE, "std_floor": 1e-2}
     out = normalise(log_mel().cuda(), 80, **arguments, **on_gpu)
     assert out.is_cuda
-    expected = normalise(log_mel(), 80, **arguments, **masks())
+    expected = normalise(log_mel(), 80, **arguments, **changes())
     torch.testing.assert_close(out.cpu(), expected, rtol=2e-6, atol=1e-4)

@@ -310,6 +310,11 @@ class FbankConfig:
         return self.output_shift * self.output_scale
 
     @property
+    def log_per_decibel(self) -> float:
+        """What a decibel of the waveform's level adds to the output."""
+        return math.log(10) / (10 if self.use_power else 20) * self.log_factor
+
+    @property
     def top_range(self) -> float:
         """`top_db` in the output's own unit; 0 is no limit."""
         return self.top_db / (10 * _LOG10_E) * self.log_factor

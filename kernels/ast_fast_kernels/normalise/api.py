@@ -15,6 +15,7 @@ def normalise(
     log_silence: float,
     statistics: tuple[float, float] | None = None,
     std_floor: float = 0.0,
+    offsets: Tensor | None = None,
     masked_frames: Tensor | None = None,
     masked_bins: Tensor | None = None,
     backend: str = "auto",
@@ -32,6 +33,8 @@ def normalise(
         log_silence: The value of silence among the features (`FbankConfig.log_silence`).
         statistics: Mean and scale to use for every clip.
         std_floor: Deviation below which a clip is not stretched further.
+        offsets: Added to the features first, floating, shape (batch, num_bins): in a logarithm, a
+            filter's gains.
         masked_frames: Which frames to mask, bool, shape (batch, num_frames).
         masked_bins: Which bins to mask, bool, shape (batch, num_bins).
         backend: `"auto"`, `"reference"` (torch's operators) or `"numba"` (CPU, float32).
@@ -42,7 +45,19 @@ def normalise(
         ValueError: A shape does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(features, target_frames, {"masked_frames": masked_frames, "masked_bins": masked_bins})
+    _check(features, target_frames)
+    batch, num_frames, num_bins = features.shape
+    if offsets is not None:
+        _checks.check_floating("offsets", offsets)
+        _check_shape("offsets", offsets, (batch, num_bins))
+    for name, masked, size in (
+        ("masked_frames", masked_frames, num_frames),
+        ("masked_bins", masked_bins, num_bins),
+    ):
+        if masked is not None:
+            if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
+                raise TypeError(f"{name} must be a tensor of bool")
+            _check_shape(name, masked, (batch, size))
     requested = _dispatch.requested_backend("normalise", backend)
     run = _dispatch.load_backend("normalise", choose_backend(requested, features))
     with torch.no_grad():
@@ -52,6 +67,7 @@ def normalise(
             log_silence,
             statistics,
             std_floor,
+            offsets,
             masked_frames,
             masked_bins,
         )
@@ -74,7 +90,7 @@ def choose_backend(requested: str, features: Tensor) -> str:
     return chosen
 
 
-def _check(features: Tensor, target_frames: int, masks: dict[str, Tensor | None]) -> None:
+def _check(features: Tensor, target_frames: int) -> None:
     _checks.check_floating("features", features)
     if features.dim() != 3 or 0 in features.shape[1:]:
         raise ValueError(
@@ -82,13 +98,8 @@ def _check(features: Tensor, target_frames: int, masks: dict[str, Tensor | None]
         )
     if target_frames < 1:
         raise ValueError(f"target_frames must be at least 1, got {target_frames}")
-    batch, num_frames, num_bins = features.shape
-    for (name, masked), size in zip(masks.items(), (num_frames, num_bins), strict=True):
-        if masked is None:
-            continue
-        if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
-            raise TypeError(f"{name} must be a tensor of bool")
-        if masked.shape != (batch, size):
-            raise ValueError(
-                f"{name} must be {(batch, size)} for these features, got {tuple(masked.shape)}"
-            )
+
+
+def _check_shape(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must be {shape} for these features, got {tuple(tensor.shape)}")

@@ -26,6 +26,7 @@ def normalise_numba(
     log_silence: float,
     statistics: tuple[float, float] | None,
     std_floor: float,
+    offsets: Tensor | None,
     masked_frames: Tensor | None,
     masked_bins: Tensor | None,
 ) -> Tensor:
@@ -40,6 +41,8 @@ def normalise_numba(
         np.float32(mean),
         np.float32(scale),
         np.float32(std_floor**2),
+        offsets is not None,
+        _offsets(offsets, batch, num_bins),
         _flags(masked_frames, batch, num_frames),
         _flags(masked_bins, batch, num_bins),
         out.numpy(),
@@ -53,9 +56,15 @@ def normalise_numba(
     return out
 
 
+def _offsets(offsets: Tensor | None, batch: int, num_bins: int) -> Any:
+    if offsets is None:
+        return np.empty((0, num_bins), np.float32)
+    return offsets.detach().to("cpu", torch.float32).contiguous().numpy()
+
+
 def _flags(masked: Tensor | None, batch: int, size: int) -> Any:
     if masked is None:
-        return np.broadcast_to(np.False_, (batch, size))
+        return np.zeros((batch, size), np.bool_)
     return masked.to("cpu").contiguous().numpy()
 
 
@@ -63,10 +72,13 @@ def _flags(masked: Tensor | None, batch: int, size: int) -> Any:
 def _kernel() -> Any:
     """Return the compiled kernel."""
     nothing = np.empty((0, 1, 1), np.float32)
+    offsets = nothing[0:0, 0]
     flags = np.empty((0, 1), np.bool_)
     zero = np.float32(0)
     with _threads.compile_lock:
-        _normalise(nothing, zero, True, zero, zero, zero, flags, flags, nothing, 0, 0)
+        _normalise(
+            nothing, zero, True, zero, zero, zero, False, offsets, flags, flags, nothing, 0, 0
+        )
     return _normalise
 
 
@@ -78,6 +90,8 @@ def _normalise(
     mean: Any,
     scale: Any,
     floor: Any,
+    is_offset: bool,
+    offsets: Any,
     masked_frames: Any,
     masked_bins: Any,
     out: Any,
@@ -88,14 +102,18 @@ def _normalise(
     shown = min(num_frames, out.shape[1])
     count = num_frames * num_bins
     sums = np.empty(num_bins, np.float32)  # each bin's own, in vectors
+    zeros = np.zeros(num_bins, np.float32)
     for row in range(first, last):
         clip = features[row]
+        added = offsets[row] if is_offset else zeros
         if own:
-            centre = clip[0, 0]  # sums of what is near 0 round less: none do in a clip of silence
+            centre = (
+                clip[0, 0] + added[0]
+            )  # sums of what is near 0 round less: none do in a clip of silence
             sums[:] = np.float32(0)
             for t in range(num_frames):
                 for k in range(num_bins):
-                    sums[k] += clip[t, k] - centre
+                    sums[k] += (clip[t, k] + added[k]) - centre
             total = 0.0
             for k in range(num_bins):
                 total += sums[k]
@@ -103,7 +121,7 @@ def _normalise(
             sums[:] = np.float32(0)
             for t in range(num_frames):
                 for k in range(num_bins):
-                    apart = clip[t, k] - mean
+                    apart = (clip[t, k] + added[k]) - mean
                     sums[k] += apart * apart
             total = 0.0
             for k in range(num_bins):
@@ -115,6 +133,6 @@ def _normalise(
                 line[:] = np.float32(0)
                 continue
             for k in range(num_bins):
-                value = (clip[t, k] - mean) * scale
+                value = ((clip[t, k] + added[k]) - mean) * scale
                 line[k] = np.float32(0) if masked_bins[row, k] else value
         out[row, shown:] = (log_silence - mean) * scale

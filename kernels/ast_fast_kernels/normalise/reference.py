@@ -12,6 +12,7 @@ def normalise_reference(
     log_silence: float,
     statistics: tuple[float, float] | None,
     std_floor: float,
+    offsets: Tensor | None,
     masked_frames: Tensor | None,
     masked_bins: Tensor | None,
 ) -> Tensor:
@@ -23,10 +24,13 @@ def normalise_reference(
         log_silence: What silence is among the features.
         statistics: Mean and scale; None takes each clip's own.
         std_floor: Of a clip's own deviation.
+        offsets: Shape (batch, num_bins), floating; or None.
         masked_frames: Shape (batch, num_frames), bool; or None.
         masked_bins: Shape (batch, num_bins), bool; or None.
     """
     batch, num_frames, num_bins = features.shape
+    if offsets is not None:
+        features = features + offsets.unsqueeze(1).to(features)
     if statistics is None:
         mean = features.mean(dim=(1, 2), keepdim=True)
         variance = (features - mean).square().mean(dim=(1, 2), keepdim=True)
