@@ -1,0 +1,79 @@
+"""A training step of the model alone, one size varied at a time, against its arithmetic floor."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ast_fast.config import Config, ModelConfig
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.optimiser import Optimiser
+from ast_fast.train import autocast
+from bench.model_cost import multiply_adds, multiply_adds_per_second
+
+NUM_CLASSES = 50
+CPU = torch.device("cpu")
+NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
+
+SWEEPS = {
+    "tokens": (32, 64, 128, 256),
+    "embed_dim": (64, 128, 192, 256, 384),
+    "depth": (1, 2, 4, 8),
+    "batch": (1, 8, 32, 64),
+}
+USUAL = {"tokens": 128, "embed_dim": 192, "depth": 4, "batch": 32}
+"""The recipe's, half of whose 256 patches are dropped; what is not varied has this."""
+HEAD_DIM = 64
+
+
+@pytest.mark.benchmark(group="model")
+@pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
+@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("varied", "value"), [(name, value) for name, values in SWEEPS.items() for value in values]
+)
+def test_model_step(
+    benchmark, varied: str, value: int, amp: torch.dtype | None, threads: int
+) -> None:
+    sizes = {**USUAL, varied: value}
+    config = Config(
+        model=ModelConfig(
+            embed_dim=sizes["embed_dim"],
+            num_heads=sizes["embed_dim"] // HEAD_DIM,
+            depth=sizes["depth"],
+        )
+    )
+    torch.manual_seed(0)
+    model = AudioSpectrogramTransformer.of(config, NUM_CLASSES)
+    optimiser = Optimiser(model, replace(config.training, optimizer="muon"))
+    batch, tokens = sizes["batch"], sizes["tokens"]
+    features = torch.randn(batch, 512, 128)
+    labels = torch.arange(batch) % NUM_CLASSES
+    keep = None
+    if tokens < model.num_patches:
+        keep = torch.rand(batch, model.num_patches).argsort(dim=1)[:, :tokens]
+
+    def step() -> float:
+        with autocast(CPU, amp):
+            logits = model(features, keep=keep)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        optimiser.step(loss, 1e-4, NO_SCALING)
+        return loss.item()
+
+    assert math.isfinite(step())
+    benchmark(step)
+    if benchmark.stats:
+        seconds = benchmark.stats.stats.median
+        patch = math.prod(config.model.patch_size)
+        work = batch * multiply_adds(config.model, tokens, patch, NUM_CLASSES)
+        least = work / multiply_adds_per_second(amp or torch.float32, threads)
+        benchmark.extra_info |= {
+            **sizes,
+            "milliseconds_per_clip": 1e3 * seconds / batch,
+            "floor_milliseconds_per_clip": 1e3 * least / batch,
+            "share_of_floor": least / seconds,
+            "gflops": 2e-9 * work / seconds,
+        }

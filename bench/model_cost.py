@@ -1,0 +1,55 @@
+"""What a training step of the model costs at least: its matrix products at the machine's best rate.
+
+Rate: in float32 the multiply-adds of `bench.floor`; in bfloat16, whose units no other code of ours
+reaches, the fastest large product of torch's. Products alone are counted, so a floor leaves out all
+that only moves data: normalisation, GELU, softmax, residuals, the optimiser.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import torch
+
+from ast_fast.config import ModelConfig
+from ast_fast.model import hidden_width
+from bench import floor
+
+SIZES = ((2048, 2048, 2048), (8192, 512, 512))
+"""Rows, columns and depth of the products whose best rate counts."""
+REPEATS = 10
+
+
+def multiply_adds(model: ModelConfig, tokens: int, patch: int, num_classes: int) -> int:
+    """Return the multiply-adds of one clip's step: forward, and twice that backward.
+
+    No gradient is taken of the features, so the patches' projection counts twice, not three times.
+
+    Args:
+        model: Width, depth and the rest.
+        tokens: Tokens that the blocks see.
+        patch: Values of a patch.
+        num_classes: Width of the logits.
+    """
+    width = model.embed_dim
+    linear = 4 * width**2 + 2 * width * hidden_width(model)
+    block = tokens * (linear + 2 * tokens * width)
+    return 3 * (model.depth * block + width * num_classes) + 2 * tokens * patch * width
+
+
+@cache
+def multiply_adds_per_second(dtype: torch.dtype, threads: int) -> float:
+    """Return the rate that so many threads reach at best, of torch's threads at the moment."""
+    if dtype == torch.float32:
+        from ast_fast_kernels.simd import host_lanes
+
+        return host_lanes() * floor.multiply_adds_per_second(threads)
+    best = 0.0
+    for rows, columns, depth in SIZES:
+        left, right = torch.randn(rows, depth).to(dtype), torch.randn(depth, columns).to(dtype)
+        for _ in range(REPEATS):
+            begin = time.perf_counter()
+            left @ right
+            best = max(best, rows * columns * depth / (time.perf_counter() - begin))
+    return best

@@ -1,0 +1,67 @@
+"""Draw a record of bench_model.py: a step's time a clip beside its floor, one panel a size varied.
+
+python -m bench.plot_model RECORD.json docs/model.svg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from bench.plot import OURS, STYLE, THEIRS
+
+PANELS = {
+    "tokens": "tokens",
+    "embed_dim": "width",
+    "depth": "blocks",
+    "batch": "clips a batch",
+}
+PRECISIONS = {"float32": THEIRS, "bfloat16": OURS}
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """Write the plot, on no background."""
+    cases = [case for case in record["benchmarks"] if case["group"] == "model"]
+    with mpl.rc_context({**STYLE, "svg.hashsalt": "model"}):
+        figure = Figure(figsize=(9, 2.8), layout="constrained")
+        axes = figure.subplots(1, len(PANELS), sharey=True)
+        for panel, (varied, title) in zip(axes, PANELS.items(), strict=True):
+            for precision, colour in PRECISIONS.items():
+                points = sorted(
+                    (case["params"]["value"], case["extra_info"])
+                    for case in cases
+                    if case["params"]["varied"] == varied and precision in case["name"]
+                )
+                values = [value for value, _ in points]
+                for key, style, label in (
+                    ("milliseconds_per_clip", "o-", precision),
+                    ("floor_milliseconds_per_clip", ":", f"{precision}, arithmetic alone"),
+                ):
+                    times = [extra[key] for _, extra in points]
+                    panel.plot(values, times, style, color=colour, markersize=3, label=label)
+            panel.set_xscale("log", base=2)
+            panel.set_yscale("log")
+            panel.set_xticks(values, [str(value) for value in values], minor=False)
+            panel.set_xlabel(title)
+            panel.spines[["top", "right"]].set_visible(False)
+        axes[0].set_ylabel("ms a clip, one step")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4,
+                      frameon=False)  # fmt: skip
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("svg", type=Path)
+    args = parser.parse_args()
+    draw(json.loads(args.record.read_text(encoding="utf-8")), args.svg)
+
+
+if __name__ == "__main__":
+    main()
