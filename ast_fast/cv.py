@@ -365,11 +365,13 @@ class Run:
 
     def train(self) -> None:
         """Train and test every fold, and check the kernels on a batch of each."""
-        with contextlib.ExitStack() as closing:
-            progress = closing.enter_context(TrainingProgress(self.console, self.folds))
+        with contextlib.ExitStack() as stack:
+            progress = stack.enter_context(TrainingProgress(self.console, self.folds))
             observers: list[Observer] = [progress]
             if self.config.tensorboard and self.ranks.is_first:
-                observers.append(closing.enter_context(TensorBoardLog(self.out)))
+                log = TensorBoardLog(self.out)
+                stack.callback(log.close)
+                observers.append(log)
             for fold in self.folds:
                 begin = time.perf_counter()
                 stages = Stages(synchronise=True)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from ast_fast.errors import InputError
 from ast_fast.train import EpochRow, FoldResult, Observer
@@ -31,17 +30,6 @@ class TensorBoardLog(Observer):
         self._fold = 0
         self._writer: SummaryWriter | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._close()
-
     def on_fold_start(self, fold: int, num_train: int, num_test: int, epochs: int) -> None:
         """See a fold begin, or be taken up again."""
         self._fold = fold
@@ -66,9 +54,10 @@ class TensorBoardLog(Observer):
 
     def on_fold_end(self, result: FoldResult) -> None:
         """See a fold done, or found done by an earlier run."""
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Have the curves of the fold at hand on disk."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 from ast_fast.config import Config, ModelConfig
-from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
 from ast_fast.train import autocast
+from bench.bench_step import CPU, NO_SCALING, NUM_CLASSES, small_model
 from bench.model_cost import multiply_adds, multiply_adds_per_second
-
-NUM_CLASSES = 50
-CPU = torch.device("cpu")
-NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 SWEEPS = {
     "tokens": (32, 64, 128, 256),
@@ -46,9 +41,8 @@ def test_model_step(
             depth=sizes["depth"],
         )
     )
-    torch.manual_seed(0)
-    model = AudioSpectrogramTransformer.of(config, NUM_CLASSES)
-    optimiser = Optimiser(model, replace(config.training, optimizer="muon"))
+    model = small_model(config)
+    optimiser = Optimiser(model, config.training)
     batch, tokens = sizes["batch"], sizes["tokens"]
     features = torch.randn(batch, 512, 128)
     labels = torch.arange(batch) % NUM_CLASSES

@@ -14,6 +14,7 @@ import torch
 
 from ast_fast.config import ModelConfig
 from ast_fast.model import hidden_width
+from ast_fast_kernels.simd import host_lanes
 from bench import floor
 
 SIZES = ((2048, 2048, 2048), (8192, 512, 512))
@@ -42,8 +43,6 @@ def multiply_adds(model: ModelConfig, tokens: int, patch: int, num_classes: int)
 def multiply_adds_per_second(dtype: torch.dtype, threads: int) -> float:
     """Return the rate that so many threads reach at best, of torch's threads at the moment."""
     if dtype == torch.float32:
-        from ast_fast_kernels.simd import host_lanes
-
         return host_lanes() * floor.multiply_adds_per_second(threads)
     best = 0.0
     for rows, columns, depth in SIZES:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +67,9 @@ def draw(record: dict[str, Any], path: Path) -> None:
         figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def main(description: str | None, draw: Callable[[dict[str, Any], Path], None]) -> None:
+    """Draw the record that the command line names."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("record", type=Path)
     parser.add_argument("svg", type=Path)
     args = parser.parse_args()
@@ -75,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, draw)

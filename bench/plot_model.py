@@ -5,14 +5,13 @@ python -m bench.plot_model RECORD.json docs/model.svg
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from bench import plot
 from bench.plot import OURS, STYLE, THEIRS
 
 PANELS = {
@@ -55,13 +54,5 @@ def draw(record: dict[str, Any], path: Path) -> None:
         figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("record", type=Path)
-    parser.add_argument("svg", type=Path)
-    args = parser.parse_args()
-    draw(json.loads(args.record.read_text(encoding="utf-8")), args.svg)
-
-
 if __name__ == "__main__":
-    main()
+    plot.main(__doc__, draw)

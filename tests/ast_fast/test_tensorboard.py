@@ -1,4 +1,5 @@
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def scalars(folder, name: str) -> list[tuple[int, float]]:
 
 
 def test_every_epoch_is_a_point_of_its_fold(tmp_path):
-    with TensorBoardLog(tmp_path) as log:
+    with closing(TensorBoardLog(tmp_path)) as log:
         for fold in (1, 4):
             log.on_fold_start(fold, num_train=8, num_test=2, epochs=2)
             log.on_epoch(epoch(1, train_loss=fold))
@@ -38,7 +39,7 @@ def test_every_epoch_is_a_point_of_its_fold(tmp_path):
 
 def test_a_resumed_fold_hides_what_the_killed_one_wrote_of_the_same_epochs(tmp_path):
     for first, loss in ((1, 8.0), (3, 4.0)):
-        with TensorBoardLog(tmp_path) as log:
+        with closing(TensorBoardLog(tmp_path)) as log:
             log.on_fold_start(1, num_train=8, num_test=2, epochs=4)
             for number in range(first, 5):
                 log.on_epoch(epoch(number, train_loss=loss))
@@ -46,7 +47,7 @@ def test_a_resumed_fold_hides_what_the_killed_one_wrote_of_the_same_epochs(tmp_p
 
 
 def test_a_finished_fold_gets_no_file(tmp_path):
-    with TensorBoardLog(tmp_path) as log:
+    with closing(TensorBoardLog(tmp_path)) as log:
         log.on_fold_start(1, num_train=8, num_test=2, epochs=4)
         log.on_fold_end(FoldResult(1, 0.75, 0.5, [], np.arange(2), np.zeros((2, 2))))
     assert not list(tmp_path.rglob("*tfevents*"))
