@@ -299,7 +299,7 @@ RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 
 
 def test_there_are_recipes() -> None:
-    assert {path.stem for path in RECIPES} == {"esc50", "minimal"}
+    assert {path.stem for path in RECIPES} == {"esc10", "esc50", "minimal"}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
