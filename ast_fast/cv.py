@@ -49,6 +49,7 @@ from ast_fast.data import (
     open_dataset,
     read_metadata,
 )
+from ast_fast.device import CUBLAS_WORKSPACE, autocast, resolve_amp, resolve_device
 from ast_fast.distributed import ALONE, is_lost_peer, join_ranks, leave_ranks, processes_here
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
@@ -61,16 +62,12 @@ from ast_fast.seeds import run_seeds, take_seeds
 from ast_fast.tensorboard import TensorBoardLog, load_writer
 from ast_fast.timing import Stages
 from ast_fast.train import (
-    CUBLAS_WORKSPACE,
     MODEL,
     FoldResult,
     Observer,
-    autocast,
     check_config,
     check_memory,
     load_result,
-    resolve_amp,
-    resolve_device,
     split_fold,
     train_fold,
 )

@@ -23,12 +23,12 @@ from ast_fast.audio import BadAudioError, read_windows
 from ast_fast.cli import config_from_settings
 from ast_fast.config import Config
 from ast_fast.data import decode_settings
+from ast_fast.device import autocast, resolve_amp, resolve_device
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_progress
-from ast_fast.train import autocast, resolve_amp, resolve_device
 
 PROGRAM = "python -m ast_fast.predict"
 

@@ -13,12 +13,11 @@ import csv
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from ast_fast.augment import (
 )
 from ast_fast.config import Config, TrainingConfig
 from ast_fast.data import Dataset
+from ast_fast.device import autocast, deterministic_algorithms, resolve_amp, resolve_device
 from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
 from ast_fast.features import (
@@ -61,11 +61,6 @@ CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
-
-CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""Environment variable, and the value with which cuBLAS gives the same bits each time.
-
-Source: NVIDIA's cuBLAS documentation, "Results reproducibility"."""
 
 CURVE_POINTS = 20
 """About how often a fold is tested while it trains: for the learning curve and nothing else."""
@@ -201,29 +196,6 @@ def train_fold(
     return result
 
 
-@contextmanager
-def deterministic_algorithms(device: torch.device) -> Iterator[None]:
-    """Have torch choose, in the block, algorithms that give the same bits each time.
-
-    On the CPU they do so anyway, as long as the number of threads stays. On CUDA an operation that
-    cannot raises RuntimeError.
-    """
-    if device.type != "cuda":
-        yield
-        return
-    os.environ.setdefault(*CUBLAS_WORKSPACE)
-    before = torch.are_deterministic_algorithms_enabled()
-    deterministic: Any = torch.utils.deterministic
-    filled = deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # every kernel writes all of its results
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
-        deterministic.fill_uninitialized_memory = filled
-
-
 def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the indices of the training clips (all other folds) and of the test clips.
 
@@ -340,58 +312,6 @@ def check_training(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             raise InputError(f"training.{name} must be from 0 to below 1, got {value}")
-
-
-def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Return the device to train on; auto takes CUDA if there is one.
-
-    Raises:
-        InputError: CUDA is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise InputError(
-            "device must be one that this machine has, got cuda, which torch does not find; "
-            "use --device cpu"
-        )
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
-
-
-def resolve_amp(
-    name: Literal["auto", "off", "bfloat16", "float16"], device: torch.device
-) -> torch.dtype | None:
-    """Return the dtype that autocast takes for products, or None for none.
-
-    Raises:
-        InputError: The device cannot.
-    """
-    on_cuda = device.type == "cuda"
-    has_bfloat16 = not on_cuda or torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "float16" and not on_cuda:
-        raise InputError("training.amp must be auto, off or bfloat16 on the CPU, got float16")
-    if name == "bfloat16" and not has_bfloat16:
-        raise InputError(
-            "training.amp must be auto, off or float16 on this GPU, which lacks bfloat16, "
-            "got bfloat16"
-        )
-    if name == "auto":
-        return torch.bfloat16 if (has_bfloat16 if on_cuda else _has_matrix_units()) else None
-    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def _has_matrix_units() -> bool:
-    """Say whether this CPU multiplies matrices of bfloat16 in hardware: AMX, seven times float32.
-
-    CPUs that have the instructions without the units are not taken, nor any under an older torch,
-    which cannot say.
-    """
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16", False))
-
-
-def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
-    """Return the context of mixed precision in that dtype; None changes nothing."""
-    return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
 
 
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:

@@ -11,10 +11,10 @@ import torch
 
 from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches, sound_levels
 from ast_fast.config import Config
+from ast_fast.device import autocast
 from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
-from ast_fast.train import autocast
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 BATCH, NUM_CLASSES, ROUNDS = 32, 50, 7

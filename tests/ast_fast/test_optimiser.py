@@ -6,11 +6,12 @@ from torch import nn
 
 from ast_fast.config import ModelConfig, TrainingConfig
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.optimiser import Optimiser, parameter_groups
+from ast_fast.optimiser import Optimiser, orthogonalise, parameter_groups
 
 SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2, pool="cls")
 ADAMW = TrainingConfig(optimizer="adamw", clip_grad_norm=0.0)
 MUON = replace(ADAMW, optimizer="muon")
+MUON_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 
@@ -51,23 +52,57 @@ def test_adamw_by_name_is_torchs_on_all_parameters():
         assert torch.equal(here, there), name
 
 
-def test_muon_moves_the_matrices_and_adamw_the_rest():
+@pytest.mark.parametrize("in_hardware", [True, False])
+def test_muon_moves_the_matrices_and_adamw_the_rest(in_hardware, monkeypatch):
+    monkeypatch.setattr("ast_fast.optimiser.multiplies_bfloat16", lambda _: in_hardware)
+    if not in_hardware:  # torch's own in float32 is what ours must then agree with
+        monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     model, with_adamw = small_model(), small_model()
     matrices = parameter_groups(model)[0]
     expected = {name: value.detach().clone() for name, value in matrices.items()}
-    Optimiser(model, MUON).step(loss_of(model), 0.01, NO_SCALING)
-    for name, value in expected.items():
-        value.grad = matrices[name].grad
-    torch.optim.Muon(
+    before = {name: value.clone() for name, value in expected.items()}
+    theirs = torch.optim.Muon(
         list(expected.values()),
         lr=0.01,
         weight_decay=MUON.weight_decay,
         adjust_lr_fn="match_rms_adamw",
-    ).step()
-    Optimiser(with_adamw, ADAMW).step(loss_of(with_adamw), 0.01, NO_SCALING)
-    expected |= {k: v for k, v in with_adamw.named_parameters() if k not in matrices}
-    for name, value in model.named_parameters():
-        assert torch.equal(value, expected[name]), name
+    )
+    ours, adamw = Optimiser(model, MUON), Optimiser(with_adamw, ADAMW)
+    for seed in range(2):
+        ours.step(loss_of(model, seed), 0.01, NO_SCALING)
+        for name, value in expected.items():
+            value.grad = matrices[name].grad
+        theirs.step()
+        if seed == 0:
+            adamw.step(loss_of(with_adamw), 0.01, NO_SCALING)
+            for name, value in with_adamw.named_parameters():
+                if name not in matrices:
+                    assert torch.equal(model.get_parameter(name), value), name
+    for name, value in expected.items():
+        if in_hardware:
+            assert torch.equal(matrices[name], value), name
+        else:
+            assert (matrices[name] - value).norm() < 2e-3 * (value - before[name]).norm(), name
+
+
+@pytest.mark.parametrize("shape", [(48, 192), (192, 48), (64, 64), (1, 5)])
+def test_orthogonalising_is_newton_schulz_of_the_whole_matrix(shape):
+    generator = torch.Generator().manual_seed(0)
+    rank = max(1, min(shape) // 2)  # the other half of the singular values is far smaller
+    matrix = torch.randn(shape[0], rank, generator=generator) @ torch.randn(
+        rank, shape[1], generator=generator
+    ) + 1e-3 * torch.randn(shape, generator=generator)
+    a, b, c = MUON_COEFFICIENTS
+    expected = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = expected @ expected.T
+        expected = (a * torch.eye(len(square)) + b * square + c * square @ square) @ expected
+    found = orthogonalise(matrix, MUON_COEFFICIENTS, 5, 1e-7)
+    assert (found - expected).norm() < 2e-3 * expected.norm()
+
+
+def test_orthogonalising_nothing_gives_nothing():
+    assert not orthogonalise(torch.zeros(4, 8), MUON_COEFFICIENTS, 5, 1e-7).any()
 
 
 def test_gradients_are_clipped_together():

@@ -23,12 +23,9 @@ from ast_fast.train import (
     Observer,
     check_config,
     check_memory,
-    deterministic_algorithms,
     ema_decay,
     epoch_seeds,
     learning_rate,
-    resolve_amp,
-    resolve_device,
     soft_cross_entropy,
     split_fold,
     train_fold,
@@ -642,35 +639,6 @@ def test_a_fold_resumed_on_a_gpu_is_equal_to_the_bit(tmp_path, amp):
     result = train_fold(replace(config, resume=True), fake_dataset(), 1, tmp_path / "killed")
     assert_same_training(result, expected)
     assert_same_weights(tmp_path / "killed", tmp_path / "whole")
-
-
-def test_torch_is_held_to_deterministic_algorithms_on_a_gpu_and_let_go_after():
-    assert not torch.are_deterministic_algorithms_enabled()
-    with deterministic_algorithms(torch.device("cuda")):
-        assert torch.are_deterministic_algorithms_enabled()
-    assert not torch.are_deterministic_algorithms_enabled()
-    with deterministic_algorithms(CPU):
-        assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_auto_takes_bfloat16_on_a_cpu_with_matrix_units(has_it, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_it})
-    assert resolve_amp("auto", CPU) == expected
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # of another architecture
-    assert resolve_amp("auto", CPU) is None
-
-
-def test_mixed_precision_is_what_was_asked_for():
-    assert resolve_amp("off", CPU) is None
-    assert resolve_amp("bfloat16", CPU) is torch.bfloat16
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_is_refused_where_there_is_none():
-    assert resolve_device("auto") == CPU
-    with pytest.raises(InputError, match="device must be one that this machine has, got cuda"):
-        resolve_device("cuda")
 
 
 @pytest.mark.gpu

@@ -1,0 +1,93 @@
+"""Where a model trains, and in which precision."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+
+from ast_fast.errors import InputError
+
+CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+"""Environment variable, and the value with which cuBLAS gives the same bits each time.
+
+Source: NVIDIA's cuBLAS documentation, "Results reproducibility"."""
+
+
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return the device to train on; auto takes CUDA if there is one.
+
+    Raises:
+        InputError: CUDA is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise InputError(
+            "device must be one that this machine has, got cuda, which torch does not find; "
+            "use --device cpu"
+        )
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Say whether a device multiplies matrices of bfloat16 in hardware, faster than float32's.
+
+    Of CPUs those do that have AMX. The others are slower than in float32, by ten times and more
+    where torch emulates it; no CPU is taken under an older torch, which cannot say.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("amx_bf16", False))
+
+
+def resolve_amp(
+    name: Literal["auto", "off", "bfloat16", "float16"], device: torch.device
+) -> torch.dtype | None:
+    """Return the dtype that autocast takes for products, or None for none.
+
+    Raises:
+        InputError: The device cannot.
+    """
+    on_cuda = device.type == "cuda"
+    if name == "float16" and not on_cuda:
+        raise InputError("training.amp must be auto, off or bfloat16 on the CPU, got float16")
+    if name == "bfloat16" and on_cuda and not multiplies_bfloat16(device):
+        raise InputError(
+            "training.amp must be auto, off or float16 on this GPU, which lacks bfloat16, "
+            "got bfloat16"
+        )
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bfloat16(device) else None
+    return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
+    """Return the context of mixed precision in that dtype; None changes nothing."""
+    return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
+
+
+@contextmanager
+def deterministic_algorithms(device: torch.device) -> Iterator[None]:
+    """Have torch choose, in the block, algorithms that give the same bits each time.
+
+    On the CPU they do so anyway, as long as the number of threads stays. On CUDA an operation that
+    cannot raises RuntimeError.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault(*CUBLAS_WORKSPACE)
+    before = torch.are_deterministic_algorithms_enabled()
+    deterministic: Any = torch.utils.deterministic
+    filled = deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # every kernel writes all of its results
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        deterministic.fill_uninitialized_memory = filled
