@@ -75,6 +75,7 @@ from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
+from ast_fast_kernels.attention.api import NUMBA_HEAD_DIMS
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 
@@ -733,7 +734,8 @@ def check_resumed_settings(config: Config, out: Path) -> None:
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which kernels are those of `--backend`.
 
-    numba has no attention: sdpa, torch's own, stands in for it on the CPU.
+    Where numba has no attention, for a head dimension or mixed precision, sdpa, torch's own, stands
+    in for it.
 
     Raises:
         InputError: The backend needs a device or a kernel that is not there.
@@ -744,7 +746,10 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
         case "reference":
             return use_backend("reference")
         case "numba":
-            return use_backend(fbank="numba", mix="numba", normalise="numba", attention="sdpa")
+            model, amp = config.model, resolve_amp(config.training.amp, device)
+            fits = amp is None and model.embed_dim // model.num_heads in NUMBA_HEAD_DIMS
+            attention = "numba" if fits else "sdpa"
+            return use_backend(fbank="numba", mix="numba", normalise="numba", attention=attention)
         case "triton":
             if device.type != "cuda":
                 raise InputError(

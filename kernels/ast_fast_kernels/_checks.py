@@ -45,24 +45,38 @@ def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     return torch.from_numpy(array)
 
 
+def transform_obstacle(backend: str) -> str | None:
+    """Say why an operator without rules for torch's transforms cannot run; None when it can."""
+    if torch.compiler.is_compiling():
+        return None
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return f"{backend} runs under no transform of torch.func and has no forward-mode derivative"
+    return None
+
+
+def numba_obstacle(name: str, tensor: Tensor) -> str | None:
+    """Say why no CPU kernel of the transformer's can read the tensor; None when one can."""
+    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+        kind = dtype_name(tensor.dtype)
+        return f"numba needs {name} in float32 on the CPU, got {kind} on {tensor.device}"
+    return transform_obstacle("numba")
+
+
 def triton_obstacle(name: str, tensor: Tensor) -> str | None:
     """Say why no Triton kernel can read the tensor; None when one can.
 
     A CPU tensor can be read where Triton interprets its kernels (TRITON_INTERPRET=1), as tests do.
     """
     device = tensor.device
-    tracing = torch.compiler.is_compiling()
-    if not tracing and (
-        torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-    ):
-        return "triton runs under no transform of torch.func and has no forward-mode derivative"
+    if (obstacle := transform_obstacle("triton")) is not None:
+        return obstacle
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return None
     if device.type != "cuda":
         return f"triton needs {name} on a CUDA device, got {device}"
     if torch.version.hip is not None:
         return "triton's launches here are for NVIDIA GPUs, and this is an AMD one"
-    if tracing or not torch.cuda.is_available():
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
         return None  # a tensor without values
     return _device_obstacle(device)
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ast_fast_kernels._tracing import constant_in_graphs
+
+if TYPE_CHECKING:
+    import torch
 
 BACKENDS: dict[tuple[str, str], str] = {
     ("fbank", "reference"): "ast_fast_kernels.fbank.reference:fbank_reference",
@@ -28,7 +31,8 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("normalise", "numba"): "ast_fast_kernels.normalise.numba_cpu:normalise_numba",
     ("attention", "reference"): "ast_fast_kernels.attention.reference:attention_reference",
     ("attention", "sdpa"): "ast_fast_kernels.attention.sdpa:attention_sdpa",
-    ("attention", "triton"): "ast_fast_kernels.attention.ops:attention_triton",
+    ("attention", "numba"): "ast_fast_kernels.attention.numba_cpu:attention_numba",
+    ("attention", "triton"): "ast_fast_kernels.attention.triton_gpu:attention_triton",
     ("layer_norm", "reference"): "ast_fast_kernels.layer_norm.reference:add_layer_norm_reference",
     ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.ops:add_layer_norm_triton",
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
@@ -94,29 +98,39 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     return _loaded[op, backend]
 
 
-def choose_triton(
-    op: str, requested: str, on_gpu: bool, obstacle: Callable[[], str | None], otherwise: str
+AUTO = {"cpu": "numba", "cuda": "triton"}
+"""Kind of device → the kernels that auto takes on it, where an operation has them."""
+
+
+def choose_kernel(
+    op: str,
+    requested: str,
+    device: torch.device,
+    obstacles: Mapping[str, Callable[[], str | None]],
+    otherwise: str,
 ) -> str:
-    """Return the backend that runs of an operation that Triton has: auto takes it on a GPU.
+    """Return the backend that runs: auto takes the device's kernels, if they can run the input.
 
     Args:
         op: The operation.
         requested: As `requested_backend` gave it.
-        on_gpu: Whether its tensors are on one.
-        obstacle: Says why Triton cannot run this input; None when it can.
-        otherwise: What auto takes where Triton cannot, and the error names.
+        device: Where its tensors are.
+        obstacles: For each backend of kernels that it has, says why that cannot run; None when it
+            can.
+        otherwise: What auto takes where they cannot, and the error names.
     Raises:
-        RuntimeError: Triton was asked for and cannot.
+        RuntimeError: Kernels were asked for by name and cannot run.
     """
-    if requested not in ("auto", "triton"):
-        return requested
-    by_name = requested == "triton"
-    reason = obstacle() if by_name or on_gpu else None
-    if by_name:
+    if requested in obstacles:
+        reason = obstacles[requested]()
         if reason is not None:
             raise RuntimeError(f'{reason}; use backend="{otherwise}"')
         return requested
-    chosen = "triton" if on_gpu and reason is None else otherwise
+    if requested != "auto":
+        return requested
+    kernels = AUTO.get(device.type, otherwise)
+    reason = obstacles[kernels]() if kernels in obstacles else None
+    chosen = kernels if kernels in obstacles and reason is None else otherwise
     log_choice(op, chosen, reason)
     return chosen
 

@@ -15,6 +15,7 @@ from typing import Any
 import numba
 import numba.extending
 from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
+from numba.core.ccallback import CFunc
 
 _logger = logging.getLogger("ast_fast_kernels")
 
@@ -27,19 +28,32 @@ _UNREADABLE = (
 )  # fmt: skip
 """What reading a damaged or foreign cache file raises (pickle's documentation), and a full disk."""
 
-_SOURCES = ("_numba.py", "simd.py", "fft.py", "fbank/numba_cpu.py")
+_OPTIONS: dict[str, Any] = {"error_model": "numpy"}
+
+_SOURCES = (
+    "_numba.py", "_team.py", "simd.py", "fft.py", "products.py", "fbank/numba_cpu.py",
+    "attention/numba_cpu.py",
+)  # fmt: skip
 
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
-    compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+    compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
     compiled._cache = _KernelCache(compiled.py_func)
+    return compiled
+
+
+def callback(signature: Any, function: Callable[..., Any]) -> Any:
+    """Compile what C code can call, with its own `address` and `ctypes`; cached as `jit` is."""
+    compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
+    compiled._cache = _KernelCache(function)
+    compiled.compile()
     return compiled
 
 
 def stage(function: Callable[..., Any]) -> Any:
     """Compile a function that only entry points call, and are cached with."""
-    return numba.njit(nogil=True, error_model="numpy")(function)
+    return numba.njit(nogil=True, **_OPTIONS)(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:

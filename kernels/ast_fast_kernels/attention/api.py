@@ -13,6 +13,9 @@ from ast_fast_kernels._tracing import constant_in_graphs
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
 
+NUMBA_HEAD_DIMS = (16, 32, 64)
+"""Head dimensions that the CPU kernels take: whole vectors of 16 lanes or fewer."""
+
 
 def attention(
     qkv: Tensor,
@@ -34,8 +37,9 @@ def attention(
             would wait for it: there, more than num_tokens is num_tokens, and 0 gives zeros.
         scale: Factor on the scores; None is head_dim ** -0.5.
         backend: `"auto"`, `"reference"` (softmax written out), `"sdpa"`
-            (`scaled_dot_product_attention`) or `"triton"` (CUDA; bfloat16, float16, and float32
-            where `torch.set_float32_matmul_precision` allows TF32).
+            (`scaled_dot_product_attention`), `"numba"` (CPU; float32, head_dim 16, 32 or 64) or
+            `"triton"` (CUDA; bfloat16, float16, and float32 where
+            `torch.set_float32_matmul_precision` allows TF32).
     Returns:
         Weighted values, shape (batch, num_tokens, num_heads, head_dim), of qkv's dtype (autocast's,
         under autocast, with sdpa and triton).
@@ -54,10 +58,26 @@ def attention(
 
 
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
-    """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    return _dispatch.choose_triton(
-        "attention", requested, qkv.is_cuda, lambda: _triton_obstacle(qkv, scale), "sdpa"
+    """Return the backend that runs; auto takes numba on the CPU and triton on CUDA where they can.
+
+    Where they cannot, it takes sdpa.
+    """
+    return _dispatch.choose_kernel(
+        "attention",
+        requested,
+        qkv.device,
+        {"numba": lambda: _numba_obstacle(qkv), "triton": lambda: _triton_obstacle(qkv, scale)},
+        "sdpa",
     )
+
+
+def _numba_obstacle(qkv: Tensor) -> str | None:
+    """Say why the CPU kernels cannot run this input; None when they can."""
+    obstacle = _checks.numba_obstacle("qkv", qkv)
+    if obstacle is None and qkv.shape[-1] not in NUMBA_HEAD_DIMS:
+        rule = ", ".join(map(str, NUMBA_HEAD_DIMS))
+        obstacle = f"numba needs a head_dim of {rule}, got {qkv.shape[-1]}"
+    return obstacle
 
 
 def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:

@@ -1,49 +1,77 @@
-"""Triton's attention as torch operators, one for each direction, with autograd around them."""
+"""Attention's kernels as torch operators, one for each direction, with autograd around them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ast_fast_kernels import _operators
-from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
+
+Forward = Callable[[Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
+Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 
-def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
-    """Return attention as the Triton kernels compute it; arguments as the reference's."""
-    device = qkv.device.type
-    if torch.is_autocast_enabled(device):
-        qkv = qkv.to(torch.get_autocast_dtype(device))
-    # A clip's tokens are addressed by 32 bits, whatever other clips lie between them.
-    if qkv.stride(-1) != 1 or qkv.shape[1] * qkv.stride(1) >= 2**31:
-        qkv = qkv.contiguous()
-    out: Tensor = torch.ops.ast_fast.attention_fwd(qkv, key_lengths, scale)[0]
-    return out
+def define_attention(
+    name: str, forward: Forward, backward: Backward, stats_of: tuple[int, ...]
+) -> Any:
+    """Register `ast_fast::<name>_fwd` and `ast_fast::<name>_bwd`, and return the first.
 
+    Args:
+        name: The operators' name.
+        forward: Takes qkv, key_lengths and scale; gives the result, contiguous, and float32 numbers
+            of each query that backward needs.
+        backward: Takes the result's gradient, contiguous, qkv, what forward gave, key_lengths and
+            scale; gives the gradient of qkv, contiguous.
+        stats_of: Shape of those numbers between (batch, heads) and tokens.
+    """
 
-def _forward(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    return launch_attention_fwd(qkv.detach(), key_lengths, scale)
+    def run_forward(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
+        return forward(qkv.detach(), key_lengths, scale)
 
+    def fake_forward(
+        qkv: Tensor, key_lengths: Tensor | None, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        batch, tokens, _, heads, head_dim = qkv.shape
+        out = qkv.new_empty(batch, tokens, heads, head_dim)
+        return out, qkv.new_empty(batch, heads, *stats_of, tokens, dtype=torch.float32)
 
-def _fake_forward(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    batch, tokens, _, heads, head_dim = qkv.shape
-    out = qkv.new_empty(batch, tokens, heads, head_dim)
-    return out, qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
+    def run_backward(
+        grad: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, key_lengths: Tensor | None,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        tensors = (grad.detach().contiguous(), qkv.detach(), out.detach(), stats.detach())
+        return backward(*tensors, key_lengths, scale)
 
+    def fake_backward(
+        grad: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, key_lengths: Tensor | None,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        return qkv.new_empty(qkv.shape)
 
-def _backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, key_lengths: Tensor | None, scale: float
-) -> Tensor:
-    tensors = (grad.detach().contiguous(), qkv.detach(), out.detach(), lse.detach())
-    return launch_attention_bwd(*tensors, key_lengths, scale)
+    def gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+        if grad is None:
+            return None, None, None
+        qkv, out, stats, key_lengths = ctx.saved_tensors
+        dqkv = backward_operator(grad, qkv, out, stats, key_lengths, ctx.scale)
+        return dqkv, None, None
 
-
-def _fake_backward(
-    grad: Tensor, qkv: Tensor, out: Tensor, lse: Tensor, key_lengths: Tensor | None, scale: float
-) -> Tensor:
-    return qkv.new_empty(qkv.shape)
+    _operators.define(
+        f"{name}_fwd(Tensor qkv, Tensor? key_lengths, float scale) -> (Tensor, Tensor)",
+        run_forward,
+        fake_forward,
+    )
+    _operators.define(
+        f"{name}_bwd(Tensor grad, Tensor qkv, Tensor out, Tensor stats, Tensor? key_lengths, "
+        "float scale) -> Tensor",
+        run_backward,
+        fake_backward,
+    )
+    _operators.differentiate(f"{name}_fwd", f"{name}_bwd", _keep, gradient)
+    backward_operator = getattr(torch.ops.ast_fast, f"{name}_bwd")
+    return getattr(torch.ops.ast_fast, f"{name}_fwd")
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -51,25 +79,3 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(qkv, *output, key_lengths)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
-
-
-def _gradient(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
-    if grad is None:
-        return None, None, None
-    qkv, out, lse, key_lengths = ctx.saved_tensors
-    dqkv = torch.ops.ast_fast.attention_bwd(grad, qkv, out, lse, key_lengths, ctx.scale)
-    return dqkv, None, None
-
-
-_operators.define(
-    "attention_fwd(Tensor qkv, Tensor? key_lengths, float scale) -> (Tensor, Tensor)",
-    _forward,
-    _fake_forward,
-)
-_operators.define(
-    "attention_bwd(Tensor grad, Tensor qkv, Tensor out, Tensor lse, Tensor? key_lengths, "
-    "float scale) -> Tensor",
-    _backward,
-    _fake_backward,
-)
-_operators.differentiate("attention_fwd", "attention_bwd", _keep, _gradient)

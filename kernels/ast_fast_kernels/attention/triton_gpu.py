@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels._triton import Launch, architecture, on_its_device
+from ast_fast_kernels.attention.ops import define_attention
 
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
@@ -380,3 +381,18 @@ def _variants(qkv: Tensor, key_lengths: Tensor | None) -> dict[str, object]:
         "HAS_LENGTHS": key_lengths is not None,
         "PRECISION": "tf32" if qkv.dtype == torch.float32 else "ieee",
     }
+
+
+def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+    """Return attention as these kernels compute it; arguments as the reference's."""
+    device = qkv.device.type
+    if torch.is_autocast_enabled(device):
+        qkv = qkv.to(torch.get_autocast_dtype(device))
+    # A clip's tokens are addressed by 32 bits, whatever other clips lie between them.
+    if qkv.stride(-1) != 1 or qkv.shape[1] * qkv.stride(1) >= 2**31:
+        qkv = qkv.contiguous()
+    out: Tensor = _attention_fwd(qkv, key_lengths, scale)[0]
+    return out
+
+
+_attention_fwd = define_attention("attention", launch_attention_fwd, launch_attention_bwd, ())

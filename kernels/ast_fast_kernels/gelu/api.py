@@ -34,8 +34,8 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
 
 def choose_backend(requested: str, tokens: Tensor) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    return _dispatch.choose_triton(
-        "gelu", requested, tokens.is_cuda, lambda: _obstacle(tokens), "reference"
+    return _dispatch.choose_kernel(
+        "gelu", requested, tokens.device, {"triton": lambda: _obstacle(tokens)}, "reference"
     )
 
 

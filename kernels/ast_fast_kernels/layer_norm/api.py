@@ -52,8 +52,12 @@ def add_layer_norm(
 
 def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None) -> str:
     """Return the backend that runs; auto takes triton for CUDA tensors that it can take."""
-    return _dispatch.choose_triton(
-        "layer_norm", requested, tokens.is_cuda, lambda: _obstacle(tokens, update), "reference"
+    return _dispatch.choose_kernel(
+        "layer_norm",
+        requested,
+        tokens.device,
+        {"triton": lambda: _obstacle(tokens, update)},
+        "reference",
     )
 
 

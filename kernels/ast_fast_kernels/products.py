@@ -1,0 +1,187 @@
+"""Products of small matrices in registers: what a CPU's attention is made of. Knows no attention.
+
+A tile of the result, a few rows of one or two vectors, stays in registers while the sum runs: each
+term takes one number of every row of the left matrix into all lanes, and a vector or two of a row
+of the right one. Matrices lie in memory that is near; the left one may be strided in both
+directions, so it is read transposed as well. Addresses are in bytes, strides in floats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+from llvmlite import ir
+from numba.core import types
+
+from ast_fast_kernels._numba import intrinsic
+from ast_fast_kernels.simd import FLOAT_BYTES, Lanes, Value
+
+Start = Literal["zero", "sum", "row"]
+"""What a tile's sums begin with: nothing; what the result holds; a row, the same for all."""
+End = Literal["plain", "exp2", "times"]
+"""What is stored of a sum: itself; two to its power; it times what another matrix holds there."""
+
+
+class _Product(NamedTuple):
+    """A product's arguments, as addresses and numbers in LLVM."""
+
+    left: ir.Value
+    left_row: ir.Value
+    left_term: ir.Value
+    right: ir.Value
+    right_term: ir.Value
+    result: ir.Value
+    result_row: ir.Value
+    rows: ir.Value
+    terms: ir.Value
+    begin: ir.Value
+    factor: ir.Value
+
+
+def tile_rows(lanes: int) -> tuple[int, ...]:
+    """Return the heights of tiles, largest first, that a result is cut into.
+
+    With two vectors a row, as many sums as the registers hold beside what is multiplied: there are
+    32 of 16 lanes, and 16 of fewer.
+    """
+    return (8, 4, 1) if lanes == 16 else (6, 4, 1)
+
+
+@cache
+def product(lanes: int, vectors: int, *, start: Start = "zero", end: End = "plain") -> Any:
+    """Return an intrinsic that writes left @ right, `vectors` vectors wide.
+
+    Its arguments: left's address, its stride from row to row and from term to term; right's address
+    and stride; the result's; rows; terms; the address of the row that sums start from; and that of
+    the matrix that they are multiplied with, which lies as the result does; 0 if not needed.
+    """
+
+    def write(
+        typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+        result: Any, result_row: Any, rows: Any, terms: Any, begin: Any, factor: Any,
+    ) -> Any:  # fmt: skip
+        """Write a product."""
+
+        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+            _emit_product(Lanes(builder, lanes), vectors, start, end, _Product(*args))
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * len(_Product._fields)), emit
+
+    return intrinsic(write)
+
+
+def _emit_product(unit: Lanes, vectors: int, start: Start, end: End, given: _Product) -> None:
+    """Emit the tiles from the first row to the last, as high as what is left allows."""
+    builder, size = unit.builder, given.rows.type
+    state, rows = [given.left, given.result, given.factor], given.rows
+    for height in tile_rows(unit.count):
+
+        def one_tile(now: list[ir.Value], height: int = height) -> list[ir.Value]:
+            here = given._replace(left=now[0], result=now[1], factor=now[2])
+            _emit_tile(unit, height, vectors, start, end, here)
+            bytes_on = size(height * FLOAT_BYTES)
+            strides = (given.left_row, given.result_row, given.result_row)
+            return [
+                builder.add(address, builder.mul(stride, bytes_on))
+                for address, stride in zip(now, strides, strict=True)
+            ]
+
+        count = _tiles_of(builder, height, rows)
+        state = _repeat(builder, count, state, one_tile)
+        rows = builder.sub(rows, builder.mul(count, size(height)))
+
+
+def _tiles_of(builder: ir.IRBuilder, height: int, rows: ir.Value) -> ir.Value:
+    """Return how many tiles of a height to cut from rows.
+
+    One of six rows less where two or three would be left, which then are two tiles of four.
+    """
+    size = rows.type
+    count, left = builder.udiv(rows, size(height)), builder.urem(rows, size(height))
+    if height != 6:
+        return count
+    odd = builder.or_(
+        builder.icmp_unsigned("==", left, size(2)), builder.icmp_unsigned("==", left, size(3))
+    )
+    spare = builder.and_(odd, builder.icmp_unsigned(">", count, size(0)))
+    return builder.sub(count, builder.zext(spare, size))
+
+
+def _emit_tile(
+    unit: Lanes, rows: int, vectors: int, start: Start, end: End, given: _Product
+) -> None:
+    builder, size = unit.builder, given.rows.type
+    row_starts = [builder.mul(given.left_row, size(row)) for row in range(rows)]
+    columns = [size(vector * unit.count) for vector in range(vectors)]
+    places = [
+        builder.add(builder.mul(given.result_row, size(row)), column)
+        for row in range(rows)
+        for column in columns
+    ]
+    result = _pointer(builder, given.result)
+    match start:
+        case "zero":
+            sums = [unit.constant(0.0) for _ in places]
+        case "sum":
+            sums = [unit.load(result, place) for place in places]
+        case "row":
+            begin = _pointer(builder, given.begin)
+            sums = [unit.load(begin, column) for column in columns] * rows
+
+    def add_term(state: list[ir.Value]) -> list[ir.Value]:
+        """Add the products of the term at which the two addresses stand."""
+        left, right, *so_far = state
+        here, there = _pointer(builder, left), _pointer(builder, right)
+        line = [unit.load(there, column) for column in columns]
+        added = []
+        for row, row_start in enumerate(row_starts):
+            number = unit.load_splat(here, row_start)
+            for value, total in zip(line, so_far[row * vectors :], strict=False):
+                added.append(unit.fma(number, value, Value(unit, total)).value)
+        return [
+            builder.add(left, builder.mul(given.left_term, size(FLOAT_BYTES))),
+            builder.add(right, builder.mul(given.right_term, size(FLOAT_BYTES))),
+            *added,
+        ]
+
+    state = [given.left, given.right, *(value.value for value in sums)]
+    # One term a turn: of more, LLVM moves all loads to the front, and registers do not suffice.
+    state = _repeat(builder, given.terms, state, add_term)
+    for total, place in zip(state[2:], places, strict=True):
+        value = Value(unit, total)
+        if end == "exp2":
+            value = unit.exp2(value)
+        elif end == "times":
+            value = value * unit.load(_pointer(builder, given.factor), place)
+        unit.store(value, result, place)
+
+
+def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:
+    return builder.inttoptr(address, ir.FloatType().as_pointer())
+
+
+def _repeat(
+    builder: ir.IRBuilder,
+    count: ir.Value,
+    state: Sequence[ir.Value],
+    turn: Callable[[list[ir.Value]], list[ir.Value]],
+) -> list[ir.Value]:
+    """Emit a loop of `count` turns that carries values in registers; return the last ones."""
+    before = builder.block
+    check, body, after = (builder.append_basic_block(name) for name in ("check", "turn", "after"))
+    builder.branch(check)
+    builder.position_at_end(check)
+    index, *now = phis = [builder.phi(value.type) for value in (count, *state)]
+    for phi, value in zip(phis, (count.type(0), *state), strict=True):
+        phi.add_incoming(value, before)
+    builder.cbranch(builder.icmp_unsigned("<", index, count), body, after)
+    builder.position_at_end(body)
+    following = (builder.add(index, count.type(1)), *turn(list(now)))
+    for phi, value in zip(phis, following, strict=True):
+        phi.add_incoming(value, builder.block)
+    builder.branch(check)
+    builder.position_at_end(after)
+    return now
