@@ -1,7 +1,8 @@
-"""Attention's backends at the model's shapes: whole clips, and half the patches dropped.
+"""Attention's backends on the CPU, and a whole block with each of them, forward and backward.
 
-Each case checks its output, then times itself and the reference in turns; the ratio of the medians
-is in `extra_info["faster_than_reference_by"]`.
+Each case checks its output, then takes turns with the others; `extra_info` has how many times as
+fast as each of them it is, and GFLOP/s. A block runs attention between torch's products, as a
+training step does.
 """
 
 from collections.abc import Callable
@@ -9,21 +10,24 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ast_fast_kernels import attention
+from ast_fast.config import ModelConfig
+from ast_fast.model import Block
+from ast_fast_kernels import attention, use_backend
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 SHAPES = {  # (batch, num_tokens, num_heads, head_dim)
     "256-tokens": (32, 256, 4, 32),
     "128-tokens": (32, 128, 4, 32),
+    "256-tokens-of-64": (32, 256, 3, 64),
+    "128-tokens-of-64": (32, 128, 3, 64),
+    "64-tokens-of-64": (32, 64, 3, 64),
+    "600-tokens-of-64": (8, 600, 6, 64),
+    "one-clip": (1, 256, 3, 64),
 }
+BACKENDS = ("reference", "sdpa", "numba")
 ROUNDS = 9
 
-
-@pytest.fixture(params=SHAPES, ids=str)
-def qkv(request: pytest.FixtureRequest) -> torch.Tensor:
-    batch, num_tokens, *heads = SHAPES[request.param]
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(batch, num_tokens, 3, *heads, generator=generator, requires_grad=True)
+shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def forward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
@@ -32,17 +36,60 @@ def forward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
 
 
 def forward_backward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
-    return torch.autograd.grad(attention(qkv, backend=backend).square().sum(), qkv)[0]
+    out = attention(qkv, backend=backend)
+    return torch.autograd.grad(out, qkv, torch.ones_like(out))[0]
+
+
+PRODUCTS = {forward: 2, forward_backward: 7}
+"""Of tokens × tokens × head_dim multiply-adds for each head."""
 
 
 @pytest.mark.benchmark(group="attention")
-@pytest.mark.parametrize("run", [forward, forward_backward])
-@pytest.mark.parametrize("backend", ["reference", "sdpa"])
-def test_attention(benchmark, qkv: torch.Tensor, run: Callable, backend: str, threads: int) -> None:
+@pytest.mark.parametrize("run", PRODUCTS)
+@pytest.mark.parametrize("backend", BACKENDS)
+@shapes
+def test_attention(
+    benchmark, shape: tuple[int, ...], run: Callable, backend: str, threads: int
+) -> None:
+    batch, tokens, heads, head_dim = shape
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(batch, tokens, 3, heads, head_dim, generator=generator, requires_grad=True)
     torch.testing.assert_close(run(qkv, backend), run(qkv, "reference"), rtol=1e-4, atol=1e-4)
     medians = interleaved_medians(
-        {name: lambda name=name: run(qkv, name) for name in (backend, "reference")}, rounds=ROUNDS
+        {name: lambda name=name: run(qkv, name) for name in BACKENDS}, rounds=ROUNDS
     )
-    if backend != "reference":
-        benchmark.extra_info["faster_than_reference_by"] = medians["reference"] / medians[backend]
+    _note_ratios(benchmark, medians, backend)
+    work = 2 * PRODUCTS[run] * batch * heads * tokens**2 * head_dim
+    benchmark.extra_info["gflops"] = 1e-9 * work / medians[backend]
     benchmark(lambda: run(qkv, backend))
+
+
+@pytest.mark.benchmark(group="block")
+@pytest.mark.parametrize("backend", BACKENDS)
+@shapes
+def test_block(benchmark, shape: tuple[int, ...], backend: str, threads: int) -> None:
+    batch, tokens, heads, head_dim = shape
+    width = heads * head_dim
+    torch.manual_seed(0)
+    block = Block(ModelConfig(embed_dim=width, num_heads=heads))
+    stream = torch.randn(batch, tokens, width)
+
+    def step(name: str) -> torch.Tensor:
+        block.zero_grad()
+        with use_backend(attention=name):
+            kept, update = block(stream)
+            (kept + update).sum().backward()
+        return block.attention.qkv.weight.grad
+
+    torch.testing.assert_close(step(backend), step("reference"), rtol=1e-3, atol=1e-2)
+    medians = interleaved_medians(
+        {name: lambda name=name: step(name) for name in BACKENDS}, rounds=ROUNDS
+    )
+    _note_ratios(benchmark, medians, backend)
+    benchmark(lambda: step(backend))
+
+
+def _note_ratios(benchmark, medians: dict[str, float], backend: str) -> None:
+    for name in BACKENDS:
+        if name != backend:
+            benchmark.extra_info[f"faster_than_{name}_by"] = medians[name] / medians[backend]

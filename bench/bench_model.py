@@ -10,7 +10,7 @@ import torch
 from ast_fast.config import Config, ModelConfig
 from ast_fast.device import autocast
 from ast_fast.optimiser import Optimiser
-from bench.bench_step import CPU, NO_SCALING, NUM_CLASSES, small_model
+from bench.bench_step import CPU, NO_SCALING, NUM_CLASSES, precisions, small_model
 from bench.model_cost import multiply_adds, multiply_adds_per_second
 
 SWEEPS = {
@@ -26,7 +26,7 @@ HEAD_DIM = 64
 
 @pytest.mark.benchmark(group="model")
 @pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
-@pytest.mark.parametrize("amp", [None, torch.bfloat16], ids=["float32", "bfloat16"])
+@precisions
 @pytest.mark.parametrize(
     ("varied", "value"), [(name, value) for name, values in SWEEPS.items() for value in values]
 )

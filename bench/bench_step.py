@@ -11,7 +11,7 @@ import torch
 
 from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches, sound_levels
 from ast_fast.config import Config
-from ast_fast.device import autocast
+from ast_fast.device import autocast, multiplies_bfloat16
 from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
@@ -22,7 +22,17 @@ CPU = torch.device("cpu")
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
 precisions = pytest.mark.parametrize(
-    "amp", [None, torch.bfloat16], ids=["float32", "bfloat16-autocast"]
+    "amp",
+    [
+        pytest.param(None, id="float32"),
+        pytest.param(
+            torch.bfloat16,
+            id="bfloat16-autocast",
+            marks=pytest.mark.skipif(
+                not multiplies_bfloat16(CPU), reason="this CPU only emulates bfloat16"
+            ),
+        ),
+    ],
 )
 
 

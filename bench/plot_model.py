@@ -36,6 +36,8 @@ def draw(record: dict[str, Any], path: Path) -> None:
                     for case in cases
                     if case["params"]["varied"] == varied and precision in case["name"]
                 )
+                if not points:
+                    continue  # a machine that only emulates it
                 values = [value for value, _ in points]
                 for key, style, label in (
                     ("milliseconds_per_clip", "o-", precision),

@@ -18,10 +18,11 @@ from numba.core import types
 from ast_fast_kernels._numba import intrinsic
 from ast_fast_kernels.simd import FLOAT_BYTES, Lanes, Value
 
-Start = Literal["zero", "sum", "row"]
-"""What a tile's sums begin with: nothing; what the result holds; a row, the same for all."""
+Start = Literal["zero", "sum"]
+"""What sums begin with: nothing, or what the result holds."""
 End = Literal["plain", "exp2", "times"]
-"""What is stored of a sum: itself; two to its power; it times what another matrix holds there."""
+"""What is stored of a sum: itself; or a row's number less, the same in every row of the result: two
+to that power; that, times what another matrix holds in the place."""
 
 
 class _Product(NamedTuple):
@@ -36,7 +37,7 @@ class _Product(NamedTuple):
     result_row: ir.Value
     rows: ir.Value
     terms: ir.Value
-    begin: ir.Value
+    less: ir.Value
     factor: ir.Value
 
 
@@ -54,13 +55,13 @@ def product(lanes: int, vectors: int, *, start: Start = "zero", end: End = "plai
     """Return an intrinsic that writes left @ right, `vectors` vectors wide.
 
     Its arguments: left's address, its stride from row to row and from term to term; right's address
-    and stride; the result's; rows; terms; the address of the row that sums start from; and that of
-    the matrix that they are multiplied with, which lies as the result does; 0 if not needed.
+    and stride; the result's; rows; terms; the address of the row that is subtracted; and that of
+    the matrix that is multiplied with, which lies as the result does; 0 where nothing is.
     """
 
     def write(
         typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
-        result: Any, result_row: Any, rows: Any, terms: Any, begin: Any, factor: Any,
+        result: Any, result_row: Any, rows: Any, terms: Any, less: Any, factor: Any,
     ) -> Any:  # fmt: skip
         """Write a product."""
 
@@ -122,14 +123,10 @@ def _emit_tile(
         for column in columns
     ]
     result = _pointer(builder, given.result)
-    match start:
-        case "zero":
-            sums = [unit.constant(0.0) for _ in places]
-        case "sum":
-            sums = [unit.load(result, place) for place in places]
-        case "row":
-            begin = _pointer(builder, given.begin)
-            sums = [unit.load(begin, column) for column in columns] * rows
+    if start == "sum":
+        sums = [unit.load(result, place) for place in places]
+    else:
+        sums = [unit.constant(0.0)] * len(places)
 
     def add_term(state: list[ir.Value]) -> list[ir.Value]:
         """Add the products of the term at which the two addresses stand."""
@@ -150,13 +147,19 @@ def _emit_tile(
     state = [given.left, given.right, *(value.value for value in sums)]
     # One term a turn: of more, LLVM moves all loads to the front, and registers do not suffice.
     state = _repeat(builder, given.terms, state, add_term)
-    for total, place in zip(state[2:], places, strict=True):
-        value = Value(unit, total)
+    totals = [Value(unit, total) for total in state[2:]]
+    if end != "plain":
+        less = _pointer(builder, given.less)
+        totals = [
+            total - unit.load(less, column)
+            for total, column in zip(totals, columns * rows, strict=True)
+        ]
+    for total, place in zip(totals, places, strict=True):
         if end == "exp2":
-            value = unit.exp2(value)
+            total = unit.exp2(total)
         elif end == "times":
-            value = value * unit.load(_pointer(builder, given.factor), place)
-        unit.store(value, result, place)
+            total = total * unit.load(_pointer(builder, given.factor), place)
+        unit.store(total, result, place)
 
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:

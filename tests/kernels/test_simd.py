@@ -226,6 +226,51 @@ def test_log_of_a_denormal(lanes: int) -> None:
     np.testing.assert_allclose(result, np.log(np.float32(1e-40).astype(np.float64)), rtol=1e-6)
 
 
+def test_exp2_is_within_two_ten_millionths(lanes: int) -> None:
+    values = np.linspace(-100, 127, 4096 // lanes * lanes).astype(np.float32)
+    chunks = values.reshape(-1, lanes)
+
+    @njit
+    def run(source, result):
+        for row in range(source.shape[0]):
+            simd.store(result[row], 0, simd.exp2(simd.load(source[row], 0, lanes)))
+
+    result = np.empty_like(chunks)
+    run(chunks, result)
+    np.testing.assert_allclose(result, np.exp2(chunks.astype(np.float64)), rtol=2e-7)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0, 1.0), (1.0, 2.0), (-1e30, 2.0**-100), (-np.inf, 2.0**-100), (np.nan, np.nan)],
+)
+def test_exp2_of_a_special_value(value: float, expected: float, lanes: int) -> None:
+    result = apply(simd.exp2, lanes, np.full(lanes, value, np.float32))
+    np.testing.assert_array_equal(result, np.full(lanes, expected, np.float32))
+
+
+def test_exp2_keeps_a_nan_of_any_bits(lanes: int) -> None:
+    bits = np.full(lanes, 0x7FC00000, np.uint32) + np.arange(lanes, dtype=np.uint32) * 37
+    assert np.isnan(apply(simd.exp2, lanes, bits.view(np.float32))).all()
+
+
+def test_turn_scaled_turns_a_strided_square_and_multiplies(lanes: int) -> None:
+    source = np.arange(3 + lanes * (lanes + 2), dtype=np.float32)
+    target = np.full(2 + lanes * (lanes + 1), -1, np.float32)
+    factors = np.arange(1, lanes + 1, dtype=np.float32)
+
+    @njit
+    def run(source, target, factors):
+        factor = simd.load(factors, 0, lanes)
+        simd.turn_scaled(source, 3, lanes + 2, target, 2, lanes + 1, factor)
+
+    run(source, target, factors)
+    square = source[3:].reshape(lanes, lanes + 2)[:, :lanes]
+    turned = target[2:].reshape(lanes, lanes + 1)
+    np.testing.assert_array_equal(turned[:, :lanes], square.T * factors)
+    np.testing.assert_array_equal(turned[:, lanes], -1)
+
+
 def test_the_widest_host_vector_is_a_known_width() -> None:
     assert simd.host_lanes() in WIDTHS
 

@@ -10,6 +10,7 @@ from functools import cache
 import llvmlite.binding as llvm
 import pytest
 
+from ast_fast_kernels.products import tile_rows
 from ast_fast_kernels.testing.processes import run_program
 
 TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
@@ -58,18 +59,32 @@ print(simd.host_lanes())
 """
 
 
+EMIT_PRODUCT = """
+import sys
+from numba import njit, types
+from ast_fast_kernels.products import product
+write = product(int(sys.argv[1]), 2)
+@njit(error_model="numpy")
+def run(left, row, term, right, width, result, result_row, rows, terms):
+    write(left, row, term, right, width, result, result_row, rows, terms, 0, 0)
+run.compile((types.intp,) * 9)
+(llvm_ir,) = run.inspect_llvm().values()
+print(llvm_ir)
+"""
+
+
 @cache
-def kernel_ir(lanes: int) -> str:
+def kernel_ir(program: str, lanes: int) -> str:
     with tempfile.TemporaryDirectory() as empty:  # what comes from the cache has no text
-        return run_program(EMIT, str(lanes), NUMBA_CACHE_DIR=empty)
+        return run_program(program, str(lanes), NUMBA_CACHE_DIR=empty)
 
 
 @cache
-def assembly(target: str) -> str:
+def assembly(target: str, program: str = EMIT) -> str:
     triple, processor, lanes, _ = TARGETS[target]
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
-    text = re.sub(r'target (triple|datalayout) = ".*"', "", kernel_ir(lanes))
+    text = re.sub(r'target (triple|datalayout) = ".*"', "", kernel_ir(program, lanes))
     module = llvm.parse_assembly(text)
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=processor, opt=3)
     module.triple, module.data_layout = triple, str(machine.target_data)
@@ -111,6 +126,19 @@ def test_transforms_have_no_scalar_arithmetic_and_few_spills(target: str) -> Non
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_calls_a_library_for_each_lane(target: str) -> None:
     assert not re.findall(r"\b(fmaf|fma|logf|sqrtf)\b", assembly(target))
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "sse2"])
+def test_a_product_s_sums_stay_in_registers(target: str) -> None:
+    _, _, lanes, multiply_add = TARGETS[target]
+    blocks = re.split(r"^\.LBB\S*:", assembly(target, EMIT_PRODUCT), flags=re.MULTILINE)
+    of_tile = 2 * tile_rows(lanes)[0]  # two vectors a row
+    loops = [
+        block for block in blocks if len(re.findall(rf"^\s+{multiply_add}", block, re.M)) == of_tile
+    ]
+    assert loops
+    for loop in loops:
+        assert not re.findall(STACK, loop)
 
 
 @pytest.mark.parametrize(

@@ -229,8 +229,8 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
     block = QUERY_VECTORS["backward"] * lanes
     vectors = 2 if head_dim >= 2 * lanes else 1
     columns = vectors * lanes
-    weights = product(lanes, 2, start="row", end="exp2")
-    score_gradients = product(lanes, 2, start="row", end="times")
+    weights = product(lanes, 2, end="exp2")
+    score_gradients = product(lanes, 2, end="times")
     whole = product(lanes, vectors)
     added = product(lanes, vectors, start="sum")
     pack, turn_block = _pack(lanes, head_dim), _turn_block(lanes, head_dim, block)
@@ -285,7 +285,7 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
                 largest, shares = floats_at(largest_at), floats_at(shares_at)
                 for j in range(block):
                     inside = j < count
-                    largest[j] = -stats[query + j] if inside else np.float32(0)
+                    largest[j] = stats[query + j] if inside else np.float32(0)
                     shares[j] = stats[tokens + query + j] if inside else np.float32(0)
                 _scale_rows(task[OTHERS] + row, out_stride, count, shares_at, grads_at)
                 turn_block(grads_at, head_dim, count, turned_at, np.float32(1))
@@ -336,15 +336,14 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
 
     @stage
     def _sum_products(grads_at: int, outs_at: int, deltas_at: int) -> None:
-        """Write minus each query's sum of gradient times output."""
+        """Write each query's sum of gradient times output."""
         grads, outs, deltas = floats_at(grads_at), floats_at(outs_at), floats_at(deltas_at)
-        minus = splat(np.float32(-1), lanes)
         for lane in range(0, block, lanes):
             total = splat(np.float32(0), lanes)
             for d in range(head_dim):
                 place = d * block + lane
                 total = multiply_add(load(grads, place, lanes), load(outs, place, lanes), total)
-            store(deltas, lane, total * minus)
+            store(deltas, lane, total)
 
     @stage
     def _copy(

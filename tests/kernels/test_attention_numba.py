@@ -1,0 +1,385 @@
+from __future__ import annotations
+
+import logging
+import math
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from ast_fast_kernels import _dispatch, _team, attention, use_backend
+from ast_fast_kernels.attention import numba_cpu
+from ast_fast_kernels.testing.budgets import relative_norm
+from ast_fast_kernels.testing.processes import run_program
+
+BOUND = 3e-6
+"""Relative norm against float64. Sums of 600 terms have 1e-6 at most; measured: 8e-7."""
+
+SHAPES = {  # (batch, tokens, heads, head_dim)
+    "one-token": (2, 1, 2, 16),
+    "fewer-than-lanes": (2, 3, 2, 16),
+    "a-block-and-one": (2, 33, 2, 16),
+    "prime-tokens": (2, 251, 3, 64),
+    "ast-tiny": (3, 256, 4, 32),
+    "half-the-patches": (3, 128, 4, 32),
+    "long": (1, 600, 2, 64),
+}
+
+
+def packed(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
+    batch, tokens, *heads = shape
+    return torch.randn((batch, tokens, 3, *heads), generator=torch.Generator().manual_seed(seed))
+
+
+def by_definition(qkv: Tensor, scale: float, lengths: list[int] | None = None) -> Tensor:
+    q, k, v = qkv.unbind(2)
+    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
+    if lengths is not None:
+        beyond = torch.arange(qkv.shape[1]) >= torch.tensor(lengths)[:, None, None, None]
+        scores = scores.masked_fill(beyond, -math.inf)
+        v = v.masked_fill(beyond.squeeze(1).mT[..., None], 0.0)
+    return torch.einsum("bhqk,bkhd->bqhd", scores.softmax(-1), v)
+
+
+def check(qkv: Tensor, *, lengths: list[int] | None = None, scale: float | None = None) -> None:
+    """Hold the result and the gradients of queries, keys and values to float64's."""
+    leaf = qkv.clone().requires_grad_()
+    exact = qkv.double().requires_grad_()
+    expected = by_definition(exact, qkv.shape[-1] ** -0.5 if scale is None else scale, lengths)
+    out = attention(leaf, key_lengths=lengths, scale=scale, backend="numba")
+    assert out.is_contiguous()
+    assert relative_norm(out, expected) < BOUND
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    out.backward(weight)
+    expected.backward(weight.double())
+    assert leaf.grad is not None
+    assert exact.grad is not None
+    whole = float(exact.grad.norm())
+    for part in range(3):
+        error = (leaf.grad[:, :, part].double() - exact.grad[:, :, part]).norm()
+        # What is zero but for rounding, as one token's queries have, is held to the whole.
+        scale_of = max(float(exact.grad[:, :, part].norm()), 0.1 * whole)
+        assert float(error) < BOUND * scale_of, ("queries", "keys", "values")[part]
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_result_and_gradients_are_those_of_float64(shape) -> None:
+    check(packed(shape))
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+@pytest.mark.parametrize("head_dim", [16, 32, 64])
+def test_every_vector_width_gives_them(lanes: int, head_dim: int, monkeypatch) -> None:
+    monkeypatch.setattr(numba_cpu, "host_lanes", lambda: lanes)
+    check(packed((2, 75, 2, head_dim)), lengths=[75, 21])
+
+
+@pytest.mark.parametrize("lengths", [[251, 251], [250, 1], [17, 128]], ids=str)
+def test_keys_beyond_a_clip_s_length_are_not_seen(lengths: list[int]) -> None:
+    check(packed((2, 251, 2, 32)), lengths=lengths)
+
+
+def test_what_lies_beyond_the_keys_may_be_anything() -> None:
+    lengths = [11, 1, 30]
+    clean = packed((3, 33, 2, 16))
+    dirty = clean.clone()
+    for clip, length in enumerate(lengths):
+        dirty[clip, length:, 1:] = math.nan
+    dirty.requires_grad_()
+    out = attention(dirty, key_lengths=lengths, backend="numba")
+    assert torch.equal(out, attention(clean, key_lengths=lengths, backend="numba"))
+    out.sum().backward()
+    assert dirty.grad is not None
+    assert dirty.grad.isfinite().all()
+    for clip, length in enumerate(lengths):
+        assert not dirty.grad[clip, length:, 1:].any()
+
+
+@pytest.mark.parametrize("scale", [0.7, -0.3, 0.0])
+def test_any_scale(scale: float) -> None:
+    check(packed((1, 40, 2, 16)), scale=scale)
+
+
+def test_equal_scores_however_large() -> None:
+    qkv = packed((1, 50, 1, 16))
+    qkv[:, :, :2] = 25.0  # every score is 16 * 625
+    out = attention(qkv, scale=1.0, backend="numba")
+    mean = qkv[:, :, 2].double().mean(dim=1, keepdim=True).expand(-1, 50, -1, -1)
+    assert relative_norm(out, mean) < BOUND
+    qkv.requires_grad_()
+    weight = packed((1, 50, 1, 16), seed=1)[:, :, 0]
+    (gradient,) = torch.autograd.grad(attention(qkv, scale=1.0, backend="numba"), qkv, weight)
+    expected = weight.double().mean(dim=1, keepdim=True).expand(-1, 50, -1, -1)
+    assert relative_norm(gradient[:, :, 2], expected) < BOUND
+
+
+def test_scores_of_ten_thousand_pick_one_key() -> None:
+    tokens = 40
+    qkv = packed((1, tokens, 1, 16))
+    qkv[:, :, :2] = 0.0
+    ramp = torch.linspace(-100, 100, tokens)[None, :, None]
+    qkv[:, :, 0, :, 0] = qkv[:, :, 1, :, 0] = ramp  # products from -1e4 to 1e4
+    exact = qkv.double().requires_grad_()
+    weight = packed((1, tokens, 1, 16), seed=1)[:, :, 0]
+    expected = by_definition(exact, 1.0)
+    expected.backward(weight.double())
+    assert exact.grad is not None
+
+    def errors(backend: str) -> list[float]:
+        leaf = qkv.clone().requires_grad_()
+        out = attention(leaf, scale=1.0, backend=backend)
+        (gradient,) = torch.autograd.grad(out, leaf, weight)
+        wrong = torch.linalg.vector_norm(gradient.double() - exact.grad, dim=(0, 1, 3, 4))
+        wrong = wrong / exact.grad.norm()
+        return [relative_norm(out, expected), *wrong.tolist()]
+
+    ours = errors("numba")
+    assert ours[0] < BOUND
+    assert ours[3] < BOUND
+    # Gradients of queries and keys are differences of equal numbers here, whoever computes them.
+    for mine, theirs in zip(ours, errors("sdpa"), strict=True):
+        assert mine < 2 * theirs + BOUND
+
+
+@pytest.mark.parametrize("part", [0, 1, 2], ids=["queries", "keys", "values"])
+def test_rows_of_zeros(part: int) -> None:
+    qkv = packed((1, 40, 2, 16))
+    qkv[:, 3:20, part] = 0.0
+    check(qkv)
+
+
+def test_denormal_values() -> None:
+    qkv = packed((1, 40, 1, 16))
+    qkv[:, :, :2] *= 1e-40
+    check(qkv)
+
+
+def test_nan_stays_in_its_clip_and_head() -> None:
+    qkv = packed((3, 40, 2, 16))
+    clean = qkv.clone().requires_grad_()
+    qkv[1, 5, :, 1] = math.nan
+    qkv.requires_grad_()
+    outs = [attention(tensor, backend="numba") for tensor in (qkv, clean)]
+    grads = [torch.autograd.grad(out.sum(), leaf)[0] for out, leaf in zip(outs, (qkv, clean))]  # noqa: B905
+    hit = torch.zeros(3, 2, dtype=torch.bool)
+    hit[1, 1] = True
+    assert outs[0][1, :, 1].isnan().all()
+    for tensor, other in ((outs[0], outs[1]), (grads[0][:, :, 2], grads[1][:, :, 2])):
+        assert torch.equal(tensor.transpose(1, 2)[~hit], other.transpose(1, 2)[~hit])
+
+
+def test_strided_projections_are_read_as_they_lie() -> None:
+    wide = packed((4, 34, 4, 32))
+    for view in (wide[..., ::2], wide[:, ::2], wide[::2], wide[:, :, :, 1:3], wide.transpose(0, 1)):
+        dense = attention(view.contiguous(), backend="numba")
+        assert torch.equal(attention(view, backend="numba"), dense)
+
+
+def test_empty_batch() -> None:
+    qkv = torch.empty(0, 3, 3, 2, 16, requires_grad=True)
+    out = attention(qkv, backend="numba")
+    assert out.shape == (0, 3, 2, 16)
+    assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
+
+
+def test_the_same_bits_for_any_threads_and_in_any_batch() -> None:
+    qkv = packed((5, 70, 3, 32)).requires_grad_()
+    weight = packed((5, 70, 3, 32), seed=1)[:, :, 0]
+
+    def run(tensor: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
+        out = attention(tensor, backend="numba")
+        return out.detach(), torch.autograd.grad(out, tensor, upstream)[0]
+
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 7):
+            torch.set_num_threads(threads)
+            results.append(run(qkv, weight))
+        alone = run(qkv.detach()[2:3].clone().requires_grad_(), weight[2:3])
+    finally:
+        torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
+    assert all(torch.equal(a[2:3], b) for a, b in zip(results[0], alone, strict=True))
+
+
+def test_plain_threads_give_the_same_bits_as_torch_s(monkeypatch) -> None:
+    qkv = packed((5, 70, 3, 32))
+    expected = attention(qkv, backend="numba")
+    assert _team._gomp_parallel() is not None, "torch has an OpenMP here"
+    monkeypatch.setattr(_team, "_gomp_parallel", lambda: None)
+    assert torch.equal(attention(qkv, backend="numba"), expected)
+
+
+def test_gradcheck() -> None:
+    def run(qkv: Tensor) -> Tensor:
+        return attention(qkv.float(), key_lengths=[5, 3], backend="numba").double()
+
+    qkv = packed((2, 5, 1, 16)).double().requires_grad_()
+    assert torch.autograd.gradcheck(run, qkv, eps=1e-2, atol=2e-4, rtol=2e-3, fast_mode=True)
+
+
+def test_operators_pass_opcheck() -> None:
+    qkv = packed((2, 17, 2, 16)).requires_grad_()
+    attention(qkv, backend="numba")  # registers them
+    ops = torch.ops.ast_fast
+    for lengths in (None, torch.tensor([17, 3], dtype=torch.int32)):
+        torch.library.opcheck(ops.attention_numba_fwd.default, (qkv, lengths, 0.25))
+        out, stats = ops.attention_numba_fwd(qkv.detach(), lengths, 0.25)
+        args = (torch.ones_like(out), qkv.detach(), out, stats, lengths, 0.25)
+        torch.library.opcheck(ops.attention_numba_bwd.default, args)
+
+
+def test_a_second_gradient_is_refused() -> None:
+    qkv = packed((1, 5, 1, 16)).requires_grad_()
+    out = attention(qkv, backend="numba")
+    (gradient,) = torch.autograd.grad(out.sum(), qkv, create_graph=True)
+    message = "the operator ast_fast::attention_numba_bwd has no gradient"
+    with pytest.raises(RuntimeError, match=message):
+        gradient.sum().backward()
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+def test_compiled_code_gives_the_same_bits(compiler: str) -> None:
+    qkv = packed((2, 70, 2, 32)).requires_grad_()
+    lengths = torch.tensor([70, 7])
+    torch.compiler.reset()
+    compiled = torch.compile(attention, fullgraph=True, backend=compiler)
+    outs = [run(qkv, key_lengths=lengths) for run in (attention, compiled)]
+    assert torch.equal(*outs)
+    assert torch.equal(*(torch.autograd.grad(out.sum(), qkv)[0] for out in outs))
+
+
+def test_an_exported_program_holds_one_operator() -> None:
+    class Module(torch.nn.Module):
+        def forward(self, qkv: Tensor) -> Tensor:
+            return attention(qkv)
+
+    qkv = packed((2, 33, 2, 16))
+    program = torch.export.export(Module(), (qkv,))
+    calls = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert "ast_fast.attention_numba_fwd.default" in calls
+    assert torch.equal(program.module()(qkv), attention(qkv))
+
+
+def test_autocast_leaves_float32_alone() -> None:
+    qkv = packed((1, 17, 2, 16)).requires_grad_()
+    expected = attention(qkv, backend="numba")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attention(qkv, backend="numba")
+        (gradient,) = torch.autograd.grad(out.sum(), qkv)
+    assert torch.equal(out, expected)
+    assert torch.equal(gradient, torch.autograd.grad(expected.sum(), qkv)[0])
+
+
+@pytest.mark.parametrize(
+    ("qkv", "message"),
+    [
+        (torch.zeros(1, 2, 3, 1, 16).double(), "float32 on the CPU, got float64 on cpu"),
+        (torch.zeros(1, 2, 3, 1, 16).bfloat16(), "float32 on the CPU, got bfloat16 on cpu"),
+        (torch.zeros(1, 2, 3, 1, 16).half(), "float32 on the CPU, got float16 on cpu"),
+        (torch.zeros(1, 2, 3, 1, 16, device="meta"), "float32 on the CPU, got float32 on meta"),
+        (torch.zeros(1, 2, 3, 1, 24), "a head_dim of 16, 32, 64, got 24"),
+    ],
+    ids=["float64", "bfloat16", "float16", "meta", "head-dim"],
+)
+def test_what_it_cannot_run_is_refused_by_name_and_left_to_sdpa(qkv: Tensor, message: str) -> None:
+    with pytest.raises(RuntimeError, match=re.escape(message) + '.*; use backend="sdpa"'):
+        attention(qkv, backend="numba")
+    assert attention(qkv).shape == (1, 2, 1, qkv.shape[-1])
+
+
+def test_torch_s_transforms_are_left_to_sdpa() -> None:
+    qkv = packed((2, 5, 1, 16))
+
+    def apart(one: Tensor) -> Tensor:
+        return attention(one.unsqueeze(0)).squeeze(0)
+
+    out = torch.func.vmap(apart)(qkv)
+    torch.testing.assert_close(out, attention(qkv, backend="reference"))
+    with pytest.raises(RuntimeError, match=r"numba runs under no transform of torch\.func"):
+        torch.func.vmap(lambda one: attention(one.unsqueeze(0), backend="numba"))(qkv)
+
+
+def test_auto_takes_it_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    _dispatch._log.cache_clear()
+    qkv = packed((2, 33, 2, 16))
+    with caplog.at_level(logging.INFO, logger="ast_fast_kernels"):
+        outs = [attention(qkv) for _ in range(3)]
+    said = [record.message for record in caplog.records if "auto chose" in record.message]
+    assert said == ["attention: auto chose backend 'numba'"]
+    with use_backend(attention="numba"):
+        assert torch.equal(outs[0], attention(qkv))
+
+
+START = """
+import os, sys, threading
+import torch
+from ast_fast_kernels import attention
+torch.set_num_threads(2)
+QKV = torch.linspace(-3, 3, 6 * 60 * 3 * 2 * 16).sin().view(6, 60, 3, 2, 16)
+def both():
+    leaf = QKV.clone().requires_grad_()
+    out = attention(leaf, backend="numba")
+    return out.detach().numpy(), torch.autograd.grad(out, leaf, torch.ones_like(out))[0].numpy()
+def same(one, other):
+    return all((a == b).all() for a, b in zip(one, other))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_process_pool_computes_the_same(method: str) -> None:
+    run_program(
+        START
+        + f"""
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+def forward(index):
+    torch.set_num_threads(2)
+    return attention(QKV, backend="numba").numpy()
+if __name__ == "__main__":
+    torch.ones(512, 512) @ torch.ones(512, 512)
+    expected = both()[0]
+    context = multiprocessing.get_context({method!r})
+    with ProcessPoolExecutor(2, mp_context=context) as pool:
+        for result in pool.map(forward, range(4)):
+            assert (result == expected).all()
+"""
+    )
+
+
+def test_a_child_forked_after_torch_s_threads_ran_computes_the_same() -> None:
+    run_program(
+        START
+        + """
+torch.ones(512, 512) @ torch.ones(512, 512)
+expected = both()[0]
+child = os.fork()
+if child == 0:
+    os._exit(0 if (attention(QKV, backend="numba").numpy() == expected).all() else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    )
+
+
+def test_threads_that_call_at_once_compute_the_same() -> None:
+    run_program(
+        START
+        + """
+expected = both()
+wrong = []
+def work(threads):
+    torch.set_num_threads(threads)
+    for _ in range(20):
+        if not same(both(), expected):
+            wrong.append(threads)
+workers = [threading.Thread(target=work, args=(count,)) for count in (1, 2, 3, 2)]
+for worker in workers:
+    worker.start()
+for worker in workers:
+    worker.join()
+raise SystemExit(len(wrong))
+"""
+    )
