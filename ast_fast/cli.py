@@ -28,7 +28,7 @@ from ast_fast_kernels.fbank.config import FbankConfig, PresetName
 PROGRAM = "python -m ast_fast.cv"
 
 DEMO_DEFAULTS: dict[str, object] = {
-    "training.epochs": 20,
+    "training.epochs": 12,
     "training.batch_size": 16,
     "training.learning_rate": 2e-3,
     "training.warmup_epochs": 2.0,

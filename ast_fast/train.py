@@ -62,7 +62,7 @@ MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
 
-CURVE_POINTS = 20
+CURVE_POINTS = 10
 """About how often a fold is tested while it trains: for the learning curve and nothing else."""
 
 
