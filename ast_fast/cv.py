@@ -371,7 +371,6 @@ class Run:
                 stack.callback(log.close)
                 observers.append(log)
             for fold in self.folds:
-                begin = time.perf_counter()
                 stages = Stages(synchronise=True)
                 folder = self.out / f"fold-{fold}"
                 with chosen_backends(self.config, self.device):
@@ -392,11 +391,9 @@ class Run:
                         self.measured[fold] = earlier
                         continue
                     kernels = self._check_kernels(result, folder / MODEL)
-                seconds = time.perf_counter() - begin + self.compile_seconds
+                seconds = stages.elapsed + self.compile_seconds
                 self.compile_seconds = 0.0
-                self.measured[fold] = Measured(
-                    seconds, stages.seconds, progress.epochs_seen, kernels
-                )
+                self.measured[fold] = Measured(seconds, stages.seconds, kernels)
                 with atomic_write(folder / MEASURED) as path:
                     path.write_text(json.dumps(dataclasses.asdict(self.measured[fold]), indent=2))
 

@@ -43,11 +43,9 @@ class Measured:
     """What one fold cost."""
 
     seconds: float
-    """Wall time of the fold, kernel check included."""
+    """Wall time of the fold, kernel check included; if it was taken up again, of what was kept."""
     stages: dict[str, float]
     """Seconds of each stage."""
-    epochs: int
-    """Epochs that these times cover: fewer than all if the fold was taken up again."""
     kernels: dict[str, Any]
     """`kernel_check.check_kernels` on a batch of the fold."""
 
@@ -232,8 +230,8 @@ def _timing(
 ) -> dict[str, Any]:
     """Return training speed, and where the time went, in seconds over all folds.
 
-    The speed counts training steps only. `epochs_timed` is below `epochs` when a run was taken up
-    again: what it did after its last measurement, before it was ended, is in no time.
+    The speed counts training steps only. What a process did after its last checkpoint, before it
+    was ended, is in no time.
     """
     total = dataset.decode_seconds + sum(fold.seconds for fold in measured.values())
     stages = {
@@ -249,7 +247,6 @@ def _timing(
         "total_seconds": total,
         "stages": stages,
         "epochs": len(rows),
-        "epochs_timed": sum(fold.epochs for fold in measured.values()),
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -23,6 +24,23 @@ class Stages:
     def __init__(self, *, synchronise: bool = False) -> None:
         self.seconds: dict[str, float] = {}
         self._synchronise = synchronise
+        self._earlier = 0.0
+        self._begin = perf_counter()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it was made, and those of what was taken up."""
+        return self._earlier + perf_counter() - self._begin
+
+    def state(self) -> dict[str, Any]:
+        """Return what another process can take up, as JSON can hold it."""
+        return {"seconds": dict(self.seconds), "elapsed": self.elapsed}
+
+    def take_up(self, state: Mapping[str, Any]) -> None:
+        """Add the seconds of an earlier process, whose work this one goes on with."""
+        self._earlier += state["elapsed"]
+        for name, seconds in state["seconds"].items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:

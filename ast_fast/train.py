@@ -169,7 +169,8 @@ def train_fold(
         fold: The fold to test on.
         out_dir: The run's folder; created if missing.
         observers: Are told about every step and epoch.
-        stages: Takes the time spent in features, forward, backward and other.
+        stages: Takes the time spent in features, forward, backward and other; with `config.resume`
+            that of the epochs in the checkpoint too.
         ranks: The processes that train it together, each calling this with all else equal. They
             must see the same `out_dir`, to which the first alone writes.
     Raises:
@@ -569,7 +570,10 @@ class _FoldTraining:
         if self.tested is not self.model:
             tensors |= _prefixed("average", self.tested.state_dict())
         tensors |= _prefixed("optimizer", self.optimiser.state())
-        facts = self._facts() | {"scaler": self.scaler.state_dict()}
+        facts = self._facts() | {
+            "scaler": self.scaler.state_dict(),
+            "stages": self.stages.state(),
+        }
         checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
 
     def _restore(self) -> bool:
@@ -591,6 +595,7 @@ class _FoldTraining:
             self.tested.load_state_dict(_without_prefix("average", tensors))
         self.optimiser.load_state(_without_prefix("optimizer", tensors))
         self.scaler.load_state_dict(facts["scaler"])
+        self.stages.take_up(facts["stages"])
         self.statistics = facts["statistics"] and Statistics(**facts["statistics"])
         self.history = [EpochRow(**row) for row in facts["history"]]
         return True
