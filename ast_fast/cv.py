@@ -75,7 +75,6 @@ from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
-from ast_fast_kernels.attention.api import NUMBA_HEAD_DIMS
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 
@@ -371,7 +370,8 @@ class Run:
                 stack.callback(log.close)
                 observers.append(log)
             for fold in self.folds:
-                stages = Stages(synchronise=True)
+                stages = Stages(synchronise=True, elapsed=self.compile_seconds)
+                self.compile_seconds = 0.0
                 folder = self.out / f"fold-{fold}"
                 with chosen_backends(self.config, self.device):
                     result = train_fold(
@@ -391,9 +391,7 @@ class Run:
                         self.measured[fold] = earlier
                         continue
                     kernels = self._check_kernels(result, folder / MODEL)
-                seconds = stages.elapsed + self.compile_seconds
-                self.compile_seconds = 0.0
-                self.measured[fold] = Measured(seconds, stages.seconds, kernels)
+                self.measured[fold] = Measured(stages.elapsed, stages.seconds, kernels)
                 with atomic_write(folder / MEASURED) as path:
                     path.write_text(json.dumps(dataclasses.asdict(self.measured[fold]), indent=2))
 
@@ -731,8 +729,7 @@ def check_resumed_settings(config: Config, out: Path) -> None:
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which kernels are those of `--backend`.
 
-    Where numba has no attention, for a head dimension or mixed precision, sdpa, torch's own, stands
-    in for it.
+    Where numba has no attention, for a head dimension or mixed precision, auto takes torch's.
 
     Raises:
         InputError: The backend needs a device or a kernel that is not there.
@@ -743,10 +740,7 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
         case "reference":
             return use_backend("reference")
         case "numba":
-            model, amp = config.model, resolve_amp(config.training.amp, device)
-            fits = amp is None and model.embed_dim // model.num_heads in NUMBA_HEAD_DIMS
-            attention = "numba" if fits else "sdpa"
-            return use_backend(fbank="numba", mix="numba", normalise="numba", attention=attention)
+            return use_backend(fbank="numba", mix="numba", normalise="numba", attention="auto")
         case "triton":
             if device.type != "cuda":
                 raise InputError(

@@ -19,17 +19,18 @@ class Stages:
 
     Args:
         synchronise: Wait for the GPU at the end of each stage.
+        elapsed: Seconds that have passed already.
     """
 
-    def __init__(self, *, synchronise: bool = False) -> None:
+    def __init__(self, *, synchronise: bool = False, elapsed: float = 0.0) -> None:
         self.seconds: dict[str, float] = {}
         self._synchronise = synchronise
-        self._earlier = 0.0
+        self._earlier = elapsed
         self._begin = perf_counter()
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was made, and those of what was taken up."""
+        """Seconds since it was made, those before it, and those of what was taken up."""
         return self._earlier + perf_counter() - self._begin
 
     def state(self) -> dict[str, Any]:

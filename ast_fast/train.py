@@ -189,7 +189,9 @@ def train_fold(
             left_behind.unlink(missing_ok=True)
 
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
-    result = load_result(config, dataset, fold, folder, test_indices) if config.resume else None
+    result = None
+    if config.resume:
+        result = load_result(config, dataset, fold, folder, test_indices, stages)
     if result is None:
         with deterministic_algorithms(resolve_device(config.device)):
             result = _FoldTraining(config, dataset, fold, folder, observer, stages, ranks).run()
@@ -563,6 +565,7 @@ class _FoldTraining:
             "class_names": self.dataset.class_names,
             "statistics": self.statistics and dataclasses.asdict(self.statistics),
             "history": [dataclasses.asdict(row) for row in self.history],
+            "stages": self.stages.state(),
         }
 
     def _save_checkpoint(self) -> None:
@@ -570,10 +573,7 @@ class _FoldTraining:
         if self.tested is not self.model:
             tensors |= _prefixed("average", self.tested.state_dict())
         tensors |= _prefixed("optimizer", self.optimiser.state())
-        facts = self._facts() | {
-            "scaler": self.scaler.state_dict(),
-            "stages": self.stages.state(),
-        }
+        facts = self._facts() | {"scaler": self.scaler.state_dict()}
         checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
 
     def _restore(self) -> bool:
@@ -630,14 +630,32 @@ def _identity(config: Config, dataset: Dataset, fold: int) -> dict[str, Any]:
 
 
 def load_result(
-    config: Config, dataset: Dataset, fold: int, folder: Path, test_indices: NDArray[np.int64]
+    config: Config,
+    dataset: Dataset,
+    fold: int,
+    folder: Path,
+    test_indices: NDArray[np.int64],
+    stages: Stages | None = None,
 ) -> FoldResult | None:
-    """Return the result of a fold that an earlier run finished; None if it did not."""
+    """Return the result of a fold that an earlier run finished; None if it did not.
+
+    Args:
+        config: The run's settings.
+        dataset: Its clips.
+        fold: The fold.
+        folder: The fold's own.
+        test_indices: Of the clips that it was tested on.
+        stages: Takes up the time that the fold took.
+    Raises:
+        InputError: The file is damaged, or of another run.
+    """
     path = folder / MODEL
     if not path.exists():
         return None
     _, facts = checkpoint.load(path)
     checkpoint.check_same_run(path, facts["run"], _identity(config, dataset, fold))
+    if stages is not None:
+        stages.take_up(facts["stages"])
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return FoldResult(
         fold=fold,

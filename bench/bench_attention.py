@@ -1,4 +1,4 @@
-"""Attention's backends on the CPU, and a whole block with each of them, forward and backward.
+"""Attention's backends on the CPU, and a whole block with each of them.
 
 Each case checks the results, then has the backends take turns; `extra_info` says how many times as
 fast as the others `numba` is, and its GFLOP/s. A block runs attention between torch's products, as
@@ -22,46 +22,67 @@ SHAPES = {  # (batch, num_tokens, num_heads, head_dim)
     "128-tokens-of-64": (32, 128, 3, 64),
     "64-tokens-of-64": (32, 64, 3, 64),
     "600-tokens-of-64": (8, 600, 6, 64),
+    "16-tokens": (32, 16, 4, 32),
     "one-clip": (1, 256, 3, 64),
+    "one-token": (1, 1, 4, 16),
 }
 BACKENDS = ("reference", "sdpa", "numba")
-ROUNDS = 5
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
-
-def forward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
-    with torch.no_grad():
-        return attention(qkv, backend=backend)
+Run = Callable[[str], torch.Tensor]
 
 
-def forward_backward(qkv: torch.Tensor, backend: str) -> torch.Tensor:
-    out = attention(qkv, backend=backend)
-    return torch.autograd.grad(out, qkv, torch.ones_like(out))[0]
+def forward(qkv: torch.Tensor) -> Run:
+    """Return what attends with a backend, without a graph."""
+
+    @torch.no_grad()
+    def run(name: str) -> torch.Tensor:
+        return attention(qkv, backend=name)
+
+    return run
 
 
-PRODUCTS = {forward: 2, forward_backward: 7}
+def backward(qkv: torch.Tensor) -> Run:
+    """Return what gives the gradient by a backend, whose forward ran before."""
+    qkv.requires_grad_()
+    outs = {name: attention(qkv, backend=name) for name in BACKENDS}
+    grad = torch.ones_like(outs["numba"])
+    return lambda name: torch.autograd.grad(outs[name], qkv, grad, retain_graph=True)[0]
+
+
+def both(qkv: torch.Tensor) -> Run:
+    """Return what does both with a backend."""
+    qkv.requires_grad_()
+    grad = torch.ones(qkv[:, :, 0].shape)
+    return lambda name: torch.autograd.grad(attention(qkv, backend=name), qkv, grad)[0]
+
+
+PRODUCTS = {forward: 2, backward: 5, both: 7}
 """Of tokens × tokens × head_dim multiply-adds for each head."""
 
 
-@pytest.mark.benchmark(group="attention")
-@pytest.mark.parametrize("run", PRODUCTS)
+@pytest.mark.parametrize("make", PRODUCTS)
 @shapes
-def test_attention(benchmark, shape: tuple[int, ...], run: Callable, threads: int) -> None:
+def test_attention(
+    benchmark, shape: tuple[int, ...], make: Callable, threads: int, rounds: int
+) -> None:
+    benchmark.group = f"attention-{make.__name__}"
     batch, tokens, heads, head_dim = shape
-    generator = torch.Generator().manual_seed(0)
-    qkv = torch.randn(batch, tokens, 3, heads, head_dim, generator=generator, requires_grad=True)
+    qkv = torch.randn(batch, tokens, 3, heads, head_dim, generator=torch.Generator().manual_seed(0))
+    run = make(qkv)
     for name in BACKENDS[1:]:
-        torch.testing.assert_close(run(qkv, name), run(qkv, "reference"), rtol=1e-4, atol=1e-4)
-    medians = _take_turns(benchmark, lambda name: run(qkv, name))
-    work = 2 * PRODUCTS[run] * batch * heads * tokens**2 * head_dim
+        torch.testing.assert_close(run(name), run("reference"), rtol=1e-4, atol=1e-4)
+    medians = _take_turns(benchmark, run, rounds)
+    work = 2 * PRODUCTS[make] * batch * heads * tokens**2 * head_dim
     benchmark.extra_info["gflops"] = 1e-9 * work / medians["numba"]
-    benchmark(lambda: run(qkv, "numba"))
+    benchmark(lambda: run("numba"))
 
 
 @pytest.mark.benchmark(group="block")
 @shapes
-def test_block(benchmark, shape: tuple[int, ...], threads: int) -> None:
+def test_block(benchmark, shape: tuple[int, ...], threads: int, rounds: int) -> None:
+    """Forward and backward of a whole block."""
     batch, tokens, heads, head_dim = shape
     width = heads * head_dim
     torch.manual_seed(0)
@@ -78,14 +99,14 @@ def test_block(benchmark, shape: tuple[int, ...], threads: int) -> None:
 
     for name in BACKENDS[1:]:
         torch.testing.assert_close(step(name), step("reference"), rtol=1e-3, atol=1e-2)
-    _take_turns(benchmark, step)
+    _take_turns(benchmark, step, rounds)
     benchmark(lambda: step("numba"))
 
 
-def _take_turns(benchmark, run: Callable[[str], object]) -> dict[str, float]:
+def _take_turns(benchmark, run: Run, rounds: int) -> dict[str, float]:
     """Time a call with each backend in turns, note the ratios and return the medians."""
     medians = interleaved_medians(
-        {name: lambda name=name: run(name) for name in BACKENDS}, rounds=ROUNDS
+        {name: lambda name=name: run(name) for name in BACKENDS}, rounds=rounds
     )
     for name in BACKENDS[:-1]:
         benchmark.extra_info[f"faster_than_{name}_by"] = medians[name] / medians["numba"]

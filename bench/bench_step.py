@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
 from ast_fast_kernels.testing.timing import interleaved_medians
 
-BATCH, NUM_CLASSES, ROUNDS = 32, 50, 7
+BATCH, NUM_CLASSES = 32, 50
+HEADS = {128: 4, 192: 3}
+"""Of the models against transformers', by their width."""
 CPU = torch.device("cpu")
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -71,14 +74,12 @@ def test_training_step(
 @pytest.mark.benchmark(group="step-model")
 @precisions
 @pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
-@pytest.mark.parametrize("width", [128, 192], ids="{}-wide".format)
+@pytest.mark.parametrize("width", HEADS, ids="{}-wide".format)
 def test_step_against_transformers(
-    benchmark, width: int, amp: torch.dtype | None, threads: int
+    benchmark, width: int, amp: torch.dtype | None, threads: int, rounds: int
 ) -> None:
     """Forward, backward and AdamW of both models in turns, at equal tokens, widths and depth."""
-    config = Config()
-    heads = {128: 4, 192: 3}[width]
-    config = replace(config, model=replace(config.model, embed_dim=width, num_heads=heads))
+    config = of_width(width)
     ours = small_model(config)
     keep = torch.stack([torch.randperm(ours.num_patches)[: ours.num_patches // 2]] * BATCH)
     steps = {
@@ -86,11 +87,36 @@ def test_step_against_transformers(
         "transformers": step_of(peer_model(config), amp),
         "half": step_of(small_model(config), amp, keep=keep),
     }
-    medians = interleaved_medians(steps, rounds=ROUNDS)
-    for name in ("ours", "half"):
+    take_turns(benchmark, steps, rounds)
+
+
+@pytest.mark.benchmark(group="inference")
+@precisions
+@pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
+@pytest.mark.parametrize("width", HEADS, ids="{}-wide".format)
+def test_inference_against_transformers(
+    benchmark, width: int, amp: torch.dtype | None, threads: int, rounds: int
+) -> None:
+    """Logits of both models in turns, at equal tokens, widths and depth."""
+    config = of_width(width)
+    models = {"ours": small_model(config), "transformers": peer_model(config)}
+    take_turns(benchmark, {name: inference_of(models[name], amp) for name in models}, rounds)
+
+
+def take_turns(benchmark, runs: dict[str, Callable[[], object]], rounds: int) -> None:
+    """Time the runs in turns; note how many times as fast as transformers' the others are."""
+    medians = interleaved_medians(runs, rounds=rounds)
+    for name in runs.keys() - {"transformers"}:
         key = f"{name}_faster_than_transformers_by"
         benchmark.extra_info[key] = medians["transformers"] / medians[name]
-    benchmark(steps["ours"])
+    benchmark(runs["ours"])
+
+
+def of_width(width: int) -> Config:
+    """Return the defaults with a model of another width."""
+    config = Config()
+    model = replace(config.model, embed_dim=width, num_heads=HEADS[width])
+    return replace(config, model=model)
 
 
 def small_model(config: Config) -> AudioSpectrogramTransformer:
@@ -126,13 +152,11 @@ def step_of(
 ) -> Callable[[], float]:
     """Return a step of forward, backward and AdamW on the same features each time."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    features = torch.randn(BATCH, 512, 128, generator=torch.Generator().manual_seed(0))
-    labels = torch.arange(BATCH) % NUM_CLASSES
+    features, labels = random_features(), torch.arange(BATCH) % NUM_CLASSES
 
     def step() -> float:
         with autocast(CPU, amp):
-            out = model(features, **given)
-        logits = out if isinstance(out, torch.Tensor) else out.logits
+            logits = logits_of(model(features, **given))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         optimizer.zero_grad()
         loss.backward()
@@ -140,3 +164,26 @@ def step_of(
         return loss.item()
 
     return step
+
+
+def inference_of(model: torch.nn.Module, amp: torch.dtype | None) -> Callable[[], torch.Tensor]:
+    """Return a pass over the same features each time, without a graph."""
+    features = random_features()
+    model.eval()
+
+    @torch.inference_mode()
+    def infer() -> torch.Tensor:
+        with autocast(CPU, amp):
+            return logits_of(model(features))
+
+    return infer
+
+
+def random_features() -> torch.Tensor:
+    return torch.randn(BATCH, 512, 128, generator=torch.Generator().manual_seed(0))
+
+
+def logits_of(out: Any) -> torch.Tensor:
+    """Return the logits that our model gives, and transformers' in a structure."""
+    logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
+    return logits

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ast_fast_kernels._tracing import constant_in_graphs
+
 LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 and asynchronous copies."""
 
@@ -47,11 +49,15 @@ def tensor_over(array: npt.NDArray[Any]) -> Tensor:
 
 def transform_obstacle(backend: str) -> str | None:
     """Say why an operator without rules for torch's transforms cannot run; None when it can."""
-    if torch.compiler.is_compiling():
-        return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if _is_transformed():
         return f"{backend} runs under no transform of torch.func and has no forward-mode derivative"
     return None
+
+
+@constant_in_graphs
+def _is_transformed() -> bool:
+    """Whether a transform of torch.func or forward-mode differentiation is at work."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def numba_obstacle(name: str, tensor: Tensor) -> str | None:

@@ -38,6 +38,7 @@ _SOURCES = (
 
 def jit(function: Callable[..., Any]) -> Any:
     """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
+    _tell_apart(function)
     compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
     compiled._cache = _KernelCache(compiled.py_func)
     return compiled
@@ -45,6 +46,7 @@ def jit(function: Callable[..., Any]) -> Any:
 
 def callback(signature: Any, function: Callable[..., Any]) -> Any:
     """Compile what C code can call, with its own `address` and `ctypes`; cached as `jit` is."""
+    _tell_apart(function)
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
     compiled._cache = _KernelCache(function)
     compiled.compile()
@@ -123,12 +125,33 @@ class _KeyedFiles(IndexDataCacheFile):
         return self._index_name.removesuffix(".nbi") + f".{digest}.nbc"
 
 
+def _built_for(function: Callable[..., Any]) -> dict[str, int]:
+    """Return the numbers that a kernel is built for: those in its closure.
+
+    Only they and strings may be in it: they are what Numba finds a kernel on the disk by, and
+    anything compiled differs in every process.
+    """
+    built_for = inspect.getclosurevars(function).nonlocals
+    assert all(type(value) in (int, str) for value in built_for.values()), built_for
+    return {name: value for name, value in built_for.items() if isinstance(value, int)}
+
+
+def _tell_apart(function: Callable[..., Any]) -> None:
+    """Give a kernel's code a name by what it is built for.
+
+    Numba tells functions of one name apart by the order in which a process compiles them; of two
+    kernels that were cached by different processes and meet in a third, one would run as both.
+    """
+    numbers = "_".join(f"{name}{value}" for name, value in _built_for(function).items())
+    function.__qualname__ += f"_{numbers}"
+
+
 def _describe(function: Callable[..., Any]) -> str:
     """Name a kernel by its operation and the numbers that it is built for."""
-    op = function.__module__.split(".")[1]
-    built_for = inspect.getclosurevars(function).nonlocals.items()
-    numbers = [f"{name} {value}" for name, value in built_for if isinstance(value, int)]
-    return f"the {op} kernel for {', '.join(numbers)}" if numbers else f"the {op} kernel"
+    op, name = function.__module__.split(".")[1], function.__name__
+    kernel = f"the {op} kernel" if name == "kernel" else f"the {op} {name} kernel"
+    numbers = [f"{name} {value}" for name, value in _built_for(function).items()]
+    return f"{kernel} for {', '.join(numbers)}" if numbers else kernel
 
 
 @cache

@@ -11,7 +11,9 @@ same work.
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -25,25 +27,35 @@ from numba.core import types
 from ast_fast_kernels import _threads
 from ast_fast_kernels._numba import callback, intrinsic
 
-HEADER = 2
-"""Integers at the front of a task's memory: the next item, and the next worker's number."""
+NEXT_ITEM, NEXT_WORKER, HEADER = 0, 1, 2
+"""Integers at the front of a task's memory, for `take`: the next item, the next worker's number."""
 
-_forked = False
+_logger = logging.getLogger("ast_fast_kernels")
+
+_IMPORTED_IN = os.getpid()
+
+PF_FORKNOEXEC = 0x40
+"""A flag of Linux' processes: forked, and no other program since."""
 
 
 def run_items(worker: Any, numbers: tuple[int, ...], threads: int) -> None:
-    """Have `threads` threads run a compiled worker, each until no item is left.
+    """Have threads run a compiled worker, each until no item is left.
+
+    The whole team of torch is started, as torch does: of a smaller one, libgomp would end the other
+    threads, and torch's next operator start them anew. So a worker takes an item before its own
+    number, and has none if no item is left.
 
     Args:
         worker: What `compile_worker` returned.
         numbers: What it finds behind the header.
-        threads: How many at most.
+        threads: How many may find an item.
     """
     task = np.array([0] * HEADER + list(numbers), np.intp)
-    parallel = _gomp_parallel() if threads > 1 and not _forked else None
-    if parallel is not None:
-        parallel(worker.address, task.ctypes.data, threads, 0)
-        return
+    if threads > 1 and not _was_forked(os.getpid()):
+        parallel = _gomp_parallel()
+        if parallel is not None:
+            parallel(worker.address, task.ctypes.data, torch.get_num_threads(), 0)
+            return
 
     def run(first: int, last: int) -> None:
         worker.ctypes(task.ctypes.data)
@@ -58,24 +70,24 @@ def compile_worker(function: Callable[[int], None]) -> Any:
 
 
 @intrinsic
-def take(typing_context: Any, address: Any) -> Any:
-    """Return the integer at the address and raise it by one, as no other thread does meanwhile."""
-    if not isinstance(address, types.Integer):
+def take(typing_context: Any, address: Any, slot: Any) -> Any:
+    """Return an integer of a task and raise it by one, as no other thread does meanwhile."""
+    if not (isinstance(address, types.Integer) and isinstance(slot, types.Integer)):
         return None
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         kind = context.get_value_type(types.intp)
-        pointer = builder.inttoptr(args[0], kind.as_pointer())
+        pointer = builder.gep(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])
         return builder.atomic_rmw("add", pointer, kind(1), "seq_cst")
 
-    return types.intp(types.intp), emit
+    return types.intp(types.intp, types.intp), emit
 
 
 @cache
 def _gomp_parallel() -> Any:
     """Return torch's `GOMP_parallel(function, data, threads, flags)`; None where it has none."""
-    folder = Path(torch.__file__).parent / "lib"
-    for library in [*sorted(map(str, folder.glob("libgomp*"))), None]:
+    beside_torch = str(Path(torch.__file__).parent)
+    for library in sorted(_loaded_openmp(), key=lambda path: not path.startswith(beside_torch)):
         try:
             function = ctypes.CDLL(library).GOMP_parallel
         except (OSError, AttributeError):
@@ -83,12 +95,26 @@ def _gomp_parallel() -> Any:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         function.restype = None
         return function
+    _logger.info("torch's OpenMP was not found: kernels run on threads of their own beside it")
     return None
 
 
-def _start_anew() -> None:
-    global _forked
-    _forked = True
+def _loaded_openmp() -> set[str]:
+    """Return the OpenMP libraries that this process has loaded."""
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:  # not Linux
+        return set()
+    paths = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
+    return {path for path in paths if re.match(r"lib[gi]?omp\b|libiomp5", Path(path).name)}
 
 
-os.register_at_fork(after_in_child=_start_anew)
+@cache
+def _was_forked(process: int) -> bool:
+    """Whether this process, of that number, is another's copy: without the threads of its team."""
+    try:
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:  # not Linux
+        return process != _IMPORTED_IN
+    flags = stat.rpartition(")")[2].split()[6]
+    return bool(int(flags) & PF_FORKNOEXEC)

@@ -9,7 +9,6 @@ directions, so it is read transposed as well. Addresses are in bytes, strides in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 from llvmlite import ir
@@ -37,8 +36,8 @@ class _Product(NamedTuple):
     result_row: ir.Value
     rows: ir.Value
     terms: ir.Value
-    less: ir.Value
-    factor: ir.Value
+    less: ir.Value | None = None
+    factor: ir.Value | None = None
 
 
 def tile_rows(lanes: int) -> tuple[int, ...]:
@@ -50,44 +49,76 @@ def tile_rows(lanes: int) -> tuple[int, ...]:
     return (8, 4, 1) if lanes == 16 else (6, 4, 1)
 
 
-@cache
-def product(lanes: int, vectors: int, *, start: Start = "zero", end: End = "plain") -> Any:
-    """Return an intrinsic that writes left @ right, `vectors` vectors wide.
+@intrinsic
+def product(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, vectors: Any, lanes: Any,
+) -> Any:  # fmt: skip
+    """Write left @ right, `vectors` vectors wide.
 
-    Its arguments: left's address, its stride from row to row and from term to term; right's address
-    and stride; the result's; rows; terms; the address of the row that is subtracted; and that of
-    the matrix that is multiplied with, which lies as the result does; 0 where nothing is.
+    Left's address, its stride from row to row and from term to term; right's address and stride;
+    the result's; how many rows the result has, and how many terms a sum.
     """
+    return _typed(9, vectors, lanes, "zero", "plain")
 
-    def write(
-        typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
-        result: Any, result_row: Any, rows: Any, terms: Any, less: Any, factor: Any,
-    ) -> Any:  # fmt: skip
-        """Write a product."""
 
-        def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-            _emit_product(Lanes(builder, lanes), vectors, start, end, _Product(*args))
-            return context.get_dummy_value()
+@intrinsic
+def product_added(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, vectors: Any, lanes: Any,
+) -> Any:  # fmt: skip
+    """Add left @ right to the result."""
+    return _typed(9, vectors, lanes, "sum", "plain")
 
-        return types.void(*[types.intp] * len(_Product._fields)), emit
 
-    return intrinsic(write)
+@intrinsic
+def product_exp2(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, less: Any, vectors: Any, lanes: Any,
+) -> Any:  # fmt: skip
+    """Write two to the power of left @ right less a row, at the address `less`."""
+    return _typed(10, vectors, lanes, "zero", "exp2")
+
+
+@intrinsic
+def product_times(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, less: Any, factor: Any, vectors: Any,
+    lanes: Any,
+) -> Any:  # fmt: skip
+    """Write left @ right less a row, times the matrix `factor`, which lies as the result does."""
+    return _typed(11, vectors, lanes, "zero", "times")
+
+
+def _typed(count: int, vectors: Any, lanes: Any, start: Start, end: End) -> Any:
+    """Return what types and emits a product of `count` addresses, strides and sizes."""
+    if not all(isinstance(kind, types.IntegerLiteral) for kind in (vectors, lanes)):
+        return None
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        unit = Lanes(builder, lanes.literal_value)
+        _emit_product(unit, vectors.literal_value, start, end, _Product(*args[:count]))
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * count, vectors, lanes), emit
 
 
 def _emit_product(unit: Lanes, vectors: int, start: Start, end: End, given: _Product) -> None:
     """Emit the tiles from the first row to the last, as high as what is left allows."""
     builder, size = unit.builder, given.rows.type
-    state, rows = [given.left, given.result, given.factor], given.rows
+    moving = {"left": given.left_row, "result": given.result_row}
+    if given.factor is not None:
+        moving["factor"] = given.result_row
+    state, rows = [getattr(given, name) for name in moving], given.rows
     for height in tile_rows(unit.count):
 
         def one_tile(now: list[ir.Value], height: int = height) -> list[ir.Value]:
-            here = given._replace(left=now[0], result=now[1], factor=now[2])
+            here = given._replace(**dict(zip(moving, now, strict=True)))
             _emit_tile(unit, height, vectors, start, end, here)
             bytes_on = size(height * FLOAT_BYTES)
-            strides = (given.left_row, given.result_row, given.result_row)
             return [
                 builder.add(address, builder.mul(stride, bytes_on))
-                for address, stride in zip(now, strides, strict=True)
+                for address, stride in zip(now, moving.values(), strict=True)
             ]
 
         count = _tiles_of(builder, height, rows)
@@ -148,7 +179,7 @@ def _emit_tile(
     # One term a turn: of more, LLVM moves all loads to the front, and registers do not suffice.
     state = _repeat(builder, given.terms, state, add_term)
     totals = [Value(unit, total) for total in state[2:]]
-    if end != "plain":
+    if given.less is not None:
         less = _pointer(builder, given.less)
         totals = [
             total - unit.load(less, column)
@@ -157,7 +188,7 @@ def _emit_tile(
     for total, place in zip(totals, places, strict=True):
         if end == "exp2":
             total = unit.exp2(total)
-        elif end == "times":
+        elif given.factor is not None:
             total = total * unit.load(_pointer(builder, given.factor), place)
         unit.store(total, result, place)
 

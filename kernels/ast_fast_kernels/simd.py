@@ -271,11 +271,11 @@ class Lanes:
         return Value(self, b.select(finite, result.value, x.value))
 
     def exp2(self, x: Value) -> Value:
-        """Return two to the power of x <= 127, at least 2^-100, to 2e-7 of it; NaN stays."""
+        """Return two to the power of x <= 127, to 2e-7 of it; 0 below -126.5, and NaN stays."""
         b = self.builder
-        inside = self.maximum(x, self.constant(-100.0))
+        inside = self.maximum(x, self.constant(-127.0))
         # Added to 1.5 * 2^23, x loses its fraction and leaves the rest in the lowest bits; with the
-        # exponent's bias they are, shifted, a power of two.
+        # exponent's bias they are, shifted, a power of two, and of -127 nothing.
         magic = 12582912.0 + 127
         shifted = inside + magic
         f = inside - (shifted - magic)
@@ -515,7 +515,7 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
     return intrinsic(wrapper)
 
 
-exp2 = _vector_function(Lanes.exp2, 1, "Return two to the power of every lane, at least 2^-100.")
+exp2 = _vector_function(Lanes.exp2, 1, "Return two to the power of every lane, at most 127.")
 log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane.")
 log_of_normal = _vector_function(
     Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."

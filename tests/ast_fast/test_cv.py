@@ -882,9 +882,32 @@ def test_the_default_kernels_run_and_are_compared(
     assert f"report   {out / 'report.html'}" in shown
 
 
-def test_numba_by_name_takes_sdpa_for_attention(base: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["auto", "numba"])
+@pytest.mark.parametrize(("heads", "attention"), [("1", "numba"), ("2", "sdpa")])
+def test_attention_runs_by_numba_where_its_head_dim_fits(
+    base: list[str], tmp_path: Path, backend: str, heads: str, attention: str
+) -> None:
     out = tmp_path / "run"
-    arguments = changed(base, "--backend", "numba", "--training.epochs", "1", "--folds", "1")
+    given = ["--backend", backend, "--model.num-heads", heads]  # of a width of 16
+    arguments = changed(base, *given, "--training.epochs", "1", "--folds", "1")
     assert main([*arguments, "--out", str(out)]) == 0
     run = json.loads((out / "run.json").read_text())
-    assert run["kernels"] == {"fbank": "numba", "attention": "sdpa"}
+    assert run["kernels"] == {"fbank": "numba", "attention": attention}
+    kernel = read_report(out)["kernels"]["attention"]
+    assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == attention
+    assert 0 <= kernel["max_abs_error"] < 1e-5
+    assert kernel["speed_ratio"] > 0
+
+
+def test_times_of_a_fold_that_was_not_measured_are_those_of_its_training(
+    finished: Path, tmp_path: Path
+) -> None:
+    """As after a kill between a fold's end and the comparison of its kernels."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = read_report(out)["timing"]
+    (out / "fold-2" / "measured.json").unlink()
+    assert main(["--resume", "--out", str(out)]) == 0
+    after = read_report(out)["timing"]
+    assert after["stages"]["forward"] >= 0.9 * before["stages"]["forward"]
+    assert after["stages"]["backward"] == before["stages"]["backward"]

@@ -63,10 +63,10 @@ EMIT_PRODUCT = """
 import sys
 from numba import njit, types
 from ast_fast_kernels.products import product
-write = product(int(sys.argv[1]), 2)
+lanes = int(sys.argv[1])
 @njit(error_model="numpy")
 def run(left, row, term, right, width, result, result_row, rows, terms):
-    write(left, row, term, right, width, result, result_row, rows, terms, 0, 0)
+    product(left, row, term, right, width, result, result_row, rows, terms, 2, lanes)
 run.compile((types.intp,) * 9)
 (llvm_ir,) = run.inspect_llvm().values()
 print(llvm_ir)

@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ast_fast_kernels import _team
 from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import take
+from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.attention.ops import define_attention
-from ast_fast_kernels.products import product
+from ast_fast_kernels.products import product, product_added, product_exp2, product_times
 from ast_fast_kernels.simd import (
     ALIGNMENT,
     FLOAT_BYTES,
@@ -55,7 +55,7 @@ def launch_attention_fwd(
     """Return attention, and what backward needs of each query's softmax.
 
     Args:
-        qkv: Shape (batch, tokens, 3, heads, head_dim), float32, the last dimension contiguous.
+        qkv: Shape (batch, tokens, 3, heads, head_dim), float32.
         key_lengths: int32 (batch,), or None.
         scale: Factor on the scores.
     Returns:
@@ -63,9 +63,9 @@ def launch_attention_fwd(
         score, in powers of two, and one over the sum of its weights.
     """
     batch, tokens, _, heads, head_dim = qkv.shape
-    out = torch.empty(batch, tokens, heads, head_dim)
-    stats = torch.empty(batch, heads, 2, tokens)
-    _run("forward", qkv, key_lengths, scale, [out, stats])
+    out = qkv.new_empty(batch, tokens, heads, head_dim)
+    stats = qkv.new_empty(batch, heads, 2, tokens)
+    _run("forward", qkv, key_lengths, scale, (out.data_ptr(), stats.data_ptr()))
     return out, stats
 
 
@@ -80,46 +80,74 @@ def launch_attention_bwd(
     """Return the gradient of `qkv`, packed as it is and contiguous.
 
     Args:
-        grad: Gradient of `out`, contiguous.
+        grad: Gradient of `out`.
         qkv: What the forward was given.
         out: What the forward gave.
         stats: What the forward gave.
         key_lengths: What the forward was given.
         scale: What the forward was given.
     """
-    dqkv = torch.empty(qkv.shape)
-    _run("backward", qkv, key_lengths, scale, [grad, out, stats, dqkv])
+    grad, dqkv = _with_rows_dense(grad), qkv.new_empty(qkv.shape)
+    addresses = (out.data_ptr(), stats.data_ptr(), dqkv.data_ptr(), grad.data_ptr())
+    _run("backward", qkv, key_lengths, scale, (*addresses, *grad.stride()[:3]))
     return dqkv
 
 
+def _with_rows_dense(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied if its last dimension is strided.
+
+    By numpy: torch's copies run on its threads, which a forked process lacks and would wait for.
+    """
+    if tensor.stride(-1) == 1:
+        return tensor
+    return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
+
+
 def _run(
-    direction: str, qkv: Tensor, key_lengths: Tensor | None, scale: float, others: list[Tensor]
+    direction: str,
+    qkv: Tensor,
+    key_lengths: Tensor | None,
+    scale: float,
+    others: tuple[int, ...],
 ) -> None:
+    """Run one direction; `others` are the numbers that its task has from OUT on."""
     batch, tokens, _, heads, head_dim = qkv.shape
     lanes, threads = host_lanes(), min(torch.get_num_threads(), batch * heads)
     if threads == 0:
         return
+    qkv = _with_rows_dense(qkv)
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
         held = key_lengths.to("cpu", torch.int64).contiguous()
         lengths = held.data_ptr()
-    slab = _scratch_floats(tokens, head_dim, block)
+    slab = _scratch_floats(direction, tokens, head_dim, block)
     scratch = np.empty(threads * slab + LINE, np.float32)
     factor = np.array([scale], np.float32)
     numbers = (
         batch * heads, heads, tokens, lengths, factor.ctypes.data,
         -(-scratch.ctypes.data // ALIGNMENT) * ALIGNMENT, slab * FLOAT_BYTES,
-        qkv.data_ptr(), *qkv.stride()[:4], *(tensor.data_ptr() for tensor in others),
+        qkv.data_ptr(), *qkv.stride()[:4], *others,
     )  # fmt: skip
     _team.run_items(_worker(direction, lanes, head_dim), numbers, threads)
 
 
-def _scratch_floats(tokens: int, head_dim: int, block: int) -> int:
-    """Return the floats of one thread's buffers, each a whole number of cache lines."""
-    over_keys = -(-tokens // LINE) * LINE * head_dim
-    weights = -(-tokens * block // LINE) * LINE
-    return 4 * over_keys + 2 * weights + 4 * block * head_dim + 4 * block
+def _scratch_floats(direction: str, tokens: int, head_dim: int, block: int) -> int:
+    """Return the floats of one thread's buffers, each a whole number of cache lines.
+
+    Forward: keys, values; a block's queries; its weights; two rows of numbers for each query.
+    Backward: those of keys and values and their gradients; of queries, gradients (also turned) and
+    results; of weights and the scores' gradients; and four rows.
+    """
+    over_keys, of_block, over_weights, rows = {
+        "forward": (2, 1, 1, 2), "backward": (4, 4, 2, 4),
+    }[direction]  # fmt: skip
+    return (
+        over_keys * (-(-tokens // LINE) * LINE * head_dim)
+        + of_block * block * head_dim
+        + over_weights * (-(-tokens * block // LINE) * LINE)
+        + rows * block
+    )
 
 
 @cache
@@ -132,7 +160,8 @@ def _worker(direction: str, lanes: int, head_dim: int) -> Any:
 COUNT, HEADS, TOKENS, LENGTHS, SCALE, SCRATCH, SLAB, QKV = range(_team.HEADER, _team.HEADER + 8)
 STRIDES = QKV + 1
 """Of clips, tokens, the three parts and heads, in floats."""
-OTHERS = STRIDES + 4
+OUT, STATS, DQKV, GRAD, GRAD_STRIDES = range(STRIDES + 4, STRIDES + 9)
+"""The last three of backward only; those strides are of clips, tokens and heads."""
 
 LOG2_E = np.float32(math.log2(math.e))
 
@@ -140,10 +169,6 @@ LOG2_E = np.float32(math.log2(math.e))
 def _build_forward(lanes: int, head_dim: int, digest: str) -> Any:
     block = QUERY_VECTORS["forward"] * lanes
     vectors = 2 if head_dim >= 2 * lanes else 1
-    columns = vectors * lanes
-    scores = product(lanes, 2)
-    weighted = product(lanes, vectors)
-    pack, turn_block = _pack(lanes, head_dim), _turn_block(lanes, head_dim, block)
 
     def forward(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
@@ -151,76 +176,62 @@ def _build_forward(lanes: int, head_dim: int, digest: str) -> Any:
         heads, tokens = task[HEADS], task[TOKENS]
         token_stride, part_stride = task[STRIDES + 1], task[STRIDES + 2]
         scale = floats_at(task[SCALE])[0]
+        item = take(address, NEXT_ITEM)
+        if item >= task[COUNT]:
+            return
         over_keys = (tokens + LINE - 1) // LINE * LINE * head_dim * FLOAT_BYTES
-        keys_at = task[SCRATCH] + take(address + 8) * task[SLAB]
+        keys_at = task[SCRATCH] + take(address, NEXT_WORKER) * task[SLAB]
         values_at = keys_at + over_keys
         queries_at = values_at + over_keys
         largest_at = queries_at + block * head_dim * FLOAT_BYTES
-        weights_at = largest_at + 2 * block * FLOAT_BYTES
-        out_stride = heads * head_dim
         sums_at = largest_at + block * FLOAT_BYTES
-        while True:
-            item = take(address)
-            if item >= task[COUNT]:
-                return
+        weights_at = sums_at + block * FLOAT_BYTES
+        out_stride = heads * head_dim
+        while item < task[COUNT]:
             clip, head = item // heads, item % heads
             keys = tokens
             if task[LENGTHS] != 0:
                 keys = min(max(integers_at(task[LENGTHS])[clip], 0), tokens)
             first = task[QKV] + (clip * task[STRIDES] + head * task[STRIDES + 3]) * FLOAT_BYTES
-            out_at = task[OTHERS] + (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
-            stats = floats_at(task[OTHERS + 1] + item * 2 * tokens * FLOAT_BYTES)
-            pack(first + part_stride * FLOAT_BYTES, token_stride, keys, keys_at)
-            pack(first + 2 * part_stride * FLOAT_BYTES, token_stride, keys, values_at)
+            out_at = task[OUT] + (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
+            stats = floats_at(task[STATS] + item * 2 * tokens * FLOAT_BYTES)
+            key_at = first + part_stride * FLOAT_BYTES
+            _pack(key_at, token_stride, keys, keys_at, head_dim, lanes)
+            value_at = key_at + part_stride * FLOAT_BYTES
+            _pack(value_at, token_stride, keys, values_at, head_dim, lanes)
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
-                turn_block(
-                    first + query * token_stride * FLOAT_BYTES, token_stride, count, queries_at,
-                    scale * LOG2_E,
-                )  # fmt: skip
+                query_at = first + query * token_stride * FLOAT_BYTES
+                factor = scale * LOG2_E
+                _turn_block(
+                    query_at, token_stride, count, queries_at, factor, block, head_dim, lanes
+                )
                 for pair in range(0, block, 2 * lanes):
                     offset = pair * FLOAT_BYTES
-                    scores(
+                    product(
                         keys_at, head_dim, 1, queries_at + offset, block, weights_at + offset,
-                        block, keys, head_dim, 0, 0,
+                        block, keys, head_dim, 2, lanes,
                     )  # fmt: skip
-                    _soften(weights_at + offset, keys, largest_at + offset, sums_at + offset)
+                    _soften(
+                        weights_at + offset, keys, largest_at + offset, sums_at + offset, block,
+                        lanes,
+                    )  # fmt: skip
                 out_row = out_at + query * out_stride * FLOAT_BYTES
-                for column in range(0, head_dim, columns):
+                for column in range(0, head_dim, vectors * lanes):
                     offset = column * FLOAT_BYTES
-                    weighted(
+                    product(
                         weights_at, 1, block, values_at + offset, head_dim, out_row + offset,
-                        out_stride, count, keys, 0, 0,
+                        out_stride, count, keys, vectors, lanes,
                     )  # fmt: skip
                 largest, sums, rows = floats_at(largest_at), floats_at(sums_at), floats_at(out_row)
                 for j in range(count):
-                    share = np.float32(1) / sums[j]
+                    share = np.float32(1) / sums[j] if keys > 0 else np.float32(0)
                     stats[query + j], stats[tokens + query + j] = largest[j], share
-                    factor = splat(share, lanes)
+                    shares = splat(share, lanes)
                     for d in range(0, head_dim, lanes):
                         place = j * out_stride + d
-                        store(rows, place, load(rows, place, lanes) * factor)
-
-    @stage
-    def _soften(weights_at: int, keys: int, largest_at: int, sums_at: int) -> None:
-        """Take scores to 2^(score - largest); keep each query's largest and its sum."""
-        rows, largest, sums = floats_at(weights_at), floats_at(largest_at), floats_at(sums_at)
-        a, b = load(rows, 0, lanes), load(rows, lanes, lanes)
-        for key in range(1, keys):
-            a = maximum(load(rows, key * block, lanes), a)
-            b = maximum(load(rows, key * block + lanes, lanes), b)
-        store(largest, 0, a)
-        store(largest, lanes, b)
-        total_a = total_b = splat(np.float32(0), lanes)
-        for key in range(keys):
-            weight_a = exp2(load(rows, key * block, lanes) - a)
-            weight_b = exp2(load(rows, key * block + lanes, lanes) - b)
-            store(rows, key * block, weight_a)
-            store(rows, key * block + lanes, weight_b)
-            total_a = total_a + weight_a
-            total_b = total_b + weight_b
-        store(sums, 0, total_a)
-        store(sums, lanes, total_b)
+                        store(rows, place, load(rows, place, lanes) * shares)
+            item = take(address, NEXT_ITEM)
 
     return forward
 
@@ -228,12 +239,6 @@ def _build_forward(lanes: int, head_dim: int, digest: str) -> Any:
 def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
     block = QUERY_VECTORS["backward"] * lanes
     vectors = 2 if head_dim >= 2 * lanes else 1
-    columns = vectors * lanes
-    weights = product(lanes, 2, end="exp2")
-    score_gradients = product(lanes, 2, end="times")
-    whole = product(lanes, vectors)
-    added = product(lanes, vectors, start="sum")
-    pack, turn_block = _pack(lanes, head_dim), _turn_block(lanes, head_dim, block)
 
     def backward(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
@@ -241,10 +246,13 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
         heads, tokens = task[HEADS], task[TOKENS]
         token_stride, part_stride = task[STRIDES + 1], task[STRIDES + 2]
         scale = floats_at(task[SCALE])[0]
+        item = take(address, NEXT_ITEM)
+        if item >= task[COUNT]:
+            return
         over_keys = (tokens + LINE - 1) // LINE * LINE * head_dim * FLOAT_BYTES
         of_block = block * head_dim * FLOAT_BYTES
         over_weights = (tokens * block + LINE - 1) // LINE * LINE * FLOAT_BYTES
-        keys_at = task[SCRATCH] + take(address + 8) * task[SLAB]
+        keys_at = task[SCRATCH] + take(address, NEXT_WORKER) * task[SLAB]
         values_at = keys_at + over_keys
         dkeys_at = values_at + over_keys
         dvalues_at = dkeys_at + over_keys
@@ -258,150 +266,196 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
         weights_at = deltas_at + 2 * block * FLOAT_BYTES
         dscores_at = weights_at + over_weights
         out_stride, dtoken_stride = heads * head_dim, 3 * heads * head_dim
-        while True:
-            item = take(address)
-            if item >= task[COUNT]:
-                return
+        grad_stride = task[GRAD_STRIDES + 1]
+        part = out_stride * FLOAT_BYTES
+        one, nothing = np.float32(1), splat(np.float32(0), lanes)
+        while item < task[COUNT]:
             clip, head = item // heads, item % heads
             keys = tokens
             if task[LENGTHS] != 0:
                 keys = min(max(integers_at(task[LENGTHS])[clip], 0), tokens)
             first = task[QKV] + (clip * task[STRIDES] + head * task[STRIDES + 3]) * FLOAT_BYTES
-            of_out = (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
-            dfirst = task[OTHERS + 3] + (clip * tokens * 3 * heads + head) * head_dim * FLOAT_BYTES
-            stats = floats_at(task[OTHERS + 2] + item * 2 * tokens * FLOAT_BYTES)
-            pack(first + part_stride * FLOAT_BYTES, token_stride, keys, keys_at)
-            pack(first + 2 * part_stride * FLOAT_BYTES, token_stride, keys, values_at)
+            out_at = task[OUT] + (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
+            grad_at = task[GRAD] + FLOAT_BYTES * (
+                clip * task[GRAD_STRIDES] + head * task[GRAD_STRIDES + 2]
+            )
+            dfirst = task[DQKV] + (clip * tokens * 3 * heads + head) * head_dim * FLOAT_BYTES
+            stats = floats_at(task[STATS] + item * 2 * tokens * FLOAT_BYTES)
+            key_at = first + part_stride * FLOAT_BYTES
+            _pack(key_at, token_stride, keys, keys_at, head_dim, lanes)
+            value_at = key_at + part_stride * FLOAT_BYTES
+            _pack(value_at, token_stride, keys, values_at, head_dim, lanes)
             dkeys, dvalues = floats_at(dkeys_at), floats_at(dvalues_at)
-            nothing = splat(np.float32(0), lanes)
             for i in range(0, keys * head_dim, lanes):
                 store(dkeys, i, nothing)
                 store(dvalues, i, nothing)
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
                 query_at = first + query * token_stride * FLOAT_BYTES
-                row = of_out + query * out_stride * FLOAT_BYTES
-                turn_block(query_at, token_stride, count, queries_at, scale * LOG2_E)
+                factor = scale * LOG2_E
+                _turn_block(
+                    query_at, token_stride, count, queries_at, factor, block, head_dim, lanes
+                )
                 largest, shares = floats_at(largest_at), floats_at(shares_at)
                 for j in range(block):
                     inside = j < count
                     largest[j] = stats[query + j] if inside else np.float32(0)
                     shares[j] = stats[tokens + query + j] if inside else np.float32(0)
-                _scale_rows(task[OTHERS] + row, out_stride, count, shares_at, grads_at)
-                turn_block(grads_at, head_dim, count, turned_at, np.float32(1))
-                turn_block(task[OTHERS + 1] + row, out_stride, count, outs_at, np.float32(1))
-                _sum_products(turned_at, outs_at, deltas_at)
+                _scale_rows(
+                    grad_at + query * grad_stride * FLOAT_BYTES, grad_stride, count, shares_at,
+                    grads_at, head_dim, lanes,
+                )  # fmt: skip
+                _turn_block(grads_at, head_dim, count, turned_at, one, block, head_dim, lanes)
+                row_at = out_at + query * out_stride * FLOAT_BYTES
+                _turn_block(row_at, out_stride, count, outs_at, one, block, head_dim, lanes)
+                _sum_products(turned_at, outs_at, deltas_at, block, head_dim, lanes)
                 for pair in range(0, block, 2 * lanes):
                     offset = pair * FLOAT_BYTES
-                    weights(
+                    product_exp2(
                         keys_at, head_dim, 1, queries_at + offset, block, weights_at + offset,
-                        block, keys, head_dim, largest_at + offset, 0,
+                        block, keys, head_dim, largest_at + offset, 2, lanes,
                     )  # fmt: skip
-                    score_gradients(
+                    product_times(
                         values_at, head_dim, 1, turned_at + offset, block, dscores_at + offset,
-                        block, keys, head_dim, deltas_at + offset, weights_at + offset,
+                        block, keys, head_dim, deltas_at + offset, weights_at + offset, 2, lanes,
                     )  # fmt: skip
                 drow = dfirst + query * dtoken_stride * FLOAT_BYTES
-                for column in range(0, head_dim, columns):
+                for column in range(0, head_dim, vectors * lanes):
                     offset = column * FLOAT_BYTES
-                    whole(
+                    product(
                         dscores_at, 1, block, keys_at + offset, head_dim, drow + offset,
-                        dtoken_stride, count, keys, 0, 0,
+                        dtoken_stride, count, keys, vectors, lanes,
                     )  # fmt: skip
-                    added(
+                    product_added(
                         weights_at, block, 1, grads_at + offset, head_dim, dvalues_at + offset,
-                        head_dim, keys, count, 0, 0,
+                        head_dim, keys, count, vectors, lanes,
                     )  # fmt: skip
-                    added(
+                    product_added(
                         dscores_at, block, 1, query_at + offset, token_stride, dkeys_at + offset,
-                        head_dim, keys, count, 0, 0,
+                        head_dim, keys, count, vectors, lanes,
                     )  # fmt: skip
-                _copy(drow, dtoken_stride, count, drow, dtoken_stride, scale)
-            part = out_stride * FLOAT_BYTES
-            _copy(dkeys_at, head_dim, keys, dfirst + part, dtoken_stride, scale)
-            _copy(dvalues_at, head_dim, keys, dfirst + 2 * part, dtoken_stride, np.float32(1))
+                _copy(drow, dtoken_stride, count, drow, dtoken_stride, scale, head_dim, lanes)
+            _copy(dkeys_at, head_dim, keys, dfirst + part, dtoken_stride, scale, head_dim, lanes)
+            _copy(
+                dvalues_at, head_dim, keys, dfirst + 2 * part, dtoken_stride, one, head_dim, lanes
+            )
             for token in range(keys, tokens):
                 for which in (1, 2):
                     beyond = floats_at(dfirst + which * part + token * dtoken_stride * FLOAT_BYTES)
                     for d in range(0, head_dim, lanes):
                         store(beyond, d, nothing)
-
-    @stage
-    def _scale_rows(source: int, stride: int, count: int, factors_at: int, target: int) -> None:
-        rows, factors, scaled = floats_at(source), floats_at(factors_at), floats_at(target)
-        for j in range(count):
-            factor = splat(factors[j], lanes)
-            for d in range(0, head_dim, lanes):
-                store(scaled, j * head_dim + d, load(rows, j * stride + d, lanes) * factor)
-
-    @stage
-    def _sum_products(grads_at: int, outs_at: int, deltas_at: int) -> None:
-        """Write each query's sum of gradient times output."""
-        grads, outs, deltas = floats_at(grads_at), floats_at(outs_at), floats_at(deltas_at)
-        for lane in range(0, block, lanes):
-            total = splat(np.float32(0), lanes)
-            for d in range(head_dim):
-                place = d * block + lane
-                total = multiply_add(load(grads, place, lanes), load(outs, place, lanes), total)
-            store(deltas, lane, total)
-
-    @stage
-    def _copy(
-        source: int, stride: int, count: int, target: int, target_stride: int, factor: float
-    ) -> None:
-        rows, copies, factors = floats_at(source), floats_at(target), splat(factor, lanes)
-        for j in range(count):
-            for d in range(0, head_dim, lanes):
-                store(copies, j * target_stride + d, load(rows, j * stride + d, lanes) * factors)
+            item = take(address, NEXT_ITEM)
 
     return backward
 
 
-@cache
-def _pack(lanes: int, head_dim: int) -> Any:
-    """Return compiled code that copies rows of a head side by side."""
+@stage
+def _pack(source: int, stride: int, count: int, target: int, head_dim: int, lanes: int) -> None:
+    """Copy rows of a head side by side."""
+    rows, packed = floats_at(source), floats_at(target)
+    for row in range(count):
+        for d in range(0, head_dim, lanes):
+            store(packed, row * head_dim + d, load(rows, row * stride + d, lanes))
 
-    @stage
-    def pack(source: int, stride: int, count: int, target: int) -> None:
-        rows, packed = floats_at(source), floats_at(target)
-        for row in range(count):
+
+@stage
+def _turn_block(
+    source: int,
+    stride: int,
+    count: int,
+    target: int,
+    factor: float,
+    block: int,
+    head_dim: int,
+    lanes: int,
+) -> None:
+    """Turn a block of rows, scaled: a row for each dimension; what it lacks of a block is zero."""
+    rows, turned = floats_at(source), floats_at(target)
+    factors = splat(factor, lanes)
+    for lane in range(0, block, lanes):
+        if lane + lanes <= count:
             for d in range(0, head_dim, lanes):
-                store(packed, row * head_dim + d, load(rows, row * stride + d, lanes))
-
-    return pack
-
-
-@cache
-def _turn_block(lanes: int, head_dim: int, block: int) -> Any:
-    """Return compiled code that turns a block of rows, scaled: a row for each dimension.
-
-    Where the block is not full, the rest are zeros.
-    """
-
-    @stage
-    def turn_block(source: int, stride: int, count: int, target: int, factor: float) -> None:
-        rows, turned = floats_at(source), floats_at(target)
-        factors = splat(factor, lanes)
-        for lane in range(0, block, lanes):
-            if lane + lanes <= count:
-                for d in range(0, head_dim, lanes):
-                    turn_scaled(
-                        rows, lane * stride + d, stride, turned, d * block + lane, block, factors
-                    )
-                continue
+                turn_scaled(
+                    rows, lane * stride + d, stride, turned, d * block + lane, block, factors
+                )
+            continue
+        for d in range(head_dim):
+            store(turned, d * block + lane, splat(np.float32(0), lanes))
+        for j in range(lane, count):
             for d in range(head_dim):
-                store(turned, d * block + lane, splat(np.float32(0), lanes))
-            for j in range(lane, count):
-                for d in range(head_dim):
-                    turned[d * block + j] = rows[j * stride + d] * factor
+                turned[d * block + j] = rows[j * stride + d] * factor
 
-    return turn_block
+
+@stage
+def _soften(
+    weights_at: int, keys: int, largest_at: int, sums_at: int, block: int, lanes: int
+) -> None:
+    """Take two vectors' scores to 2^(score - largest); keep each query's largest and its sum."""
+    rows, largest, sums = floats_at(weights_at), floats_at(largest_at), floats_at(sums_at)
+    a = b = splat(np.float32(-np.inf), lanes)
+    for key in range(keys):
+        a = maximum(load(rows, key * block, lanes), a)
+        b = maximum(load(rows, key * block + lanes, lanes), b)
+    store(largest, 0, a)
+    store(largest, lanes, b)
+    total_a = total_b = splat(np.float32(0), lanes)
+    for key in range(keys):
+        weight_a = exp2(load(rows, key * block, lanes) - a)
+        weight_b = exp2(load(rows, key * block + lanes, lanes) - b)
+        store(rows, key * block, weight_a)
+        store(rows, key * block + lanes, weight_b)
+        total_a = total_a + weight_a
+        total_b = total_b + weight_b
+    store(sums, 0, total_a)
+    store(sums, lanes, total_b)
+
+
+@stage
+def _scale_rows(
+    source: int, stride: int, count: int, factors_at: int, target: int, head_dim: int, lanes: int
+) -> None:
+    """Write rows side by side, each times a factor of its own."""
+    rows, factors, scaled = floats_at(source), floats_at(factors_at), floats_at(target)
+    for j in range(count):
+        factor = splat(factors[j], lanes)
+        for d in range(0, head_dim, lanes):
+            store(scaled, j * head_dim + d, load(rows, j * stride + d, lanes) * factor)
+
+
+@stage
+def _sum_products(
+    grads_at: int, outs_at: int, deltas_at: int, block: int, head_dim: int, lanes: int
+) -> None:
+    """Write each query's sum of gradient times output."""
+    grads, outs, deltas = floats_at(grads_at), floats_at(outs_at), floats_at(deltas_at)
+    for lane in range(0, block, lanes):
+        total = splat(np.float32(0), lanes)
+        for d in range(head_dim):
+            place = d * block + lane
+            total = multiply_add(load(grads, place, lanes), load(outs, place, lanes), total)
+        store(deltas, lane, total)
+
+
+@stage
+def _copy(
+    source: int,
+    stride: int,
+    count: int,
+    target: int,
+    target_stride: int,
+    factor: float,
+    head_dim: int,
+    lanes: int,
+) -> None:
+    """Copy rows of a head, each times the factor."""
+    rows, copies, factors = floats_at(source), floats_at(target), splat(factor, lanes)
+    for j in range(count):
+        for d in range(0, head_dim, lanes):
+            store(copies, j * target_stride + d, load(rows, j * stride + d, lanes) * factors)
 
 
 def attention_numba(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
     """Return attention as these kernels compute it, in float32; arguments as the reference's."""
-    if qkv.stride(-1) != 1:
-        qkv = qkv.contiguous()
     out: Tensor = _attention_fwd(qkv, key_lengths, scale)[0]
     return out
 

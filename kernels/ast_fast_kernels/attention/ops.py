@@ -15,7 +15,7 @@ Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tens
 
 
 def define_attention(
-    name: str, forward: Forward, backward: Backward, stats_of: tuple[int, ...]
+    name: str, forward: Forward, backward: Backward, stats_shape: tuple[int, ...]
 ) -> Any:
     """Register `ast_fast::<name>_fwd` and `ast_fast::<name>_bwd`, and return the first.
 
@@ -23,9 +23,9 @@ def define_attention(
         name: The operators' name.
         forward: Takes qkv, key_lengths and scale; gives the result, contiguous, and float32 numbers
             of each query that backward needs.
-        backward: Takes the result's gradient, contiguous, qkv, what forward gave, key_lengths and
-            scale; gives the gradient of qkv, contiguous.
-        stats_of: Shape of those numbers between (batch, heads) and tokens.
+        backward: Takes the result's gradient, qkv, what forward gave, key_lengths and scale; gives
+            the gradient of qkv, contiguous.
+        stats_shape: Shape of those numbers between (batch, heads) and tokens.
     """
 
     def run_forward(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
@@ -36,14 +36,14 @@ def define_attention(
     ) -> tuple[Tensor, Tensor]:
         batch, tokens, _, heads, head_dim = qkv.shape
         out = qkv.new_empty(batch, tokens, heads, head_dim)
-        return out, qkv.new_empty(batch, heads, *stats_of, tokens, dtype=torch.float32)
+        return out, qkv.new_empty(batch, heads, *stats_shape, tokens, dtype=torch.float32)
 
     def run_backward(
         grad: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, key_lengths: Tensor | None,
         scale: float,
     ) -> Tensor:  # fmt: skip
-        tensors = (grad.detach().contiguous(), qkv.detach(), out.detach(), stats.detach())
-        return backward(*tensors, key_lengths, scale)
+        grad, qkv, out, stats = (tensor.detach() for tensor in (grad, qkv, out, stats))
+        return backward(grad, qkv, out, stats, key_lengths, scale)
 
     def fake_backward(
         grad: Tensor, qkv: Tensor, out: Tensor, stats: Tensor, key_lengths: Tensor | None,

@@ -315,7 +315,7 @@ def launch_attention_fwd(
     """Return the attended values and the natural logarithms of the sums of exponentials.
 
     Args:
-        qkv: Shape (batch, tokens, 3, heads, head_dim), the last dimension contiguous.
+        qkv: Shape (batch, tokens, 3, heads, head_dim).
         key_lengths: Keys that count in each clip, int32, shape (batch,); None counts all.
         scale: Factor on the scores, above 0.
     Returns:
@@ -323,6 +323,7 @@ def launch_attention_fwd(
         heads, tokens).
     """
     batch, tokens, _, heads, head_dim = qkv.shape
+    qkv = _readable(qkv)
     out = qkv.new_empty(batch, tokens, heads, head_dim)
     lse = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
     if batch == 0:
@@ -342,7 +343,7 @@ def launch_attention_bwd(
     """Return the gradient of qkv, packed as it is; the rest as in `launch_attention_fwd`.
 
     Args:
-        grad: Gradient of `out`, contiguous.
+        grad: Gradient of `out`.
         qkv: What the forward was given.
         out: What the forward gave.
         lse: What the forward gave.
@@ -350,6 +351,7 @@ def launch_attention_bwd(
         scale: What the forward was given.
     """
     batch, tokens, _, heads, head_dim = qkv.shape
+    qkv, grad = _readable(qkv), grad.contiguous()
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if batch == 0:
         return dqkv
@@ -371,6 +373,12 @@ def launch_attention_bwd(
     return dqkv
 
 
+def _readable(qkv: Tensor) -> Tensor:
+    """Return the projections as the kernels address them: a clip's tokens by 32 bits."""
+    near = qkv.stride(-1) == 1 and qkv.shape[1] * qkv.stride(1) < 2**31
+    return qkv if near else qkv.contiguous()
+
+
 def _launch(kernel: str, qkv: Tensor) -> Launch:
     arch = architecture(qkv.device)
     return LAUNCHES[kernel, arch, qkv.shape[-1], qkv.dtype == torch.float32]
@@ -388,9 +396,6 @@ def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> T
     device = qkv.device.type
     if torch.is_autocast_enabled(device):
         qkv = qkv.to(torch.get_autocast_dtype(device))
-    # A clip's tokens are addressed by 32 bits, whatever other clips lie between them.
-    if qkv.stride(-1) != 1 or qkv.shape[1] * qkv.stride(1) >= 2**31:
-        qkv = qkv.contiguous()
     out: Tensor = _attention_fwd(qkv, key_lengths, scale)[0]
     return out
 
