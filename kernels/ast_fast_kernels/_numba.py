@@ -29,6 +29,7 @@ _UNREADABLE = (
 """What reading a damaged or foreign cache file raises (pickle's documentation), and a full disk."""
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy"}
+_UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 _SOURCES = (
     "_numba.py", "_team.py", "simd.py", "fft.py", "products.py", "fbank/numba_cpu.py",
@@ -54,8 +55,11 @@ def callback(signature: Any, function: Callable[..., Any]) -> Any:
 
 
 def stage(function: Callable[..., Any]) -> Any:
-    """Compile a function that only entry points call, and are cached with."""
-    return numba.njit(nogil=True, **_OPTIONS)(function)
+    """Compile a function that only entry points call, and are cached with; Python cannot call it.
+
+    What Python would call it by takes a sixth of the time that compiling takes.
+    """
+    return numba.njit(nogil=True, **_UNWRAPPED, **_OPTIONS)(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:

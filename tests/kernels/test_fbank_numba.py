@@ -298,9 +298,12 @@ begin = time.process_time()
 fbank(waveform, backend="numba")
 print(time.process_time() - begin)
 """
-    first, second = (
-        float(run_program(program, NUMBA_CACHE_DIR=str(tmp_path))) for _ in range(2)
-    )  # fmt: skip
+    # The best of three: a machine's other work can only add to it.
+    seconds = [
+        [float(run_program(program, NUMBA_CACHE_DIR=str(tmp_path / name))) for _ in range(2)]
+        for name in "abc"
+    ]
+    first, second = map(min, zip(*seconds, strict=True))
     assert first <= 8.0
     assert second <= 1.0
 
