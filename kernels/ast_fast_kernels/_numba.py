@@ -153,7 +153,7 @@ def _tell_apart(function: Callable[..., Any]) -> None:
 def _describe(function: Callable[..., Any]) -> str:
     """Name a kernel by its operation and the numbers that it is built for."""
     op, name = function.__module__.split(".")[1], function.__name__
-    kernel = f"the {op} kernel" if name == "kernel" else f"the {op} {name} kernel"
+    kernel = f"the {op} {name} kernel" if name in ("forward", "backward") else f"the {op} kernel"
     numbers = [f"{name} {value}" for name, value in _built_for(function).items()]
     return f"{kernel} for {', '.join(numbers)}" if numbers else kernel
 
