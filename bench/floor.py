@@ -18,10 +18,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numba import njit
 from numba.core import types
 
 from ast_fast_kernels import FbankConfig, fft
-from ast_fast_kernels._numba import intrinsic, stage
+from ast_fast_kernels._numba import intrinsic
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import PRESETS
 from ast_fast_kernels.simd import Lanes, Value, aligned, data_pointer, host_lanes
@@ -207,7 +208,7 @@ def _best_seconds(run: Callable[[int], object], threads: int) -> float:
 
 @cache
 def _multiply_add_loop(lanes: int) -> Any:
-    @stage
+    @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def loop(state: Any, repeats: int) -> None:
         for _ in range(repeats):
             _multiply_adds(state, lanes)
@@ -236,7 +237,7 @@ def _multiply_adds(typing_context: Any, state: Any, lanes: Any) -> Any:
     return types.void(state, lanes), emit
 
 
-@stage
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
 def _copy(source: Any, target: Any, times: int) -> None:
     for _ in range(times):
         for i in range(source.size):

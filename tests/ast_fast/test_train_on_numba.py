@@ -32,6 +32,7 @@ class Losses(Observer):
             raise KeyboardInterrupt
 
 
+@pytest.mark.data
 def test_the_first_steps_are_those_of_the_reference(data_root: Path, tmp_path: Path) -> None:
     config = Config(
         device="cpu",

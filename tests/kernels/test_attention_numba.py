@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _dispatch, _team, attention, use_backend
+from ast_fast_kernels import _dispatch, attention, use_backend
 from ast_fast_kernels.attention import numba_cpu
 from ast_fast_kernels.attention.numba_cpu import attention_numba
 from ast_fast_kernels.testing.budgets import relative_norm
@@ -293,14 +293,6 @@ def test_the_same_bits_for_any_threads_and_in_any_batch() -> None:
     assert all(torch.equal(a[2:3], b) for a, b in zip(results[0], alone, strict=True))
 
 
-def test_plain_threads_give_the_same_bits_as_torch_s(monkeypatch) -> None:
-    qkv = packed((5, 70, 3, 32))
-    expected = attention(qkv, backend="numba")
-    assert _team._gomp_parallel() is not None, "torch has an OpenMP here"
-    monkeypatch.setattr(_team, "_gomp_parallel", lambda: None)
-    assert torch.equal(attention(qkv, backend="numba"), expected)
-
-
 def test_gradcheck() -> None:
     def run(qkv: Tensor) -> Tensor:
         return attention(qkv.float(), key_lengths=[5, 3], backend="numba").double()
@@ -487,74 +479,3 @@ def test_kernels_of_different_processes_meet_in_a_third(tmp_path: Path) -> None:
     assert compilations(tmp_path, "both", "16") == 2
     assert compilations(tmp_path, "both", "16", "32") == 0
     assert compilations(tmp_path, "both", "32", "16") == 0
-
-
-START = """
-import os, sys, threading
-import torch
-from ast_fast_kernels import attention
-torch.set_num_threads(2)
-QKV = torch.linspace(-3, 3, 6 * 60 * 3 * 2 * 16).sin().view(6, 60, 3, 2, 16)
-def both():
-    leaf = QKV.clone().requires_grad_()
-    out = attention(leaf, backend="numba")
-    return out.detach().numpy(), torch.autograd.grad(out, leaf, torch.ones_like(out))[0].numpy()
-def same(one, other):
-    return all((a == b).all() for a, b in zip(one, other))
-"""
-
-
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
-def test_a_process_pool_computes_the_same(method: str) -> None:
-    run_program(
-        START
-        + f"""
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-def forward(index):
-    torch.set_num_threads(2)
-    return attention(QKV, backend="numba").numpy()
-if __name__ == "__main__":
-    torch.ones(512, 512) @ torch.ones(512, 512)
-    expected = both()[0]
-    context = multiprocessing.get_context({method!r})
-    with ProcessPoolExecutor(2, mp_context=context) as pool:
-        for result in pool.map(forward, range(4)):
-            assert (result == expected).all()
-"""
-    )
-
-
-def test_a_child_forked_after_torch_s_threads_ran_computes_the_same() -> None:
-    run_program(
-        START
-        + """
-torch.ones(512, 512) @ torch.ones(512, 512)
-expected = both()[0]
-child = os.fork()
-if child == 0:
-    os._exit(0 if (attention(QKV, backend="numba").numpy() == expected).all() else 3)
-raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-    )
-
-
-def test_threads_that_call_at_once_compute_the_same() -> None:
-    run_program(
-        START
-        + """
-expected = both()
-wrong = []
-def work(threads):
-    torch.set_num_threads(threads)
-    for _ in range(20):
-        if not same(both(), expected):
-            wrong.append(threads)
-workers = [threading.Thread(target=work, args=(count,)) for count in (1, 2, 3, 2)]
-for worker in workers:
-    worker.start()
-for worker in workers:
-    worker.join()
-raise SystemExit(len(wrong))
-"""
-    )

@@ -3,6 +3,7 @@ import pytest
 from numba import njit
 
 from ast_fast_kernels import simd
+from ast_fast_kernels._numba import stage
 
 WIDTHS = [4, 8, 16]
 
@@ -300,3 +301,19 @@ def test_vectors_become_registers_of_their_width(lanes_used: int, register: str)
     run(np.ones(2 * lanes_used, np.float32), np.empty(lanes_used, np.float32))
     assembly = run.inspect_asm(run.signatures[0])
     assert any("mulps" in line and register in line for line in assembly.splitlines())
+
+
+def test_python_cannot_call_a_stage_and_is_told_so() -> None:
+    """Compiled without a way in for Python, it would end the process."""
+
+    @stage
+    def double(value: int) -> int:
+        return 2 * value
+
+    @njit
+    def quadruple(value):
+        return 2 * double(value)
+
+    with pytest.raises(TypeError, match="by compiled code only"):
+        double(3)
+    assert quadruple(3) == 12
