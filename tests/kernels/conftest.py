@@ -18,3 +18,28 @@ def clips(data_root: Path) -> np.ndarray:
         samples = soxr.resample(samples, sample_rate, 16000)[:80000]
         rows.append(np.pad(samples, (0, 80000 - len(samples))))
     return np.stack(rows)
+
+
+@pytest.fixture
+def read_only_package(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A copy of the kernels where nothing can be written, and an environment that takes it.
+
+    A file where each cache folder would be cannot be written into by anyone, root included.
+    """
+    import ast_fast_kernels
+
+    source, site = Path(ast_fast_kernels.__file__).parent, tmp_path / "site"
+    for path in source.rglob("*.py"):
+        target = site / "ast_fast_kernels" / path.relative_to(source)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+        (target.parent / "__pycache__").touch()
+    blocker = tmp_path / "file"
+    blocker.touch()
+    environment = {
+        "PYTHONPATH": str(site),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": str(blocker),
+        "XDG_CACHE_HOME": str(blocker),
+    }
+    return site, environment

@@ -436,19 +436,10 @@ assert (before == expected()).all()
     )
 
 
-def test_read_only_packages_and_no_home_are_no_obstacle(tmp_path: Path) -> None:
-    import ast_fast_kernels
-
-    # A file where each cache folder would be cannot be written into by anyone, root included.
-    source = Path(ast_fast_kernels.__file__).parent
-    package = tmp_path / "site" / "ast_fast_kernels"
-    for path in source.rglob("*.py"):
-        target = package / path.relative_to(source)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
-        (target.parent / "__pycache__").touch()
-    blocker = tmp_path / "file"
-    blocker.touch()
+def test_read_only_packages_and_no_home_are_no_obstacle(
+    read_only_package: tuple[Path, dict[str, str]],
+) -> None:
+    folder, environment = read_only_package
     printed = run_program(
         """
 import logging, numpy as np
@@ -457,30 +448,18 @@ import ast_fast_kernels
 print(ast_fast_kernels.__file__)
 print(ast_fast_kernels.fbank(np.zeros((1, 16000), np.float32), backend="numba").shape)
 """,
-        PYTHONPATH=str(tmp_path / "site"),
-        PYTHONDONTWRITEBYTECODE="1",
-        HOME=str(blocker),
-        XDG_CACHE_HOME=str(blocker),
+        **environment,
     )
     where, shape = printed.splitlines()
-    assert where.startswith(str(tmp_path))
+    assert where.startswith(str(folder))
     assert shape == "(1, 98, 128)"
 
 
 LIMITED = """
-import resource
+from ast_fast_kernels.testing.processes import private_memory_limit
 def limited(what, run):
-    # Private memory, which mapped files are not: no more than 1 MiB a thread beyond what is there.
-    (data,) = [line for line in open("/proc/self/status") if line.startswith("VmData")]
-    now = int(data.split()[1]) * 1024
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (now + 2 * 2**20, hard))
-    try:
+    with private_memory_limit(2 * 2**20, what):  # a mebibyte a thread
         run()
-    except MemoryError:
-        raise SystemExit(f"{what} took more than 1 MiB a thread")
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 """
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ast_fast_kernels.testing.budgets import eps_bound, log_mel_error, relative_norm
+from ast_fast_kernels.testing.processes import run_program
 from ast_fast_kernels.testing.signals import SIGNALS, make_signal
 
 
@@ -57,3 +58,20 @@ def test_eps_bound_grows_with_the_root_of_the_length() -> None:
     eps = torch.finfo(torch.float32).eps
     assert eps_bound(torch.float32, 1) == 8 * eps
     assert eps_bound(torch.float32, 400) == pytest.approx(160 * eps)
+
+
+def test_more_private_memory_than_the_limit_is_refused() -> None:
+    run_program("""
+import numpy as np
+from ast_fast_kernels.testing.processes import private_memory_limit
+with private_memory_limit(8 * 2**20, "little"):
+    np.ones(2**19)
+try:
+    with private_memory_limit(8 * 2**20, "much"):
+        np.ones(2**21)
+except MemoryError as error:
+    assert str(error) == "much took more than 8,388,608 bytes", error
+else:
+    raise SystemExit("nothing was refused")
+np.ones(2**21)
+""")

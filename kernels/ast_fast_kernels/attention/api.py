@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -141,4 +142,6 @@ def _checked_lengths(key_lengths: Tensor | Sequence[int], qkv: Tensor) -> Tensor
         wrong = [length for length in lengths.tolist() if not 1 <= length <= tokens]
         if wrong:
             raise ValueError(f"key_lengths must be from 1 to num_tokens ({tokens}), got {wrong[0]}")
+        # By numpy: torch's conversion runs on threads, which a forked process lacks.
+        lengths = torch.from_numpy(lengths.numpy().astype(np.int32))
     return lengths.to(qkv.device, torch.int32)

@@ -120,8 +120,8 @@ def _run(
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
-        held = key_lengths.to("cpu", torch.int64).contiguous()
-        lengths = held.data_ptr()
+        held = key_lengths.numpy().astype(np.int64)  # not by torch, as in _with_rows_dense
+        lengths = held.ctypes.data
     slab = _scratch_floats(direction, tokens, head_dim, block)
     scratch = np.empty(threads * slab + LINE, np.float32)
     factor = np.array([scale], np.float32)

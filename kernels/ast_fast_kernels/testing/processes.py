@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -40,3 +42,31 @@ def run_program(program: str, *arguments: str, timeout: float = 120.0, **environ
 def modules_loaded_by(statements: str) -> set[str]:
     """Return the modules that a fresh process has after some statements."""
     return set(run_program(f"{statements}\nimport sys\nprint(*sys.modules)").split())
+
+
+@contextmanager
+def private_memory_limit(more: int, what: str) -> Iterator[None]:
+    """Let this process meanwhile take no more private memory than it has, and some.
+
+    Private is what is neither shared nor a mapped file; what one gives back to malloc it still has.
+
+    Args:
+        more: In bytes.
+        what: Named where it is too little.
+    Raises:
+        MemoryError: It was too little; of torch's tensors, torch's RuntimeError comes instead.
+    """
+    import resource  # which Windows lacks
+
+    (line,) = (
+        line for line in Path("/proc/self/status").read_text().splitlines() if "VmData" in line
+    )
+    now = 1024 * int(line.split()[1])
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (now + more, hard))
+    try:
+        yield
+    except MemoryError as error:
+        raise MemoryError(f"{what} took more than {more:,} bytes") from error
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
