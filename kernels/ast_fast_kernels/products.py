@@ -9,7 +9,7 @@ directions, so it is read transposed as well. Addresses are in bytes, strides in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from llvmlite import ir
 from numba.core import types
@@ -17,15 +17,9 @@ from numba.core import types
 from ast_fast_kernels._numba import intrinsic
 from ast_fast_kernels.simd import FLOAT_BYTES, Lanes, Value
 
-Start = Literal["zero", "sum"]
-"""What sums begin with: nothing, or what the result holds."""
-End = Literal["plain", "exp2", "times"]
-"""What is stored of a sum: itself; or a row's number less, the same in every row of the result: two
-to that power; that, times what another matrix holds in the place."""
-
 
 class _Product(NamedTuple):
-    """A product's arguments, as addresses and numbers in LLVM."""
+    """A product's arguments, as addresses and numbers in LLVM; two that not every form has."""
 
     left: ir.Value
     left_row: ir.Value
@@ -59,7 +53,7 @@ def product(
     Left's address, its stride from row to row and from term to term; right's address and stride;
     the result's; how many rows the result has, and how many terms a sum.
     """
-    return _typed(9, vectors, lanes, "zero", "plain")
+    return _typed(9, vectors, lanes)
 
 
 @intrinsic
@@ -68,7 +62,7 @@ def product_added(
     result: Any, result_row: Any, rows: Any, terms: Any, vectors: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     """Add left @ right to the result."""
-    return _typed(9, vectors, lanes, "sum", "plain")
+    return _typed(9, vectors, lanes, added=True)
 
 
 @intrinsic
@@ -77,7 +71,7 @@ def product_exp2(
     result: Any, result_row: Any, rows: Any, terms: Any, less: Any, vectors: Any, lanes: Any,
 ) -> Any:  # fmt: skip
     """Write two to the power of left @ right less a row, at the address `less`."""
-    return _typed(10, vectors, lanes, "zero", "exp2")
+    return _typed(10, vectors, lanes, exp2=True)
 
 
 @intrinsic
@@ -87,23 +81,31 @@ def product_times(
     lanes: Any,
 ) -> Any:  # fmt: skip
     """Write left @ right less a row, times the matrix `factor`, which lies as the result does."""
-    return _typed(11, vectors, lanes, "zero", "times")
+    return _typed(11, vectors, lanes)
 
 
-def _typed(count: int, vectors: Any, lanes: Any, start: Start, end: End) -> Any:
-    """Return what types and emits a product of `count` addresses, strides and sizes."""
+def _typed(count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: bool = False) -> Any:
+    """Return what types and emits a product of `count` addresses, strides and sizes.
+
+    Args:
+        count: How many of `_Product` the form has.
+        vectors: Of a row, a literal type.
+        lanes: Of a vector, a literal type.
+        added: To what the result holds.
+        exp2: Store two to the power of the sums.
+    """
     if not all(isinstance(kind, types.IntegerLiteral) for kind in (vectors, lanes)):
         return None
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
         unit = Lanes(builder, lanes.literal_value)
-        _emit_product(unit, vectors.literal_value, start, end, _Product(*args[:count]))
+        _emit_product(unit, vectors.literal_value, added, exp2, _Product(*args[:count]))
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * count, vectors, lanes), emit
 
 
-def _emit_product(unit: Lanes, vectors: int, start: Start, end: End, given: _Product) -> None:
+def _emit_product(unit: Lanes, vectors: int, added: bool, exp2: bool, given: _Product) -> None:
     """Emit the tiles from the first row to the last, as high as what is left allows."""
     builder, size = unit.builder, given.rows.type
     moving = {"left": given.left_row, "result": given.result_row}
@@ -114,7 +116,7 @@ def _emit_product(unit: Lanes, vectors: int, start: Start, end: End, given: _Pro
 
         def one_tile(now: list[ir.Value], height: int = height) -> list[ir.Value]:
             here = given._replace(**dict(zip(moving, now, strict=True)))
-            _emit_tile(unit, height, vectors, start, end, here)
+            _emit_tile(unit, height, vectors, added, exp2, here)
             bytes_on = size(height * FLOAT_BYTES)
             return [
                 builder.add(address, builder.mul(stride, bytes_on))
@@ -143,7 +145,7 @@ def _tiles_of(builder: ir.IRBuilder, height: int, rows: ir.Value) -> ir.Value:
 
 
 def _emit_tile(
-    unit: Lanes, rows: int, vectors: int, start: Start, end: End, given: _Product
+    unit: Lanes, rows: int, vectors: int, added: bool, exp2: bool, given: _Product
 ) -> None:
     builder, size = unit.builder, given.rows.type
     row_starts = [builder.mul(given.left_row, size(row)) for row in range(rows)]
@@ -154,7 +156,7 @@ def _emit_tile(
         for column in columns
     ]
     result = _pointer(builder, given.result)
-    if start == "sum":
+    if added:
         sums = [unit.load(result, place) for place in places]
     else:
         sums = [unit.constant(0.0)] * len(places)
@@ -164,15 +166,15 @@ def _emit_tile(
         left, right, *so_far = state
         here, there = _pointer(builder, left), _pointer(builder, right)
         line = [unit.load(there, column) for column in columns]
-        added = []
+        grown = []
         for row, row_start in enumerate(row_starts):
             number = unit.load_splat(here, row_start)
             for value, total in zip(line, so_far[row * vectors :], strict=False):
-                added.append(unit.fma(number, value, Value(unit, total)).value)
+                grown.append(unit.fma(number, value, Value(unit, total)).value)
         return [
             builder.add(left, builder.mul(given.left_term, size(FLOAT_BYTES))),
             builder.add(right, builder.mul(given.right_term, size(FLOAT_BYTES))),
-            *added,
+            *grown,
         ]
 
     state = [given.left, given.right, *(value.value for value in sums)]
@@ -186,9 +188,9 @@ def _emit_tile(
             for total, column in zip(totals, columns * rows, strict=True)
         ]
     for total, place in zip(totals, places, strict=True):
-        if end == "exp2":
+        if exp2:
             total = unit.exp2(total)
-        elif given.factor is not None:
+        if given.factor is not None:
             total = total * unit.load(_pointer(builder, given.factor), place)
         unit.store(total, result, place)
 

@@ -34,6 +34,7 @@ from ast_fast_kernels.simd import (
     exp2,
     floats_at,
     host_lanes,
+    indices_at,
     integers_at,
     load,
     maximum,
@@ -120,7 +121,8 @@ def _run(
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
-        held = key_lengths.numpy().astype(np.int64)  # not by torch, as in _with_rows_dense
+        # By numpy, as in _with_rows_dense; what the API gives is not copied.
+        held = np.ascontiguousarray(key_lengths.numpy(), np.int32)
         lengths = held.ctypes.data
     slab = _scratch_floats(direction, tokens, head_dim, block)
     scratch = np.empty(threads * slab + LINE, np.float32)
@@ -187,26 +189,24 @@ def _build_forward(lanes: int, head_dim: int, digest: str) -> Any:
         largest_at = queries_at + block * head_dim * FLOAT_BYTES
         sums_at = largest_at + block * FLOAT_BYTES
         weights_at = sums_at + block * FLOAT_BYTES
-        out_stride = heads * head_dim
+        out_stride, one = heads * head_dim, np.float32(1)
         while item < task[COUNT]:
             clip, head = item // heads, item % heads
-            keys = tokens
-            if task[LENGTHS] != 0:
-                keys = min(max(integers_at(task[LENGTHS])[clip], 0), tokens)
+            keys = _num_keys(task, clip)
             first = task[QKV] + (clip * task[STRIDES] + head * task[STRIDES + 3]) * FLOAT_BYTES
             out_at = task[OUT] + (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
             stats = floats_at(task[STATS] + item * 2 * tokens * FLOAT_BYTES)
             key_at = first + part_stride * FLOAT_BYTES
-            _pack(key_at, token_stride, keys, keys_at, head_dim, lanes)
+            _copy(key_at, token_stride, keys, keys_at, head_dim, one, head_dim, lanes)
             value_at = key_at + part_stride * FLOAT_BYTES
-            _pack(value_at, token_stride, keys, values_at, head_dim, lanes)
+            _copy(value_at, token_stride, keys, values_at, head_dim, one, head_dim, lanes)
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
                 query_at = first + query * token_stride * FLOAT_BYTES
-                factor = scale * LOG2_E
                 _turn_block(
-                    query_at, token_stride, count, queries_at, factor, block, head_dim, lanes
-                )
+                    query_at, token_stride, count, queries_at, scale * LOG2_E, block, head_dim,
+                    lanes,
+                )  # fmt: skip
                 for pair in range(0, block, 2 * lanes):
                     offset = pair * FLOAT_BYTES
                     product(
@@ -272,9 +272,7 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
         one, nothing = np.float32(1), splat(np.float32(0), lanes)
         while item < task[COUNT]:
             clip, head = item // heads, item % heads
-            keys = tokens
-            if task[LENGTHS] != 0:
-                keys = min(max(integers_at(task[LENGTHS])[clip], 0), tokens)
+            keys = _num_keys(task, clip)
             first = task[QKV] + (clip * task[STRIDES] + head * task[STRIDES + 3]) * FLOAT_BYTES
             out_at = task[OUT] + (clip * tokens * heads + head) * head_dim * FLOAT_BYTES
             grad_at = task[GRAD] + FLOAT_BYTES * (
@@ -283,9 +281,9 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
             dfirst = task[DQKV] + (clip * tokens * 3 * heads + head) * head_dim * FLOAT_BYTES
             stats = floats_at(task[STATS] + item * 2 * tokens * FLOAT_BYTES)
             key_at = first + part_stride * FLOAT_BYTES
-            _pack(key_at, token_stride, keys, keys_at, head_dim, lanes)
+            _copy(key_at, token_stride, keys, keys_at, head_dim, one, head_dim, lanes)
             value_at = key_at + part_stride * FLOAT_BYTES
-            _pack(value_at, token_stride, keys, values_at, head_dim, lanes)
+            _copy(value_at, token_stride, keys, values_at, head_dim, one, head_dim, lanes)
             dkeys, dvalues = floats_at(dkeys_at), floats_at(dvalues_at)
             for i in range(0, keys * head_dim, lanes):
                 store(dkeys, i, nothing)
@@ -293,10 +291,10 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
                 query_at = first + query * token_stride * FLOAT_BYTES
-                factor = scale * LOG2_E
                 _turn_block(
-                    query_at, token_stride, count, queries_at, factor, block, head_dim, lanes
-                )
+                    query_at, token_stride, count, queries_at, scale * LOG2_E, block, head_dim,
+                    lanes,
+                )  # fmt: skip
                 largest, shares = floats_at(largest_at), floats_at(shares_at)
                 for j in range(block):
                     inside = j < count
@@ -351,12 +349,12 @@ def _build_backward(lanes: int, head_dim: int, digest: str) -> Any:
 
 
 @stage
-def _pack(source: int, stride: int, count: int, target: int, head_dim: int, lanes: int) -> None:
-    """Copy rows of a head side by side."""
-    rows, packed = floats_at(source), floats_at(target)
-    for row in range(count):
-        for d in range(0, head_dim, lanes):
-            store(packed, row * head_dim + d, load(rows, row * stride + d, lanes))
+def _num_keys(task: Any, clip: int) -> int:
+    """Return how many of a clip's tokens are keys that count."""
+    keys: int = task[TOKENS]
+    if task[LENGTHS] != 0:
+        keys = min(max(indices_at(task[LENGTHS])[clip], 0), keys)
+    return keys
 
 
 @stage
