@@ -136,7 +136,7 @@ class TrainingConfig:
     ema_decay: float = 0.995
     """Decay of the weights' moving average, which is what is tested; 0 is off."""
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    """Mixed precision; auto takes bfloat16 where the device has units for it (CUDA, AMX)."""
+    """Mixed precision; auto takes bfloat16 where the device multiplies it (CUDA, AMX, AVX-512)."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,9 @@ CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 Source: NVIDIA's cuBLAS documentation, "Results reproducibility"."""
 
+CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
+"""Of `torch.cpu.get_capabilities`, those that multiply bfloat16 in hardware."""
+
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     """Return the device to train on; auto takes CUDA if there is one.
@@ -35,13 +38,14 @@ def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 def multiplies_bfloat16(device: torch.device) -> bool:
     """Say whether a device multiplies matrices of bfloat16 in hardware, faster than float32's.
 
-    Of CPUs those do that have AMX. The others are slower than in float32, by ten times and more
-    where torch emulates it; no CPU is taken under an older torch, which cannot say.
+    Of CPUs those do that have AMX, or AVX-512's bfloat16 products. The others are slower than in
+    float32, by ten times and more where torch emulates it; no CPU is taken under an older torch,
+    which cannot say.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("amx_bf16", False))
+    return any(capabilities.get(unit, False) for unit in CPU_BFLOAT16_UNITS)
 
 
 def resolve_amp(

@@ -21,13 +21,19 @@ def test_torch_is_held_to_deterministic_algorithms_on_a_gpu_and_let_go_after():
         assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize(("has_it", "expected"), [(True, torch.bfloat16), (False, None)])
-def test_auto_takes_bfloat16_on_a_cpu_with_matrix_units(has_it, expected, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": has_it})
-    assert multiplies_bfloat16(CPU) == has_it
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": False, "avx512_bf16": False, "avx512_f": True}, None),
+        ({}, None),  # of another architecture
+    ],
+)
+def test_auto_takes_bfloat16_on_a_cpu_that_multiplies_it(capabilities, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert multiplies_bfloat16(CPU) == (expected is not None)
     assert resolve_amp("auto", CPU) == expected
-    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)  # of another architecture
-    assert resolve_amp("auto", CPU) is None
 
 
 def test_mixed_precision_is_what_was_asked_for():
