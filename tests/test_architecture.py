@@ -109,6 +109,7 @@ def test_public_names_are_these() -> None:
         "attention",
         "fbank",
         "kaldi",
+        "linear",
         "linear_gelu",
         "mfcc",
         "mix",

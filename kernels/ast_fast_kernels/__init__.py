@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.fbank.online import OnlineFbank
     from ast_fast_kernels.gelu.api import linear_gelu
     from ast_fast_kernels.layer_norm.api import add_layer_norm
+    from ast_fast_kernels.linear.api import linear
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
 
@@ -32,6 +33,7 @@ __all__ = [
     "attention",
     "fbank",
     "kaldi",
+    "linear",
     "linear_gelu",
     "mfcc",
     "mix",
@@ -46,6 +48,7 @@ _HOMES = {
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "fbank": "ast_fast_kernels.fbank.api",
+    "linear": "ast_fast_kernels.linear.api",
     "linear_gelu": "ast_fast_kernels.gelu.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "mix": "ast_fast_kernels.mix.api",

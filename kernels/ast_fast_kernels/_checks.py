@@ -33,6 +33,20 @@ def check_floating(name: str, tensor: object) -> None:
         raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
 
 
+def check_projection(tokens: Tensor, weight: Tensor, bias: Tensor) -> None:
+    """Raise unless they are (..., width), (out, width) and (out,), floating, on one device."""
+    for name, tensor in (("tokens", tokens), ("weight", weight), ("bias", bias)):
+        check_floating(name, tensor)
+        if tensor.device != tokens.device:
+            raise ValueError(f"{name} must be on {tokens.device}, got {tensor.device}")
+    if tokens.dim() == 0:
+        raise ValueError("tokens must be (..., width), got ()")
+    if weight.dim() != 2 or weight.shape[1] != tokens.shape[-1]:
+        raise ValueError(f"weight must be (out, {tokens.shape[-1]}), got {tuple(weight.shape)}")
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+
+
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which nobody may write to."""
     if not array.flags.c_contiguous:

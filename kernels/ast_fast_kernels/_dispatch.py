@@ -35,7 +35,10 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("attention", "triton"): "ast_fast_kernels.attention.triton_gpu:attention_triton",
     ("layer_norm", "reference"): "ast_fast_kernels.layer_norm.reference:add_layer_norm_reference",
     ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.ops:add_layer_norm_triton",
+    ("linear", "reference"): "ast_fast_kernels.linear.reference:linear_reference",
+    ("linear", "onednn"): "ast_fast_kernels.linear.onednn:linear_onednn",
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
+    ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
     ("gelu", "triton"): "ast_fast_kernels.gelu.ops:linear_gelu_triton",
 }
 """(operation, backend) → "module:function", loaded on first use."""
@@ -98,8 +101,8 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     return _loaded[op, backend]
 
 
-AUTO = {"cpu": "numba", "cuda": "triton"}
-"""Kind of device → the kernels that auto takes on it, where an operation has them."""
+AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
+"""Kind of device → the kernels that auto takes on it: of these, the one that an operation has."""
 
 
 def choose_kernel(
@@ -128,9 +131,11 @@ def choose_kernel(
         return requested
     if requested != "auto":
         return requested
-    kernels = AUTO.get(device.type, otherwise)
-    reason = obstacles[kernels]() if kernels in obstacles else None
-    chosen = kernels if kernels in obstacles and reason is None else otherwise
+    chosen, reason = otherwise, None
+    for kernels in AUTO.get(device.type, ()):
+        if kernels in obstacles:
+            reason = obstacles[kernels]()
+            chosen = otherwise if reason else kernels
     log_choice(op, chosen, reason)
     return chosen
 

@@ -33,7 +33,11 @@ class Losses(Observer):
 
 
 @pytest.mark.data
-def test_the_first_steps_are_those_of_the_reference(data_root: Path, tmp_path: Path) -> None:
+def test_the_first_steps_are_those_of_the_reference(
+    data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In bfloat16, as Muon computes where the machine can, a rounding that tips over is 4e-3.
+    monkeypatch.setattr("ast_fast.optimiser.multiplies_bfloat16", lambda _: False)
     config = Config(
         device="cpu",
         paths=Paths(data=data_root / "esc10", cache=tmp_path / "cache"),

@@ -1,0 +1,1 @@
+"""A projection by the fastest matrix product that torch has: `api` is the door."""

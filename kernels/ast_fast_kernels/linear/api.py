@@ -1,0 +1,37 @@
+"""A projection, as callers see it: every check, the choice of a backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ast_fast_kernels import _checks, _dispatch, _onednn
+
+
+def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
+    """Compute tokens · weightᵀ + bias, as `torch.nn.functional.linear` does.
+
+    torch takes MKL for products of float32, which leaves half of an AMD CPU with AVX-512 unused;
+    oneDNN, which torch brings too, does not. Differentiable in every tensor, any number of times.
+
+    Args:
+        tokens: Shape (..., width).
+        weight: Shape (out, width).
+        bias: Shape (out,).
+        backend: `"auto"`, `"reference"` (torch's operator) or `"onednn"` (CPU, float32).
+    Returns:
+        Shape (..., out), of the matrix product's dtype.
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: A shape or a device does not fit, or `backend` is none of the above.
+        RuntimeError: The backend asked for cannot run this input.
+    """
+    _checks.check_projection(tokens, weight, bias)
+    chosen = choose_backend(_dispatch.requested_backend("linear", backend), tokens, weight, bias)
+    projected: Tensor = _dispatch.load_backend("linear", chosen)(tokens, weight, bias)
+    return projected
+
+
+def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
+    """Return the backend that runs; auto takes onednn where that is the faster."""
+    obstacles = {"onednn": lambda: _onednn.obstacle(requested, tokens, weight, bias)}
+    return _dispatch.choose_kernel("linear", requested, tokens.device, obstacles, "reference")

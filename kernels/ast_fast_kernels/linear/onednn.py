@@ -1,0 +1,7 @@
+"""A projection by oneDNN."""
+
+from __future__ import annotations
+
+from ast_fast_kernels._onednn import product as linear_onednn
+
+__all__ = ["linear_onednn"]

@@ -1,0 +1,236 @@
+"""`linear` as callers see it, and oneDNN's products behind it and behind `linear_gelu`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ast_fast_kernels import _onednn, linear, linear_gelu
+from ast_fast_kernels.linear.api import choose_backend
+from ast_fast_kernels.testing.budgets import relative_norm
+
+pytestmark = pytest.mark.skipif(not _onednn.IS_THERE, reason="this torch is built without oneDNN")
+
+PLAIN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
+    linear: functional.linear,
+    linear_gelu: lambda *given: functional.gelu(functional.linear(*given)),
+}
+operations = pytest.mark.parametrize("operation", PLAIN, ids=lambda function: function.__name__)
+
+BOUND = 1e-6
+"""Largest norm of an error in float32 over that of the projection; MKL's products come to 2e-7."""
+
+
+def arguments(
+    rows: tuple[int, ...] = (3, 7),
+    width: int = 24,
+    out: int = 40,
+    dtype: torch.dtype = torch.float32,
+) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((*rows, width), (out, width), (out,))
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+
+
+@operations
+@pytest.mark.parametrize("rows", [(3, 7), (1,), (), (2, 3, 5), (0, 4), (1000,)])
+@pytest.mark.parametrize(("width", "out"), [(24, 40), (40, 24), (1, 1), (192, 768), (7, 0), (0, 7)])
+def test_it_is_the_definition(operation, rows, width, out) -> None:
+    given = arguments(rows, width, out)
+    exact = PLAIN[operation](*(x.double() for x in given))
+    allowed = BOUND * functional.linear(*(x.double() for x in given)).norm()
+    for graph in (False, True):
+        hidden = operation(*(x.requires_grad_(graph) for x in given), backend="onednn")
+        assert hidden.shape == exact.shape
+        assert hidden.dtype == torch.float32
+        assert hidden.requires_grad == graph
+        assert (hidden.detach() - exact).norm() <= allowed
+
+
+@operations
+@pytest.mark.parametrize(("width", "out"), [(24, 40), (40, 24)])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(lambda x: x, id="contiguous"),
+        pytest.param(lambda x: x[:1, :1, :1].expand(x.shape), id="of-a-sum"),
+        pytest.param(lambda x: x.transpose(0, 2).contiguous().transpose(0, 2), id="transposed"),
+        pytest.param(lambda x: x.repeat_interleave(2, dim=2)[..., ::2], id="every-other"),
+    ],
+)
+def test_gradients_are_those_of_the_definition(operation, layout, width, out) -> None:
+    given = arguments((5, 9), width, out)
+    upstream = layout(torch.randn(5, 9, out))
+    assert upstream.shape == (5, 9, out)
+    gradients = []
+    for run, dtype in (
+        (lambda *given: operation(*given, backend="onednn"), torch.float32),
+        (PLAIN[operation], torch.float64),
+    ):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        gradients.append(torch.autograd.grad(run(*leaves), leaves, upstream.to(dtype)))
+    for ours, exact in zip(*gradients, strict=True):
+        assert relative_norm(ours, exact) < BOUND
+
+
+@pytest.mark.parametrize("which", range(3))
+def test_a_gradient_that_nobody_asks_for_is_not_computed(which) -> None:
+    given = arguments()
+    given[which].requires_grad_()
+    linear(*given, backend="onednn").sum().backward()
+    assert [x.grad is not None for x in given] == [index == which for index in range(3)]
+
+
+@operations
+def test_it_can_be_differentiated_twice(operation) -> None:
+    def penalty(run: Callable[..., Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
+        leaves = [x.detach().requires_grad_() for x in given]
+        first = torch.autograd.grad(run(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(x.square().sum() for x in first), leaves)
+
+    given = arguments()
+    ours = penalty(lambda *leaves: operation(*leaves, backend="onednn"), given)
+    exact = penalty(PLAIN[operation], [x.double() for x in given])
+    for here, there in zip(ours, exact, strict=True):
+        assert relative_norm(here, there) < 10 * BOUND
+
+
+@operations
+def test_strided_tensors_are_read_where_they_lie(operation) -> None:
+    tokens, weight, bias = arguments((6, 8), 24, 40)
+    strided = (
+        tokens.transpose(0, 1).contiguous().transpose(0, 1),
+        weight.T.contiguous().T,
+        bias.repeat_interleave(2)[::2],
+    )
+    sparse = weight.repeat_interleave(2, dim=1)[:, ::2]
+    assert not any(x.is_contiguous() for x in strided)
+    expected = operation(tokens, weight, bias, backend="onednn")
+    torch.testing.assert_close(operation(*strided, backend="onednn"), expected)
+    torch.testing.assert_close(operation(tokens, sparse, bias, backend="onednn"), expected)
+    repeated = operation(tokens, weight[:1].expand(40, 24), bias * 0, backend="onednn")
+    plain = PLAIN[operation](tokens, weight[:1].expand(40, 24), bias * 0)
+    torch.testing.assert_close(repeated, plain)
+    broadcast = operation(tokens[:1].expand(6, 8, 24), weight, bias, backend="onednn")
+    torch.testing.assert_close(broadcast, expected[:1].expand(6, 8, 40))
+
+
+@operations
+def test_what_is_not_a_number_stays_in_its_row(operation) -> None:
+    given = arguments((4,))
+    given[0][1] = torch.nan
+    hidden = operation(*given, backend="onednn")
+    assert hidden[1].isnan().all()
+    assert hidden[[0, 2, 3]].isfinite().all()
+
+
+@operations
+def test_what_comes_in_is_left_as_it_was(operation) -> None:
+    given = arguments()
+    before = [x.clone() for x in given]
+    operation(*given, backend="onednn")
+    assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
+
+
+@operations
+def test_compiled_and_exported_programs_give_the_same(operation) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *given: Tensor) -> Tensor:
+            return operation(*given, backend="onednn")
+
+    given = arguments()
+    eager = operation(*given, backend="onednn")
+    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*given), eager)
+    exported = torch.export.export(Module(), tuple(given)).module()
+    torch.testing.assert_close(exported(*given), eager)
+    leaves = [x.requires_grad_() for x in given]
+    both = [
+        torch.autograd.grad(run(*leaves).square().sum(), leaves)
+        for run in (compiled, lambda *given: operation(*given, backend="onednn"))
+    ]
+    for ours, expected in zip(*both, strict=True):
+        torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_operator_is_a_proper_one(bias) -> None:
+    tokens, weight, shift = (x.requires_grad_() for x in arguments())
+    torch.library.opcheck(
+        torch.ops.ast_fast.linear_onednn.default, (tokens, weight, shift if bias else None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "faster"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_f": True}, True),
+        ({"cpu_name": "AMD EPYC", "avx512_f": False}, False),
+        ({"cpu_name": "Intel(R) Xeon(R) Processor", "avx512_f": True}, False),
+        ({}, False),  # of another architecture, or an older torch
+    ],
+)
+def test_auto_takes_onednn_where_torchs_own_product_leaves_half_of_the_cpu(
+    capabilities, faster, monkeypatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert _onednn.is_faster_here() == faster
+    monkeypatch.setattr(_onednn, "IS_FASTER", faster)
+    assert choose_backend("auto", *arguments()) == ("onednn" if faster else "reference")
+
+
+@operations
+def test_auto_leaves_to_torch_what_onednn_does_not_take(operation, monkeypatch) -> None:
+    monkeypatch.setattr(_onednn, "IS_FASTER", True)
+    given = arguments()
+    expected = PLAIN[operation](*given)
+    torch.testing.assert_close(operation(*given), expected)
+    for dtype in (torch.float64, torch.bfloat16):
+        kind = [x.to(dtype) for x in given]
+        assert torch.equal(operation(*kind), PLAIN[operation](*kind))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(operation(*given), PLAIN[operation](*given))
+    by_clip = torch.func.vmap(operation, (0, None, None))(*given)
+    torch.testing.assert_close(by_clip, expected)
+    slopes = torch.func.jvp(operation, tuple(given), tuple(given))
+    torch.testing.assert_close(slopes, torch.func.jvp(PLAIN[operation], tuple(given), tuple(given)))
+
+
+ZEROS = torch.zeros(2, 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"tokens": None}, TypeError, "tokens must be a tensor, got NoneType"),
+        ({"weight": torch.zeros(5, 3)}, ValueError, "weight must be (out, 4), got (5, 3)"),
+        ({"bias": torch.zeros(4)}, ValueError, "bias must have shape (5,), got (4,)"),
+        (
+            {"backend": "triton"},
+            ValueError,
+            "backend must be one of auto, reference, onednn for li",
+        ),
+        (
+            {"backend": "onednn", "tokens": ZEROS.double()},
+            RuntimeError,
+            "onednn needs tokens in float32 on the CPU, got float64 on cpu; use backend=",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, error, message) -> None:
+    good = {"tokens": ZEROS, "weight": torch.zeros(5, 4), "bias": torch.zeros(5)}
+    with pytest.raises(error, match=re.escape(message)):
+        linear(**{**good, **changes})
+
+
+def test_autocast_is_refused_by_name() -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match="onednn needs float32, which autocast would take away"),
+    ):
+        linear(*arguments(), backend="onednn")
