@@ -195,6 +195,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         raise InputError(f"{MERGE} must name at least 2 runs, got {len(paths)}")
     parts = {path: _part(read_report(path)) for path in paths}
     configs = {path: recorded_config(path) for path in paths}
+    infos = {path: _read_run(path) for path in paths}
     first, *others = paths
     for path in others:
         here, there = config_values(configs[first]), config_values(configs[path])
@@ -204,6 +205,12 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
                     f"{path} must have the settings of {first}: {key} is {there[key]} there and "
                     f"{here[key]} here"
                 )
+        precision, other = infos[first].get("amp"), infos[path].get("amp")
+        if other != precision:
+            raise InputError(
+                f"{path} must have the precision of {first}: training.amp came to {other} there "
+                f"and to {precision} here"
+            )
         if parts[path]["data_key"] != parts[first]["data_key"]:
             raise InputError(f"{path} must be of the same clips as {first}, and is of others")
     homes: dict[int, Path] = {}
@@ -218,10 +225,10 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     dataset = open_dataset(config, console=_Console(stderr=True))
     if dataset.key != parts[first]["data_key"]:
         raise InputError(f"{dataset.root} must hold the clips of {first}, and holds others now")
-    info = _read_run(first) | {
+    info = infos[first] | {
         "command": shlex.join([*shlex.split(PROGRAM), *argv]),
         "merged": [{"path": str(path), "folds": parts[path]["folds"]} for path in paths],
-        "started": min(_read_run(path)["started"] for path in paths),
+        "started": min(info["started"] for info in infos.values()),
         "ended": run_info.now(),
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -69,14 +69,11 @@ def run_seeds(
     rest = _joined(groups, without={"--out", "--resume"})
     for seed in seeds:
         folder = out / f"seed-{seed}"
-        if not resumes:
-            if ranks.is_first:
-                print(f"\nseed {seed}", flush=True)
-            code = run([*rest, "--seed", str(seed), "--out", str(folder)])
-        elif (folder / "config.toml").is_file():
-            code = run([*rest, "--resume", "--out", str(folder)])
-        else:
-            code = run([*rest, "--seed", str(seed), "--out", str(folder)])
+        if ranks.is_first and not resumes:
+            print(f"\nseed {seed}", flush=True)
+        goes_on = resumes and (folder / "config.toml").is_file()
+        which = ["--resume"] if goes_on else ["--seed", str(seed)]
+        code = run([*rest, *which, "--out", str(folder)])
         if code:
             return code
     if not ranks.is_first:

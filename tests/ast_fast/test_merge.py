@@ -75,6 +75,19 @@ def test_other_clips_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     assert "must be of the same clips as" in capsys.readouterr().err
 
 
+def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> None:
+    """As two machines give it to jobs of the same settings."""
+    shutil.copytree(jobs / "b", tmp_path / "b")
+    info = json.loads((tmp_path / "b" / "run.json").read_text())
+    other = "off" if info["amp"] == "bfloat16" else "bfloat16"
+    (tmp_path / "b" / "run.json").write_text(json.dumps(info | {"amp": other}))
+    out = ["--out", str(tmp_path / "merged")]
+    assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
+    message = f"training.amp came to {other} there and to {info['amp']} here"
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
 def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     runs = ["--merge", str(jobs / "a"), str(jobs / "b")]
     assert main(runs) == 2
