@@ -61,6 +61,7 @@ setup(
         "ast_fast_kernels.fbank",
         "ast_fast_kernels.gelu",
         "ast_fast_kernels.layer_norm",
+        "ast_fast_kernels.linear",
         "ast_fast_kernels.mix",
         "ast_fast_kernels.normalise",
         "ast_fast_kernels.testing",

@@ -77,6 +77,7 @@ from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.linear.api import choose_backend as choose_linear
 
 CONFIG = "config.toml"
 RUN = "run.json"
@@ -760,15 +761,19 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
     """Return the backend of each operation on this device, under the backends chosen."""
     model = config.model
     samples = torch.zeros(1, config.fbank.window_size, device=device)
+    amp = resolve_amp(config.training.amp, device)
     qkv = torch.zeros(
         (1, 1, 3, model.num_heads, model.embed_dim // model.num_heads),
-        dtype=resolve_amp(config.training.amp, device) or torch.float32,
+        dtype=amp or torch.float32,
         device=device,
     )
-    return {
-        "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
-        "attention": choose_attention(requested_backend("attention", "auto"), qkv),
-    }
+    weight = torch.zeros(1, 1, device=device)
+    with autocast(device, amp):
+        return {
+            "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
+            "attention": choose_attention(requested_backend("attention", "auto"), qkv),
+            "linear": choose_linear(requested_backend("linear", "auto"), weight, weight, weight[0]),
+        }
 
 
 def exhausted_resource(error: BaseException) -> str | None:

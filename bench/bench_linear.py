@@ -14,8 +14,15 @@ from ast_fast_kernels import linear, linear_gelu
 from ast_fast_kernels.linear.api import choose_backend
 from ast_fast_kernels.testing.timing import interleaved_medians
 
-SIZES = [(8192, 192, 576), (8192, 192, 768), (8192, 768, 192), (8192, 128, 512), (256, 192, 768)]
-"""(rows, width, out): a block's of 32 clips of 256 patches, and one clip's."""
+SIZES = [
+    (8192, 192, 576),
+    (8192, 192, 768),
+    (8192, 768, 192),
+    (8192, 128, 512),
+    (256, 192, 768),
+    (32, 192, 50),
+]
+"""(rows, width, out): a block's of 32 clips of 256 patches, one clip's, and the head's."""
 BACKENDS = ("reference", "onednn")
 PRODUCTS = {"forward": 1, "both": 3}
 

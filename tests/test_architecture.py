@@ -59,6 +59,21 @@ def test_kernels_never_import_ast_fast(module: str) -> None:
     assert not [name for name in imports(path) if within(name, "ast_fast")]
 
 
+def test_every_package_is_installed() -> None:
+    packages = {
+        package if path.parent == folder else f"{package}.{path.parent.name}"
+        for package, folder in PACKAGES.items()
+        for path in folder.rglob("__init__.py")
+    }
+    named = {
+        node.value
+        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert len(packages) > 5
+    assert packages <= named
+
+
 @pytest.mark.parametrize("module", BACKEND_MODULES)
 def test_backends_never_import_each_other(module: str) -> None:
     path = modules("ast_fast_kernels")[module]

@@ -47,6 +47,11 @@ def check_projection(tokens: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
 
 
+def is_strided(tensor: Tensor) -> bool:
+    """Say whether it is an ordinary tensor: not sparse, nested or of another library's layout."""
+    return tensor.layout is torch.strided and not tensor.is_nested
+
+
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which nobody may write to."""
     if not array.flags.c_contiguous:
@@ -63,13 +68,13 @@ def tensor_over(array: npt.NDArray[Any]) -> Tensor:
 
 def transform_obstacle(backend: str) -> str | None:
     """Say why an operator without rules for torch's transforms cannot run; None when it can."""
-    if _is_transformed():
+    if is_transformed():
         return f"{backend} runs under no transform of torch.func and has no forward-mode derivative"
     return None
 
 
 @constant_in_graphs
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether a transform of torch.func or forward-mode differentiation is at work."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 

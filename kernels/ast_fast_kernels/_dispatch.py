@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ast_fast_kernels._tracing import constant_in_graphs
@@ -97,8 +98,10 @@ def requested_backend(op: str, argument: str) -> str:
 
 def load_backend(op: str, backend: str) -> Callable[..., Any]:
     """Return a backend's function, importing its module the first time."""
-    _load(op, backend)
-    return _loaded[op, backend]
+    name = f"{op}_{backend}"
+    _load(op, backend, name)
+    function: Callable[..., Any] = getattr(_loaded, name)
+    return function
 
 
 AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
@@ -146,14 +149,15 @@ def log_choice(op: str, backend: str, reason: str | None = None) -> None:
     _log(op, backend, reason)
 
 
-_loaded: dict[tuple[str, str], Callable[..., Any]] = {}
+# A module, whose attributes dynamo looks up anew: of a dict it would not see what `_load` adds.
+_loaded = ModuleType("ast_fast_kernels._loaded")
 
 
 @constant_in_graphs
-def _load(op: str, backend: str) -> None:
-    if (op, backend) not in _loaded:
+def _load(op: str, backend: str, name: str) -> None:
+    if not hasattr(_loaded, name):
         module, _, function = BACKENDS[op, backend].partition(":")
-        _loaded[op, backend] = getattr(importlib.import_module(module), function)
+        setattr(_loaded, name, getattr(importlib.import_module(module), function))
 
 
 # Apart from `log_choice`, since dynamo looks through a cache at what it wraps.

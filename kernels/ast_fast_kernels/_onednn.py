@@ -1,14 +1,19 @@
-"""Products of float32 by oneDNN, which torch brings beside MKL, as a differentiable operator."""
+"""Projections of float32 by oneDNN, which torch brings beside MKL, as torch operators."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ast_fast_kernels import _checks, _operators
+from ast_fast_kernels._tracing import constant_in_graphs
+
+HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+IS_THERE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def is_faster_here() -> bool:
@@ -17,12 +22,11 @@ def is_faster_here() -> bool:
     MKL keeps to AVX2 on CPUs that are not Intel's: 190 GFLOP/s where oneDNN does 400 (docs/log.md).
     """
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    name = str(capabilities.get("cpu_name", ""))
-    return name.startswith("AMD") and bool(capabilities.get("avx512_f", False))
+    is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+    return is_amd and bool(capabilities.get("avx512_f", False)) and HAS_MKL
 
 
 IS_FASTER = is_faster_here()
-IS_THERE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
 def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str | None:
@@ -38,34 +42,49 @@ def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> st
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
             kind = _checks.dtype_name(tensor.dtype)
             return f"onednn needs {name} in float32 on the CPU, got {kind} on {tensor.device}"
+        if not _checks.is_strided(tensor):
+            return f"onednn needs {name} to be dense and strided"
     if torch.is_autocast_enabled("cpu"):
         return "onednn needs float32, which autocast would take away"
     if not IS_THERE:
         return "onednn is not in this build of torch"
-    if requested == "auto" and not IS_FASTER:
-        return "torch's own products are as fast on this CPU"
+    if requested == "auto" and not (IS_FASTER and _is_enabled()):
+        return "torch's own products are as fast on this CPU, or oneDNN is switched off"
     return _checks.transform_obstacle("onednn")
 
 
-def product(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+@constant_in_graphs
+def _is_enabled() -> bool:
+    """Whether torch.backends.mkldnn is on; torch.export switches it off while it traces."""
+    return bool(torch.backends.mkldnn.enabled)
+
+
+def project(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return tokens · weightᵀ + bias; arguments as `functional.linear`'s."""
     projected: Tensor = torch.ops.ast_fast.linear_onednn(tokens, weight, bias)
     return projected
 
 
-def run(
-    tokens: Tensor, weight: Tensor, bias: Tensor | None, then: Literal["none", "gelu"] = "none"
-) -> Tensor:
-    """Return the same without a gradient, and its GELU if asked for."""
+def project_gelu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU of the same in one pass; without a gradient."""
+    hidden: Tensor = torch.ops.ast_fast.linear_gelu_onednn(tokens, weight, bias)
+    return hidden
+
+
+def _run(tokens: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none") -> Tensor:
     tokens, weight = tokens.detach(), weight.detach()
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()
     bias = None if bias is None else bias.detach().contiguous()  # its strides are not looked at
     if tokens.numel() == 0 or weight.numel() == 0:  # sums of nothing, which oneDNN has not
-        projected = torch.nn.functional.linear(tokens, weight, bias)
-        return projected if then == "none" else torch.nn.functional.gelu(projected)
+        projected = functional.linear(tokens, weight, bias)
+        return projected if then == "none" else functional.gelu(projected)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, then, [], "none")
     return result
+
+
+def _run_gelu(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return _run(tokens, weight, bias, "gelu")
 
 
 def _fake(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -73,26 +92,31 @@ def _fake(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
+    needs_tokens, needs_weight = ctx.needs_input_grad[:2]
+    ctx.save_for_backward(inputs[0] if needs_weight else None, inputs[1] if needs_tokens else None)
 
 
 def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     tokens, weight = ctx.saved_tensors
-    needs_tokens, needs_weight, needs_bias = ctx.needs_input_grad
     rows = grad.reshape(-1, grad.shape[-1])
     return (
-        product(grad, weight.T, None) if needs_tokens else None,
-        _of_weight(rows, tokens.reshape(-1, tokens.shape[-1])) if needs_weight else None,
-        rows.sum(dim=0) if needs_bias else None,
+        None if weight is None else project(grad, weight.T, None),
+        None if tokens is None else _of_weight(rows, tokens.reshape(-1, tokens.shape[-1])),
+        rows.sum(dim=0) if ctx.needs_input_grad[2] else None,
     )
 
 
 def _of_weight(grad: Tensor, tokens: Tensor) -> Tensor:
     """Return gradᵀ · tokens, as oneDNN does it faster: with fewer rows than columns."""
     if grad.shape[1] > tokens.shape[1]:
-        return product(tokens.T, grad.T, None).T
-    return product(grad.T, tokens.T, None)
+        return project(tokens.T, grad.T, None).T
+    return project(grad.T, tokens.T, None)
 
 
-_operators.define("linear_onednn(Tensor tokens, Tensor weight, Tensor? bias) -> Tensor", run, _fake)
+_operators.define(
+    "linear_onednn(Tensor tokens, Tensor weight, Tensor? bias) -> Tensor", _run, _fake
+)
 torch.library.register_autograd("ast_fast::linear_onednn", _gradient, setup_context=_keep)
+_operators.define(
+    "linear_gelu_onednn(Tensor tokens, Tensor weight, Tensor bias) -> Tensor", _run_gelu, _fake
+)

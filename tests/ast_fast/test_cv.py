@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 
 from ast_fast import checkpoint, cv
 from ast_fast.cv import exhausted_resource, main
+from ast_fast_kernels._onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
 NUM_FOLDS = 2
@@ -179,7 +180,7 @@ def test_run_json_says_what_ran_where(finished: Path) -> None:
     assert {"python", "torch", "numpy"} <= run["versions"].keys()
     assert {"cpu", "cores", "memory_gib", "gpu"} <= run["machine"].keys()
     assert run["threads"] == 1
-    assert run["kernels"] == {"fbank": "reference", "attention": "reference"}
+    assert run["kernels"] == dict.fromkeys(["fbank", "attention", "linear"], "reference")
     assert run["started"] <= run["ended"]
     assert run["peak_memory_gib"] > 0
 
@@ -888,11 +889,12 @@ def test_attention_runs_by_numba_where_its_head_dim_fits(
     base: list[str], tmp_path: Path, backend: str, heads: str, attention: str
 ) -> None:
     out = tmp_path / "run"
-    given = ["--backend", backend, "--model.num-heads", heads]  # of a width of 16
+    given = ["--backend", backend, "--model.num-heads", heads, "--training.amp", "off"]  # 16 wide
     arguments = changed(base, *given, "--training.epochs", "1", "--folds", "1")
     assert main([*arguments, "--out", str(out)]) == 0
     run = json.loads((out / "run.json").read_text())
-    assert run["kernels"] == {"fbank": "numba", "attention": attention}
+    linear = "onednn" if IS_FASTER else "reference"
+    assert run["kernels"] == {"fbank": "numba", "attention": attention, "linear": linear}
     kernel = read_report(out)["kernels"]["attention"]
     assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == attention
     assert 0 <= kernel["max_abs_error"] < 1e-5

@@ -9,6 +9,7 @@ import torch
 
 from ast_fast_kernels import FbankConfig, _dispatch, attention, fbank, use_backend
 from ast_fast_kernels._dispatch import BACKENDS, load_backend, requested_backend
+from ast_fast_kernels.testing.processes import run_program
 
 WAVEFORM = torch.zeros(1, 800)
 
@@ -191,3 +192,23 @@ def test_auto_says_once_what_it_chose(caplog: pytest.LogCaptureFixture) -> None:
         "fbank: auto chose backend 'numba'",
         "attention: auto chose backend 'sdpa' (numba needs a head_dim of 16, 32, 64, got 4)",
     ]
+
+
+def test_operations_that_are_new_to_a_process_meet_in_one_graph() -> None:
+    printed = run_program(
+        """
+import torch
+from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu
+
+def block(tokens, matrix, bias):
+    packed = torch.cat([linear(tokens, matrix, bias)] * 3, dim=-1).unflatten(-1, (3, 1, 16))
+    update = attention(packed).flatten(-2)
+    tokens, normed = add_layer_norm(tokens, update, bias, bias)
+    return tokens + linear_gelu(normed, matrix, bias)
+
+given = torch.randn(2, 5, 16), torch.randn(16, 16), torch.randn(16)
+compiled = torch.compile(block, fullgraph=True, backend="aot_eager")(*given)
+print(torch.allclose(compiled, block(*given), atol=1e-5))
+"""
+    )
+    assert printed.strip() == "True"

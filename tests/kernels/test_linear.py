@@ -14,8 +14,7 @@ from ast_fast_kernels import _onednn, linear, linear_gelu
 from ast_fast_kernels.linear.api import choose_backend
 from ast_fast_kernels.testing.budgets import relative_norm
 
-pytestmark = pytest.mark.skipif(not _onednn.IS_THERE, reason="this torch is built without oneDNN")
-
+needs_onednn = pytest.mark.skipif(not _onednn.IS_THERE, reason="this torch is built without oneDNN")
 PLAIN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     linear: functional.linear,
     linear_gelu: lambda *given: functional.gelu(functional.linear(*given)),
@@ -23,7 +22,7 @@ PLAIN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
 operations = pytest.mark.parametrize("operation", PLAIN, ids=lambda function: function.__name__)
 
 BOUND = 1e-6
-"""Largest norm of an error in float32 over that of the projection; MKL's products come to 2e-7."""
+"""Largest norm of an error in float32 over that of the projection: docs/numerics.md has more."""
 
 
 def arguments(
@@ -37,6 +36,7 @@ def arguments(
     return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
+@needs_onednn
 @operations
 @pytest.mark.parametrize("rows", [(3, 7), (1,), (), (2, 3, 5), (0, 4), (1000,)])
 @pytest.mark.parametrize(("width", "out"), [(24, 40), (40, 24), (1, 1), (192, 768), (7, 0), (0, 7)])
@@ -52,6 +52,7 @@ def test_it_is_the_definition(operation, rows, width, out) -> None:
         assert (hidden.detach() - exact).norm() <= allowed
 
 
+@needs_onednn
 @operations
 @pytest.mark.parametrize(("width", "out"), [(24, 40), (40, 24)])
 @pytest.mark.parametrize(
@@ -78,14 +79,25 @@ def test_gradients_are_those_of_the_definition(operation, layout, width, out) ->
         assert relative_norm(ours, exact) < BOUND
 
 
+@needs_onednn
 @pytest.mark.parametrize("which", range(3))
-def test_a_gradient_that_nobody_asks_for_is_not_computed(which) -> None:
+def test_what_a_gradient_does_not_need_is_neither_kept_nor_computed(which) -> None:
     given = arguments()
     given[which].requires_grad_()
-    linear(*given, backend="onednn").sum().backward()
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        projected = linear(*given, backend="onednn")
+    assert [x.shape for x in kept] == [[given[1].shape], [given[0].shape], []][which]
+    projected.sum().backward()
     assert [x.grad is not None for x in given] == [index == which for index in range(3)]
 
 
+@needs_onednn
 @operations
 def test_it_can_be_differentiated_twice(operation) -> None:
     def penalty(run: Callable[..., Tensor], given: list[Tensor]) -> tuple[Tensor, ...]:
@@ -100,6 +112,7 @@ def test_it_can_be_differentiated_twice(operation) -> None:
         assert relative_norm(here, there) < 10 * BOUND
 
 
+@needs_onednn
 @operations
 def test_strided_tensors_are_read_where_they_lie(operation) -> None:
     tokens, weight, bias = arguments((6, 8), 24, 40)
@@ -120,6 +133,7 @@ def test_strided_tensors_are_read_where_they_lie(operation) -> None:
     torch.testing.assert_close(broadcast, expected[:1].expand(6, 8, 40))
 
 
+@needs_onednn
 @operations
 def test_what_is_not_a_number_stays_in_its_row(operation) -> None:
     given = arguments((4,))
@@ -129,6 +143,7 @@ def test_what_is_not_a_number_stays_in_its_row(operation) -> None:
     assert hidden[[0, 2, 3]].isfinite().all()
 
 
+@needs_onednn
 @operations
 def test_what_comes_in_is_left_as_it_was(operation) -> None:
     given = arguments()
@@ -137,6 +152,7 @@ def test_what_comes_in_is_left_as_it_was(operation) -> None:
     assert all(torch.equal(*pair) for pair in zip(given, before, strict=True))
 
 
+@needs_onednn
 @operations
 def test_compiled_and_exported_programs_give_the_same(operation) -> None:
     class Module(torch.nn.Module):
@@ -158,6 +174,46 @@ def test_compiled_and_exported_programs_give_the_same(operation) -> None:
         torch.testing.assert_close(ours, expected)
 
 
+@needs_onednn
+@operations
+def test_the_compiler_of_kernels_takes_it(operation) -> None:
+    """Without a graph too, where it knows an operator of oneDNN's of its own, and of any size."""
+    given = arguments()
+    compiled = torch.compile(lambda *given: operation(*given, backend="onednn"), fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*given), operation(*given, backend="onednn"))
+
+
+@needs_onednn
+@operations
+def test_a_number_of_rows_that_values_decide_is_no_obstacle(operation) -> None:
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def of_some(tokens: Tensor, chosen: Tensor, *rest: Tensor) -> Tensor:
+        return operation(tokens[chosen], *rest, backend="onednn")
+
+    tokens, *rest = arguments((6,))
+    chosen = torch.tensor([True, False, True, True, False, False])
+    with torch.no_grad(), torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        some = of_some(tokens, chosen, *rest)
+    torch.testing.assert_close(some, operation(tokens[chosen], *rest, backend="onednn"))
+
+
+@needs_onednn
+def test_sums_of_many_rows_are_as_exact() -> None:
+    given = arguments((8192,), 192, 768)
+    upstream = torch.randn(8192, 768)
+    gradients = []
+    for run, dtype in (
+        (lambda *given: linear(*given, backend="onednn"), torch.float32),
+        (functional.linear, torch.float64),
+    ):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        gradients.append(torch.autograd.grad(run(*leaves), leaves, upstream.to(dtype)))
+    for ours, exact in zip(*gradients, strict=True):
+        assert relative_norm(ours, exact) < BOUND
+
+
+@needs_onednn
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_operator_is_a_proper_one(bias) -> None:
     tokens, weight, shift = (x.requires_grad_() for x in arguments())
@@ -197,6 +253,13 @@ def test_auto_leaves_to_torch_what_onednn_does_not_take(operation, monkeypatch) 
         assert torch.equal(operation(*given), PLAIN[operation](*given))
     by_clip = torch.func.vmap(operation, (0, None, None))(*given)
     torch.testing.assert_close(by_clip, expected)
+    nested = torch.nested.nested_tensor(list(given[0].unbind()), layout=torch.jagged)
+    pieces = operation(nested, *given[1:]).unbind()
+    torch.testing.assert_close(torch.stack(pieces), expected)
+    elsewhere = operation(given[0].to_mkldnn(), given[1].to_mkldnn(), given[2].to_mkldnn())
+    torch.testing.assert_close(elsewhere.to_dense(), expected)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert choose_backend("auto", *given) == "reference"
     slopes = torch.func.jvp(operation, tuple(given), tuple(given))
     torch.testing.assert_close(slopes, torch.func.jvp(PLAIN[operation], tuple(given), tuple(given)))
 
@@ -228,9 +291,27 @@ def test_what_does_not_fit_is_refused(changes, error, message) -> None:
         linear(**{**good, **changes})
 
 
-def test_autocast_is_refused_by_name() -> None:
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(RuntimeError, match="onednn needs float32, which autocast would take away"),
-    ):
+@needs_onednn
+@pytest.mark.parametrize(
+    ("situation", "message"),
+    [
+        (torch.autocast("cpu", torch.bfloat16), "onednn needs float32, which autocast would take"),
+        (torch.autograd.forward_ad.dual_level(), "onednn runs under no transform of torch.func"),
+    ],
+)
+def test_where_it_cannot_run_it_says_so(situation, message) -> None:
+    with situation, pytest.raises(RuntimeError, match=message):
         linear(*arguments(), backend="onednn")
+
+
+def test_a_torch_without_it_says_so(monkeypatch) -> None:
+    monkeypatch.setattr(_onednn, "IS_THERE", False)
+    with pytest.raises(RuntimeError, match="onednn is not in this build of torch; use backend="):
+        linear(*arguments(), backend="onednn")
+
+
+@needs_onednn
+def test_another_layout_is_refused_by_name() -> None:
+    tokens, weight, bias = arguments((3,))
+    with pytest.raises(RuntimeError, match="onednn needs weight to be dense and strided; use back"):
+        linear(tokens, weight.to_sparse_csr(), bias, backend="onednn")

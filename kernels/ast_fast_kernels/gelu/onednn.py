@@ -16,5 +16,5 @@ def linear_gelu_onednn(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     needs_graph = any(tensor.requires_grad for tensor in (tokens, weight, bias))
     if torch.is_grad_enabled() and needs_graph:
-        return functional.gelu(_onednn.product(tokens, weight, bias))
-    return _onednn.run(tokens, weight, bias, "gelu")
+        return functional.gelu(_onednn.project(tokens, weight, bias))
+    return _onednn.project_gelu(tokens, weight, bias)

@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ast_fast_kernels import _checks
+
 
 def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return GELU (exact, by the error function) of the projected tokens.
 
     In place where no graph is kept: the projection is nobody else's, and a pass over fresh memory
-    of its size takes as long as the function.
+    of its size takes as long as the function. Not under transforms and for other layouts, which
+    have no rules for it.
 
     Args:
         tokens: Shape (..., width).
@@ -19,7 +22,8 @@ def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         bias: Shape (hidden,).
     """
     hidden = functional.linear(tokens, weight, bias)
-    if hidden.requires_grad:  # its gradient needs the projection
+    needs_projection = hidden.requires_grad  # as its gradient does
+    if needs_projection or _checks.is_transformed() or not _checks.is_strided(hidden):
         return functional.gelu(hidden)
     activated: Tensor = torch.ops.aten.gelu_(hidden)
     return activated
