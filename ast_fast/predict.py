@@ -27,6 +27,7 @@ from ast_fast.device import autocast, resolve_amp, resolve_device
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
+from ast_fast.memory import keep_freed_memory
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import show_progress
 
@@ -204,6 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    keep_freed_memory()
     try:
         return _classify_all(options)
     except InputError as error:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from ast_fast.memory import keep_freed_memory
 from ast_fast_kernels.testing.signals import make_signal
 from bench import floor, torchaudio_client
 from bench.peers import PEERS
-from bench.turns import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
 CLIP_SAMPLES = 80000  # 5 s at 16 kHz, ESC-50's length

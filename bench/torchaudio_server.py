@@ -17,7 +17,8 @@ import numpy as np
 import torch
 import torchaudio
 
-from bench.turns import keep_freed_memory, settle
+from ast_fast.memory import keep_freed_memory
+from bench.turns import settle
 
 Run = Callable[[torch.Tensor], Any]
 """Returns the features of a batch (clips, num_samples), or a list of those of its clips."""

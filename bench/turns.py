@@ -5,30 +5,12 @@ Needs nothing but the standard library, so that another interpreter's candidates
 
 from __future__ import annotations
 
-import ctypes
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 PAUSE_SECONDS, MOST_PAUSES = 0.005, 60
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-LARGEST_KEPT = 32 << 20
-
-
-def keep_freed_memory() -> None:
-    """Make malloc keep what is freed as it does in a process that has run for a while.
-
-    glibc raises these thresholds by itself as blocks are freed, to 32 MiB and twice that at most.
-    Until it has, every call pays for fresh pages, and how soon it has depends on what ran before.
-    """
-    if sys.platform == "linux":
-        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
-        if mallopt is not None:
-            mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-            mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_KEPT)
 
 
 def settle() -> None:
