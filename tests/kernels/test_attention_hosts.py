@@ -329,8 +329,8 @@ for _ in range(5): both()
 seconds = (time.perf_counter() - begin) / 5
 stopped = 0
 for attempt in range(40):
-    signal.setitimer(signal.ITIMER_REAL, seconds * (attempt + 1) / 20)  # over two calls
     try:
+        signal.setitimer(signal.ITIMER_REAL, seconds * (attempt + 1) / 20)  # over two calls
         for _ in range(1000): both()
     except Stop:
         stopped += 1

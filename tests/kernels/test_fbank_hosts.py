@@ -403,8 +403,8 @@ def stop(*_): raise Stop
 signal.signal(signal.SIGALRM, stop)
 stopped = 0
 for attempt in range(40):
-    signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00005 * attempt)
     try:
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + 0.00005 * attempt)
         for _ in range(5): expected()
     except Stop:
         stopped += 1
