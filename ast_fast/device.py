@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
 
 from ast_fast.errors import InputError
+from ast_fast_kernels._checks import cpu_capabilities
 
 CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 """Environment variable, and the value with which cuBLAS gives the same bits each time.
@@ -39,12 +40,11 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """Say whether a device multiplies matrices of bfloat16 in hardware, faster than float32's.
 
     Of CPUs those do that have AMX, or AVX-512's bfloat16 products. The others are slower than in
-    float32, by ten times and more where torch emulates it; no CPU is taken under an older torch,
-    which cannot say.
+    float32, by ten times and more where torch emulates it.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = cpu_capabilities()
     return any(capabilities.get(unit, False) for unit in CPU_BFLOAT16_UNITS)
 
 

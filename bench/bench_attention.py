@@ -73,7 +73,7 @@ def test_attention(
     run = make(qkv)
     for name in BACKENDS[1:]:
         torch.testing.assert_close(run(name), run("reference"), rtol=1e-4, atol=1e-4)
-    medians = _take_turns(benchmark, run, rounds)
+    medians = take_turns(benchmark, run, rounds)
     work = 2 * PRODUCTS[make] * batch * heads * tokens**2 * head_dim
     benchmark.extra_info["gflops"] = 1e-9 * work / medians["numba"]
     benchmark(lambda: run("numba"))
@@ -99,15 +99,18 @@ def test_block(benchmark, shape: tuple[int, ...], threads: int, rounds: int) -> 
 
     for name in BACKENDS[1:]:
         torch.testing.assert_close(step(name), step("reference"), rtol=1e-3, atol=1e-2)
-    _take_turns(benchmark, step, rounds)
+    take_turns(benchmark, step, rounds)
     benchmark(lambda: step("numba"))
 
 
-def _take_turns(benchmark, run: Run, rounds: int) -> dict[str, float]:
-    """Time a call with each backend in turns, note the ratios and return the medians."""
+def take_turns(
+    benchmark, run: Run, rounds: int, backends: tuple[str, ...] = BACKENDS
+) -> dict[str, float]:
+    """Time a call with each backend in turns, note the last one's ratios and return the medians."""
     medians = interleaved_medians(
-        {name: lambda name=name: run(name) for name in BACKENDS}, rounds=rounds
+        {name: lambda name=name: run(name) for name in backends}, rounds=rounds
     )
-    for name in BACKENDS[:-1]:
-        benchmark.extra_info[f"faster_than_{name}_by"] = medians[name] / medians["numba"]
+    *others, ours = backends
+    for name in others:
+        benchmark.extra_info[f"faster_than_{name}_by"] = medians[name] / medians[ours]
     return medians

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ast_fast_kernels import linear, linear_gelu
 from ast_fast_kernels.linear.api import choose_backend
-from ast_fast_kernels.testing.timing import interleaved_medians
+from bench.bench_attention import take_turns
 
 SIZES = [
     (8192, 192, 576),
@@ -47,11 +47,8 @@ def test_projection(
         return torch.autograd.grad(projected, leaves, grad)[1] if passes == "both" else projected
 
     torch.testing.assert_close(run("onednn"), run("reference"), rtol=1e-4, atol=1e-3)
-    medians = interleaved_medians(
-        {name: lambda name=name: run(name) for name in BACKENDS}, rounds=rounds
-    )
+    medians = take_turns(benchmark, run, rounds, BACKENDS)
     benchmark.extra_info |= {
-        "faster_than_reference_by": medians["reference"] / medians["onednn"],
         "gflops": 2e-9 * PRODUCTS[passes] * rows * width * out / medians["onednn"],
         "auto": choose_backend("auto", *given),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -45,6 +46,12 @@ def check_projection(tokens: Tensor, weight: Tensor, bias: Tensor) -> None:
         raise ValueError(f"weight must be (out, {tokens.shape[-1]}), got {tuple(weight.shape)}")
     if bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must have shape {tuple(weight.shape[:1])}, got {tuple(bias.shape)}")
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what torch knows of this CPU; nothing under an older torch, which cannot say."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def is_strided(tensor: Tensor) -> bool:

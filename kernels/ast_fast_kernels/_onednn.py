@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ def is_faster_here() -> bool:
 
     MKL keeps to AVX2 on CPUs that are not Intel's: 190 GFLOP/s where oneDNN does 400 (docs/log.md).
     """
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities = _checks.cpu_capabilities()
     is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
     return is_amd and bool(capabilities.get("avx512_f", False)) and HAS_MKL
 

@@ -25,15 +25,24 @@ BOUND = 1e-6
 """Largest norm of an error in float32 over that of the projection: docs/numerics.md has more."""
 
 
-def arguments(
-    rows: tuple[int, ...] = (3, 7),
-    width: int = 24,
-    out: int = 40,
-    dtype: torch.dtype = torch.float32,
-) -> list[Tensor]:
+def arguments(rows: tuple[int, ...] = (3, 7), width: int = 24, out: int = 40) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = ((*rows, width), (out, width), (out,))
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
+    return [torch.randn(shape, generator=generator) for shape in shapes]
+
+
+def assert_gradients_are_exact(
+    operation: Callable[..., Tensor], given: list[Tensor], upstream: Tensor
+) -> None:
+    gradients = []
+    for run, dtype in (
+        (lambda *given: operation(*given, backend="onednn"), torch.float32),
+        (PLAIN[operation], torch.float64),
+    ):
+        leaves = [x.to(dtype).requires_grad_() for x in given]
+        gradients.append(torch.autograd.grad(run(*leaves), leaves, upstream.to(dtype)))
+    for ours, exact in zip(*gradients, strict=True):
+        assert relative_norm(ours, exact) < BOUND
 
 
 @needs_onednn
@@ -68,15 +77,7 @@ def test_gradients_are_those_of_the_definition(operation, layout, width, out) ->
     given = arguments((5, 9), width, out)
     upstream = layout(torch.randn(5, 9, out))
     assert upstream.shape == (5, 9, out)
-    gradients = []
-    for run, dtype in (
-        (lambda *given: operation(*given, backend="onednn"), torch.float32),
-        (PLAIN[operation], torch.float64),
-    ):
-        leaves = [x.to(dtype).requires_grad_() for x in given]
-        gradients.append(torch.autograd.grad(run(*leaves), leaves, upstream.to(dtype)))
-    for ours, exact in zip(*gradients, strict=True):
-        assert relative_norm(ours, exact) < BOUND
+    assert_gradients_are_exact(operation, given, upstream)
 
 
 @needs_onednn
@@ -201,16 +202,7 @@ def test_a_number_of_rows_that_values_decide_is_no_obstacle(operation) -> None:
 @needs_onednn
 def test_sums_of_many_rows_are_as_exact() -> None:
     given = arguments((8192,), 192, 768)
-    upstream = torch.randn(8192, 768)
-    gradients = []
-    for run, dtype in (
-        (lambda *given: linear(*given, backend="onednn"), torch.float32),
-        (functional.linear, torch.float64),
-    ):
-        leaves = [x.to(dtype).requires_grad_() for x in given]
-        gradients.append(torch.autograd.grad(run(*leaves), leaves, upstream.to(dtype)))
-    for ours, exact in zip(*gradients, strict=True):
-        assert relative_norm(ours, exact) < BOUND
+    assert_gradients_are_exact(linear, given, torch.randn(8192, 768))
 
 
 @needs_onednn

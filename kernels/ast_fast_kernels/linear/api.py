@@ -12,8 +12,8 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
 
     torch takes MKL for products of float32, which leaves half of an AMD CPU with AVX-512 unused;
     oneDNN, which torch brings too, does not. A call costs some 25 µs more by oneDNN, so below about
-    3 million multiply-adds torch's is the faster; auto takes oneDNN all the same, so that a result
-    does not depend on a size. Differentiable in every tensor, any number of times.
+    3 million multiply-adds torch's is the faster; auto takes oneDNN all the same. Differentiable in
+    every tensor, any number of times.
 
     Args:
         tokens: Shape (..., width).
