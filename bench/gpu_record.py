@@ -3,7 +3,9 @@
 `python -m bench.gpu_record` (or `make gpu-record`) needs a CUDA machine, the installed package and
 pytest, and takes under 8 minutes. Candidates take turns; a time is the median of CUDA events (GPU)
 or of the clock (`--tiny`, which runs the same steps on toy sizes in Triton's interpreter, so that
-their logic can be tested anywhere; its times mean nothing and are marked so).
+their logic can be tested anywhere; its times mean nothing and are marked so). On a GPU a candidate
+is timed twice: as it is called, the host's part included; and as one of many in a CUDA graph, where
+only the device's is left.
 """
 
 from __future__ import annotations
@@ -31,8 +33,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ast_fast.config import ModelConfig
-from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.config import Config, FeatureConfig, ModelConfig
 from ast_fast_kernels import (
     FbankConfig,
     add_layer_norm,
@@ -42,11 +43,16 @@ from ast_fast_kernels import (
     use_backend,
 )
 from ast_fast_kernels.testing.budgets import log_mel_error, relative_norm
+from bench.bench_step import logits_of, peer_model, small_model
 from bench.gpu_peers import fbank_peers
 
 ROOT = Path(__file__).parents[1]
-MOST_PROCESSES = 8
+MOST_PROCESSES = 16
 """That run tests at a time: each holds a CUDA context."""
+CALLS_IN_A_GRAPH = 20
+"""Of a candidate: enough that the graph's own launch is a small part."""
+BY_HAND = "clip by clip"
+"""Part of the names of candidates that loop in Python or build tables on the host: no graph."""
 Candidates = dict[str, Callable[[], object]]
 TRITON = {"attention": "triton", "layer_norm": "triton", "gelu": "triton"}
 PLAIN = {"attention": "sdpa", "layer_norm": "reference", "gelu": "reference"}
@@ -59,7 +65,7 @@ class Sizes:
     attention: tuple[tuple[int, int, int, int], ...]  # (batch, tokens, heads, head_dim)
     rows: int
     width: int
-    clips: int
+    clips: tuple[int, ...]
     clip_samples: int
     model: ModelConfig
     frames: int
@@ -74,12 +80,12 @@ FULL = Sizes(
         (32, 128, 4, 32), (32, 256, 4, 32), (32, 250, 3, 64), (32, 512, 12, 64), (8, 600, 12, 64),
         (8, 1212, 12, 64),
     ),
-    rows=8000, width=192, clips=64, clip_samples=80000, model=ModelConfig(), frames=512,
+    rows=8000, width=192, clips=(1, 64, 1024), clip_samples=80000, model=ModelConfig(), frames=512,
     mel_bins=128, batch=32, steps=50, rounds=30,
 )  # fmt: skip
 TINY = Sizes(
     attention=((1, 17, 2, 16),),
-    rows=5, width=32, clips=2, clip_samples=2000, model=ModelConfig(embed_dim=32, num_heads=2,
+    rows=5, width=32, clips=(2,), clip_samples=2000, model=ModelConfig(embed_dim=32, num_heads=2,
     depth=1), frames=32, mel_bins=32, batch=2, steps=2, rounds=2,
 )  # fmt: skip
 
@@ -99,7 +105,9 @@ class Recorder:
         """Keep an error, and whether it is within what is allowed."""
         self.record["errors"][name] = {"error": error, "bound": bound, "holds": error <= bound}
 
-    def compare(self, name: str, candidates: Candidates, **facts: float) -> None:
+    def compare(
+        self, name: str, candidates: Candidates, *, graphs: bool = True, **facts: float
+    ) -> None:
         """Time candidates in turns; one that cannot run is kept with what it said."""
         cannot = {}
         for candidate, run in list(candidates.items()):
@@ -112,12 +120,29 @@ class Recorder:
                     raise
                 cannot[candidate] = str(error).splitlines()[0]
                 del candidates[candidate]
+        row: dict[str, Any] = {"seconds": self.medians(candidates), "cannot": cannot, **facts}
+        if self.device.type == "cuda" and graphs:
+            replays: Candidates = {}
+            for candidate, run in candidates.items():
+                if BY_HAND in candidate:
+                    continue
+                try:
+                    replays[candidate] = captured(run, CALLS_IN_A_GRAPH)
+                except Exception as error:
+                    if candidate.startswith("triton"):
+                        raise
+                    cannot[f"{candidate}, in a graph"] = str(error).splitlines()[0]
+            medians = self.medians(replays)
+            row["graph_seconds"] = {name: s / CALLS_IN_A_GRAPH for name, s in medians.items()}
+        self.record["times"][name] = row
+
+    def medians(self, candidates: Candidates) -> dict[str, float]:
+        """Return the median of each candidate's times, taken in turns."""
         seconds: dict[str, list[float]] = {candidate: [] for candidate in candidates}
         for _ in range(self.sizes.rounds):
             for candidate, run in candidates.items():
                 seconds[candidate].append(self.seconds(run))
-        medians = {candidate: statistics.median(times) for candidate, times in seconds.items()}
-        self.record["times"][name] = {"seconds": medians, "cannot": cannot, **facts}
+        return {candidate: statistics.median(times) for candidate, times in seconds.items()}
 
     def seconds(self, run: Callable[[], object]) -> float:
         if self.device.type != "cuda":
@@ -134,6 +159,21 @@ class Recorder:
     def wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
+
+
+def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
+    """Return the replay of a CUDA graph of so many calls."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(calls):
+            run()
+    return graph.replay
 
 
 def _gelu(x: Tensor, bias: Tensor, *, backend: str) -> Tensor:
@@ -186,7 +226,7 @@ def check_kernels(recorder: Recorder) -> None:
     for preset in ("ast", "whisper"):
         config = FbankConfig.preset(preset).replace(top_db=0.0, log_type="ln", output_scale=1.0)
         config = config.replace(output_shift=0.0)
-        waveform = 0.1 * recorder.noise(min(sizes.clips, 4), sizes.clip_samples)
+        waveform = 0.1 * recorder.noise(2, sizes.clip_samples)
         out = fbank(waveform, config, backend="triton")
         errors = log_mel_error(out, fbank(waveform.double(), config, backend="reference"))
         recorder.check(f"fbank {preset}", errors.max().item(), 3e-4)
@@ -194,24 +234,34 @@ def check_kernels(recorder: Recorder) -> None:
 
 def measure_fbank(recorder: Recorder) -> None:
     """Compare the filterbank with what a user of a GPU would run otherwise."""
-    sizes, config = recorder.sizes, FbankConfig()
-    waveform = 0.1 * recorder.noise(sizes.clips, sizes.clip_samples)
+    for clips in recorder.sizes.clips:
+        _measure_fbank(recorder, clips)
+
+
+def _measure_fbank(recorder: Recorder, clips: int) -> None:
+    config, num_samples = FbankConfig(), recorder.sizes.clip_samples
+    waveform = 0.1 * recorder.noise(clips, num_samples)
     samples = (waveform.clamp(-1, 1) * 32767).to(torch.int16)
     reference = partial(fbank, config=config, backend="reference")
     candidates: Candidates = {
         "triton": partial(fbank, waveform, config, backend="triton"),
         "triton, int16": partial(fbank, samples, config, backend="triton"),
         "torch eager": partial(reference, waveform),
-        "torch eager, clip by clip": lambda: [reference(clip) for clip in waveform],
     }
     if recorder.device.type == "cuda":  # a toy's minutes of compilation would say nothing
         from ast_fast_kernels.fbank.reference import fbank_reference
 
         compiled = torch.compile(fbank_reference)
         candidates["torch.compile"] = partial(compiled, waveform, config)
-    candidates |= fbank_peers(waveform)
-    moved = waveform.numel() * 4 + sizes.clips * config.num_frames(sizes.clip_samples) * 128 * 4
-    recorder.compare("fbank", candidates, clips=sizes.clips, bytes=moved)
+    if clips <= 64:  # a thousand calls a round would say no more
+        candidates[f"torch eager, {BY_HAND}"] = lambda: [reference(clip) for clip in waveform]
+    candidates |= {
+        name: run
+        for name, run in fbank_peers(waveform).items()
+        if clips <= 64 or BY_HAND not in name
+    }
+    moved = waveform.numel() * 4 + clips * config.num_frames(num_samples) * 128 * 4
+    recorder.compare(f"fbank, {clips} clips", candidates, clips=clips, bytes=moved)
 
 
 def measure_attention(recorder: Recorder) -> None:
@@ -276,11 +326,16 @@ def measure_block(recorder: Recorder) -> None:
 class Training:
     """A model and its optimiser, whose whole step can be captured as one CUDA graph."""
 
-    def __init__(self, recorder: Recorder, backends: dict[str, str]) -> None:
+    def __init__(
+        self, recorder: Recorder, build: Callable[[Config], torch.nn.Module], **backends: str
+    ) -> None:
         sizes = recorder.sizes
-        torch.manual_seed(0)
-        self.model = AudioSpectrogramTransformer(
-            sizes.model, num_mel_bins=sizes.mel_bins, num_frames=sizes.frames, num_classes=50
+        self.model = build(
+            Config(
+                model=sizes.model,
+                fbank=FbankConfig(num_mel_bins=sizes.mel_bins),
+                features=FeatureConfig(target_frames=sizes.frames),
+            )
         ).to(recorder.device)
         on_gpu = recorder.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(
@@ -293,35 +348,32 @@ class Training:
     def step(self) -> Tensor:
         """Forward, backward and update, in bfloat16 where products are."""
         with use_backend(**self.backends), torch.autocast(self.device.type, dtype=torch.bfloat16):
-            logits = self.model(self.features)
+            logits = logits_of(self.model(self.features))
         loss = torch.nn.functional.cross_entropy(logits.float(), self.targets)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
         self.optimizer.step()
         return loss.detach()
 
-    def captured(self) -> Callable[[], object]:
-        """Return the step as a graph's replay."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                self.step()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self.step()
-        return graph.replay
-
 
 def measure_training(recorder: Recorder) -> None:
     """Compare a training step, and an epoch of a fold from int16 clips, graphs on and off."""
     sizes, config = recorder.sizes, FbankConfig(num_mel_bins=recorder.sizes.mel_bins)
-    trainings = {"triton": Training(recorder, TRITON), "torch": Training(recorder, PLAIN)}
+    trainings = {
+        "triton": Training(recorder, small_model, **TRITON),
+        "torch": Training(recorder, small_model, **PLAIN),
+        "transformers": Training(recorder, peer_model),
+    }
     steps: Candidates = {name: training.step for name, training in trainings.items()}
     if recorder.device.type == "cuda":
-        steps |= {f"{name}, graph": training.captured() for name, training in trainings.items()}
-    recorder.compare("training step", dict(steps), clips=sizes.batch)
+        for name, step in list(steps.items()):
+            try:
+                steps[f"{name}, graph"] = captured(step)
+            except Exception as error:
+                if name == "triton":
+                    raise
+                print(f"{name} cannot be captured: {error}", file=sys.stderr)
+    recorder.compare("training step", dict(steps), graphs=False, clips=sizes.batch)
 
     samples = (3000 * recorder.noise(sizes.batch, sizes.clip_samples)).to(torch.int16)
 
@@ -334,7 +386,7 @@ def measure_training(recorder: Recorder) -> None:
             steps[name]()
 
     candidates: Candidates = {name: partial(epoch, name) for name in steps}
-    recorder.compare("fold's epoch", candidates, clips=sizes.batch * sizes.steps)
+    recorder.compare("fold's epoch", candidates, graphs=False, clips=sizes.batch * sizes.steps)
 
 
 def run_gpu_tests() -> dict[str, Any]:
@@ -404,16 +456,19 @@ def table(record: dict[str, Any]) -> str:
         verdict = "holds" if row["holds"] else "IS TOO LARGE"
         lines.append(f"error {name:<58} {row['error']:9.2e} of {row['bound']:.2e} {verdict}")
     for name, row in record["times"].items():
-        ours = row["seconds"].get("triton")
-        for candidate, seconds in row["seconds"].items():
-            extra = f"{seconds / ours:7.2f} ×" if ours else ""
-            if "operations" in row:
-                extra += f" {row['operations'] / seconds / 1e12:8.1f} TFLOP/s"
-            if "bytes" in row:
-                extra += f" {row['bytes'] / seconds / 1e9:8.1f} GB/s"
-            if "clips" in row:
-                extra += f" {row['clips'] / seconds:10,.0f} clips/s"
-            lines.append(f"{name:<46} {candidate:<26} {seconds * 1e6:12,.1f} µs {extra}")
+        for kind in ("seconds", "graph_seconds"):
+            ours = row.get(kind, {}).get("triton")
+            for candidate, seconds in row.get(kind, {}).items():
+                extra = f"{seconds / ours:7.2f} ×" if ours else ""
+                if "operations" in row:
+                    extra += f" {row['operations'] / seconds / 1e12:8.1f} TFLOP/s"
+                if "bytes" in row:
+                    extra += f" {row['bytes'] / seconds / 1e9:8.1f} GB/s"
+                if "clips" in row:
+                    extra += f" {row['clips'] / seconds:10,.0f} clips/s"
+                how = "called" if kind == "seconds" else "in a graph"
+                shown = f"{seconds * 1e6:12,.1f} µs"
+                lines.append(f"{name:<46} {candidate:<36} {how:<10} {shown} {extra}")
         for candidate, reason in row["cannot"].items():
             lines.append(f"{name:<46} {candidate:<26} cannot: {reason}")
     return "\n".join(lines)
@@ -447,20 +502,26 @@ def main(arguments: list[str] | None = None) -> int:
         interpreter.install()
     recorder = Recorder(device, TINY if options.tiny else FULL)
     recorder.record = describe(device) | recorder.record
+    record = recorder.record
+    name = re.sub(r"\W+", "-", record["device"].lower()).strip("-")
+    path = options.out or ROOT / "bench" / "history" / f"{record['date'][:10]}-{name}.json"
     begin = time.perf_counter()
-    if not options.no_tests:
-        recorder.record["tests"] = run_gpu_tests()
+
+    def keep() -> None:  # after every step: a lent machine can go before the last
+        record["seconds"] = time.perf_counter() - begin
+        partial_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+    partial_path = path.with_suffix(".partial")
     with tf32_allowed():
         for step in (
             check_kernels, measure_fbank, measure_attention, measure_block, measure_training,
         ):  # fmt: skip
             print(f"{step.__name__} …", file=sys.stderr, flush=True)
             step(recorder)
-    record = {**recorder.record, "seconds": time.perf_counter() - begin}
-    name = re.sub(r"\W+", "-", record["device"].lower()).strip("-")
-    path = options.out or ROOT / "bench" / "history" / f"{record['date'][:10]}-{name}.json"
-    partial_path = path.with_suffix(".partial")
-    partial_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            keep()
+    if not options.no_tests:
+        record["tests"] = run_gpu_tests()
+        keep()
     partial_path.replace(path)
     print(table(record))
     print(f"{path}: {record['seconds']:.0f} s", file=sys.stderr)

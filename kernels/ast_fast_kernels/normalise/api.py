@@ -25,7 +25,7 @@ def normalise(
     Each clip by its own values: (x − mean) / sqrt(std² + std_floor²), over all frames and bins.
     With `statistics`: (x − mean) · scale. Masked frames and bins become 0, which is the mean;
     frames that are missing become what silence does, masked or not; a longer end is cut, after it
-    has been counted. Not differentiable.
+    has been counted. Offsets and masks may lie on another device. Not differentiable.
 
     Args:
         features: Log-mel, shape (batch, num_frames, num_bins), floating.

@@ -39,9 +39,9 @@ def normalise_reference(
         mean, scale = (features.new_full((batch, 1, 1), value) for value in statistics)
     normalised = (features - mean) * scale
     if masked_frames is not None:
-        normalised = normalised.masked_fill(masked_frames.unsqueeze(2), 0.0)
+        normalised = normalised.masked_fill(masked_frames.to(features.device).unsqueeze(2), 0.0)
     if masked_bins is not None:
-        normalised = normalised.masked_fill(masked_bins.unsqueeze(1), 0.0)
+        normalised = normalised.masked_fill(masked_bins.to(features.device).unsqueeze(1), 0.0)
     padding = ((log_silence - mean) * scale).expand(
         -1, max(target_frames - num_frames, 0), num_bins
     )
