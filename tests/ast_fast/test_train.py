@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from ast_fast import checkpoint
+from ast_fast.augment import sound_levels
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
 from ast_fast.data import Clip, Dataset
+from ast_fast.distributed import ALONE
 from ast_fast.errors import InputError
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import parameter_groups
@@ -21,6 +23,7 @@ from ast_fast.train import (
     EpochRow,
     FoldResult,
     Observer,
+    _FoldTraining,
     check_config,
     check_memory,
     ema_decay,
@@ -625,6 +628,21 @@ def test_dither_is_for_training_alone(tmp_path):
     again = train_fold(resumed, fake_dataset(), 1, tmp_path / "killed")
     assert_same_training(again, first)
     assert_same_weights(tmp_path / "killed", tmp_path / "dithered")
+
+
+def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
+    """All that is drawn on the CPU must follow; meta stands for a device of its own."""
+    meta = torch.device("meta")
+    monkeypatch.setattr("ast_fast.train.resolve_device", lambda name: meta)
+    monkeypatch.setattr("ast_fast.train.resolve_amp", lambda name, device: None)
+    augment = AugmentConfig(freq_mask=8, time_mask=8, mix_probability=1.0, filter_db=3.0)
+    config = replace(SMALL, augment=augment)
+    dataset = fake_dataset()
+    training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
+    training.levels = sound_levels(dataset.waveforms)
+    features, targets = training._augmented(np.arange(8), slice(None), torch.Generator())
+    assert (features.device, targets.device) == (meta, meta)
+    assert features.shape == (8, 32, 32)
 
 
 @pytest.mark.gpu

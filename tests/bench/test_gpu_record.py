@@ -84,6 +84,25 @@ def test_an_error_that_is_too_large_fails_the_command(monkeypatch, tmp_path, cap
     assert json.loads(out.read_text())["errors"]["one"]["holds"] is False
 
 
+def test_a_step_that_ends_it_leaves_the_steps_before(monkeypatch, tmp_path) -> None:
+    from bench import gpu_record
+
+    def taken_back(recorder) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(
+        gpu_record, "check_kernels", lambda recorder: recorder.check("one", 1.0, 2.0)
+    )
+    monkeypatch.setattr(gpu_record, "measure_fbank", taken_back)
+    out = tmp_path / "gpu.json"
+    with pytest.raises(KeyboardInterrupt):
+        gpu_record.main(["--tiny", "--no-tests", "--out", str(out)])
+    assert not out.exists()
+    left = json.loads(out.with_suffix(".partial").read_text())
+    assert left["errors"]["one"]["holds"] is True
+
+
 @pytest.mark.skipif(INTERPRETED, reason="is about uninterpreted kernels")
 def test_without_a_gpu_it_says_so() -> None:
     import torch

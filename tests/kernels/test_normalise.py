@@ -160,6 +160,13 @@ def test_numba_is_for_float32_on_the_cpu(features):
         normalise(features, 4, log_silence=0.0, backend="numba")
 
 
+def test_changes_drawn_on_the_cpu_go_where_the_features_are():
+    """Training draws on the CPU for every device; meta stands for another one."""
+    out = normalise(log_mel().to("meta"), 80, log_silence=SILENCE, **changes())
+    assert out.is_meta
+    assert out.shape[1] == 80
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_a_gpu_gives_what_the_cpu_gives():
@@ -167,5 +174,6 @@ def test_a_gpu_gives_what_the_cpu_gives():
     arguments = {"log_silence": SILENCE, "std_floor": 1e-2}
     out = normalise(log_mel().cuda(), 80, **arguments, **on_gpu)
     assert out.is_cuda
+    assert torch.equal(normalise(log_mel().cuda(), 80, **arguments, **changes()), out)
     expected = normalise(log_mel(), 80, **arguments, **changes())
     torch.testing.assert_close(out.cpu(), expected, rtol=2e-6, atol=1e-4)
