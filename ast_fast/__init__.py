@@ -1,3 +1,16 @@
 """A minimal Audio Spectrogram Transformer, trained from scratch over fast FBANK kernels."""
 
+import os
+
 __version__ = "0.1.0"
+
+SPINS = 3000
+"""Turns that an idle OpenMP thread of torch waits at full speed before it sleeps.
+
+libgomp's own 300,000 are milliseconds: where another program has one of the cores, its threads wait
+for each other with what it leaves them, and training takes ten times as long and more
+(docs/log.md). It reads this when torch is first imported.
+"""
+
+if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = str(SPINS)
