@@ -194,7 +194,7 @@ where there is a matrix product.
 **The last column is a model, not a measurement.** It counts the clocks for which a step of the loop
 keeps each unit busy (tensor cores, special functions, shared memory, arithmetic, the schedulers):
 from all of them one after the other, to the longest hiding the rest. Latency, launch and
-occupancy are not in it. No GPU has run these kernels yet.
+occupancy are not in it. No figure measured on a GPU is on record yet.
 """
 
 
