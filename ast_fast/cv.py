@@ -49,7 +49,7 @@ from ast_fast.data import (
     open_dataset,
     read_metadata,
 )
-from ast_fast.device import CUBLAS_WORKSPACE, autocast, resolve_amp, resolve_device
+from ast_fast.device import autocast, resolve_amp, resolve_device
 from ast_fast.distributed import ALONE, is_lost_peer, join_ranks, leave_ranks, processes_here
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
@@ -118,13 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, `±` for one
-    os.environ.setdefault(*CUBLAS_WORKSPACE)  # read when CUDA starts
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "--help" not in arguments and "-h" not in arguments:
         try:
             seeds, rest = take_seeds(arguments)
             if seeds:
-                ranks = join_ranks()
+                ranks = join_ranks(resolve_device(parse_config(rest).device))
                 return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
             return _fail(str(error))
@@ -319,13 +318,13 @@ class Run:
     def prepare(self) -> None:
         """Check everything, open the data set, and make the run's folder or take it up again."""
         self.config = parse_config(self.argv)
-        self.ranks = join_ranks()
+        self.device = resolve_device(self.config.device)
+        self.ranks = join_ranks(self.device)
         self.console.quiet = not self.ranks.is_first
         self.out = self.ranks.same(choose_out(self.config))
         if self.config.resume:
             check_resumed_settings(self.config, self.out)
         check_run(self.config, self.out)
-        self.device = resolve_device(self.config.device)
         threads = self.config.threads or max(1, available_cores() // processes_here())
         if self.config.resume:
             self.begun = True
@@ -782,7 +781,8 @@ def exhausted_resource(error: BaseException) -> str | None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(error, SafetensorError) and "No space left" in text):
         return "the disk is full: free some space"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in text for s in signs):
         return "out of memory: lower training.batch_size or the model's size"
     return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,11 +10,6 @@ import torch
 
 from ast_fast.errors import InputError
 from ast_fast_kernels._checks import cpu_capabilities
-
-CUBLAS_WORKSPACE = ("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-"""Environment variable, and the value with which cuBLAS gives the same bits each time.
-
-Source: NVIDIA's cuBLAS documentation, "Results reproducibility"."""
 
 CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """Of `torch.cpu.get_capabilities`, those that multiply bfloat16 in hardware."""
@@ -69,6 +63,19 @@ def resolve_amp(
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
+def nearest_amp(
+    name: Literal["auto", "off", "bfloat16", "float16"], device: torch.device
+) -> torch.dtype | None:
+    """Return the dtype that autocast takes on a device, which need not be the one trained on.
+
+    What the device cannot becomes what auto takes on it.
+    """
+    try:
+        return resolve_amp(name, device)
+    except InputError:
+        return resolve_amp("auto", device)
+
+
 def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
     """Return the context of mixed precision in that dtype; None changes nothing."""
     return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
@@ -84,8 +91,8 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    os.environ.setdefault(*CUBLAS_WORKSPACE)
     before = torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     deterministic: Any = torch.utils.deterministic
     filled = deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -93,5 +100,5 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(before, warn_only=only_warned)
         deterministic.fill_uninitialized_memory = filled

@@ -64,27 +64,30 @@ class Ranks:
 ALONE = Ranks()
 
 
-def join_ranks() -> Ranks:
+def join_ranks(device: torch.device) -> Ranks:
     """Return this process's place in the run, and meet the others if `torchrun` started any.
 
     On CUDA each takes the GPU of its local rank, and they talk by NCCL; else by Gloo.
 
+    Args:
+        device: What the run trains on.
     Raises:
-        InputError: There are more processes on this machine than GPUs.
+        InputError: There are more processes on this machine than GPUs to train on.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Ranks()
     if not torch.distributed.is_initialized():
         local = int(os.environ["LOCAL_RANK"])
-        if torch.cuda.is_available():
+        on_cuda = device.type == "cuda"
+        if on_cuda:
             if local >= torch.cuda.device_count():
                 raise InputError(
                     f"torchrun --nproc-per-node must be at most the {torch.cuda.device_count()} "
                     f"GPUs of this machine, got {os.environ['LOCAL_WORLD_SIZE']}"
                 )
             torch.cuda.set_device(local)
-        torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        torch.distributed.init_process_group("nccl" if on_cuda else "gloo")
     return Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
 
 

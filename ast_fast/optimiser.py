@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +70,24 @@ def orthogonalise(
     return product @ matrix
 
 
+class _Whole(torch.optim.Optimizer):
+    """Several optimizers as one, so that a GradScaler leaves out the step of all or of none.
+
+    It looks for overflows in each optimizer that it is given; but gradients are clipped together,
+    and one that is not a number makes all of them so.
+    """
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        groups = [group for part in parts for group in part.param_groups]
+        super().__init__([{"params": [p for group in groups for p in group["params"]]}], {})
+        self._parts = parts
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move what each of them moves."""
+        for part in self._parts:
+            part.step()
+
+
 class Optimiser:
     """AdamW, or Muon and AdamW, as one: one learning rate, one step, one state by names.
 
@@ -102,6 +120,7 @@ class Optimiser:
                 list(matrices.values()), lr=rate, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
             )
             self._parts.append(([*matrices], muon))
+        self._whole = _Whole([optimizer for _, optimizer in self._parts])
         self._parameters = list(model.parameters())
 
     def step(self, loss: Tensor, rate: float, scaler: torch.amp.GradScaler) -> None:
@@ -112,18 +131,15 @@ class Optimiser:
             rate: The learning rate.
             scaler: Scales the loss for half precision; a step whose gradients overflow is left out.
         """
-        optimizers = [optimizer for _, optimizer in self._parts]
-        for optimizer in optimizers:
+        for _, optimizer in self._parts:
             optimizer.zero_grad()
             for group in optimizer.param_groups:
                 group["lr"] = rate
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if self.clip_grad_norm > 0:
-            for optimizer in optimizers:
-                scaler.unscale_(optimizer)
+            scaler.unscale_(self._whole)
             nn.utils.clip_grad_norm_(self._parameters, self.clip_grad_norm)
-        for optimizer in optimizers:
-            scaler.step(optimizer)
+        scaler.step(self._whole)
         scaler.update()
 
     def state(self) -> dict[str, Tensor]:

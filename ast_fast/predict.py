@@ -23,7 +23,7 @@ from ast_fast.audio import BadAudioError, read_windows
 from ast_fast.cli import config_from_settings
 from ast_fast.config import Config
 from ast_fast.data import decode_settings
-from ast_fast.device import autocast, resolve_amp, resolve_device
+from ast_fast.device import autocast, nearest_amp, resolve_device
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
@@ -72,6 +72,8 @@ class Classifier:
     class_names: list[str]
     statistics: Statistics | None
     device: torch.device
+    amp: torch.dtype | None
+    """Of products: training's, or the nearest that the device has."""
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
@@ -79,8 +81,7 @@ class Classifier:
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return every class's probability for clips, on the CPU, shape (batch, num_classes)."""
-        amp = resolve_amp(self.config.training.amp, self.device)
-        with torch.inference_mode(), autocast(self.device, amp):
+        with torch.inference_mode(), autocast(self.device, self.amp):
             logits = self.model(self.features(windows.to(self.device)))
         probabilities: Tensor = logits.float().softmax(dim=1).cpu()
         return probabilities
@@ -103,7 +104,8 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     model.load_state_dict(tensors)
     statistics = Statistics(**facts["statistics"]) if facts["statistics"] else None
     model.to(device).eval().requires_grad_(False)
-    return Classifier(model, config, facts["class_names"], statistics, device)
+    amp = nearest_amp(config.training.amp, device)
+    return Classifier(model, config, facts["class_names"], statistics, device, amp)
 
 
 @dataclass
@@ -222,6 +224,14 @@ def _classify_all(options: Options) -> int:
             raise InputError(f"{name} must be at least 1, got {value}")
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
+    precision = str(classifier.amp or torch.float32).removeprefix("torch.")
+    trained_in = classifier.config.training.amp
+    if trained_in not in ("auto", "off", precision):
+        print(
+            f"note: trained with training.amp {trained_in}, which this {classifier.device.type} "
+            f"does not have: classified in {precision}",
+            file=sys.stderr,
+        )
     if options.explain is not None:
         try:
             options.explain.mkdir(parents=True, exist_ok=True)

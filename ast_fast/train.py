@@ -3,7 +3,7 @@
 All randomness of an epoch is derived from (seed, fold, epoch) when it begins, and a checkpoint is
 published whole after every epoch; so a fold that was killed and resumed ends with the same bits as
 one that was not, on the same machine with the same number of threads. On CUDA torch is held to its
-deterministic algorithms for that; so is cuBLAS, if CUBLAS_WORKSPACE is set before CUDA starts.
+deterministic algorithms for that; so is cuBLAS, by the setting that importing the package makes.
 """
 
 from __future__ import annotations

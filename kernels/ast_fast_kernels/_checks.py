@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,9 +109,17 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
         return f"triton needs {name} on a CUDA device, got {device}"
     if torch.version.hip is not None:
         return "triton's launches here are for NVIDIA GPUs, and this is an AMD one"
+    if not _is_triton_installed():
+        return "triton is not installed"
     if torch.compiler.is_compiling() or not torch.cuda.is_available():
         return None  # a tensor without values
     return _device_obstacle(device)
+
+
+@constant_in_graphs
+@cache
+def _is_triton_installed() -> bool:
+    return find_spec("triton") is not None
 
 
 @cache

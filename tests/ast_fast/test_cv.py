@@ -837,10 +837,14 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(
             ),
             "out of memory: lower training.batch_size or the model's size",
         ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"),
+            "out of memory: lower training.batch_size or the model's size",
+        ),
         (OSError(5, "Input/output error"), None),
         (RuntimeError("a defect"), None),
     ],
-    ids=["disk", "memory", "torch-memory", "broken-disk", "defect"],
+    ids=["disk", "memory", "torch-memory", "gpu-memory", "broken-disk", "defect"],
 )
 def test_exhausted_resources_are_told_from_defects(error: Exception, reason: str | None) -> None:
     assert exhausted_resource(error) == reason

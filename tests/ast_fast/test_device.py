@@ -4,6 +4,7 @@ import torch
 from ast_fast.device import (
     deterministic_algorithms,
     multiplies_bfloat16,
+    nearest_amp,
     resolve_amp,
     resolve_device,
 )
@@ -19,6 +20,25 @@ def test_torch_is_held_to_deterministic_algorithms_on_a_gpu_and_let_go_after():
     assert not torch.are_deterministic_algorithms_enabled()
     with deterministic_algorithms(CPU):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_caller_s_choice_of_warnings_stays():
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with deterministic_algorithms(torch.device("cuda")):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_a_precision_that_the_device_lacks_becomes_auto_s(monkeypatch):
+    monkeypatch.setattr("ast_fast.device.cpu_capabilities", lambda: {"avx512_bf16": True})
+    assert nearest_amp("float16", CPU) == torch.bfloat16
+    assert nearest_amp("bfloat16", CPU) == torch.bfloat16
+    assert nearest_amp("off", CPU) is None
+    monkeypatch.setattr("ast_fast.device.cpu_capabilities", dict)
+    assert nearest_amp("float16", CPU) is None
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from ast_fast.checkpoint import load
-from ast_fast.distributed import ALONE, Ranks, is_lost_peer
+from ast_fast.distributed import ALONE, Ranks, is_lost_peer, join_ranks
+from ast_fast.errors import InputError
 
 ARGUMENTS = [
     "--folds", "2", "--threads", "1", "--device", "cpu", "--training.amp", "off",
@@ -179,3 +181,28 @@ def test_a_lost_process_is_told_from_defects() -> None:
     assert is_lost_peer(RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"))
     assert not is_lost_peer(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
     assert not is_lost_peer(ValueError("closed by peer"))
+
+
+@pytest.fixture
+def third_of_three(monkeypatch) -> list[str]:
+    """A process that torchrun started on a machine with one GPU; what it meets the others by."""
+    met: list[str] = []
+    for name, value in (("WORLD_SIZE", "3"), ("LOCAL_WORLD_SIZE", "3"), ("LOCAL_RANK", "2")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "init_process_group", met.append)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
+    return met
+
+
+def test_a_run_on_the_cpu_needs_no_gpu_for_each_process(third_of_three: list[str]) -> None:
+    assert join_ranks(torch.device("cpu")) == Ranks(2, 3)
+    assert third_of_three == ["gloo"]
+
+
+def test_a_run_on_gpus_needs_one_for_each_process(third_of_three: list[str]) -> None:
+    with pytest.raises(InputError, match="must be at most the 1 GPUs of this machine, got 3"):
+        join_ranks(torch.device("cuda"))
+    assert third_of_three == []

@@ -113,6 +113,28 @@ def test_gradients_are_clipped_together():
     torch.testing.assert_close(norms.norm(), torch.tensor(1e-3), rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("where", ["head.weight", "norm.weight", "blocks.0.mlp.0.weight"])
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_an_overflow_in_half_precision_leaves_out_the_whole_step(where, value, clip):
+    """Muon's matrices and AdamW's parameters are looked at together, as they are clipped."""
+    model = small_model()
+    optimiser = Optimiser(model, replace(MUON, clip_grad_norm=clip))
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    optimiser.step(loss_of(model), 0.01, scaler)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    handle = model.get_parameter(where).register_hook(lambda grad: grad * value)
+    optimiser.step(loss_of(model, 1), 0.01, scaler)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+    assert scaler.get_scale() == 4.0
+    handle.remove()
+    optimiser.step(loss_of(model, 2), 0.01, scaler)
+    for name, parameter in model.named_parameters():
+        assert parameter.isfinite().all(), name
+        assert not torch.equal(parameter, before[name]), name
+
+
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
 def test_a_state_taken_up_goes_on_to_the_same_bits(config):
     model = small_model()

@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--features.target-frames", "48", "--model.embed-dim", "16", "--model.num-heads", "2"),
         *("--model.depth", "2", "--training.epochs", "25", "--training.batch-size", "4"),
         *("--training.learning-rate", "3e-3", "--training.ema-decay", "0.5", "--folds", "1"),
-        *("--augment.mix-probability", "0", "--backend", "reference"),
+        *("--augment.mix-probability", "0", "--backend", "reference", "--device", "cpu"),
     ]
     assert train(flags) == 0
     return root / "run" / "fold-1" / "model.safetensors"
@@ -87,11 +87,27 @@ def test_it_agrees_with_the_run_s_own_predictions(model: Path, capsys) -> None:
     rows = (model.parent / "predictions.csv").read_text().splitlines()
     header = rows[0].split(",")
     file = dict(zip(header, rows[1].split(","), strict=True))
-    assert main([str(model), str(data / file["filename"]), "--json"]) == 0
+    command = [str(model), str(data / file["filename"]), "--json", "--device", "cpu"]
+    assert main(command) == 0
     ours = json.loads(capsys.readouterr().out)["probabilities"]
     for name, probability in ours.items():
         column = next(key for key in header if key.endswith(name) and key != "category")
         assert probability == pytest.approx(float(file[column]), abs=1e-5)
+
+
+def test_a_model_of_another_device_s_precision_is_used_and_said(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    tensors, facts = checkpoint.load(model)
+    facts["run"]["training"]["amp"] = "float16"
+    checkpoint.save(tmp_path / "half.safetensors", tensors, facts)
+    arguments = [str(audio / "a-low.wav"), "--top", "1", "--device", "cpu"]
+    assert main([str(tmp_path / "half.safetensors"), *arguments]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[1].endswith("%  low")
+    assert "note: trained with training.amp float16, which this cpu does not have" in shown.err
+    assert main([str(model), *arguments]) == 0
+    assert "note" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 100])

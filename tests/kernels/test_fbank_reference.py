@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ast_fast_kernels import fbank
+from ast_fast_kernels._autocast import exact_product
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
@@ -194,3 +195,22 @@ def test_out_takes_the_result() -> None:
     result = reference.fbank_reference(waveform, AST, out)
     assert result is out
     assert torch.equal(out, reference.fbank_reference(waveform, AST))
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_keep_their_precision_where_torch_s_are_lowered(precision: str) -> None:
+    """TF32 or bfloat16 in a product of float32 would be off by 5e-4 and more of a value."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(64, 257, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double().T
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        product = exact_product(left, right.T)
+        doubled = exact_product(left.double(), right.double().T)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    if precision != "highest":
+        assert torch.equal(product, exact.float())
+    torch.testing.assert_close(product.double(), exact, rtol=0, atol=1e-4)
+    assert torch.equal(doubled, exact)

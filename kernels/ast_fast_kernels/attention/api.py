@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import _checks, _dispatch
-from ast_fast_kernels._tracing import constant_in_graphs
+from ast_fast_kernels._autocast import allows_tf32
 
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
@@ -89,7 +89,7 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     dtype, device = qkv.dtype, qkv.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if dtype == torch.float32 and not _allows_tf32():
+    if dtype == torch.float32 and not allows_tf32():
         return (
             "triton takes float32 qkv by TF32 only, which "
             'torch.set_float32_matmul_precision("high") allows'
@@ -104,11 +104,6 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     if not scale > 0:
         return f"triton needs a scale above 0, got {scale:g}"
     return None
-
-
-@constant_in_graphs
-def _allows_tf32() -> bool:
-    return torch.get_float32_matmul_precision() != "highest"
 
 
 def _check(qkv: Tensor) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels._autocast import exact_product
 from ast_fast_kernels.fbank.api import Lengths, fbank, outside_compilation
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -80,8 +80,8 @@ def mfcc(
     matrix = cepstral_matrix(config.num_mel_bins, num_ceps, cepstral_lifter)
     if isinstance(log_mel, np.ndarray):
         return np.asarray(log_mel @ matrix.T.astype(log_mel.dtype))
-    with no_autocast(log_mel.device):
-        return log_mel @ torch.tensor(matrix.T, dtype=log_mel.dtype, device=log_mel.device)
+    columns = torch.tensor(matrix.T, dtype=log_mel.dtype, device=log_mel.device)
+    return exact_product(log_mel, columns)
 
 
 @lru_cache(maxsize=32)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels._autocast import exact_product
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import beyond_counts
@@ -61,8 +61,7 @@ def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tenso
     def pull_back(grad: Tensor) -> Tensor:
         grad = _before_log(grad, energies, config)
         banks = torch.tensor(tables.mel_banks(config), dtype=grad.dtype, device=grad.device)
-        with no_autocast(grad.device):
-            grad = grad @ banks
+        grad = exact_product(grad, banks)
         grad = 2.0 * grad * spectrum if config.use_power else grad * spectrum.sgn()
         grad = reference.apply_window(_before_fft(grad, config), config)
         grad = reference.remove_dc_offset(_before_preemphasis(grad, config), config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels._autocast import exact_product
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
@@ -146,13 +146,12 @@ def spectrum_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
 def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
     """Return the energies of the mel filters, shape (..., num_frames, num_mel_bins).
 
-    In the spectrum's own dtype, under autocast too.
+    In the spectrum's own precision, under autocast too.
     """
     banks = torch.tensor(
         tables.mel_banks(config), dtype=spectrum.dtype, device=spectrum.device
     )  # (num_mel_bins, fft_size // 2 + 1)
-    with no_autocast(spectrum.device):
-        return spectrum @ banks.T
+    return exact_product(spectrum, banks.T)
 
 
 def log_energies(energies: Tensor, config: FbankConfig) -> Tensor:
