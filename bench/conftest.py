@@ -1,5 +1,8 @@
 """Machine, versions and threads in every record; real clips where there are some."""
 
+import ast_fast  # before torch: it sets how long torch's idle threads wait
+
+# isort: split
 import os
 import platform
 import subprocess
@@ -32,6 +35,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         with suppress(PackageNotFoundError):
             machine_info["versions"].update({name: version(name)} if name else {})
     machine_info["cores"] = os.cpu_count()
+    machine_info["spins"] = os.environ.get("GOMP_SPINCOUNT", ast_fast.SPINS)
     machine_info["platform"] = platform.platform()
     if torch.cuda.is_available():
         machine_info["gpu"] = torch.cuda.get_device_name()

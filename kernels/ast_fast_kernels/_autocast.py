@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +21,22 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """Return left · right in their own precision.
 
-    Autocast does not lower it, nor does `torch.set_float32_matmul_precision`, by which products of
-    float32 may keep 11 bits (TF32) or 8 of each factor.
+    Autocast does not lower it, nor does `torch.set_float32_matmul_precision` or a newer switch, by
+    which products of float32 may keep 11 bits (TF32) or 8 of each factor.
     """
     with no_autocast(left.device):
-        if left.dtype == torch.float32 and allows_tf32():
+        if left.dtype == torch.float32 and lowers_float32(left.device.type):
             return (left.double() @ right.double()).float()
         return left @ right
 
 
 @constant_in_graphs
-def allows_tf32() -> bool:
-    """Say whether torch may multiply float32 in less than that."""
-    return torch.get_float32_matmul_precision() != "highest"
+def lowers_float32(device_type: str) -> bool:
+    """Say whether torch may multiply float32 in less than its precision there.
+
+    Its older switches are seen in the newer ones; asked the other way, it can raise.
+    """
+    backends: Any = torch.backends
+    libraries = {"cuda": backends.cuda, "cpu": backends.mkldnn}
+    library = libraries.get(device_type)
+    return library is not None and library.matmul.fp32_precision not in ("none", "ieee")

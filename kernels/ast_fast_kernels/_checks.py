@@ -117,7 +117,6 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
 
 
 @constant_in_graphs
-@cache
 def _is_triton_installed() -> bool:
     return find_spec("triton") is not None
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from ast_fast_kernels import fbank
-from ast_fast_kernels._autocast import exact_product
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
+from ast_fast_kernels.testing.processes import run_program
 from ast_fast_kernels.testing.signals import make_signal
 
 AST = FbankConfig()
@@ -197,20 +197,32 @@ def test_out_takes_the_result() -> None:
     assert torch.equal(out, reference.fbank_reference(waveform, AST))
 
 
-@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_products_keep_their_precision_where_torch_s_are_lowered(precision: str) -> None:
-    """TF32 or bfloat16 in a product of float32 would be off by 5e-4 and more of a value."""
-    generator = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(64, 257, generator=generator) for _ in range(2))
-    exact = left.double() @ right.double().T
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        product = exact_product(left, right.T)
-        doubled = exact_product(left.double(), right.double().T)
-    finally:
-        torch.set_float32_matmul_precision(before)
-    if precision != "highest":
-        assert torch.equal(product, exact.float())
-    torch.testing.assert_close(product.double(), exact, rtol=0, atol=1e-4)
-    assert torch.equal(doubled, exact)
+@pytest.mark.parametrize(
+    ("switch", "lowers"),
+    [
+        ("set_float32_matmul_precision('highest')", False),
+        ("set_float32_matmul_precision('high')", True),
+        ("set_float32_matmul_precision('medium')", True),
+        ("backends.__setattr__('fp32_precision', 'tf32')", True),
+        ("backends.mkldnn.matmul.__setattr__('fp32_precision', 'bf16')", True),
+        ("backends.cuda.matmul.__setattr__('fp32_precision', 'tf32')", False),
+    ],
+)
+def test_products_keep_their_precision_where_torch_s_are_lowered(switch: str, lowers: bool) -> None:
+    """By any of torch's switches, in a process of its own: some cannot be set back."""
+    program = f"""
+import torch
+from ast_fast_kernels import fbank
+from ast_fast_kernels._autocast import exact_product, lowers_float32
+torch.{switch}
+left, right = torch.randn(64, 257), torch.randn(257, 64)
+exact = left.double() @ right.double()
+product = exact_product(left, right)
+print(lowers_float32("cpu"), torch.equal(product, exact.float()))
+assert torch.equal(exact_product(left.double(), right.double()), exact)
+assert (product - exact).abs().max() < 1e-4  # TF32 and bfloat16 are off by 1e-2 and more
+assert fbank(torch.randn(1, 16000), backend="reference").isfinite().all()
+"""
+    shown = run_program(program).split()
+    assert shown[0] == str(lowers)
+    assert shown[1] == "True" or not lowers

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import _checks, _dispatch
-from ast_fast_kernels._autocast import allows_tf32
+from ast_fast_kernels._autocast import lowers_float32
 
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
@@ -89,7 +89,7 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     dtype, device = qkv.dtype, qkv.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
-    if dtype == torch.float32 and not allows_tf32():
+    if dtype == torch.float32 and not lowers_float32("cuda"):
         return (
             "triton takes float32 qkv by TF32 only, which "
             'torch.set_float32_matmul_precision("high") allows'
