@@ -50,7 +50,14 @@ from ast_fast.data import (
     read_metadata,
 )
 from ast_fast.device import autocast, resolve_amp, resolve_device
-from ast_fast.distributed import ALONE, is_lost_peer, join_ranks, leave_ranks, processes_here
+from ast_fast.distributed import (
+    ALONE,
+    end_process,
+    is_lost_peer,
+    join_ranks,
+    leave_ranks,
+    processes_here,
+)
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.kernel_check import check_kernels
@@ -814,6 +821,7 @@ def _read_measured(path: Path) -> Measured | None:
 if __name__ == "__main__":
     try:
         code = main()
-    finally:
+    except BaseException:
         leave_ranks()
-    sys.exit(code)
+        raise
+    end_process(code)

@@ -7,8 +7,10 @@ a run of several processes trains as one process would. The first alone prints a
 from __future__ import annotations
 
 import os
+import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -95,6 +97,22 @@ def leave_ranks() -> None:
     """Let go of the other processes, so that the interpreter can end."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def end_process(code: int) -> NoReturn:
+    """End this process with an exit code, once it has written all that it printed.
+
+    One of several ends at once, without what an interpreter does at its end: a thread of torch's
+    that asks for Python meanwhile is thrown out of C++ code, which aborts the process
+    ("terminate called without an active exception") after all its work is done.
+    """
+    if not torch.distributed.is_initialized():
+        sys.exit(code)
+    leave_ranks()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a reader that has left
+            stream.flush()
+    os._exit(code)
 
 
 def processes_here() -> int:
