@@ -116,9 +116,12 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
     return _device_obstacle(device)
 
 
+_find_once = cache(find_spec)  # every call of an operation on CUDA asks
+
+
 @constant_in_graphs
 def _is_triton_installed() -> bool:
-    return find_spec("triton") is not None
+    return _find_once("triton") is not None
 
 
 @cache
