@@ -83,6 +83,8 @@ class ModelConfig:
     """What the head reads: the mean of the patch tokens, or a class token."""
     position_embedding: Literal["learned", "sinusoidal"] = "learned"
     """Position embedding added to the patch tokens."""
+    conditional_position: bool = False
+    """Add to each patch a convolution over it and its eight neighbours, before any is dropped."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,8 @@ class AudioSpectrogramTransformer(nn.Module):
         Args:
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
-                is left out costs nothing, not even its projection.
+                is left out costs nothing, not even its projection, unless `conditional_position`
+                is on.
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -111,7 +112,14 @@ class Linear(nn.Linear):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut features into patches, project each one and add its position's embedding."""
+    """Cut features into patches, project each one and add its position's embedding.
+
+    With `conditional_position` each then gets a depth-wise 3 × 3 convolution over the grid of all
+    patches added, so that what is kept knows its neighbours that are not.
+
+    Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
+        2023), section 3.3, here before the first block and beside the position's embedding.
+    """
 
     position: Tensor  # (num_patches, embed_dim): a parameter if learned, else a buffer
 
@@ -128,6 +136,10 @@ class PatchEmbedding(nn.Module):
         else:
             table = sinusoidal_position_embedding(self.grid, config.embed_dim)
             self.register_buffer("position", table, persistent=False)
+        self.neighbours: nn.Conv2d | None = None
+        if config.conditional_position:
+            width = config.embed_dim
+            self.neighbours = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the tokens of all patches, or of those named by `keep`, in its order.
@@ -147,15 +159,22 @@ class PatchEmbedding(nn.Module):
         (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
         patches = features.transpose(1, 2).unfold(1, height, step_freq).unfold(2, width, step_time)
         # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-        if keep is None:
-            position = self.position
-            patches = patches.reshape(len(features), self.num_patches, height * width)
-        else:
-            position = functional.embedding(keep, self.position)
-            clips = torch.arange(len(features), device=features.device).unsqueeze(1)
-            patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
-        tokens: Tensor = self.projection(patches) + position
-        return tokens
+        if keep is None or self.neighbours is not None:
+            every = patches.reshape(len(features), self.num_patches, height * width)
+            tokens: Tensor = self._with_neighbours(self.projection(every) + self.position)
+            return tokens if keep is None else _picked(tokens, keep)
+        clips = torch.arange(len(features), device=features.device).unsqueeze(1)
+        patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+        kept: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
+        return kept
+
+    def _with_neighbours(self, tokens: Tensor) -> Tensor:
+        """Return all tokens, same shape, each with its neighbours' convolution added if any."""
+        if self.neighbours is None:
+            return tokens
+        image = tokens.transpose(1, 2).view(len(tokens), -1, *self.grid)  # channels last: no copy
+        convolved: Tensor = self.neighbours(image)
+        return tokens + convolved.flatten(2).transpose(1, 2)
 
 
 class Attention(nn.Module):
@@ -290,6 +309,16 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
         angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, dim=1).float()
+
+
+def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
+    """Return the tokens named by `keep`, shape (batch, num_kept, embed_dim).
+
+    As rows of one table: the gradient of `gather` is not deterministic on CUDA, this one's is.
+    """
+    batch, num_tokens, width = tokens.shape
+    first = num_tokens * torch.arange(batch, device=keep.device).unsqueeze(1)
+    return functional.embedding(keep + first, tokens.reshape(-1, width))
 
 
 def _add_norm(tokens: Tensor, update: Tensor | None, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from ast_fast.errors import InputError
 ARGUMENTS = [
     "--folds", "2", "--threads", "1", "--device", "cpu", "--training.amp", "off",
     "--training.epochs", "3", "--training.batch-size", "31", "--model.depth", "2",
-    "--features.no-norm-per-sample",
+    "--features.no-norm-per-sample", "--model.conditional-position",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 

@@ -1,3 +1,4 @@
+import itertools
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,38 @@ def test_left_out_patches_are_never_seen(pool):
     assert not torch.allclose(model(features), logits)
 
 
+CONDITIONAL = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conditional_position=True)
+
+
+def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
+    model, features = build(CONDITIONAL)
+    plain, _ = build(replace(CONDITIONAL, conditional_position=False))
+    embedding = model.patch_embedding
+    plain.load_state_dict(model.state_dict(), strict=False)
+    tokens = plain.patch_embedding(features).unflatten(1, embedding.grid)  # (3, 4, 8, 16)
+    weight, bias = embedding.neighbours.weight, embedding.neighbours.bias
+    for freq, time in [(0, 0), (2, 3), (3, 7)]:
+        expected = tokens[:, freq, time] + bias
+        for step_freq, step_time in itertools.product((-1, 0, 1), repeat=2):
+            if 0 <= freq + step_freq < 4 and 0 <= time + step_time < 8:
+                gains = weight[:, 0, step_freq + 1, step_time + 1]
+                expected = expected + gains * tokens[:, freq + step_freq, time + step_time]
+        torch.testing.assert_close(embedding(features)[:, freq * 8 + time], expected)
+
+
+def test_kept_patches_know_neighbours_that_are_not():
+    model, features = build(CONDITIONAL)
+    keep = torch.tensor([[0, 9, 31]] * 3)
+    every = model.patch_embedding(features)
+    torch.testing.assert_close(model.patch_embedding(features, keep), every[:, [0, 9, 31]])
+    unseen = features.clone()
+    unseen[:, 24:48] = torch.nan  # three columns of patches from 9's neighbours on
+    tokens = model.patch_embedding(unseen, keep)
+    torch.testing.assert_close(tokens, every[:, [0, 9, 31]])
+    unseen[:, 16:24] = torch.nan  # 9's neighbours
+    assert model.patch_embedding(unseen, keep).isnan().any(2).tolist() == [[False, True, False]] * 3
+
+
 def test_keeping_every_patch_is_keeping_all():
     model, features = build(SMALL)
     keep = torch.arange(model.num_patches).expand(3, -1)
@@ -109,8 +142,9 @@ def test_the_order_of_kept_patches_does_not_matter():
 
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_every_parameter_gets_a_gradient(pool, keep):
-    model, features = build(replace(SMALL, pool=pool))
+@pytest.mark.parametrize("conditional", [False, True])
+def test_every_parameter_gets_a_gradient(pool, conditional, keep):
+    model, features = build(replace(SMALL, pool=pool, conditional_position=conditional))
     model(features, keep=keep).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

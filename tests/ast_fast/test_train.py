@@ -43,7 +43,7 @@ SMALL = Config(
     device="cpu",
     fbank=FbankConfig(num_mel_bins=32),
     features=FeatureConfig(target_frames=32),
-    model=ModelConfig(embed_dim=16, num_heads=2, depth=1, dropout=0.1),
+    model=ModelConfig(embed_dim=16, num_heads=2, depth=1, dropout=0.1, conditional_position=True),
     augment=AugmentConfig(freq_mask=8, time_mask=8),
     training=TrainingConfig(epochs=3, batch_size=8, warmup_epochs=1.0),
 )
