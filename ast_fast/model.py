@@ -72,8 +72,8 @@ class AudioSpectrogramTransformer(nn.Module):
         Args:
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
-                is left out costs nothing, not even its projection, unless `conditional_position`
-                is on.
+                is left out costs nothing, not even its projection, unless patches hear their
+                neighbours (`stem` or `conditional_position`).
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -111,11 +111,57 @@ class Linear(nn.Linear):
         return projected
 
 
-class PatchEmbedding(nn.Module):
-    """Cut features into patches, project each one and add its position's embedding.
+class Neighbours(nn.Conv2d):
+    """A depth-wise 3 × 3 convolution over a grid of tokens, added to them."""
 
-    With `conditional_position` each then gets a depth-wise 3 × 3 convolution over the grid of all
-    patches added, so that what is kept knows its neighbours that are not.
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, kernel_size=3, padding=1, groups=width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens, same shape: (batch, grid freq, grid time, width)."""
+        convolved: Tensor = super().forward(tokens.permute(0, 3, 1, 2))  # channels last: no copy
+        return tokens + convolved.permute(0, 2, 3, 1)
+
+
+class ConvolutionStem(nn.Module):
+    """Project the quarters of all patches, let each hear its neighbours, and merge them by fours.
+
+    Between a patch's one projection and a stack of strided convolutions: the products are those of
+    a projection of the patch to twice its width, and what is convolved is convolved depth-wise.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = stem_width(config)
+        self.quarter_size = (config.patch_size[0] // 2, config.patch_size[1] // 2)
+        self.projection = Linear(math.prod(self.quarter_size), width)
+        self.norm = nn.LayerNorm(width)
+        self.neighbours = Neighbours(width)
+        self.merge = Linear(4 * width, config.embed_dim)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """Return a token for each patch.
+
+        Args:
+            patches: Shape (batch, grid freq, grid time, patch height * patch width).
+        Returns:
+            Tokens, shape (batch, grid freq, grid time, embed_dim).
+        """
+        batch, freq, time, _ = patches.shape
+        height, width = self.quarter_size
+        quarters = patches.view(batch, freq, time, 2, height, 2, width)
+        quarters = quarters.permute(0, 1, 3, 2, 5, 4, 6).reshape(batch, 2 * freq, 2 * time, -1)
+        tokens = self.neighbours(functional.gelu(self.norm(self.projection(quarters))))
+        fours = tokens.view(batch, freq, 2, time, 2, -1).permute(0, 1, 3, 2, 4, 5).flatten(3)
+        merged: Tensor = self.merge(fours)
+        return merged
+
+
+class PatchEmbedding(nn.Module):
+    """Cut features into patches, make a token of each and add its position's embedding.
+
+    With `conditional_position`, `Neighbours` of the grid of all patches follows, so that what is
+    kept knows its neighbours that are not.
 
     Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
         2023), section 3.3, here before the first block and beside the position's embedding.
@@ -130,16 +176,19 @@ class PatchEmbedding(nn.Module):
         self.features_shape = (num_frames, num_mel_bins)
         self.grid = patch_grid(config, num_mel_bins, num_frames)
         self.num_patches = self.grid[0] * self.grid[1]
-        self.projection = Linear(math.prod(config.patch_size), config.embed_dim)
+        self.projection = (
+            ConvolutionStem(config)
+            if config.stem == "convolution"
+            else Linear(math.prod(config.patch_size), config.embed_dim)
+        )
         if config.position_embedding == "learned":
             self.position = nn.Parameter(torch.zeros(self.num_patches, config.embed_dim))
         else:
             table = sinusoidal_position_embedding(self.grid, config.embed_dim)
             self.register_buffer("position", table, persistent=False)
-        self.neighbours: nn.Conv2d | None = None
-        if config.conditional_position:
-            width = config.embed_dim
-            self.neighbours = nn.Conv2d(width, width, kernel_size=3, padding=1, groups=width)
+        self.neighbours = Neighbours(config.embed_dim) if config.conditional_position else None
+        self.is_local = config.stem == "linear" and not config.conditional_position
+        """Whether a token depends on its own patch alone."""
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the tokens of all patches, or of those named by `keep`, in its order.
@@ -159,22 +208,16 @@ class PatchEmbedding(nn.Module):
         (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
         patches = features.transpose(1, 2).unfold(1, height, step_freq).unfold(2, width, step_time)
         # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-        if keep is None or self.neighbours is not None:
-            every = patches.reshape(len(features), self.num_patches, height * width)
-            tokens: Tensor = self._with_neighbours(self.projection(every) + self.position)
-            return tokens if keep is None else _picked(tokens, keep)
-        clips = torch.arange(len(features), device=features.device).unsqueeze(1)
-        patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
-        kept: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
-        return kept
-
-    def _with_neighbours(self, tokens: Tensor) -> Tensor:
-        """Return all tokens, same shape, each with its neighbours' convolution added if any."""
-        if self.neighbours is None:
-            return tokens
-        image = tokens.transpose(1, 2).view(len(tokens), -1, *self.grid)  # channels last: no copy
-        convolved: Tensor = self.neighbours(image)
-        return tokens + convolved.flatten(2).transpose(1, 2)
+        if keep is not None and self.is_local:
+            clips = torch.arange(len(features), device=features.device).unsqueeze(1)
+            patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+            kept: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
+            return kept
+        tokens: Tensor = self.projection(patches.flatten(3)) + self.position.view(*self.grid, -1)
+        if self.neighbours is not None:
+            tokens = self.neighbours(tokens)
+        tokens = tokens.flatten(1, 2)
+        return tokens if keep is None else _picked(tokens, keep)
 
 
 class Attention(nn.Module):
@@ -262,6 +305,14 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         raise InputError(
             f"model.mlp_ratio must give an MLP at least 1 wide, got {config.mlp_ratio}"
         )
+    if config.stem == "convolution" and (
+        config.patch_size != config.patch_stride or any(side % 2 for side in config.patch_size)
+    ):
+        raise InputError(
+            "model.patch_size must be even and equal to model.patch_stride "
+            f"({_pair(config.patch_stride)}) for model.stem convolution, "
+            f"got {_pair(config.patch_size)}"
+        )
     for name in ("patch_size", "patch_stride"):
         pair = getattr(config, name)
         if min(pair) < 1:
@@ -284,6 +335,11 @@ def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple
 def hidden_width(config: ModelConfig) -> int:
     """Return the width of a block's MLP."""
     return int(config.embed_dim * config.mlp_ratio)
+
+
+def stem_width(config: ModelConfig) -> int:
+    """Return the width of the tokens of quarters of patches, in a convolution stem."""
+    return max(1, config.embed_dim // 2)
 
 
 def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tensor:

@@ -53,6 +53,7 @@ from ast_fast.model import (
     check_model,
     hidden_width,
     patch_grid,
+    stem_width,
 )
 from ast_fast.optimiser import Optimiser
 from ast_fast.timing import Stages
@@ -267,7 +268,11 @@ def check_memory(
     width = model.embed_dim
     patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
     weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (math.prod(model.patch_size) + patches + num_classes)
+    weights += width * (patches + num_classes)
+    if model.stem == "convolution":
+        weights += stem_width(model) * (math.prod(model.patch_size) // 4 + 4 * width)
+    else:
+        weights += width * math.prod(model.patch_size)
     copies = 4 + (config.training.ema_decay > 0)
     batch = min(config.training.batch_size, num_clips)
     values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from ast_fast.config import ModelConfig
 from ast_fast.errors import InputError
@@ -76,7 +77,7 @@ def test_the_projection_is_the_originals_convolution():
     embedding = model.patch_embedding
     weight = embedding.projection.weight.view(-1, 1, *embedding.patch_size)
     image = features.transpose(1, 2).unsqueeze(1)  # (batch, 1, freq, time)
-    convolved = torch.nn.functional.conv2d(image, weight, embedding.projection.bias, stride=10)
+    convolved = functional.conv2d(image, weight, embedding.projection.bias, stride=10)
     expected = convolved.flatten(2).transpose(1, 2) + embedding.position
     torch.testing.assert_close(embedding(features), expected)
 
@@ -97,6 +98,7 @@ def test_left_out_patches_are_never_seen(pool):
 
 
 CONDITIONAL = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conditional_position=True)
+STEM = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), stem="convolution")
 
 
 def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
@@ -115,8 +117,29 @@ def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
         torch.testing.assert_close(embedding(features)[:, freq * 8 + time], expected)
 
 
-def test_kept_patches_know_neighbours_that_are_not():
-    model, features = build(CONDITIONAL)
+def test_a_convolution_stem_is_its_convolutions():
+    config = replace(STEM, patch_size=(16, 4), patch_stride=(16, 4))
+    model, features = build(config)
+    embedding = model.patch_embedding
+    stem = embedding.projection
+    image = features.transpose(1, 2).unsqueeze(1)  # (batch, 1, freq, time)
+    quarters = functional.conv2d(
+        image, stem.projection.weight.view(-1, 1, 8, 2), stem.projection.bias, stride=(8, 2)
+    )
+    normed = functional.layer_norm(quarters.movedim(1, 3), (8,), stem.norm.weight, stem.norm.bias)
+    hidden = functional.gelu(normed).movedim(3, 1)
+    hidden = hidden + functional.conv2d(
+        hidden, stem.neighbours.weight, stem.neighbours.bias, padding=1, groups=8
+    )
+    weight = stem.merge.weight.view(-1, 2, 2, 8).movedim(3, 1)
+    merged = functional.conv2d(hidden, weight, stem.merge.bias, stride=2)  # (batch, 16, 2, 16)
+    expected = merged.flatten(2).transpose(1, 2) + embedding.position
+    torch.testing.assert_close(embedding(features), expected)
+
+
+@pytest.mark.parametrize("config", [CONDITIONAL, STEM], ids=["conditional", "stem"])
+def test_kept_patches_know_neighbours_that_are_not(config):
+    model, features = build(config)
     keep = torch.tensor([[0, 9, 31]] * 3)
     every = model.patch_embedding(features)
     torch.testing.assert_close(model.patch_embedding(features, keep), every[:, [0, 9, 31]])
@@ -143,8 +166,10 @@ def test_the_order_of_kept_patches_does_not_matter():
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("conditional", [False, True])
-def test_every_parameter_gets_a_gradient(pool, conditional, keep):
-    model, features = build(replace(SMALL, pool=pool, conditional_position=conditional))
+@pytest.mark.parametrize("stem", ["linear", "convolution"])
+def test_every_parameter_gets_a_gradient(pool, stem, conditional, keep):
+    config = replace(SMALL, pool=pool, stem=stem, conditional_position=conditional)
+    model, features = build(config)
     model(features, keep=keep).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -166,10 +191,11 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(features), model(features))
 
 
-def test_weights_start_small_and_biases_at_zero():
-    model, _ = build(ModelConfig(pool="cls"), num_frames=512, num_mel_bins=128)
+@pytest.mark.parametrize("stem", ["linear", "convolution"])
+def test_weights_start_small_and_biases_at_zero(stem):
+    model, _ = build(ModelConfig(pool="cls", stem=stem), num_frames=512, num_mel_bins=128)
     for name, parameter in model.named_parameters():
-        if "norm" in name:
+        if "norm" in name or "neighbours" in name:  # torch's own
             continue
         if name.endswith("bias"):
             assert not parameter.any(), name
@@ -207,6 +233,14 @@ def test_wrong_features_are_refused():
         (
             {"embed_dim": 6, "num_heads": 2, "position_embedding": "sinusoidal"},
             "divisible by 4 for model.position_embedding sinusoidal, got 6",
+        ),
+        (
+            {"stem": "convolution", "patch_size": (16, 15), "patch_stride": (16, 15)},
+            r"patch_size must be even .* for model.stem convolution, got 16 15",
+        ),
+        (
+            {"stem": "convolution", "patch_stride": (10, 10)},
+            r"equal to model.patch_stride \(10 10\) for model.stem convolution, got 16 16",
         ),
         ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),

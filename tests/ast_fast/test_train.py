@@ -43,7 +43,14 @@ SMALL = Config(
     device="cpu",
     fbank=FbankConfig(num_mel_bins=32),
     features=FeatureConfig(target_frames=32),
-    model=ModelConfig(embed_dim=16, num_heads=2, depth=1, dropout=0.1, conditional_position=True),
+    model=ModelConfig(
+        embed_dim=16,
+        num_heads=2,
+        depth=1,
+        dropout=0.1,
+        stem="convolution",
+        conditional_position=True,
+    ),
     augment=AugmentConfig(freq_mask=8, time_mask=8),
     training=TrainingConfig(epochs=3, batch_size=8, warmup_epochs=1.0),
 )
@@ -590,10 +597,13 @@ def test_the_shipped_defaults_are_good():
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, pool):
+@pytest.mark.parametrize("stem", ["linear", "convolution"])
+def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, stem, pool):
     """Let a machine have just too little, or just enough, for the weights of a model."""
     config = replace(
-        Config(), model=ModelConfig(pool=pool), training=TrainingConfig(batch_size=1, ema_decay=0)
+        Config(),
+        model=ModelConfig(stem=stem, pool=pool),
+        training=TrainingConfig(batch_size=1, ema_decay=0),
     )
     model = AudioSpectrogramTransformer(
         config.model, num_mel_bins=128, num_frames=512, num_classes=50
