@@ -81,8 +81,8 @@ class ModelConfig:
     """Dropout after the attention's and the MLP's projections, and on the embeddings."""
     pool: Literal["mean", "cls"] = "mean"
     """What the head reads: the mean of the patch tokens, or a class token."""
-    stem: Literal["linear", "convolution"] = "linear"
-    """What makes tokens of patches: a projection; or projected quarters that hear each other."""
+    stem_widths: tuple[int, ...] = ()
+    """Widths of a convolution stem's stages, finest cells first; none: patches are projected."""
     position_embedding: Literal["learned", "sinusoidal"] = "learned"
     """Position embedding added to the patch tokens."""
     conditional_position: bool = False

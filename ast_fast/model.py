@@ -73,7 +73,7 @@ class AudioSpectrogramTransformer(nn.Module):
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
                 is left out costs nothing, not even its projection, unless patches hear their
-                neighbours (`stem` or `conditional_position`).
+                neighbours (`stem_widths` or `conditional_position`).
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -123,45 +123,55 @@ class Neighbours(nn.Conv2d):
         return tokens + convolved.permute(0, 2, 3, 1)
 
 
-class ConvolutionStem(nn.Module):
-    """Project the quarters of all patches, let each hear its neighbours, and merge them by fours.
+class StemStage(nn.Module):
+    """Project every cell of a grid, normalise it, and let it hear its neighbours."""
 
-    Between a patch's one projection and a stack of strided convolutions: the products are those of
-    a projection of the patch to twice its width, and what is convolved is convolved depth-wise.
+    def __init__(self, in_features: int, width: int) -> None:
+        super().__init__()
+        self.projection = Linear(in_features, width)
+        self.norm = nn.LayerNorm(width)
+        self.neighbours = Neighbours(width)
+
+    def forward(self, cells: Tensor) -> Tensor:
+        """Return the cells after that: (batch, freq, time, in_features) to (..., width)."""
+        heard: Tensor = self.neighbours(functional.gelu(self.norm(self.projection(cells))))
+        return heard
+
+
+class ConvolutionStem(nn.Sequential):
+    """Stages over ever coarser cells, each of 2 × 2 of the stage before, up to a patch.
+
+    Convolutions with strides in front of a transformer (Xiao et al., "Early Convolutions Help
+    Transformers See Better", NeurIPS 2021), made cheap: what strides does not overlap, so that it
+    is a product of matrices, and what overlaps is depth-wise.
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        width = stem_width(config)
-        self.quarter_size = (config.patch_size[0] // 2, config.patch_size[1] // 2)
-        self.projection = Linear(math.prod(self.quarter_size), width)
-        self.norm = nn.LayerNorm(width)
-        self.neighbours = Neighbours(width)
-        self.merge = Linear(4 * width, config.embed_dim)
+        widths = config.stem_widths
+        self.cell_size = stem_cell(config)
+        inputs = (math.prod(self.cell_size), *(4 * width for width in widths[:-1]))
+        super().__init__(*(StemStage(*sizes) for sizes in zip(inputs, widths, strict=True)))
 
-    def forward(self, patches: Tensor) -> Tensor:
-        """Return a token for each patch.
+    def forward(self, image: Tensor) -> Tensor:
+        """Return what the stages make of every patch.
 
         Args:
-            patches: Shape (batch, grid freq, grid time, patch height * patch width).
+            image: Shape (batch, num_mel_bins, num_frames), a whole number of patches.
         Returns:
-            Tokens, shape (batch, grid freq, grid time, embed_dim).
+            Shape (batch, grid freq, grid time, 4 * the last stage's width).
         """
-        batch, freq, time, _ = patches.shape
-        height, width = self.quarter_size
-        quarters = patches.view(batch, freq, time, 2, height, 2, width)
-        quarters = quarters.permute(0, 1, 3, 2, 5, 4, 6).reshape(batch, 2 * freq, 2 * time, -1)
-        tokens = self.neighbours(functional.gelu(self.norm(self.projection(quarters))))
-        fours = tokens.view(batch, freq, 2, time, 2, -1).permute(0, 1, 3, 2, 4, 5).flatten(3)
-        merged: Tensor = self.merge(fours)
-        return merged
+        cells = _joined(image.unsqueeze(3), self.cell_size)
+        for stage in self:
+            cells = _joined(stage(cells), (2, 2))
+        return cells
 
 
 class PatchEmbedding(nn.Module):
-    """Cut features into patches, make a token of each and add its position's embedding.
+    """Cut features into patches, project each one and add its position's embedding.
 
-    With `conditional_position`, `Neighbours` of the grid of all patches follows, so that what is
-    kept knows its neighbours that are not.
+    With `stem_widths` a patch is what a `ConvolutionStem` makes of it. With `conditional_position`
+    the grid of all tokens goes through `Neighbours` last, so that what is kept knows its neighbours
+    that are not.
 
     Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
         2023), section 3.3, here before the first block and beside the position's embedding.
@@ -176,19 +186,14 @@ class PatchEmbedding(nn.Module):
         self.features_shape = (num_frames, num_mel_bins)
         self.grid = patch_grid(config, num_mel_bins, num_frames)
         self.num_patches = self.grid[0] * self.grid[1]
-        self.projection = (
-            ConvolutionStem(config)
-            if config.stem == "convolution"
-            else Linear(math.prod(config.patch_size), config.embed_dim)
-        )
+        self.stem = ConvolutionStem(config) if config.stem_widths else None
+        self.projection = Linear(patch_values(config), config.embed_dim)
         if config.position_embedding == "learned":
             self.position = nn.Parameter(torch.zeros(self.num_patches, config.embed_dim))
         else:
             table = sinusoidal_position_embedding(self.grid, config.embed_dim)
             self.register_buffer("position", table, persistent=False)
         self.neighbours = Neighbours(config.embed_dim) if config.conditional_position else None
-        self.is_local = config.stem == "linear" and not config.conditional_position
-        """Whether a token depends on its own patch alone."""
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the tokens of all patches, or of those named by `keep`, in its order.
@@ -205,15 +210,20 @@ class PatchEmbedding(nn.Module):
                 f"features must be (batch, {num_frames} frames, {num_mel_bins} mel bins), "
                 f"got {tuple(features.shape)}"
             )
+        image = features.transpose(1, 2)
         (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
-        patches = features.transpose(1, 2).unfold(1, height, step_freq).unfold(2, width, step_time)
-        # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-        if keep is not None and self.is_local:
-            clips = torch.arange(len(features), device=features.device).unsqueeze(1)
-            patches = patches[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
-            kept: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
-            return kept
-        tokens: Tensor = self.projection(patches.flatten(3)) + self.position.view(*self.grid, -1)
+        if self.stem is not None:
+            patches = self.stem(image[:, : self.grid[0] * height, : self.grid[1] * width])
+        else:
+            cut = image.unfold(1, height, step_freq).unfold(2, width, step_time)
+            # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
+            if keep is not None and self.neighbours is None:
+                clips = torch.arange(len(features), device=features.device).unsqueeze(1)
+                cut = cut[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+                kept: Tensor = self.projection(cut) + functional.embedding(keep, self.position)
+                return kept
+            patches = cut.flatten(3)
+        tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
         if self.neighbours is not None:
             tokens = self.neighbours(tokens)
         tokens = tokens.flatten(1, 2)
@@ -305,22 +315,29 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         raise InputError(
             f"model.mlp_ratio must give an MLP at least 1 wide, got {config.mlp_ratio}"
         )
-    if config.stem == "convolution" and (
-        config.patch_size != config.patch_stride or any(side % 2 for side in config.patch_size)
-    ):
-        raise InputError(
-            "model.patch_size must be even and equal to model.patch_stride "
-            f"({_pair(config.patch_stride)}) for model.stem convolution, "
-            f"got {_pair(config.patch_size)}"
-        )
     for name in ("patch_size", "patch_stride"):
         pair = getattr(config, name)
         if min(pair) < 1:
-            raise InputError(f"model.{name} must be at least 1 along both axes, got {_pair(pair)}")
+            raise InputError(
+                f"model.{name} must be at least 1 along both axes, got {_numbers(pair)}"
+            )
+    if any(width < 1 for width in config.stem_widths):
+        raise InputError(
+            f"model.stem_widths must each be at least 1, got {_numbers(config.stem_widths)}"
+        )
+    cells = 2 ** len(config.stem_widths)
+    if config.stem_widths and (
+        config.patch_size != config.patch_stride or any(side % cells for side in config.patch_size)
+    ):
+        raise InputError(
+            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
+            f"divisible by {cells} along both axes for model.stem_widths "
+            f"{_numbers(config.stem_widths)}, got {_numbers(config.patch_size)}"
+        )
     if config.patch_size[0] > num_mel_bins or config.patch_size[1] > num_frames:
         raise InputError(
             f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
-            f"{num_frames} frames), got {_pair(config.patch_size)}"
+            f"{num_frames} frames), got {_numbers(config.patch_size)}"
         )
 
 
@@ -337,9 +354,15 @@ def hidden_width(config: ModelConfig) -> int:
     return int(config.embed_dim * config.mlp_ratio)
 
 
-def stem_width(config: ModelConfig) -> int:
-    """Return the width of the tokens of quarters of patches, in a convolution stem."""
-    return max(1, config.embed_dim // 2)
+def stem_cell(config: ModelConfig) -> tuple[int, int]:
+    """Return the sides of the finest cells of a convolution stem: (mel bins, frames)."""
+    cells = 2 ** len(config.stem_widths)
+    return config.patch_size[0] // cells, config.patch_size[1] // cells
+
+
+def patch_values(config: ModelConfig) -> int:
+    """Return how many values of a patch are projected: its own, or what the stem makes of it."""
+    return 4 * config.stem_widths[-1] if config.stem_widths else math.prod(config.patch_size)
 
 
 def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tensor:
@@ -367,6 +390,13 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
     return torch.cat(halves, dim=1).float()
 
 
+def _joined(cells: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return cells of `size` old ones: (batch, freq, time, width) to (..., height·length·width)."""
+    (height, length), (batch, freq, time, width) = size, cells.shape
+    parts = cells.reshape(batch, freq // height, height, time // length, length, width)
+    return parts.transpose(2, 3).flatten(3)
+
+
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
     """Return the tokens named by `keep`, shape (batch, num_kept, embed_dim).
 
@@ -385,5 +415,5 @@ def _truncated_normal(parameter: Tensor) -> None:
     nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
 
 
-def _pair(pair: tuple[int, int]) -> str:
-    return f"{pair[0]} {pair[1]}"
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return " ".join(str(number) for number in numbers)

@@ -53,7 +53,8 @@ from ast_fast.model import (
     check_model,
     hidden_width,
     patch_grid,
-    stem_width,
+    patch_values,
+    stem_cell,
 )
 from ast_fast.optimiser import Optimiser
 from ast_fast.timing import Stages
@@ -268,11 +269,9 @@ def check_memory(
     width = model.embed_dim
     patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
     weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (patches + num_classes)
-    if model.stem == "convolution":
-        weights += stem_width(model) * (math.prod(model.patch_size) // 4 + 4 * width)
-    else:
-        weights += width * math.prod(model.patch_size)
+    weights += width * (patch_values(model) + patches + num_classes)
+    inputs = (math.prod(stem_cell(model)), *(4 * stage for stage in model.stem_widths[:-1]))
+    weights += sum(a * b for a, b in zip(inputs, model.stem_widths, strict=False))
     copies = 4 + (config.training.ema_decay > 0)
     batch = min(config.training.batch_size, num_clips)
     values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)

@@ -98,7 +98,7 @@ def test_left_out_patches_are_never_seen(pool):
 
 
 CONDITIONAL = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conditional_position=True)
-STEM = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), stem="convolution")
+STEM = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), stem_widths=(6, 8))
 
 
 def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
@@ -119,20 +119,21 @@ def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
 
 def test_a_convolution_stem_is_its_convolutions():
     config = replace(STEM, patch_size=(16, 4), patch_stride=(16, 4))
-    model, features = build(config)
+    model, features = build(config, num_frames=67, num_mel_bins=40)  # more than whole patches
     embedding = model.patch_embedding
-    stem = embedding.projection
-    image = features.transpose(1, 2).unsqueeze(1)  # (batch, 1, freq, time)
-    quarters = functional.conv2d(
-        image, stem.projection.weight.view(-1, 1, 8, 2), stem.projection.bias, stride=(8, 2)
-    )
-    normed = functional.layer_norm(quarters.movedim(1, 3), (8,), stem.norm.weight, stem.norm.bias)
-    hidden = functional.gelu(normed).movedim(3, 1)
-    hidden = hidden + functional.conv2d(
-        hidden, stem.neighbours.weight, stem.neighbours.bias, padding=1, groups=8
-    )
-    weight = stem.merge.weight.view(-1, 2, 2, 8).movedim(3, 1)
-    merged = functional.conv2d(hidden, weight, stem.merge.bias, stride=2)  # (batch, 16, 2, 16)
+    hidden = features.transpose(1, 2).unsqueeze(1)  # (batch, 1, freq, time)
+    for stage, cell in zip(embedding.stem, [(4, 1), (2, 2)], strict=True):
+        weight = stage.projection.weight.unflatten(1, (*cell, -1)).movedim(3, 1)
+        hidden = functional.conv2d(hidden, weight, stage.projection.bias, stride=cell)
+        hidden = functional.gelu(stage.norm(hidden.movedim(1, 3))).movedim(3, 1)
+        if cell == (4, 1):
+            hidden = hidden[:, :, :8, :64]  # what no patch covers is not a neighbour either
+        convolution = stage.neighbours
+        weight, bias = convolution.weight, convolution.bias
+        hidden = hidden + functional.conv2d(hidden, weight, bias, padding=1, groups=len(bias))
+    weight = embedding.projection.weight.unflatten(1, (2, 2, -1)).movedim(3, 1)
+    merged = functional.conv2d(hidden, weight, embedding.projection.bias, stride=2)
+    assert merged.shape == (3, 16, 2, 16)
     expected = merged.flatten(2).transpose(1, 2) + embedding.position
     torch.testing.assert_close(embedding(features), expected)
 
@@ -166,9 +167,9 @@ def test_the_order_of_kept_patches_does_not_matter():
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("stem", ["linear", "convolution"])
+@pytest.mark.parametrize("stem", [(), (4,), (4, 6)])
 def test_every_parameter_gets_a_gradient(pool, stem, conditional, keep):
-    config = replace(SMALL, pool=pool, stem=stem, conditional_position=conditional)
+    config = replace(SMALL, pool=pool, stem_widths=stem, conditional_position=conditional)
     model, features = build(config)
     model(features, keep=keep).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -191,9 +192,9 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(features), model(features))
 
 
-@pytest.mark.parametrize("stem", ["linear", "convolution"])
+@pytest.mark.parametrize("stem", [(), (48, 96)])
 def test_weights_start_small_and_biases_at_zero(stem):
-    model, _ = build(ModelConfig(pool="cls", stem=stem), num_frames=512, num_mel_bins=128)
+    model, _ = build(ModelConfig(pool="cls", stem_widths=stem), num_frames=512, num_mel_bins=128)
     for name, parameter in model.named_parameters():
         if "norm" in name or "neighbours" in name:  # torch's own
             continue
@@ -235,13 +236,14 @@ def test_wrong_features_are_refused():
             "divisible by 4 for model.position_embedding sinusoidal, got 6",
         ),
         (
-            {"stem": "convolution", "patch_size": (16, 15), "patch_stride": (16, 15)},
-            r"patch_size must be even .* for model.stem convolution, got 16 15",
+            {"stem_widths": (8, 8), "patch_size": (16, 18), "patch_stride": (16, 18)},
+            "divisible by 4 along both axes for model.stem_widths 8 8, got 16 18",
         ),
         (
-            {"stem": "convolution", "patch_stride": (10, 10)},
-            r"equal to model.patch_stride \(10 10\) for model.stem convolution, got 16 16",
+            {"stem_widths": (8,), "patch_stride": (10, 10)},
+            r"model.patch_size must be model.patch_stride \(10 10\) .* got 16 16",
         ),
+        ({"stem_widths": (8, 0)}, "model.stem_widths must each be at least 1, got 8 0"),
         ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),
         ({"depth": 0}, "model.depth must be at least 1, got 0"),
