@@ -9,6 +9,7 @@ from statistics import median
 import numpy as np
 import pytest
 
+from ast_fast.cli import parse_config
 from ast_fast.config import Config
 from ast_fast.data import Clip, Dataset
 from ast_fast.timing import Stages
@@ -16,6 +17,7 @@ from ast_fast.train import train_fold
 
 NUM_CLASSES, NUM_FOLDS = 4, 4
 USUAL = {"patch_drop": 0.5, "batch_size": 16}
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
 SWEEPS = {"patch_drop": (0.0, 0.5, 0.75), "batch_size": (8, 48)}
 
 
@@ -31,8 +33,23 @@ def test_fold(
     config = replace(
         config,
         augment=replace(config.augment, patch_drop=sizes["patch_drop"]),
-        training=replace(config.training, epochs=2, batch_size=int(sizes["batch_size"])),
+        training=replace(config.training, batch_size=int(sizes["batch_size"])),
     )
+    measure(benchmark, config, clips, tmp_path)
+    benchmark.extra_info |= sizes
+
+
+@pytest.mark.benchmark(group="fold-of-recipe")
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_fold_of_a_recipe(
+    benchmark, clips: np.ndarray, tmp_path: Path, recipe: Path, threads: int
+) -> None:
+    measure(benchmark, parse_config(["--config", str(recipe)]), clips, tmp_path)
+
+
+def measure(benchmark, config: Config, clips: np.ndarray, tmp_path: Path) -> None:
+    """Train two epochs of a fold again and again, and keep their rate and where the time went."""
+    config = replace(config, training=replace(config.training, epochs=2))
     dataset, stages, rates = data_of(clips), Stages(), []
 
     def fold() -> None:
@@ -42,7 +59,6 @@ def test_fold(
     benchmark(fold)
     total = sum(stages.seconds.values())
     benchmark.extra_info |= {
-        **sizes,
         "training_clips_per_second": median(rates),
         "shares": {name: seconds / total for name, seconds in stages.seconds.items()},
     }

@@ -20,7 +20,7 @@ SWEEPS = {
     "batch": (1, 8, 32, 64),
 }
 USUAL = {"tokens": 128, "embed_dim": 192, "depth": 4, "batch": 32}
-"""The recipe's, half of whose 256 patches are dropped; what is not varied has this."""
+"""The defaults', half of whose 256 patches are dropped; what is not varied has this."""
 HEAD_DIM = 64
 
 
@@ -61,8 +61,7 @@ def test_model_step(
     benchmark(step)
     if benchmark.stats:
         seconds = benchmark.stats.stats.median
-        patch = math.prod(config.model.patch_size)
-        work = batch * multiply_adds(config.model, tokens, patch, NUM_CLASSES)
+        work = batch * multiply_adds(config.model, tokens, model.num_patches, NUM_CLASSES)
         least = work / multiply_adds_per_second(amp or torch.float32, threads)
         benchmark.extra_info |= {
             **sizes,

@@ -2,18 +2,19 @@
 
 Rate: in float32 the multiply-adds of `bench.floor`; in bfloat16, whose units no other code of ours
 reaches, the fastest large product of torch's. Products alone are counted, so a floor leaves out all
-that only moves data: normalisation, GELU, softmax, residuals, the optimiser.
+that only moves data: normalisation, GELU, depth-wise convolutions, softmax, residuals, optimiser.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from functools import cache
 
 import torch
 
 from ast_fast.config import ModelConfig
-from ast_fast.model import hidden_width
+from ast_fast.model import hidden_width, patch_values, stem_cell
 from ast_fast_kernels.simd import host_lanes
 from bench import floor
 
@@ -22,21 +23,37 @@ SIZES = ((2048, 2048, 2048), (8192, 512, 512))
 REPEATS = 10
 
 
-def multiply_adds(model: ModelConfig, tokens: int, patch: int, num_classes: int) -> int:
+def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes: int) -> int:
     """Return the multiply-adds of one clip's step: forward, and twice that backward.
 
-    No gradient is taken of the features, so the patches' projection counts twice, not three times.
+    No gradient is taken of the features, so what projects them counts twice, not three times.
 
     Args:
         model: Width, depth and the rest.
         tokens: Tokens that the blocks see.
-        patch: Values of a patch.
+        num_patches: Patches of the whole spectrogram.
         num_classes: Width of the logits.
     """
     width = model.embed_dim
     linear = 4 * width**2 + 2 * width * hidden_width(model)
     block = tokens * (linear + 2 * tokens * width)
-    return 3 * (model.depth * block + width * num_classes) + 2 * tokens * patch * width
+    projected = num_patches if model.stem_widths or model.conditional_position else tokens
+    projections = [  # from the features on: how often, from how many values, to how many
+        *stem_projections(model, num_patches),
+        (projected, patch_values(model), width),
+    ]
+    first, *others = (math.prod(sizes) for sizes in projections)
+    return 3 * (model.depth * block + width * num_classes + sum(others)) + 2 * first
+
+
+def stem_projections(model: ModelConfig, num_patches: int) -> list[tuple[int, int, int]]:
+    """Return how often each stage of the stem projects, from and to how many values."""
+    stages = len(model.stem_widths)
+    inputs = (math.prod(stem_cell(model)), *(4 * width for width in model.stem_widths))
+    return [
+        (num_patches * 4 ** (stages - stage), inputs[stage], width)
+        for stage, width in enumerate(model.stem_widths)
+    ]
 
 
 @cache

@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ast_fast.config import Config
+from ast_fast.config import Config, ModelConfig
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast_kernels import use_backend
 from bench import model_cost
 
 
-def test_multiply_adds_are_those_that_torch_counts() -> None:
-    config = Config()
-    model = AudioSpectrogramTransformer.of(config, 50)
+@pytest.mark.parametrize(
+    "model",
+    [
+        ModelConfig(),
+        ModelConfig(conditional_position=True),
+        ModelConfig(stem_widths=(48,)),
+        ModelConfig(stem_widths=(8, 32, 96), conditional_position=True),
+    ],
+    ids=["linear", "conditional", "quarters", "three-stages"],
+)
+def test_multiply_adds_are_those_that_torch_counts(model: ModelConfig) -> None:
+    config = replace(Config(), model=model)
+    transformer = AudioSpectrogramTransformer.of(config, 50)
     batch, tokens = 2, 96
     keep = torch.arange(tokens).expand(batch, tokens)
     with FlopCounterMode(display=False) as counter, use_backend("reference"):
-        model(torch.randn(batch, 512, 128), keep=keep).sum().backward()
-    counted = batch * model_cost.multiply_adds(config.model, tokens, 16 * 16, 50)
-    assert 2 * counted == pytest.approx(counter.get_total_flops(), rel=1e-3)
+        transformer(torch.randn(batch, 512, 128), keep=keep).sum().backward()
+    products = sum(
+        count
+        for operator, count in counter.get_flop_counts()["Global"].items()
+        if "convolution" not in str(operator)
+    )
+    counted = batch * model_cost.multiply_adds(model, tokens, transformer.num_patches, 50)
+    assert 2 * counted == pytest.approx(products, rel=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
