@@ -96,6 +96,11 @@ def check_same_run(path: Path, recorded: Mapping[str, Any], expected: Mapping[st
     """
     there, here = _flatten(recorded), _flatten(expected)
     for name in sorted(there.keys() | here.keys()):
+        if name not in there:
+            raise InputError(
+                f"{path} was written by a version without {name} (here {here[name]}); "
+                "give another --out"
+            )
         if there.get(name) != here.get(name):
             raise InputError(
                 f"{path} belongs to another run: {name} is {there.get(name)} there and "

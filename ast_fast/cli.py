@@ -386,8 +386,11 @@ def _from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
         return True
     if get_origin(inner) is tuple:
         item, *rest = get_args(inner)
-        if not tokens and rest == [...]:
-            raise InputError(f"{flag} takes at least one value, got none")
+        if rest == [...]:
+            if not tokens:
+                raise InputError(f"{flag} takes values, or the word none for no value")
+            if [token.lower() for token in tokens] == ["none"]:
+                return ()
         value = _checked(inner, [_number(item, token) for token in tokens], flag)
     elif len(tokens) == 1:
         value = _checked(inner, _number(inner, tokens[0]), flag)

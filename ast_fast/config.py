@@ -82,7 +82,8 @@ class ModelConfig:
     pool: Literal["mean", "cls"] = "mean"
     """What the head reads: the mean of the patch tokens, or a class token."""
     stem_widths: tuple[int, ...] = ()
-    """Widths of a convolution stem's stages, finest cells first; none: patches are projected."""
+    """Widths of a convolution stem's stages, finest cells first, each a quarter of a cell of the
+    next and at last of a patch; none: patches are projected."""
     position_embedding: Literal["learned", "sinusoidal"] = "learned"
     """Position embedding added to the patch tokens."""
     conditional_position: bool = False

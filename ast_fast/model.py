@@ -119,7 +119,12 @@ class Neighbours(nn.Conv2d):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the tokens, same shape: (batch, grid freq, grid time, width)."""
-        convolved: Tensor = super().forward(tokens.permute(0, 3, 1, 2))  # channels last: no copy
+        image = tokens.permute(0, 3, 1, 2)  # channels last, without a copy
+        if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
+            image = image.contiguous()
+        # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
+        weight = self.weight.squeeze(1).unsqueeze(1)
+        convolved: Tensor = self._conv_forward(image, weight, self.bias)
         return tokens + convolved.permute(0, 2, 3, 1)
 
 
@@ -147,10 +152,8 @@ class ConvolutionStem(nn.Sequential):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        widths = config.stem_widths
+        super().__init__(*(StemStage(values, width) for _, values, width in stem_sizes(config)))
         self.cell_size = stem_cell(config)
-        inputs = (math.prod(self.cell_size), *(4 * width for width in widths[:-1]))
-        super().__init__(*(StemStage(*sizes) for sizes in zip(inputs, widths, strict=True)))
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what the stages make of every patch.
@@ -174,7 +177,7 @@ class PatchEmbedding(nn.Module):
     that are not.
 
     Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
-        2023), section 3.3, here before the first block and beside the position's embedding.
+        2023), section 3, here before the first block and beside the position's embedding.
     """
 
     position: Tensor  # (num_patches, embed_dim): a parameter if learned, else a buffer
@@ -321,23 +324,24 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
             raise InputError(
                 f"model.{name} must be at least 1 along both axes, got {_numbers(pair)}"
             )
-    if any(width < 1 for width in config.stem_widths):
-        raise InputError(
-            f"model.stem_widths must each be at least 1, got {_numbers(config.stem_widths)}"
-        )
-    cells = 2 ** len(config.stem_widths)
-    if config.stem_widths and (
-        config.patch_size != config.patch_stride or any(side % cells for side in config.patch_size)
-    ):
-        raise InputError(
-            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
-            f"divisible by {cells} along both axes for model.stem_widths "
-            f"{_numbers(config.stem_widths)}, got {_numbers(config.patch_size)}"
-        )
     if config.patch_size[0] > num_mel_bins or config.patch_size[1] > num_frames:
         raise InputError(
             f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
             f"{num_frames} frames), got {_numbers(config.patch_size)}"
+        )
+    stages = len(config.stem_widths)
+    if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
+        raise InputError(
+            f"model.stem_widths must each be at least 2, got {_numbers(config.stem_widths)}"
+        )
+    if stages and (
+        config.patch_size != config.patch_stride
+        or any(side % 2**stages for side in config.patch_size)
+    ):
+        raise InputError(
+            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
+            f"even {stages} times over, once for each of model.stem_widths, "
+            f"got {_numbers(config.patch_size)}; model.stem_widths none takes any"
         )
 
 
@@ -358,6 +362,13 @@ def stem_cell(config: ModelConfig) -> tuple[int, int]:
     """Return the sides of the finest cells of a convolution stem: (mel bins, frames)."""
     cells = 2 ** len(config.stem_widths)
     return config.patch_size[0] // cells, config.patch_size[1] // cells
+
+
+def stem_sizes(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """Return of each stage of a convolution stem: cells in a patch, their values, its width."""
+    widths = config.stem_widths
+    values = (math.prod(stem_cell(config)), *(4 * width for width in widths))
+    return [(4 ** (len(widths) - n), values[n], width) for n, width in enumerate(widths)]
 
 
 def patch_values(config: ModelConfig) -> int:
@@ -398,9 +409,9 @@ def _joined(cells: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Return the tokens named by `keep`, shape (batch, num_kept, embed_dim).
+    """Return the tokens named by `keep`, from 0 to below num_patches: (batch, num_kept, embed_dim).
 
-    As rows of one table: the gradient of `gather` is not deterministic on CUDA, this one's is.
+    As rows of one table, whose gradient is the same to the bit each time, whatever torch is told.
     """
     batch, num_tokens, width = tokens.shape
     first = num_tokens * torch.arange(batch, device=keep.device).unsqueeze(1)

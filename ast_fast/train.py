@@ -54,7 +54,7 @@ from ast_fast.model import (
     hidden_width,
     patch_grid,
     patch_values,
-    stem_cell,
+    stem_sizes,
 )
 from ast_fast.optimiser import Optimiser
 from ast_fast.timing import Stages
@@ -269,9 +269,7 @@ def check_memory(
     width = model.embed_dim
     patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
     weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (patch_values(model) + patches + num_classes)
-    inputs = (math.prod(stem_cell(model)), *(4 * stage for stage in model.stem_widths[:-1]))
-    weights += sum(a * b for a, b in zip(inputs, model.stem_widths, strict=False))
+    weights += width * (math.prod(model.patch_size) + patches + num_classes)
     copies = 4 + (config.training.ema_decay > 0)
     batch = min(config.training.batch_size, num_clips)
     values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
@@ -284,6 +282,13 @@ def check_memory(
             8 * fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
         ),
     }
+    if model.stem_widths:
+        stem = sum(inputs * stage for _, inputs, stage in stem_sizes(model))
+        stem += width * (patch_values(model) - math.prod(model.patch_size))
+        cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
+        needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
+            4 * copies * stem + 4 * cells
+        )
     needed = sum(needs.values())
     if device is not None and device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory

@@ -44,7 +44,12 @@ def test_fold(
 def test_fold_of_a_recipe(
     benchmark, clips: np.ndarray, tmp_path: Path, recipe: Path, threads: int
 ) -> None:
-    measure(benchmark, parse_config(["--config", str(recipe)]), clips, tmp_path)
+    measure(benchmark, config_of(recipe), clips, tmp_path)
+
+
+def config_of(recipe: Path) -> Config:
+    """Return a recipe's settings as they hold for a data set that is there."""
+    return parse_config(["--data", "ESC-50", "--config", str(recipe)])
 
 
 def measure(benchmark, config: Config, clips: np.ndarray, tmp_path: Path) -> None:

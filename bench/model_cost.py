@@ -2,7 +2,7 @@
 
 Rate: in float32 the multiply-adds of `bench.floor`; in bfloat16, whose units no other code of ours
 reaches, the fastest large product of torch's. Products alone are counted, so a floor leaves out all
-that only moves data: normalisation, GELU, depth-wise convolutions, softmax, residuals, optimiser.
+else: normalisation, GELU, depth-wise convolutions, softmax, residuals, the optimiser.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 import torch
 
 from ast_fast.config import ModelConfig
-from ast_fast.model import hidden_width, patch_values, stem_cell
+from ast_fast.model import hidden_width, patch_values, stem_sizes
 from ast_fast_kernels.simd import host_lanes
 from bench import floor
 
@@ -39,21 +39,11 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
     block = tokens * (linear + 2 * tokens * width)
     projected = num_patches if model.stem_widths or model.conditional_position else tokens
     projections = [  # from the features on: how often, from how many values, to how many
-        *stem_projections(model, num_patches),
+        *((num_patches * cells, values, stage) for cells, values, stage in stem_sizes(model)),
         (projected, patch_values(model), width),
     ]
     first, *others = (math.prod(sizes) for sizes in projections)
     return 3 * (model.depth * block + width * num_classes + sum(others)) + 2 * first
-
-
-def stem_projections(model: ModelConfig, num_patches: int) -> list[tuple[int, int, int]]:
-    """Return how often each stage of the stem projects, from and to how many values."""
-    stages = len(model.stem_widths)
-    inputs = (math.prod(stem_cell(model)), *(4 * width for width in model.stem_widths))
-    return [
-        (num_patches * 4 ** (stages - stage), inputs[stage], width)
-        for stage, width in enumerate(model.stem_widths)
-    ]
 
 
 @cache

@@ -91,6 +91,15 @@ def test_settings_that_say_nothing_of_the_training_may_differ(path, other):
     checkpoint.check_same_run(path, checkpoint.settings(Config()), checkpoint.settings(other))
 
 
+def test_a_run_of_an_earlier_version_is_named_as_one(path):
+    earlier = checkpoint.settings(Config())
+    del earlier["model"]["stem_widths"]
+    with pytest.raises(
+        InputError, match=r"written by a version without model.stem_widths \(here \[\]\); give ano"
+    ):
+        checkpoint.check_same_run(path, earlier, checkpoint.settings(Config()))
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

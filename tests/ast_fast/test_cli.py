@@ -129,7 +129,7 @@ WRONG_FLAGS = [
     ("--seed 1 --seed 1", "--seed is given twice"),
     ("--augment.roll --augment.no-roll", "--augment.roll is given twice"),
     ("--config a --config b", "--config is given twice"),
-    ("--folds", "--folds takes at least one value, got none"),
+    ("--folds", "--folds takes values, or the word none for no value"),
     ("--data ~nosuchuser/x", "--data must be in a home folder that exists, got '~nosuchuser/x'"),
     ("--data a\udcff", r"--data must be text in UTF-8, got 'a\udcff'"),
     ("--config a\udcff", r"--config must be text in UTF-8, got 'a\udcff'"),
@@ -250,6 +250,14 @@ def test_toml_reads_back_to_the_same_config(config: Config, tmp_path: Path) -> N
     path = tmp_path / "run.toml"
     path.write_text(config_to_toml(config))
     assert parse_config(["--config", str(path)]) == config
+
+
+def test_a_list_of_a_file_can_be_emptied_by_a_flag(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("folds = [2, 3]\n[model]\nstem_widths = [32, 96]\n")
+    assert parse_config(["--config", str(path)]).model.stem_widths == (32, 96)
+    config = parse_config(["--config", str(path), "--model.stem-widths", "none", "--folds", "none"])
+    assert config.model.stem_widths == config.folds == ()
 
 
 def test_every_setting_has_a_flag_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:

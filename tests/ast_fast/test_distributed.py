@@ -100,6 +100,7 @@ def test_the_first_process_alone_prints_and_writes(together: tuple[Path, str]) -
     out, printed = together
     assert printed.count("report   ") == 1
     assert printed.count("fold 2, epoch 1/3") == 1
+    assert "Warning" not in printed
     assert read(out / "report.json")["accuracy"]["per_fold"].keys() == {"2"}
     info = read(out / "run.json")
     assert info["processes"] == 2

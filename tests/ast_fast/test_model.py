@@ -177,6 +177,15 @@ def test_every_parameter_gets_a_gradient(pool, stem, conditional, keep):
         assert parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("stem", [(), (4, 6)])
+def test_neighbours_join_any_positions_on_any_grid(stem):
+    config = replace(CONDITIONAL, stem_widths=stem, position_embedding="sinusoidal")
+    model, features = build(config, num_frames=67, num_mel_bins=12)  # a row of eight patches
+    assert model.patch_embedding.grid == (1, 8)
+    assert model(features).isfinite().all()
+    assert model(features[:0]).shape == (0, 5)
+
+
 def test_attention_backends_agree():
     model, features = build(SMALL)
     with use_backend(attention="reference"):
@@ -237,13 +246,14 @@ def test_wrong_features_are_refused():
         ),
         (
             {"stem_widths": (8, 8), "patch_size": (16, 18), "patch_stride": (16, 18)},
-            "divisible by 4 along both axes for model.stem_widths 8 8, got 16 18",
+            "even 2 times over, once for each of model.stem_widths, got 16 18",
         ),
         (
             {"stem_widths": (8,), "patch_stride": (10, 10)},
-            r"model.patch_size must be model.patch_stride \(10 10\) .* got 16 16",
+            r"must be model.patch_stride \(10 10\) .* got 16 16; model.stem_widths none takes any",
         ),
-        ({"stem_widths": (8, 0)}, "model.stem_widths must each be at least 1, got 8 0"),
+        ({"stem_widths": (8,) * 15000}, "even 15000 times over"),
+        ({"stem_widths": (8, 1)}, "model.stem_widths must each be at least 2, got 8 1"),
         ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),
         ({"depth": 0}, "model.depth must be at least 1, got 0"),

@@ -33,9 +33,17 @@ def loss_and_gradients(model, features: Tensor, keep: Tensor | None) -> list[Ten
 
 
 @pytest.mark.parametrize("keep", [None, KEEP], ids=["all-patches", "patch-drop"])
-@pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_triton_agrees_with_the_reference(device: torch.device, pool: str, keep) -> None:
-    model, features = build(ModelConfig(embed_dim=32, num_heads=2, depth=2, pool=pool))
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(embed_dim=32, num_heads=2, depth=2),
+        ModelConfig(embed_dim=32, num_heads=2, depth=2, pool="cls"),
+        SMALL,
+    ],
+    ids=["mean", "cls", "stem"],
+)
+def test_triton_agrees_with_the_reference(device: torch.device, config: ModelConfig, keep) -> None:
+    model, features = build(config)
     expected = loss_and_gradients(model.double(), features.double(), keep)
     model, features = model.float().to(device), features.to(device)
     keep = None if keep is None else keep.to(device)

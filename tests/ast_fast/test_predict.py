@@ -149,14 +149,17 @@ def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> Non
     assert image.std() > 0.05
 
 
+@pytest.mark.parametrize("stem", [(), (4, 8)])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-def test_rollout_shares_out_all_attention(model: Path, pool: str) -> None:
+def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[int, ...]) -> None:
     from dataclasses import replace
 
     from ast_fast.model import AudioSpectrogramTransformer
 
     classifier = load_classifier(model, torch.device("cpu"))
-    config = replace(classifier.config.model, pool=pool)
+    config = replace(
+        classifier.config.model, pool=pool, stem_widths=stem, conditional_position=bool(stem)
+    )
     torch.manual_seed(0)
     fresh = AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=48, num_classes=2)
     features = torch.randn(3, 48, 32, generator=torch.Generator().manual_seed(0))

@@ -614,6 +614,8 @@ def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, stem, pool)
     with pytest.raises(InputError, match=r"model.embed_dim 192, model.depth 4 and model.mlp_ratio"):
         check_memory(config, **sizes)
     batch = 4 * (512 * 128 + 256 * 128 + 1) + 8 * 128 * 257
+    if stem:
+        batch += 4 * 256 * (16 * 96 + 4 * 384)
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights + batch}.get)
     check_memory(config, **sizes)
 
