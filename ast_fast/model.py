@@ -121,7 +121,7 @@ class Neighbours(nn.Conv2d):
         """Return the tokens, same shape: (batch, grid freq, grid time, width)."""
         image = tokens.permute(0, 3, 1, 2)  # channels last, without a copy
         if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
-            image = image.contiguous()
+            image = image.clone(memory_format=torch.contiguous_format)
         # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
         weight = self.weight.squeeze(1).unsqueeze(1)
         convolved: Tensor = self._conv_forward(image, weight, self.bias)
@@ -216,7 +216,8 @@ class PatchEmbedding(nn.Module):
         image = features.transpose(1, 2)
         (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
         if self.stem is not None:
-            patches = self.stem(image[:, : self.grid[0] * height, : self.grid[1] * width])
+            covered = image.narrow(1, 0, self.grid[0] * height).narrow(2, 0, self.grid[1] * width)
+            patches = self.stem(covered)
         else:
             cut = image.unfold(1, height, step_freq).unfold(2, width, step_time)
             # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
