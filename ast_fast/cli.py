@@ -380,7 +380,8 @@ def _nearest(name: str, names: Sequence[str]) -> str:
 def _from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
     """Return a flag's values as its setting's type."""
     inner, is_optional = _strip_optional(setting.type)
-    if is_optional and [token.lower() for token in tokens] == ["none"]:
+    is_none = [token.lower() for token in tokens] == ["none"]
+    if is_optional and is_none:
         return None
     if inner is bool and not tokens:
         return True
@@ -389,7 +390,7 @@ def _from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
         if rest == [...]:
             if not tokens:
                 raise InputError(f"{flag} takes values, or the word none for no value")
-            if [token.lower() for token in tokens] == ["none"]:
+            if is_none:
                 return ()
         value = _checked(inner, [_number(item, token) for token in tokens], flag)
     elif len(tokens) == 1:

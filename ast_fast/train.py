@@ -269,7 +269,9 @@ def check_memory(
     width = model.embed_dim
     patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
     weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (math.prod(model.patch_size) + patches + num_classes)
+    weights += width * (patches + num_classes)
+    if not model.stem_widths:
+        weights += width * patch_values(model)
     copies = 4 + (config.training.ema_decay > 0)
     batch = min(config.training.batch_size, num_clips)
     values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
@@ -284,7 +286,7 @@ def check_memory(
     }
     if model.stem_widths:
         stem = sum(inputs * stage for _, inputs, stage in stem_sizes(model))
-        stem += width * (patch_values(model) - math.prod(model.patch_size))
+        stem += width * patch_values(model)
         cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
         needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
             4 * copies * stem + 4 * cells
