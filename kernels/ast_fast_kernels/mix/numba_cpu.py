@@ -64,17 +64,15 @@ def _sum_rows(
             if factor == np.float32(0.0):
                 continue
             clip, start = waveforms[sources[row, term]], starts[row, term]
-            head, tail = out[: num_samples - start], out[num_samples - start :]
-            if is_first:
-                for i in range(len(head)):
-                    head[i] = factor * np.float32(clip[start + i])
-                for i in range(len(tail)):
-                    tail[i] = factor * np.float32(clip[i])
-            else:
-                for i in range(len(head)):
-                    head[i] += factor * np.float32(clip[start + i])
-                for i in range(len(tail)):
-                    tail[i] += factor * np.float32(clip[i])
+            split = num_samples - start
+            for part, values in ((out[:split], clip[start:]), (out[split:], clip[:start])):
+                # Both begin at 0: an index that could be negative would keep vectors away.
+                if is_first:
+                    for i in range(len(part)):
+                        part[i] = factor * np.float32(values[i])
+                else:
+                    for i in range(len(part)):
+                        part[i] += factor * np.float32(values[i])
             is_first = False
         if is_first:
             out[:] = np.float32(0.0)
