@@ -64,6 +64,7 @@ setup(
         "ast_fast_kernels.linear",
         "ast_fast_kernels.mix",
         "ast_fast_kernels.normalise",
+        "ast_fast_kernels.stem",
         "ast_fast_kernels.testing",
     ],
     package_dir={"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"},

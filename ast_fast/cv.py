@@ -85,6 +85,7 @@ from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 from ast_fast_kernels.linear.api import choose_backend as choose_linear
+from ast_fast_kernels.stem.api import choose_backend as choose_stem
 
 CONFIG = "config.toml"
 RUN = "run.json"
@@ -595,7 +596,8 @@ class Run:
 
     def _say_results(self, report: Mapping[str, Any]) -> None:
         accuracy, timing = report["accuracy"], report["timing"]
-        columns = ("fold", "accuracy", "FBANK", "largest error", "attention", "largest error")
+        titles = ("FBANK" if op == "fbank" else op for op in report["kernels"])
+        columns = ["fold", "accuracy", *(cell for op in titles for cell in (op, "error"))]
         folds = Table(*columns, box=None, padding=(0, 3, 0, 0))
         for fold, value in accuracy["per_fold"].items():
             cells = [fold, f"{100 * value:.1f} %"]
@@ -775,11 +777,18 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
     )
     weight = torch.zeros(1, 1, device=device)
     with autocast(device, amp):
-        return {
+        in_use = {
             "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
             "attention": choose_attention(requested_backend("attention", "auto"), qkv),
             "linear": choose_linear(requested_backend("linear", "auto"), weight, weight, weight[0]),
         }
+        stages = {
+            choose_stem(
+                requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight.float()
+            )
+            for width in model.stem_widths
+        }
+    return in_use | ({"stem": " and ".join(sorted(stages))} if stages else {})
 
 
 def exhausted_resource(error: BaseException) -> str | None:

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 
 from ast_fast.config import Config
 from ast_fast.features import undithered
-from ast_fast_kernels import attention, fbank
+from ast_fast_kernels import attention, fbank, norm_gelu_conv
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 from ast_fast_kernels.fbank.reference import as_floating
+from ast_fast_kernels.stem.api import choose_backend as choose_stem
 from ast_fast_kernels.testing.budgets import log_mel_error
 from ast_fast_kernels.testing.timing import interleaved_medians
 
@@ -38,10 +39,11 @@ def check_kernels(
     features: Tensor,
     amp: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
-    """Compare the FBANK and the attention that the run uses with the reference, on real input.
+    """Compare the kernels that the run uses with the reference, on real input.
 
     Attention is run on what the model's first block projects, in the dtype that the run computes
-    in. Times are medians of interleaved rounds, after one round that is not counted.
+    in, and a stem's kernel on what its first stage projects. Times are medians of interleaved
+    rounds, after one round that is not counted.
 
     Args:
         config: The run's settings.
@@ -50,14 +52,18 @@ def check_kernels(
         features: The model's input for these clips, shape (batch, num_frames, num_mel_bins).
         amp: The dtype that matrix products are computed in.
     Returns:
-        For `fbank` and `attention`: backend, shape, max_abs_error, fast_seconds,
-        reference_seconds and speed_ratio (the reference's time over the fast one's), and what is
-        said of each below. Where the run used the reference they are None, with a reason.
+        For `fbank`, `attention` and, where the model has one, `stem`: backend, shape,
+        max_abs_error, fast_seconds, reference_seconds and speed_ratio (the reference's time over
+        the fast one's), and what is said of each below. Where the run used the reference they are
+        None, with a reason.
     """
-    return {
+    checks = {
         "fbank": check_fbank(config, waveforms),
         "attention": check_attention(first_block_qkv(model, features).to(amp)),
     }
+    if config.model.stem_widths:
+        checks["stem"] = check_stem(model, features, amp)
+    return checks
 
 
 def check_fbank(config: Config, waveforms: Tensor) -> dict[str, Any]:
@@ -126,29 +132,77 @@ def check_attention(qkv: Tensor) -> dict[str, Any]:
     if chosen == "reference":
         return _not_compared(chosen, shape) | {"forward_backward": None}
     leaf = qkv.detach().clone().requires_grad_()
-    generator = torch.Generator().manual_seed(0)
-    grad_out = torch.randn(qkv[:, :, 0].shape, generator=generator).to(qkv)
+
+    def run(backend: str) -> Tensor:
+        return attention(leaf, backend=backend)
+
+    def gradients(backend: str, grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(backend), leaf, grad)[0].unbind(2)
+
+    return {"backend": chosen, "shape": shape, **_both_ways(chosen, run, gradients)}
+
+
+def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> dict[str, Any]:
+    """Compare the stem's kernel with the reference on what the stem's first stage projects.
+
+    Figures as `check_attention` gives them; gradients are of the cells and of each parameter.
+
+    Args:
+        model: An `AudioSpectrogramTransformer` with a stem.
+        features: Its input, shape (batch, num_frames, num_mel_bins).
+        amp: The dtype that the run computes in.
+    """
+    stage = model.get_submodule("patch_embedding.stem.0")
+    cells = _projected(model, "patch_embedding.stem.0.projection", features).to(amp)
+    parameters = [
+        stage.get_parameter(name)
+        for name in ("norm.weight", "norm.bias", "neighbours.weight", "neighbours.bias")
+    ]
+    chosen = choose_stem(requested_backend("stem", "auto"), cells, *parameters)
+    shape = [*cells.shape]
+    if chosen == "reference":
+        return _not_compared(chosen, shape) | {"forward_backward": None}
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (cells, *parameters)]
+
+    def run(backend: str) -> Tensor:
+        return norm_gelu_conv(*leaves, backend=backend).to(amp)  # as the next product casts it
+
+    def gradients(backend: str, grad: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(run(backend), leaves, grad)
+
+    return {"backend": chosen, "shape": shape, **_both_ways(chosen, run, gradients)}
+
+
+def _both_ways(
+    chosen: str,
+    run: Callable[[str], Tensor],
+    gradients: Callable[[str, Tensor], tuple[Tensor, ...]],
+) -> dict[str, Any]:
+    """Return the figures of an operation forward, and with its gradients.
+
+    Args:
+        chosen: The backend that is compared with the reference.
+        run: Gives the result by a backend.
+        gradients: Gives all gradients by a backend, from that of the result.
+    """
 
     def forward(backend: str) -> Tensor:
         with torch.no_grad():
-            return attention(leaf, backend=backend)
+            return run(backend)
 
-    def forward_backward(backend: str) -> tuple[Tensor, ...]:
-        return torch.autograd.grad(attention(leaf, backend=backend), leaf, grad_out)[0].unbind(2)
-
-    gradients = zip(forward_backward(chosen), forward_backward("reference"), strict=True)
+    fast, exact = forward(chosen), forward("reference")
+    grad = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0)).to(fast)
+    pairs = zip(gradients(chosen, grad), gradients("reference", grad), strict=True)
     return {
-        "backend": chosen,
-        "shape": shape,
-        "max_abs_error": _max_abs_error(forward(chosen), forward("reference")),
-        **_compare(lambda: forward(chosen), lambda: forward("reference"), qkv.device),
+        "max_abs_error": _max_abs_error(fast, exact),
+        **_compare(lambda: forward(chosen), lambda: forward("reference"), fast.device),
         "forward_backward": {
             "max_gradient_error": max(
-                _max_abs_error(fast, exact) / max(exact.abs().max().item(), 1e-30)
-                for fast, exact in gradients
+                _max_abs_error(ours, theirs) / max(theirs.abs().max().item(), 1e-30)
+                for ours, theirs in pairs
             ),
             **_compare(
-                lambda: forward_backward(chosen), lambda: forward_backward("reference"), qkv.device
+                lambda: gradients(chosen, grad), lambda: gradients("reference", grad), fast.device
             ),
         },
     }
@@ -163,9 +217,15 @@ def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:
     Returns:
         Queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
     """
-    block = model.get_submodule("blocks.0.attention")
+    projected = _projected(model, "blocks.0.attention.qkv", features)
+    num_heads: Any = model.get_submodule("blocks.0.attention").num_heads
+    return projected.view(*projected.shape[:2], 3, num_heads, -1)
+
+
+def _projected(model: nn.Module, name: str, features: Tensor) -> Tensor:
+    """Return what the submodule of that name gives when the model sees the features."""
     projected: list[Tensor] = []
-    handle = block.get_submodule("qkv").register_forward_hook(
+    handle = model.get_submodule(name).register_forward_hook(
         lambda _, __, output: projected.append(output)
     )
     try:
@@ -173,8 +233,7 @@ def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:
             model(features)
     finally:
         handle.remove()
-    num_heads: Any = block.num_heads
-    return projected[0].view(*projected[0].shape[:2], 3, num_heads, -1)
+    return projected[0]
 
 
 def _not_compared(backend: str, shape: list[int]) -> dict[str, Any]:

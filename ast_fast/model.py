@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from ast_fast.config import Config, ModelConfig
 from ast_fast.errors import InputError
-from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu
+from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu, norm_gelu_conv
 
 INIT_STD = 0.02
 """Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""
@@ -129,7 +129,7 @@ class Neighbours(nn.Conv2d):
 
 
 class StemStage(nn.Module):
-    """Project every cell of a grid, normalise it, and let it hear its neighbours."""
+    """Project every cell of a grid, normalise it, let it hear its neighbours, and join 2 × 2."""
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
@@ -138,9 +138,18 @@ class StemStage(nn.Module):
         self.neighbours = Neighbours(width)
 
     def forward(self, cells: Tensor) -> Tensor:
-        """Return the cells after that: (batch, freq, time, in_features) to (..., width)."""
-        heard: Tensor = self.neighbours(functional.gelu(self.norm(self.projection(cells))))
-        return heard
+        """Return (batch, freq / 2, time / 2, 4 * width) of (batch, freq, time, in_features)."""
+        norm, neighbours = self.norm, self.neighbours
+        assert neighbours.bias is not None
+        joined: Tensor = norm_gelu_conv(
+            self.projection(cells),
+            norm.weight,
+            norm.bias,
+            neighbours.weight,
+            neighbours.bias,
+            eps=norm.eps,
+        )
+        return joined
 
 
 class ConvolutionStem(nn.Sequential):
@@ -163,9 +172,11 @@ class ConvolutionStem(nn.Sequential):
         Returns:
             Shape (batch, grid freq, grid time, 4 * the last stage's width).
         """
-        cells = _joined(image.unsqueeze(3), self.cell_size)
+        (height, length), (batch, freq, time) = self.cell_size, image.shape
+        parts = image.reshape(batch, freq // height, height, time // length, length)
+        cells = parts.transpose(2, 3).flatten(3)
         for stage in self:
-            cells = _joined(stage(cells), (2, 2))
+            cells = stage(cells)
         return cells
 
 
@@ -400,13 +411,6 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
         angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, dim=1).float()
-
-
-def _joined(cells: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return cells of `size` old ones: (batch, freq, time, width) to (..., height·length·width)."""
-    (height, length), (batch, freq, time, width) = size, cells.shape
-    parts = cells.reshape(batch, freq // height, height, time // length, length, width)
-    return parts.transpose(2, 3).flatten(3)
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:

@@ -209,10 +209,10 @@ def _pooled(
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
     """Gather the folds' checks: the largest error, the median ratio, and each fold's own."""
     ops: dict[str, Any] = {}
-    for op in ("fbank", "attention"):
-        checks = {str(fold): fold_measured.kernels[op] for fold, fold_measured in measured.items()}
-        if not checks:
+    for op in ("fbank", "attention", "stem"):
+        if not measured or any(op not in fold.kernels for fold in measured.values()):
             continue
+        checks = {str(fold): fold_measured.kernels[op] for fold, fold_measured in measured.items()}
         rows = list(checks.values())
         gathered: dict[str, Any] = {"backend": rows[0]["backend"]}
         for key, gather in (("max_abs_error", max), ("speed_ratio", statistics.median)):
@@ -326,11 +326,13 @@ def mel_centres(config: FbankConfig) -> NDArray[np.float64]:
 def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the page's kernel table: a group for each operation, in it a row for each fold."""
     groups = []
-    for op, title in (("fbank", "FBANK"), ("attention", "Attention, forward")):
+    for op, title in (("fbank", "FBANK"), ("attention", "Attention"), ("stem", "Stem")):
         if op not in kernels:
             continue
         checks = kernels[op]["per_fold"]
-        groups.append({"title": title, "rows": checks})
+        with_gradients = any("forward_backward" in check for check in checks.values())
+        heading = f"{title}, forward" if with_gradients else title
+        groups.append({"title": heading, "rows": checks})
         both = {
             fold: {**check, **check["forward_backward"]}
             for fold, check in checks.items()
@@ -339,7 +341,7 @@ def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
         if both:
             for row in both.values():
                 row["max_abs_error"] = row["max_gradient_error"]
-            groups.append({"title": "Attention, forward + backward", "rows": both})
+            groups.append({"title": f"{title}, forward + backward", "rows": both})
     return groups
 
 

@@ -128,6 +128,7 @@ def test_public_names_are_these() -> None:
         "linear_gelu",
         "mfcc",
         "mix",
+        "norm_gelu_conv",
         "normalise",
         "use_backend",
     ]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.linear.api import linear
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
+    from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
     "Fbank",
@@ -37,6 +38,7 @@ __all__ = [
     "linear_gelu",
     "mfcc",
     "mix",
+    "norm_gelu_conv",
     "normalise",
     "use_backend",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     "linear_gelu": "ast_fast_kernels.gelu.api",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "mix": "ast_fast_kernels.mix.api",
+    "norm_gelu_conv": "ast_fast_kernels.stem.api",
     "normalise": "ast_fast_kernels.normalise.api",
     "use_backend": "ast_fast_kernels._dispatch",
 }

@@ -41,6 +41,8 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
     ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
     ("gelu", "triton"): "ast_fast_kernels.gelu.ops:linear_gelu_triton",
+    ("stem", "reference"): "ast_fast_kernels.stem.reference:norm_gelu_conv_reference",
+    ("stem", "numba"): "ast_fast_kernels.stem.numba_cpu:norm_gelu_conv_numba",
 }
 """(operation, backend) → "module:function", loaded on first use."""
 

@@ -110,6 +110,9 @@ class Value:
     def __rmul__(self, other: Operand) -> Value:
         return self._emit("fmul", other, self)
 
+    def __truediv__(self, other: Operand) -> Value:
+        return self._emit("fdiv", self, other)
+
     def __neg__(self) -> Value:
         return Value(self.lanes, self.lanes.builder.fneg(self.value))
 
@@ -166,6 +169,37 @@ class Lanes:
         short = self.builder.load(self._place(pointer, index, kind), align=2)
         wide = self.builder.sext(short, self.int_type)
         return Value(self, self.builder.sitofp(wide, self.type))
+
+    def load_bfloat16(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load bfloat16 lanes from `pointer[index:]`, at any alignment."""
+        b = self.builder
+        kind = ir.VectorType(_INT16, self.count)
+        wide = b.zext(b.load(self._place(pointer, index, kind), align=2), self.int_type)
+        return Value(self, b.bitcast(b.shl(wide, self._integers(16)), self.type))
+
+    def store_bfloat16(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
+        """Store lanes to `pointer[index:]` as bfloat16, rounded to the nearest, ties to even."""
+        b = self.builder
+        kind = ir.VectorType(_INT16, self.count)
+        bits = b.bitcast(vector.value, self.int_type)
+        last = b.and_(b.lshr(bits, self._integers(16)), self._integers(1))
+        rounded = b.add(b.add(bits, self._integers(0x7FFF)), last)
+        is_nan = b.fcmp_unordered("uno", vector.value, vector.value)
+        rounded = b.select(is_nan, self._integers(0x7FC00000), rounded)
+        short = b.trunc(b.lshr(rounded, self._integers(16)), kind)
+        b.store(short, self._place(pointer, index, kind), align=2)
+
+    def _integers(self, value: int) -> ir.Constant:
+        return ir.Constant(self.int_type, [value] * self.count)
+
+    def sum_lanes(self, vector: Value) -> ir.Value:
+        """Return the sum of all lanes, added by halves."""
+        order = list(range(self.count))
+        half = self.count // 2
+        while half:
+            vector = vector + self.shuffle(vector, vector, order[half:] + order[:half])
+            half //= 2
+        return self.builder.extract_element(vector.value, _INT32(0))
 
     def _load_fours(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
         """Load four floats from each `pointer[index:]`, side by side."""
@@ -253,13 +287,10 @@ class Lanes:
         """
         b = self.builder
 
-        def integers(value: int) -> ir.Constant:
-            return ir.Constant(self.int_type, [value] * self.count)
-
         bits = b.bitcast(x.value, self.int_type)
         # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0. The exponent stays
         # where it is in the word; the factor makes up for that.
-        exponent = b.and_(b.sub(bits, integers(0x3F3504F3)), integers(-(1 << 23)))
+        exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
         f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
         polynomial = self.constant(_LOG_POLYNOMIAL[0])
@@ -282,8 +313,7 @@ class Lanes:
         polynomial = self.constant(_EXP2_POLYNOMIAL[0])
         for coefficient in _EXP2_POLYNOMIAL[1:]:
             polynomial = self.fma(polynomial, f, coefficient)
-        twenty_three = ir.Constant(self.int_type, [23] * self.count)
-        power = b.shl(b.bitcast(shifted.value, self.int_type), twenty_three)
+        power = b.shl(b.bitcast(shifted.value, self.int_type), self._integers(23))
         return polynomial * Value(self, b.bitcast(power, self.type))
 
     def _transpose_fours(self, rows: Sequence[Value]) -> list[Value]:
@@ -427,6 +457,46 @@ def load_int16(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
 
 
 @intrinsic
+def load_bfloat16(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
+    """Load `lanes` bfloat16 from the pointer, beginning at index; nothing is checked."""
+    if not (isinstance(shorts, types.CPointer) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return Lanes(builder, vector.lanes).load_bfloat16(args[0], args[1]).value
+
+    return vector(shorts, types.intp, lanes), emit
+
+
+@intrinsic
+def store_bfloat16(typing_context: Any, shorts: Any, index: Any, vector: Any) -> Any:
+    """Store a vector through the pointer as bfloat16, beginning at index; nothing is checked."""
+    if not (isinstance(shorts, types.CPointer) and isinstance(vector, VectorType)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, vector.lanes)
+        lanes.store_bfloat16(Value(lanes, args[2]), args[0], args[1])
+        return context.get_dummy_value()
+
+    return types.void(shorts, types.intp, vector), emit
+
+
+@intrinsic
+def sum_lanes(typing_context: Any, vector: Any) -> Any:
+    """Return the sum of a vector's lanes."""
+    if not isinstance(vector, VectorType):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, vector.lanes)
+        return lanes.sum_lanes(Value(lanes, args[0]))
+
+    return types.float32(vector), emit
+
+
+@intrinsic
 def store(typing_context: Any, array: Any, index: Any, vector: Any) -> Any:
     """Store a vector into the flat array, beginning at index; no bounds are checked."""
     if not (_is_float32(array) and isinstance(vector, VectorType)):
@@ -509,6 +579,7 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
         1: lambda typing_context, x: body(typing_context, x),
         2: lambda typing_context, x, y: body(typing_context, x, y),
         3: lambda typing_context, x, y, z: body(typing_context, x, y, z),
+        4: lambda typing_context, x, y, z, w: body(typing_context, x, y, z, w),
     }
     wrapper = wrappers[arity]
     wrapper.__doc__ = doc
@@ -524,6 +595,12 @@ sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
 equal_or = _vector_function(
     Lanes.equal_or, 3, "Return the third argument in lanes where the first equals the second."
 )
+select_less = _vector_function(
+    Lanes.select_less,
+    4,
+    "Return the third argument where the first is less than the second, else the fourth.",
+)
+divide = _vector_function(lambda lanes, x, y: x / y, 2, "Return the quotient of every lane.")
 maximum = _vector_function(Lanes.maximum, 2, "Return the larger of each lane; a NaN in x stays.")
 
 

@@ -909,6 +909,27 @@ def test_attention_runs_by_numba_where_its_head_dim_fits(
     assert kernel["speed_ratio"] > 0
 
 
+@pytest.mark.parametrize(("width", "backend"), [("8", "numba"), ("6", "reference")])
+def test_a_stem_runs_by_numba_where_its_widths_fit(
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    width: str,
+    backend: str,
+) -> None:
+    out = tmp_path / "run"
+    given = ["--backend", "auto", "--model.stem-widths", width]
+    arguments = changed(base, *given, "--training.epochs", "1", "--folds", "1")
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["kernels"]["stem"] == backend
+    kernel = read_report(out)["kernels"]["stem"]
+    assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == backend
+    is_compared = kernel["speed_ratio"] is not None
+    assert is_compared == (backend == "numba")
+    assert ("Stem, forward + backward" in (out / "report.html").read_text()) == is_compared
+    assert re.search(r"fold +accuracy .* stem +error", capsys.readouterr().out)
+
+
 def test_times_of_a_fold_that_was_not_measured_are_those_of_its_training(
     finished: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ from ast_fast.kernel_check import (
     check_attention,
     check_fbank,
     check_kernels,
+    check_stem,
     first_block_qkv,
 )
 from ast_fast.model import AudioSpectrogramTransformer
@@ -21,6 +22,7 @@ from ast_fast_kernels import _dispatch, use_backend
 from ast_fast_kernels.attention.sdpa import attention_sdpa
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.reference import fbank_reference
+from ast_fast_kernels.stem.reference import norm_gelu_conv_reference
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX
 
 CONFIG = Config(
@@ -130,6 +132,56 @@ def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None
     check = check_attention(torch.randn(2, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0)))
     assert check["max_abs_error"] == pytest.approx(0.25, abs=1e-5)
     assert check["forward_backward"]["max_gradient_error"] < 1e-5
+
+
+@pytest.fixture
+def model_with_stem() -> AudioSpectrogramTransformer:
+    torch.manual_seed(0)
+    config = replace(CONFIG.model, stem_widths=(8, 12))
+    return AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=32, num_classes=3).eval()
+
+
+@pytest.mark.parametrize("amp", [torch.float32, torch.bfloat16], ids=str)
+def test_a_stem_is_checked_on_what_its_first_stage_projects(
+    waveforms: Tensor,
+    model_with_stem: AudioSpectrogramTransformer,
+    features: Tensor,
+    amp: torch.dtype,
+) -> None:
+    config = replace(CONFIG, model=replace(CONFIG.model, stem_widths=(8, 12)))
+    with torch.autocast("cpu", amp, enabled=amp != torch.float32):
+        checks = check_kernels(config, waveforms, model_with_stem, features, amp)
+    assert list(checks) == ["fbank", "attention", "stem"]
+    stem = checks["stem"]
+    assert (stem["backend"], stem["shape"]) == ("numba", [3, 8, 8, 8])
+    rounding = 2.0**-8 if amp == torch.bfloat16 else 1e-6
+    # Of values up to 4, and of gradients, which the reference rounds at every operator.
+    assert stem["max_abs_error"] < 8 * rounding
+    assert stem["forward_backward"]["max_gradient_error"] < 8 * rounding
+    assert stem["speed_ratio"] > 0
+
+
+def test_a_wrong_stem_is_found_out(
+    model_with_stem: AudioSpectrogramTransformer,
+    features: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shifted(*given: Any) -> Tensor:
+        return 2 * norm_gelu_conv_reference(*given) + 0.25
+
+    replace_backend(monkeypatch, "stem", "numba", shifted)
+    check = check_stem(model_with_stem, features, torch.float32)
+    assert check["max_abs_error"] >= 0.25
+    assert check["forward_backward"]["max_gradient_error"] == pytest.approx(1, abs=1e-3)
+
+
+def test_a_stem_on_the_reference_is_not_compared_with_itself(
+    model_with_stem: AudioSpectrogramTransformer, features: Tensor
+) -> None:
+    with use_backend(stem="reference"):
+        check = check_stem(model_with_stem, features, torch.float32)
+    assert (check["backend"], check["speed_ratio"]) == ("reference", None)
+    assert check["forward_backward"] is None
 
 
 def test_a_run_on_the_reference_is_not_compared_with_itself(

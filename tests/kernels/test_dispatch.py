@@ -116,7 +116,7 @@ def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
         (
             "fft=numba",
             "AST_FAST_BACKEND must name an operation "
-            "(fbank, mix, normalise, attention, layer_norm, linear, gelu)",
+            "(fbank, mix, normalise, attention, layer_norm, linear, gelu, stem)",
         ),
         (
             "fbank=sdpa",

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from numba import njit
 
 from ast_fast_kernels import simd
@@ -30,6 +31,13 @@ def apply(function, lanes: int, *vectors: np.ndarray) -> np.ndarray:
         def run(source, result):
             a, b = simd.load(source, 0, lanes), simd.load(source, lanes, lanes)
             simd.store(result, 0, function(a, b, simd.load(source, 2 * lanes, lanes)))
+    elif arity == 4:
+
+        @njit
+        def run(source, result):
+            a, b = simd.load(source, 0, lanes), simd.load(source, lanes, lanes)
+            c, d = simd.load(source, 2 * lanes, lanes), simd.load(source, 3 * lanes, lanes)
+            simd.store(result, 0, function(a, b, c, d))
     else:
 
         @njit
@@ -128,6 +136,51 @@ def test_int16_are_loaded_as_floats(lanes: int) -> None:
 
     run(source.ctypes.data, result)
     np.testing.assert_array_equal(result, source[3:].astype(np.float32))
+
+
+def test_bfloat16_is_read_exactly_and_written_as_torch_rounds_it(lanes: int) -> None:
+    bits = np.random.default_rng(2).integers(0, 2**32, 999 * lanes, dtype=np.uint32)
+    special = [0x3F808000, 0x3F818000, 0x7F7FFFFF, 0x7F800000, 0xFF800000, 0x00000001, 0x7F800001]
+    bits[: len(special)] = special  # ties, the largest, infinities, the smallest, a NaN
+    values = bits.view(np.float32)
+    written, read = np.zeros(len(values), np.int16), np.zeros(len(values), np.float32)
+
+    @njit
+    def run(values, address, result):
+        shorts = simd.shorts_at(address)
+        for i in range(0, len(values), lanes):
+            simd.store_bfloat16(shorts, i, simd.load(values, i, lanes))
+            simd.store(result, i, simd.load_bfloat16(shorts, i, lanes))
+
+    run(values, written.ctypes.data, read)
+    expected = torch.from_numpy(values).bfloat16()
+    ours = torch.from_numpy(written).view(torch.bfloat16)
+    assert torch.equal(ours.isnan(), expected.isnan())
+    assert torch.equal(ours.nan_to_num(7.0), expected.nan_to_num(7.0))
+    np.testing.assert_array_equal(read, expected.float().numpy())
+
+
+def test_sum_of_lanes(lanes: int) -> None:
+    @njit
+    def run(source, result):
+        result[0] = simd.sum_lanes(simd.load(source, 0, lanes))
+
+    result = np.zeros(1, np.float32)
+    run(2.0 ** np.arange(lanes, dtype=np.float32), result)
+    assert result[0] == 2**lanes - 1
+
+
+def test_divide_is_exact(lanes: int) -> None:
+    a, b = np.random.default_rng(1).uniform(1, 1e3, (2, lanes)).astype(np.float32)
+    np.testing.assert_array_equal(apply(simd.divide, lanes, a, b), a / b)
+
+
+def test_select_less_takes_the_last_for_nan(lanes: int) -> None:
+    a = np.linspace(-1, 1, lanes, dtype=np.float32)
+    a[1] = np.nan
+    zero, yes, no = (np.full(lanes, value, np.float32) for value in (0, 5, 7))
+    expected = np.where(a < 0, 5, 7)
+    np.testing.assert_array_equal(apply(simd.select_less, lanes, a, zero, yes, no), expected)
 
 
 def test_equal_or_replaces_what_is_equal_only(lanes: int) -> None:

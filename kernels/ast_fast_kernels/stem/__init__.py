@@ -1,0 +1,1 @@
+"""What follows a projection in a stage of a convolution stem, in one pass: `api` is the door."""

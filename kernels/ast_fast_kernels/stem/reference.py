@@ -1,0 +1,36 @@
+"""A stem's cells by torch's own operators; in float64, the oracle."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def norm_gelu_conv_reference(
+    cells: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """Return cells normalised, activated, convolved, and joined by twos.
+
+    Args:
+        cells: Shape (batch, freq, time, width).
+        norm_weight: Shape (width,).
+        norm_bias: Shape (width,).
+        conv_weight: Shape (width, 1, 3, 3).
+        conv_bias: Shape (width,).
+        eps: Added to the variance.
+    """
+    batch, freq, time, width = cells.shape
+    active = functional.gelu(functional.layer_norm(cells, (width,), norm_weight, norm_bias, eps))
+    image = active.permute(0, 3, 1, 2)  # channels last, without a copy
+    if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
+        image = image.clone(memory_format=torch.contiguous_format)
+    convolved = functional.conv2d(image, conv_weight, conv_bias, padding=1, groups=width)
+    heard = active + convolved.permute(0, 2, 3, 1)
+    parts = heard.reshape(batch, freq // 2, 2, time // 2, 2, width)
+    return parts.transpose(2, 3).flatten(3)
