@@ -143,24 +143,28 @@ def check_attention(qkv: Tensor) -> dict[str, Any]:
 
 
 def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> dict[str, Any]:
-    """Compare the stem's kernel with the reference on what the stem's first stage projects.
+    """Compare the stem's kernel with the reference on what a stage projects.
 
-    Figures as `check_attention` gives them; gradients are of the cells and of each parameter.
+    The stage is the first that a kernel runs. Figures as `check_attention` gives them; gradients
+    are of the cells and of each parameter.
 
     Args:
         model: An `AudioSpectrogramTransformer` with a stem.
         features: Its input, shape (batch, num_frames, num_mel_bins).
         amp: The dtype that the run computes in.
     """
-    stage = model.get_submodule("patch_embedding.stem.0")
-    cells = _projected(model, "patch_embedding.stem.0.projection", features).to(amp)
-    parameters = [
-        stage.get_parameter(name)
-        for name in ("norm.weight", "norm.bias", "neighbours.weight", "neighbours.bias")
-    ]
-    chosen = choose_stem(requested_backend("stem", "auto"), cells, *parameters)
-    shape = [*cells.shape]
-    if chosen == "reference":
+    for stage, module in model.get_submodule("patch_embedding.stem").named_children():
+        projection = f"patch_embedding.stem.{stage}.projection"
+        cells = _projected(model, projection, features).to(amp)
+        parameters = [
+            module.get_parameter(name)
+            for name in ("norm.weight", "norm.bias", "neighbours.weight", "neighbours.bias")
+        ]
+        chosen = choose_stem(requested_backend("stem", "auto"), cells, *parameters)
+        shape = [*cells.shape]
+        if chosen != "reference":
+            break
+    else:
         return _not_compared(chosen, shape) | {"forward_backward": None}
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (cells, *parameters)]
 

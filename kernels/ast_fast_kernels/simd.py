@@ -5,7 +5,7 @@ optimiser thinks of it: LLVM maps 16 lanes to AVX-512, 8 to AVX2, 4 to NEON or S
 the machine is too narrow for. Knows no audio.
 
 Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the
-operators `+ - *` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
+operators `+ - * /` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
 straight-line code from plain Python (see fft.py).
 
 Squares are transposed by quarters: vectors are put together from runs of four floats in memory,
@@ -600,7 +600,6 @@ select_less = _vector_function(
     4,
     "Return the third argument where the first is less than the second, else the fourth.",
 )
-divide = _vector_function(lambda lanes, x, y: x / y, 2, "Return the quotient of every lane.")
 maximum = _vector_function(Lanes.maximum, 2, "Return the larger of each lane; a NaN in x stays.")
 
 
@@ -619,7 +618,7 @@ def _register_operator(function: Callable[[Value, Value], Value]) -> None:
     lower_builtin(function, VectorType, VectorType)(lower_operator)
 
 
-for _function in (operator.add, operator.sub, operator.mul):
+for _function in (operator.add, operator.sub, operator.mul, operator.truediv):
     _register_operator(_function)
 
 

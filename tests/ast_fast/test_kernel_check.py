@@ -161,6 +161,13 @@ def test_a_stem_is_checked_on_what_its_first_stage_projects(
     assert stem["speed_ratio"] > 0
 
 
+def test_a_stem_is_checked_where_a_kernel_runs(features: Tensor) -> None:
+    config = replace(CONFIG.model, stem_widths=(6, 12))  # no kernel is 6 wide
+    model = AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=32, num_classes=3)
+    check = check_stem(model, features, torch.float32)
+    assert (check["backend"], check["shape"]) == ("numba", [3, 4, 4, 12])
+
+
 def test_a_wrong_stem_is_found_out(
     model_with_stem: AudioSpectrogramTransformer,
     features: Tensor,

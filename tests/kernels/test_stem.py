@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import re
+from math import nan
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,9 +16,10 @@ from torch import Tensor
 from ast_fast_kernels import norm_gelu_conv
 from ast_fast_kernels.stem import numba_cpu
 from ast_fast_kernels.testing.budgets import relative_norm
+from ast_fast_kernels.testing.processes import run_program
 
-BOUND = 2e-6
-"""Relative norm of float32 against float64. Sums are of a row or of a clip; measured: 5e-7."""
+BOUND = 1e-6
+"""Relative norm of float32 against float64. Sums are of rows, then of all; measured: 3e-7."""
 
 HALF = 2.0**-8
 """The same of bfloat16, which rounds once: half a unit of eight bits."""
@@ -110,13 +114,13 @@ def test_result_and_gradients_are_those_of_float64(shape, dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_vector_width_gives_them(lanes: int, dtype: torch.dtype, monkeypatch) -> None:
     monkeypatch.setattr(numba_cpu, "host_lanes", lambda: lanes)
-    check((2, 6, 8, 24), dtype, backend="numba")
+    check((2, 6, 8, 48), dtype, backend="numba")
 
 
-@pytest.mark.parametrize(("backend", "bound"), [("numba", 1.5e-7), ("reference", 3e-7)])
+@pytest.mark.parametrize(("backend", "bound"), [("numba", 1.6e-7), ("reference", 4e-7)])
 def test_gelu_is_right_from_end_to_end(backend: str, bound: float) -> None:
     """What the norm gives is its bias here, and what the convolution adds is nothing."""
-    width = 4096
+    width = 2**18
     values, nothing = torch.linspace(-20, 20, width), torch.zeros(width)
     cells, taps = torch.ones(1, 2, 2, width), torch.zeros(width, 1, 3, 3)
     out = norm_gelu_conv(cells, nothing, values, taps, nothing, backend=backend)
@@ -149,7 +153,8 @@ def test_a_nan_reaches_its_neighbours_only() -> None:
 
 
 def test_the_same_bits_for_any_threads_and_in_any_batch() -> None:
-    given, weight = arguments((5, 8, 10, 32)), upstream((5, 8, 10, 32))
+    """Of so many parameters that torch would sum them on its threads."""
+    given, weight = arguments((40, 2, 4, 96)), upstream((40, 2, 4, 96))
     before = torch.get_num_threads()
     try:
         results = []
@@ -210,6 +215,87 @@ def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         others = gradients(given, weight, backend="numba")
     assert all(torch.equal(a, b) for a, b in zip(others, expected, strict=True))
+
+
+@pytest.mark.parametrize("width", [6, 8])
+def test_bfloat16_outside_autocast_goes_either_way(width: int) -> None:
+    given = arguments((2, 4, 6, width), torch.bfloat16)
+    exact = norm_gelu_conv(*(tensor.double() for tensor in given))
+    for backend in ("auto", "reference"):
+        out = norm_gelu_conv(*given, backend=backend)
+        assert out.dtype == torch.bfloat16
+        assert relative_norm(out, exact) < 4 * HALF
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+def test_gradients_have_their_parameters_strides(backend: str) -> None:
+    """As DDP's buckets have them; it warns of others."""
+    leaves = [tensor.requires_grad_() for tensor in arguments((2, 4, 6, 16))]
+    norm_gelu_conv(*leaves, backend=backend).sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad.stride() == leaf.stride()
+
+
+def test_every_result_is_written(monkeypatch) -> None:
+    """Memory that is not filled holds NaN here."""
+    given, weight = arguments((2, 4, 6, 16)), upstream((2, 4, 6, 16))
+    expected = gradients(given, weight, backend="numba")
+    new_empty, empty = Tensor.new_empty, np.empty
+    monkeypatch.setattr(
+        Tensor, "new_empty", lambda self, *size, **kind: new_empty(self, *size, **kind).fill_(nan)
+    )
+    monkeypatch.setattr(np, "empty", lambda size, dtype: np.full_like(empty(size, dtype), nan))
+    others = gradients(given, weight, backend="numba")
+    assert all(torch.equal(a, b) for a, b in zip(others, expected, strict=True))
+
+
+def test_forked_processes_compute_the_same() -> None:
+    """More parameters than torch sums on one thread, and strided tensors."""
+    run_program(
+        """
+import os, signal
+import torch
+from ast_fast_kernels import norm_gelu_conv
+torch.set_num_threads(2)
+cells = torch.linspace(-3, 3, 40 * 2 * 4 * 96).sin().view(40, 4, 2, 96).transpose(1, 2)
+rest = [torch.ones(96), torch.zeros(96), torch.ones(96, 1, 3, 3), torch.zeros(96)]
+wide = torch.linspace(-5, 5, 40 * 4 * 384).cos().view(40, 1, 2, 2, 384)[:, :, :, 0]
+def both():
+    leaves = [tensor.detach().requires_grad_() for tensor in (cells, *rest)]
+    out = norm_gelu_conv(*leaves, backend="numba")
+    return [out.detach().numpy(), *(g.numpy() for g in torch.autograd.grad(out, leaves, wide))]
+expected = both()
+torch.ones(512, 512) @ torch.ones(512, 512)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    same = all((a == b).all() for a, b in zip(both(), expected, strict=True))
+    os._exit(0 if same else 3)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""",
+        CUDA_VISIBLE_DEVICES="",  # torch runs no backward in the fork of one that saw a GPU
+    )
+
+
+def test_a_saved_program_runs_in_another_process(tmp_path: Path) -> None:
+    class Module(torch.nn.Module):
+        def forward(self, *given: Tensor) -> Tensor:
+            return norm_gelu_conv(*given)
+
+    given = tuple(arguments((2, 4, 6, 16)))
+    torch.export.save(torch.export.export(Module(), given), tmp_path / "program.pt2")
+    torch.save([given, norm_gelu_conv(*given)], tmp_path / "tensors")
+    run_program(
+        """
+import sys, torch
+import ast_fast_kernels.stem.numba_cpu  # its operators
+given, out = torch.load(sys.argv[2])
+assert torch.equal(torch.export.load(sys.argv[1]).module()(*given), out)
+""",
+        str(tmp_path / "program.pt2"),
+        str(tmp_path / "tensors"),
+    )
 
 
 def test_operators_pass_opcheck() -> None:

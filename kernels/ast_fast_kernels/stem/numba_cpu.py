@@ -23,7 +23,6 @@ from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.simd import (
     ALIGNMENT,
     FLOAT_BYTES,
-    divide,
     exp2,
     floats_at,
     host_lanes,
@@ -87,14 +86,20 @@ def launch_norm_gelu_conv_bwd(
         eps: What forward was given.
     """
     batch, _, _, width = cells.shape
-    dcells = torch.empty_like(cells, memory_format=torch.contiguous_format)
-    partials = torch.empty(batch, NUM_PARTIALS, width, dtype=torch.float32)
-    grad = grad.to(cells.dtype).contiguous()
-    _run(
-        "backward", cells, parameters, eps,
-        (dcells.data_ptr(), grad.data_ptr(), partials.data_ptr()),
-    )  # fmt: skip
-    return dcells, partials.sum(dim=0)
+    dcells, grad = cells.new_empty(cells.shape), _dense(grad.to(cells.dtype))
+    # By numpy: torch sums on its threads, which a forked process lacks and would wait for.
+    partials = np.empty((batch, NUM_PARTIALS, width), np.float32)
+    addresses = (dcells.data_ptr(), grad.data_ptr(), partials.ctypes.data)
+    _run("backward", cells, parameters, eps, addresses)
+    return dcells, torch.from_numpy(partials.sum(axis=0))
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied if it is strided: by numpy, for the same reason."""
+    if tensor.is_contiguous():
+        return tensor
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return torch.from_numpy(np.ascontiguousarray(bits.numpy())).view(tensor.dtype)
 
 
 def _run(
@@ -102,9 +107,9 @@ def _run(
 ) -> None:
     batch, freq, time, width = cells.shape
     threads = min(torch.get_num_threads(), batch)
-    if threads == 0 or cells.numel() == 0:
+    if threads == 0:
         return
-    cells, parameters = cells.contiguous(), parameters.contiguous()
+    cells, parameters = _dense(cells), _dense(parameters)
     slab = -(-ROWS[direction] * (time + 2) * width // LINE) * LINE
     scratch = np.empty(threads * slab + LINE, np.float32)
     floor = np.array([eps], np.float32)
@@ -254,9 +259,7 @@ def _tail(x: Any, lanes: int) -> Any:
     size = maximum(x, splat(np.float32(0), lanes) - x)
     bell = exp2(x * x * splat(np.float32(-0.7213475204444817), lanes))  # -log2(e) / 2
     one = splat(np.float32(1), lanes)
-    t = divide(
-        one, multiply_add(size, splat(np.float32(0.3275911 * 0.7071067811865476), lanes), one)
-    )
+    t = one / multiply_add(size, splat(np.float32(0.3275911 * 0.7071067811865476), lanes), one)
     sums = multiply_add(
         t, splat(np.float32(1.061405429), lanes), splat(np.float32(-1.453152027), lanes)
     )
@@ -286,26 +289,39 @@ def _activate(
 
 
 @stage
+def _nine(address: int, c: int, width: int, lanes: int) -> Any:
+    """Load a vector of each of nine rows."""
+    rows = floats_at(address)
+    return (
+        load(rows, c, lanes),
+        load(rows, width + c, lanes),
+        load(rows, 2 * width + c, lanes),
+        load(rows, 3 * width + c, lanes),
+        load(rows, 4 * width + c, lanes),
+        load(rows, 5 * width + c, lanes),
+        load(rows, 6 * width + c, lanes),
+        load(rows, 7 * width + c, lanes),
+        load(rows, 8 * width + c, lanes),
+    )
+
+
+@stage
+def _add(rows: Any, index: int, vector: Any, lanes: int) -> None:
+    store(rows, index, load(rows, index, lanes) + vector)
+
+
+@stage
 def _convolve(
     above_at: int, row_at: int, below_at: int, parameters_at: int, out_at: int, lower: int,
     time: int, width: int, half: int, lanes: int,
 ) -> None:  # fmt: skip
     """Write a row's convolution, added to it, where the joined cells have it."""
     above, row, below = floats_at(above_at), floats_at(row_at), floats_at(below_at)
-    taps = floats_at(parameters_at)
+    parameters = floats_at(parameters_at)
     for c in range(0, width, lanes):
-        w0, w1, w2 = (
-            load(taps, c, lanes),
-            load(taps, width + c, lanes),
-            load(taps, 2 * width + c, lanes),
-        )
-        w3, w5 = load(taps, 3 * width + c, lanes), load(taps, 5 * width + c, lanes)
-        w4 = load(taps, 4 * width + c, lanes) + splat(np.float32(1), lanes)
-        w6, w7, w8 = (
-            load(taps, 6 * width + c, lanes), load(taps, 7 * width + c, lanes),
-            load(taps, 8 * width + c, lanes),
-        )  # fmt: skip
-        bias = load(taps, TAPS * width + c, lanes)
+        w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(parameters_at, c, width, lanes)
+        w4 = w4 + splat(np.float32(1), lanes)
+        bias = load(parameters, TAPS * width + c, lanes)
         for t in range(time):
             left = t * width + c
             middle, right = left + width, left + 2 * width
@@ -368,35 +384,14 @@ def _convolve_back(
 ) -> None:  # fmt: skip
     """Turn a row's slopes into the gradient of its norm, and add to that of the parameters."""
     above, row, below = floats_at(above_at), floats_at(row_at), floats_at(below_at)
-    taps, partials, active = floats_at(parameters_at), floats_at(partials_at), floats_at(active_at)
+    partials, active = floats_at(partials_at), floats_at(active_at)
     slopes, normed = floats_at(active_at + padded), floats_at(active_at + 2 * padded)
     for c in range(0, width, lanes):
-        w0, w1, w2 = (
-            load(taps, c, lanes),
-            load(taps, width + c, lanes),
-            load(taps, 2 * width + c, lanes),
-        )
-        w3, w5 = load(taps, 3 * width + c, lanes), load(taps, 5 * width + c, lanes)
-        w4 = load(taps, 4 * width + c, lanes) + splat(np.float32(1), lanes)
-        w6, w7, w8 = (
-            load(taps, 6 * width + c, lanes), load(taps, 7 * width + c, lanes),
-            load(taps, 8 * width + c, lanes),
-        )  # fmt: skip
-        d0, d1, d2 = (
-            load(partials, c, lanes), load(partials, width + c, lanes),
-            load(partials, 2 * width + c, lanes),
-        )  # fmt: skip
-        d3, d4, d5 = (
-            load(partials, 3 * width + c, lanes), load(partials, 4 * width + c, lanes),
-            load(partials, 5 * width + c, lanes),
-        )  # fmt: skip
-        d6, d7, d8 = (
-            load(partials, 6 * width + c, lanes), load(partials, 7 * width + c, lanes),
-            load(partials, 8 * width + c, lanes),
-        )  # fmt: skip
-        dbias = load(partials, TAPS * width + c, lanes)
-        dweight = load(partials, (TAPS + 1) * width + c, lanes)
-        dshift = load(partials, (TAPS + 2) * width + c, lanes)
+        w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(parameters_at, c, width, lanes)
+        w4 = w4 + splat(np.float32(1), lanes)
+        # A row's own sums, which lose less than one sum over the clip would.
+        d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = splat(np.float32(0), lanes)
+        dbias = dweight = dshift = d0
         for t in range(time):
             left = t * width + c
             middle, right = left + width, left + 2 * width
@@ -425,18 +420,18 @@ def _convolve_back(
             dshift = dshift + dx
             dweight = multiply_add(dx, load(normed, left, lanes), dweight)
             store(slopes, left, dx)
-        store(partials, c, d0)
-        store(partials, width + c, d1)
-        store(partials, 2 * width + c, d2)
-        store(partials, 3 * width + c, d3)
-        store(partials, 4 * width + c, d4)
-        store(partials, 5 * width + c, d5)
-        store(partials, 6 * width + c, d6)
-        store(partials, 7 * width + c, d7)
-        store(partials, 8 * width + c, d8)
-        store(partials, TAPS * width + c, dbias)
-        store(partials, (TAPS + 1) * width + c, dweight)
-        store(partials, (TAPS + 2) * width + c, dshift)
+        _add(partials, c, d0, lanes)
+        _add(partials, width + c, d1, lanes)
+        _add(partials, 2 * width + c, d2, lanes)
+        _add(partials, 3 * width + c, d3, lanes)
+        _add(partials, 4 * width + c, d4, lanes)
+        _add(partials, 5 * width + c, d5, lanes)
+        _add(partials, 6 * width + c, d6, lanes)
+        _add(partials, 7 * width + c, d7, lanes)
+        _add(partials, 8 * width + c, d8, lanes)
+        _add(partials, TAPS * width + c, dbias, lanes)
+        _add(partials, (TAPS + 1) * width + c, dweight, lanes)
+        _add(partials, (TAPS + 2) * width + c, dshift, lanes)
 
 
 @stage

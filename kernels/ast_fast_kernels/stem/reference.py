@@ -30,7 +30,10 @@ def norm_gelu_conv_reference(
     image = active.permute(0, 3, 1, 2)  # channels last, without a copy
     if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
         image = image.clone(memory_format=torch.contiguous_format)
-    convolved = functional.conv2d(image, conv_weight, conv_bias, padding=1, groups=width)
+    # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
+    weight = conv_weight.squeeze(1).unsqueeze(1).to(active.dtype)
+    bias = conv_bias.to(active.dtype)
+    convolved = functional.conv2d(image, weight, bias, padding=1, groups=width)
     heard = active + convolved.permute(0, 2, 3, 1)
     parts = heard.reshape(batch, freq // 2, 2, time // 2, 2, width)
     return parts.transpose(2, 3).flatten(3)
