@@ -25,6 +25,9 @@ CONFIDENCE = 0.95
 NOT_COMPARED = {"out", "cache", "data", "resume", "download", "threads", "audio.workers"}
 """Settings that say where or how a run was made, not what was trained."""
 
+UNKNOWN = "not known then"
+"""A setting that an earlier version's run did not have."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -110,7 +113,7 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
         rows.append(Row(str(path), mean, std, accuracy, seconds, difference))
     settings = [report["config"] for report in reports]
     keys = sorted(set().union(*settings) - NOT_COMPARED)
-    values = {key: [str(config.get(key)) for config in settings] for key in keys}
+    values = {key: [str(config.get(key, UNKNOWN)) for config in settings] for key in keys}
     return rows, {key: shown for key, shown in values.items() if len(set(shown)) > 1}
 
 

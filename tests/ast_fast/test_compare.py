@@ -50,6 +50,12 @@ def test_others_are_compared_with_the_first(tmp_path: Path) -> None:
     assert settings == {"training.epochs": ["10", "20"]}  # not where a run was written
 
 
+def test_a_setting_that_a_run_did_not_know_is_told_as_that(tmp_path: Path) -> None:
+    a = write_run(tmp_path / "a", {1: 0.5})
+    b = write_run(tmp_path / "b", {1: 0.6}, **{"model.stem_widths": []})
+    assert compare([a, b])[1] == {"model.stem_widths": ["not known then", "[]"]}
+
+
 def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
     a = write_run(tmp_path / "a", {1: 0.5, 2: 0.6})
     b = write_run(tmp_path / "b<i>", {1: 0.6, 2: 0.7}, seed=1)
