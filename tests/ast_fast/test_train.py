@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ast_fast import checkpoint
-from ast_fast.augment import sound_levels
+from ast_fast.augment import rows_of, sound_levels
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
 from ast_fast.data import Clip, Dataset
 from ast_fast.distributed import ALONE
 from ast_fast.errors import InputError
+from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import parameter_groups
 from ast_fast.timing import Stages
@@ -33,6 +34,7 @@ from ast_fast.train import (
     split_fold,
     train_fold,
 )
+from ast_fast_kernels import mix
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CPU = torch.device("cpu")
@@ -652,9 +654,50 @@ def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
     dataset = fake_dataset()
     training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
     training.levels = sound_levels(dataset.waveforms)
-    features, targets = training._augmented(np.arange(8), slice(None), torch.Generator())
-    assert (features.device, targets.device) == (meta, meta)
-    assert features.shape == (8, 32, 32)
+    training._build()
+    drawn = training._draw(np.arange(16), torch.Generator())
+    batch = drawn, np.arange(8, 16), 8, slice(0, 5)
+    features, targets, keep = training._augmented(*batch)
+    assert keep is not None
+    assert (features.device, targets.device, keep.device) == (meta, meta, meta)
+    assert features.shape == (5, 32, 32)
+    assert keep.shape[0] == 5
+
+
+def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(tmp_path):
+    """Of two batches and a shorter one: the same features, whoever makes which rows."""
+    augment = AugmentConfig(freq_mask=8, time_mask=8, mix_probability=1.0, filter_db=3.0)
+    config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
+    dataset = fake_dataset()
+    training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
+    training.levels = sound_levels(dataset.waveforms)
+    training._build()
+    order = np.arange(20)[::-1].copy()
+    drawn = training._draw(order, torch.Generator())
+    for first in (0, 8, 16):
+        batch = order[first : first + 8]
+        whole = training._augmented(drawn, batch, first, slice(0, len(batch)))
+        parts = [
+            training._augmented(drawn, batch, first, rows)
+            for rows in (slice(0, 3), slice(3, len(batch)))
+        ]
+        for made, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(torch.cat(pieces), made)
+        mixtures = rows_of(drawn.mixtures, slice(first, first + len(batch)))
+        clips = torch.from_numpy(order)[mixtures.clips]
+        mixed = mix(dataset.waveforms, clips, mixtures.starts, mixtures.factors)
+        changes = rows_of(drawn.changes, slice(first, first + len(batch)))
+        assert torch.equal(model_input(mixed, config, None, changes=changes), whole[0])
+        classes = torch.from_numpy(dataset.labels)[clips]
+        named = torch.zeros_like(whole[1]).scatter_(1, classes, value=1.0)
+        assert not whole[1][named == 0].any()
+
+
+def test_every_clip_is_drawn_for_however_far_ahead(tmp_path, monkeypatch):
+    for ahead in (1, 16, 10**6):
+        monkeypatch.setattr("ast_fast.train.DRAWN_AHEAD", ahead)
+        result = train_fold(SMALL, fake_dataset(), 1, tmp_path / str(ahead))
+        assert len(result.history) == SMALL.training.epochs
 
 
 @pytest.mark.gpu
