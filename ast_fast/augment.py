@@ -24,7 +24,7 @@ SILENT_RMS = 1e-4
 
 
 class FeatureChanges(NamedTuple):
-    """What training does to the features of a batch, for `model_input`."""
+    """What training does to features, drawn for each clip, for `model_input`."""
 
     offsets: Tensor | None
     """Added to the log-mel features, shape (rows, num_mel_bins); None adds nothing."""
@@ -46,7 +46,7 @@ class Mixtures(NamedTuple):
     """What becomes of the waveforms and labels of clips, drawn for each row of them."""
 
     clips: Tensor
-    """Which of them are summed, shape (rows, num_terms), int64."""
+    """Which of them are summed, as rows of what was drawn for, shape (rows, num_terms), int64."""
     starts: Tensor
     """The sample that comes first, the same shape."""
     factors: Tensor
@@ -55,10 +55,10 @@ class Mixtures(NamedTuple):
     """Label shares of the sums, shape (rows, num_classes)."""
 
 
-Drawn = TypeVar("Drawn", Mixtures, FeatureChanges)
+_Drawn = TypeVar("_Drawn", Mixtures, FeatureChanges)
 
 
-def rows_of(drawn: Drawn, rows: slice) -> Drawn:
+def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
     """Return what was drawn for some of the rows."""
     return type(drawn)(*(None if values is None else values[rows] for values in drawn))
 
@@ -83,6 +83,8 @@ def draw_mixtures(
         generator: Source of randomness, on the CPU.
         batch_size: Rows of a batch, where they are of several: a clip is mixed with one of its own
             batch. The last may be shorter; None is one batch.
+    Returns:
+        For each row, in order: sums of one clip, or of two where clips are mixed at all.
     """
     count = len(levels)
     starts = torch.zeros(count, dtype=torch.int64)
@@ -94,7 +96,7 @@ def draw_mixtures(
             torch.arange(count).unsqueeze(1), starts.unsqueeze(1), factors.unsqueeze(1), targets
         )
     partners, shares, amplitudes = draw_mixing(
-        levels * factors.abs(), config, generator, batch_size or max(count, 1)
+        levels * factors.abs(), config, generator, batch_size or count
     )
     pairs = torch.stack((torch.arange(count), partners), dim=1)
     shares = shares.unsqueeze(1)
@@ -109,7 +111,7 @@ def draw_mixtures(
 def draw_mixing(
     levels: Tensor, config: AugmentConfig, generator: Generator, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw which clips of a batch are mixed, with which others, and how.
+    """Draw which clips of each batch are mixed, with which others, and how.
 
     The ratio r of the first clip is uniform in [0, 1). Amplitudes are chosen so that r is the ratio
     of sound levels (here the RMS of the whole clip), and the sum keeps their energy. A clip is not
@@ -128,10 +130,10 @@ def draw_mixing(
         Recognition" (ICLR 2018), section 3.2.
     """
     rows = torch.arange(len(levels))
-    batch = rows // batch_size
-    first = batch * batch_size
+    batches = rows // batch_size
+    first = batches * batch_size
     sizes = (len(levels) - first).clamp(max=batch_size)
-    steps = torch.rand(-(-len(levels) // batch_size), generator=generator)[batch]
+    steps = torch.rand(-(-len(levels) // batch_size), generator=generator)[batches]
     partners = first + (rows - first + 1 + (steps * (sizes - 1)).long()) % sizes
     chosen = torch.rand(len(levels), generator=generator) < config.mix_probability
     ratio = torch.rand(len(levels), generator=generator)

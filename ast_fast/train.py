@@ -69,8 +69,9 @@ PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
 
 DRAWN_AHEAD = 512
-"""Clips that random numbers are drawn for at once, in whole batches: a small operation costs some
-10 µs among a step's large ones, however many clips it is for."""
+"""Clips that random numbers are drawn for at once, in whole batches: a small operation among a
+step's large ones finds nothing in the caches, and costs about as much for one batch as for many.
+Another value gives a seed other numbers."""
 
 CURVE_POINTS = 10
 """About how often a fold is tested while it trains: for the learning curve and nothing else."""
@@ -481,12 +482,11 @@ class _FoldTraining:
             first = index * batch_size
             batch = order[first : first + batch_size]
             rows = self.ranks.part(len(batch))
-            if first % ahead == 0:
-                with self.stages("features"):
-                    drawn = self._draw(order[first : first + ahead], generator)
             step = (epoch - 1) * self.steps_per_epoch + index
             rate = learning_rate(step, self.num_steps, self.steps_per_epoch, config.training)
             with self.stages("features"):
+                if first % ahead == 0:
+                    drawn = self._draw(order[first : first + ahead], generator)
                 features, targets, keep = self._augmented(drawn, batch, first % ahead, rows)
             with self.stages("forward"):
                 with self._autocast():

@@ -42,9 +42,10 @@ def test_fold(
 @pytest.mark.benchmark(group="fold-of-recipe")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_fold_of_a_recipe(
-    benchmark, clips: np.ndarray, tmp_path: Path, recipe: Path, threads: int
+    benchmark, clips: np.ndarray, tmp_path: Path, recipe: Path, threads: int, glance: bool
 ) -> None:
-    measure(benchmark, config_of(recipe), clips, tmp_path)
+    many = clips if glance else np.tile(clips, (4, 1))  # many batches are drawn for at once
+    measure(benchmark, config_of(recipe), many, tmp_path)
 
 
 def config_of(recipe: Path) -> Config:
@@ -56,6 +57,7 @@ def measure(benchmark, config: Config, clips: np.ndarray, tmp_path: Path) -> Non
     """Train two epochs of a fold again and again, and keep their rate and where the time went."""
     config = replace(config, training=replace(config.training, epochs=2))
     dataset, stages, rates = data_of(clips), Stages(), []
+    train_fold(config, dataset, 1, tmp_path)  # and compile
 
     def fold() -> None:
         result = train_fold(config, dataset, 1, tmp_path, stages=stages)

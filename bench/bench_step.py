@@ -46,6 +46,7 @@ precisions = pytest.mark.parametrize(
 def test_training_step(
     benchmark, clips: np.ndarray, patch_drop: float, amp: torch.dtype | None, threads: int
 ) -> None:
+    """Random numbers are drawn for each step here, where training draws for many at once."""
     config = Config()
     augment = replace(config.augment, patch_drop=patch_drop)
     model = small_model(config)

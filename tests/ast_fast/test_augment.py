@@ -41,10 +41,10 @@ def one_hot(batch: int, num_classes: int = 4) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.arange(batch) % num_classes, num_classes).float()
 
 
-def augmented(waveforms, targets, config, generator, **batches):
+def augmented(waveforms, targets, config, generator):
     """Return clips as augmentation makes them, and their targets."""
     levels = waveforms.norm(dim=1) / waveforms.shape[1] ** 0.5
-    drawn = draw_mixtures(waveforms.shape[1], levels, targets, config, generator, **batches)
+    drawn = draw_mixtures(waveforms.shape[1], levels, targets, config, generator)
     return mix(waveforms, drawn.clips, drawn.starts, drawn.factors), drawn.targets
 
 
@@ -85,24 +85,32 @@ def test_a_seed_gives_one_augmentation_and_another_seed_another():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8, 19, 20, 100])
-def test_a_clip_is_mixed_with_another_of_its_own_batch(batch_size):
-    config = replace(OFF, mix_probability=1.0)
-    seen = set()
-    for seed in range(200):
+def test_a_clip_is_mixed_with_any_other_of_its_own_batch(batch_size):
+    config, times = replace(OFF, mix_probability=1.0), 2000
+    counts = torch.zeros(19, 19)
+    for seed in range(times):
         drawn = draw_mixtures(
             9, torch.ones(19), torch.eye(19), config, seeded(seed), batch_size=batch_size
         )
         own, partner = drawn.clips.T
         assert own.tolist() == list(range(19))
-        assert torch.equal(own // batch_size, partner // batch_size)
-        size = (19 - own // batch_size * batch_size).clamp(max=batch_size)
-        assert torch.equal(own != partner, size > 1)
-        assert torch.equal(
-            drawn.factors[size == 1], torch.tensor([[1.0, 0.0]]).repeat(size.eq(1).sum(), 1)
-        )
-        seen |= {(int(a), int(b)) for a, b in drawn.clips[size > 1]}
-    within = {(a, b) for a in range(19) for b in range(19) if a // batch_size == b // batch_size}
-    assert seen == {(a, b) for a, b in within if a != b}
+        counts[own, partner] += 1
+        alone = drawn.factors[own == partner]
+        assert torch.equal(alone, torch.tensor([1.0, 0.0]).expand(len(alone), 2))
+    rows = torch.arange(19)
+    together = rows // batch_size == (rows // batch_size).unsqueeze(1)
+    others = together & ~torch.eye(19, dtype=torch.bool)
+    expected = torch.where(others, times / others.sum(dim=1, keepdim=True).clamp(min=1), 0.0)
+    expected += times * torch.diag((others.sum(dim=1) == 0).float())
+    assert (counts - expected).abs().max() <= 5 * expected.max().sqrt()
+    assert not counts[expected == 0].any()
+
+
+def test_batches_have_partners_of_their_own():
+    config = replace(OFF, mix_probability=1.0)
+    drawn = draw_mixtures(9, torch.ones(80), torch.eye(80), config, seeded(), batch_size=8)
+    steps = (drawn.clips[:, 1] - drawn.clips[:, 0]) % 8
+    assert len(set(steps.tolist())) > 3
 
 
 def test_sound_levels_are_rms_of_full_scale():
