@@ -3,7 +3,9 @@
 Cannot avoid, for each value: one read and one write forward; two reads and one write backward; and
 nine multiply-adds forward, eighteen backward, beside some 35 operations of norm and GELU. Measured
 for 32 clips of 4,096 cells of 32 in bfloat16 on one core: 3.5 ms forward and 9.8 both, half of what
-torch's operators take (`bench/history/2026-11-28-stem-epyc-avx512-2core.json`). What is between them stays in rows that the second cache holds: three rows of the grid, with a column of
+torch's operators take (`bench/history/2026-11-28-stem-epyc-avx512-2core.json`).
+
+What is between stays in rows that the second cache holds: three rows of the grid, with a column of
 nothing at either end, go round as the convolution moves along. Arithmetic is in float32 whatever
 the cells are in. A clip is one item of work, and its share of the parameters' gradients is its own,
 added up in the order of clips: a result depends neither on the batch's division nor on the threads.
