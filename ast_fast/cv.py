@@ -783,9 +783,7 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
             "linear": choose_linear(requested_backend("linear", "auto"), weight, weight, weight[0]),
         }
         stages = {
-            choose_stem(
-                requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight.float()
-            )
+            choose_stem(requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight)
             for width in model.stem_widths
         }
     return in_use | ({"stem": " and ".join(sorted(stages))} if stages else {})

@@ -43,7 +43,7 @@ def check_kernels(
     """Compare the kernels that the run uses with the reference, on real input.
 
     Attention is run on what the model's first block projects, in the dtype that the run computes
-    in, and a stem's kernel on what its first stage projects. Times are medians of interleaved
+    in, and a stem's kernel on what a stage projects. Times are medians of interleaved
     rounds, after one round that is not counted.
 
     Args:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from ast_fast.config import Config, ModelConfig
 from ast_fast.errors import InputError
 from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu, norm_gelu_conv
+from ast_fast_kernels.stem.reference import add_neighbours
 
 INIT_STD = 0.02
 """Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""
@@ -119,13 +120,8 @@ class Neighbours(nn.Conv2d):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the tokens, same shape: (batch, grid freq, grid time, width)."""
-        image = tokens.permute(0, 3, 1, 2)  # channels last, without a copy
-        if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
-            image = image.clone(memory_format=torch.contiguous_format)
-        # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
-        weight = self.weight.squeeze(1).unsqueeze(1)
-        convolved: Tensor = self._conv_forward(image, weight, self.bias)
-        return tokens + convolved.permute(0, 2, 3, 1)
+        assert self.bias is not None
+        return add_neighbours(tokens, self.weight, self.bias)
 
 
 class StemStage(nn.Module):

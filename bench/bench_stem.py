@@ -8,36 +8,30 @@ of a gradient.
 import pytest
 import torch
 
-from ast_fast.device import autocast, multiplies_bfloat16
+from ast_fast.device import autocast
 from ast_fast_kernels import norm_gelu_conv
 from ast_fast_kernels.testing.budgets import relative_norm
 from bench.bench_attention import take_turns
+from bench.bench_step import CPU, precisions
 
-CPU = torch.device("cpu")
 SHAPES = {"cells-of-4": (32, 32, 128, 32), "cells-of-8": (32, 16, 64, 96)}
 """(batch, freq, time, width): both stages of recipes/esc50.toml, for a batch of 32 clips."""
 BACKENDS = ("reference", "numba")
 
 
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        pytest.param(torch.float32, id="float32"),
-        pytest.param(
-            torch.bfloat16,
-            id="bfloat16-autocast",
-            marks=pytest.mark.skipif(
-                not multiplies_bfloat16(CPU), reason="this CPU only emulates bfloat16"
-            ),
-        ),
-    ],
-)
+@precisions
 @pytest.mark.parametrize("passes", ["forward", "both"])
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_norm_gelu_conv(
-    benchmark, shape: tuple[int, ...], passes: str, dtype: torch.dtype, threads: int, rounds: int
+    benchmark,
+    shape: tuple[int, ...],
+    passes: str,
+    amp: torch.dtype | None,
+    threads: int,
+    rounds: int,
 ) -> None:
     benchmark.group = f"stem-{passes}"
+    dtype = amp or torch.float32
     width, generator = shape[3], torch.Generator().manual_seed(0)
     given = [torch.randn(shape, generator=generator).to(dtype)]
     given += [torch.ones(width), torch.zeros(width)]

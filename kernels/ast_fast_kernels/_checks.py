@@ -60,6 +60,17 @@ def is_strided(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_nested
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """Return the tensor, copied if it is strided: for kernels on the CPU.
+
+    By numpy: torch's copies run on its threads, which a forked process lacks and would wait for.
+    """
+    if tensor.is_contiguous():
+        return tensor
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    return torch.from_numpy(np.ascontiguousarray(bits.numpy())).view(tensor.dtype)
+
+
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which nobody may write to."""
     if not array.flags.c_contiguous:

@@ -37,6 +37,9 @@ FLOAT_BYTES = 4
 ALIGNMENT = 64
 """Bytes to which scratch buffers are aligned: a cache line, and the widest vector."""
 
+LINE = ALIGNMENT // FLOAT_BYTES
+"""Floats of a cache line; buffers side by side are each a whole number of them."""
+
 _CONTRACT = ("contract",)
 _FLOAT = ir.FloatType()
 _INT16 = ir.IntType(16)
@@ -61,8 +64,8 @@ def host_lanes() -> int:
 
 def aligned(size: int) -> npt.NDArray[np.float32]:
     """Return an uninitialised float32 buffer that begins at a multiple of ALIGNMENT."""
-    raw = np.empty(size + ALIGNMENT // 4, np.float32)
-    start = -(raw.ctypes.data // 4) % (ALIGNMENT // 4)
+    raw = np.empty(size + LINE, np.float32)
+    start = -(raw.ctypes.data // FLOAT_BYTES) % LINE
     return raw[start : start + size]
 
 
@@ -443,30 +446,31 @@ def load(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
     return vector(array, types.intp, lanes), emit
 
 
-@intrinsic
-def load_int16(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
-    """Load `lanes` int16 from the pointer as floats, beginning at index; nothing is checked."""
-    if not (isinstance(shorts, types.CPointer) and isinstance(lanes, types.IntegerLiteral)):
-        return None
-    vector = VectorType(lanes.literal_value)
+def _shorts_loader(emit_load: Callable[..., Value], doc: str) -> Any:
+    """Return an intrinsic that loads lanes of two bytes from a pointer, at any alignment."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        return Lanes(builder, vector.lanes).load_int16(args[0], args[1]).value
+    def body(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
+        if not (isinstance(shorts, types.CPointer) and isinstance(lanes, types.IntegerLiteral)):
+            return None
+        vector = VectorType(lanes.literal_value)
 
-    return vector(shorts, types.intp, lanes), emit
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            return emit_load(Lanes(builder, vector.lanes), args[0], args[1]).value
+
+        return vector(shorts, types.intp, lanes), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
 
 
-@intrinsic
-def load_bfloat16(typing_context: Any, shorts: Any, index: Any, lanes: Any) -> Any:
-    """Load `lanes` bfloat16 from the pointer, beginning at index; nothing is checked."""
-    if not (isinstance(shorts, types.CPointer) and isinstance(lanes, types.IntegerLiteral)):
-        return None
-    vector = VectorType(lanes.literal_value)
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        return Lanes(builder, vector.lanes).load_bfloat16(args[0], args[1]).value
-
-    return vector(shorts, types.intp, lanes), emit
+load_int16 = _shorts_loader(
+    Lanes.load_int16,
+    "Load `lanes` int16 from the pointer as floats, beginning at index; nothing is checked.",
+)
+load_bfloat16 = _shorts_loader(
+    Lanes.load_bfloat16,
+    "Load `lanes` bfloat16 from the pointer, beginning at index; nothing is checked.",
+)
 
 
 @intrinsic

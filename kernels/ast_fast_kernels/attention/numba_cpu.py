@@ -23,14 +23,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _team
+from ast_fast_kernels import _checks, _team
 from ast_fast_kernels._numba import source_digest, stage
 from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.attention.ops import define_attention
 from ast_fast_kernels.products import product, product_added, product_exp2, product_times
 from ast_fast_kernels.simd import (
-    ALIGNMENT,
     FLOAT_BYTES,
+    LINE,
+    aligned,
     exp2,
     floats_at,
     host_lanes,
@@ -46,9 +47,6 @@ from ast_fast_kernels.simd import (
 
 QUERY_VECTORS = {"forward": 2, "backward": 4}
 """Vectors of queries in a block, an even number: more of them read keys and values less often."""
-
-LINE = ALIGNMENT // FLOAT_BYTES
-"""Floats of a cache line; every buffer is a whole number of them."""
 
 
 def launch_attention_fwd(
@@ -96,13 +94,8 @@ def launch_attention_bwd(
 
 
 def _with_rows_dense(tensor: Tensor) -> Tensor:
-    """Return the tensor, copied if its last dimension is strided.
-
-    By numpy: torch's copies run on its threads, which a forked process lacks and would wait for.
-    """
-    if tensor.stride(-1) == 1:
-        return tensor
-    return torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
+    """Return the tensor, copied if its last dimension is strided."""
+    return tensor if tensor.stride(-1) == 1 else _checks.dense(tensor)
 
 
 def _run(
@@ -121,15 +114,15 @@ def _run(
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
-        # By numpy, as in _with_rows_dense; what the API gives is not copied.
+        # By numpy, as in `_checks.dense`; what the API gives is not copied.
         held = np.ascontiguousarray(key_lengths.numpy(), np.int32)
         lengths = held.ctypes.data
     slab = _scratch_floats(direction, tokens, head_dim, block)
-    scratch = np.empty(threads * slab + LINE, np.float32)
+    scratch = aligned(threads * slab)
     factor = np.array([scale], np.float32)
     numbers = (
         batch * heads, heads, tokens, lengths, factor.ctypes.data,
-        -(-scratch.ctypes.data // ALIGNMENT) * ALIGNMENT, slab * FLOAT_BYTES,
+        scratch.ctypes.data, slab * FLOAT_BYTES,
         qkv.data_ptr(), *qkv.stride()[:4], *others,
     )  # fmt: skip
     _team.run_items(_worker(direction, lanes, head_dim), numbers, threads)

@@ -21,12 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _team
+from ast_fast_kernels import _checks, _team
 from ast_fast_kernels._numba import source_digest, stage
 from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.simd import (
-    ALIGNMENT,
     FLOAT_BYTES,
+    LINE,
+    aligned,
     exp2,
     floats_at,
     host_lanes,
@@ -43,9 +44,6 @@ from ast_fast_kernels.simd import (
     sum_lanes,
 )
 from ast_fast_kernels.stem.ops import define_norm_gelu_conv
-
-LINE = ALIGNMENT // FLOAT_BYTES
-"""Floats of a cache line."""
 
 TAPS = 9
 NUM_PARTIALS = TAPS + 3
@@ -90,20 +88,12 @@ def launch_norm_gelu_conv_bwd(
         eps: What forward was given.
     """
     batch, _, _, width = cells.shape
-    dcells, grad = cells.new_empty(cells.shape), _dense(grad.to(cells.dtype))
+    dcells, grad = cells.new_empty(cells.shape), _checks.dense(grad.to(cells.dtype))
     # By numpy: torch sums on its threads, which a forked process lacks and would wait for.
     partials = np.empty((batch, NUM_PARTIALS, width), np.float32)
     addresses = (dcells.data_ptr(), grad.data_ptr(), partials.ctypes.data)
     _run("backward", cells, parameters, eps, addresses)
     return dcells, torch.from_numpy(partials.sum(axis=0))
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """Return the tensor, copied if it is strided: by numpy, for the same reason."""
-    if tensor.is_contiguous():
-        return tensor
-    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
-    return torch.from_numpy(np.ascontiguousarray(bits.numpy())).view(tensor.dtype)
 
 
 def _run(
@@ -113,13 +103,13 @@ def _run(
     threads = min(torch.get_num_threads(), batch)
     if threads == 0:
         return
-    cells, parameters = _dense(cells), _dense(parameters)
+    cells, parameters = _checks.dense(cells), _checks.dense(parameters)
     slab = -(-ROWS[direction] * (time + 2) * width // LINE) * LINE
-    scratch = np.empty(threads * slab + LINE, np.float32)
+    scratch = aligned(threads * slab)
     floor = np.array([eps], np.float32)
     numbers = (
         batch, freq, time, parameters.data_ptr(), floor.ctypes.data,
-        -(-scratch.ctypes.data // ALIGNMENT) * ALIGNMENT, slab * FLOAT_BYTES,
+        scratch.ctypes.data, slab * FLOAT_BYTES,
         cells.data_ptr(), *others,
     )  # fmt: skip
     lanes = math.gcd(width, host_lanes())
@@ -145,7 +135,6 @@ def _build_forward(lanes: int, width: int, half: int, digest: str) -> Any:
         eps = floats_at(task[EPS])[0]
         padded = (time + 2) * width * FLOAT_BYTES
         ring_at = task[SCRATCH] + take(address, NEXT_WORKER) * task[SLAB]
-        nothing_at = ring_at + 3 * padded
         row_bytes = time * width * (2 if half else FLOAT_BYTES)
         _clear(ring_at, 4 * (time + 2) * width, lanes)
         while item < task[COUNT]:
@@ -159,8 +148,8 @@ def _build_forward(lanes: int, width: int, half: int, digest: str) -> Any:
                         half, lanes,
                     )  # fmt: skip
                 if row >= 0:
-                    above = ring_at + (row - 1) % 3 * padded if row > 0 else nothing_at
-                    below = ring_at + (row + 1) % 3 * padded if row + 1 < freq else nothing_at
+                    above = _in_ring(ring_at, row - 1, freq, padded)
+                    below = _in_ring(ring_at, row + 1, freq, padded)
                     place_at = out_at + row // 2 * 2 * row_bytes
                     _convolve(
                         above, ring_at + row % 3 * padded, below, task[PARAMETERS], place_at,
@@ -182,7 +171,6 @@ def _build_backward(lanes: int, width: int, half: int, digest: str) -> Any:
         eps = floats_at(task[EPS])[0]
         padded = (time + 2) * width * FLOAT_BYTES
         ring_at = task[SCRATCH] + take(address, NEXT_WORKER) * task[SLAB]
-        nothing_at = ring_at + 3 * padded
         active_at = ring_at + 4 * padded
         row_bytes = time * width * (2 if half else FLOAT_BYTES)
         _clear(ring_at, 4 * (time + 2) * width, lanes)
@@ -196,8 +184,8 @@ def _build_backward(lanes: int, width: int, half: int, digest: str) -> Any:
                     target = ring_at + (row + 1) % 3 * padded + width * FLOAT_BYTES
                     _separate(source, (row + 1) % 2, target, time, width, half, lanes)
                 if row >= 0:
-                    above = ring_at + (row - 1) % 3 * padded if row > 0 else nothing_at
-                    below = ring_at + (row + 1) % 3 * padded if row + 1 < freq else nothing_at
+                    above = _in_ring(ring_at, row - 1, freq, padded)
+                    below = _in_ring(ring_at, row + 1, freq, padded)
                     _activate_with_slope(
                         task[CELLS] + offset + row * row_bytes, task[PARAMETERS], active_at, padded,
                         time, eps, width, half, lanes,
@@ -213,6 +201,12 @@ def _build_backward(lanes: int, width: int, half: int, digest: str) -> Any:
             item = take(address, NEXT_ITEM)
 
     return backward
+
+
+@stage
+def _in_ring(ring_at: int, row: int, freq: int, padded: int) -> int:
+    """Return the address of a row of the grid among the three at hand; beyond it, of nothing."""
+    return ring_at + (row % 3 if 0 <= row < freq else 3) * padded
 
 
 @stage
@@ -315,6 +309,12 @@ def _add(rows: Any, index: int, vector: Any, lanes: int) -> None:
 
 
 @stage
+def _joined(t: int, lower: int, width: int) -> int:
+    """Return where a cell of the upper or lower of two rows begins among their joined cells."""
+    return (t // 2 * 4 + lower * 2 + t % 2) * width
+
+
+@stage
 def _convolve(
     above_at: int, row_at: int, below_at: int, parameters_at: int, out_at: int, lower: int,
     time: int, width: int, half: int, lanes: int,
@@ -338,7 +338,7 @@ def _convolve(
             total = multiply_add(w6, load(below, left, lanes), total)
             total = multiply_add(w7, load(below, middle, lanes), total)
             total = multiply_add(w8, load(below, right, lanes), total)
-            place = (t // 2 * 4 + lower * 2 + t % 2) * width + c
+            place = _joined(t, lower, width) + c
             _write(out_at, place, total + other, half)
 
 
@@ -349,7 +349,7 @@ def _separate(
     """Copy a row's gradient out of that of the joined cells."""
     row = floats_at(target)
     for t in range(time):
-        place = (t // 2 * 4 + lower * 2 + t % 2) * width
+        place = _joined(t, lower, width)
         for c in range(0, width, lanes):
             store(row, t * width + c, _read(grad_at, place + c, half, lanes))
 

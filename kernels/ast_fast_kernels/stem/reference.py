@@ -27,13 +27,25 @@ def norm_gelu_conv_reference(
     """
     batch, freq, time, width = cells.shape
     active = functional.gelu(functional.layer_norm(cells, (width,), norm_weight, norm_bias, eps))
-    image = active.permute(0, 3, 1, 2)  # channels last, without a copy
+    heard = add_neighbours(active, conv_weight, conv_bias)
+    parts = heard.reshape(batch, freq // 2, 2, time // 2, 2, width)
+    return parts.transpose(2, 3).flatten(3)
+
+
+def add_neighbours(cells: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return cells plus their depth-wise 3 × 3 convolution, zeros beyond the grid.
+
+    Args:
+        cells: Shape (batch, freq, time, width).
+        weight: Shape (width, 1, 3, 3).
+        bias: Shape (width,).
+    """
+    image = cells.permute(0, 3, 1, 2)  # channels last, without a copy
     if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
         image = image.clone(memory_format=torch.contiguous_format)
     # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
-    weight = conv_weight.squeeze(1).unsqueeze(1).to(active.dtype)
-    bias = conv_bias.to(active.dtype)
-    convolved = functional.conv2d(image, weight, bias, padding=1, groups=width)
-    heard = active + convolved.permute(0, 2, 3, 1)
-    parts = heard.reshape(batch, freq // 2, 2, time // 2, 2, width)
-    return parts.transpose(2, 3).flatten(3)
+    weight = weight.squeeze(1).unsqueeze(1).to(cells.dtype)
+    convolved = functional.conv2d(
+        image, weight, bias.to(cells.dtype), padding=1, groups=cells.shape[3]
+    )
+    return cells + convolved.permute(0, 2, 3, 1)
