@@ -111,7 +111,7 @@ def build_report(
     become null, because JSON has none.
     """
     labels, predicted = _pooled(dataset, results)
-    matrix = metrics.confusion_matrix(labels, predicted, len(dataset.class_names))
+    matrix = _confusion(dataset, results)
     mean, std = metrics.mean_and_std([result.accuracy for result in results])
     report = {
         "accuracy": {
@@ -125,6 +125,7 @@ def build_report(
                 "loss": result.loss,
                 "num_train": int(np.sum(dataset.folds != result.fold)),
                 "num_test": len(result.test_indices),
+                "confusion": _confusion(dataset, [result]).tolist(),
                 "history": [asdict(row) for row in result.history],
             }
             for result in results
@@ -172,6 +173,10 @@ def render_page(
         fold_chart=figures.fold_chart(accuracies, report["accuracy"]["mean"], chance),
         curves=_curves(results),
         confusion=figures.confusion_matrix(np.array(report["confusion"]), dataset.class_names),
+        confusion_by_fold={
+            fold: figures.confusion_matrix(np.array(row["confusion"]), dataset.class_names)
+            for fold, row in report["folds"].items()
+        },
         stage_bar=figures.stage_bar(_shares(report["timing"])),
         shares=_shares(report["timing"]),
         classes=_in_columns(sorted(report["classes"], key=lambda row: (row["f1"], row["name"]))),
@@ -204,6 +209,11 @@ def _pooled(
     labels = np.concatenate([dataset.labels[result.test_indices] for result in results])
     predicted = np.concatenate([result.probabilities.argmax(axis=1) for result in results])
     return labels, predicted
+
+
+def _confusion(dataset: Dataset, results: Sequence[FoldResult]) -> NDArray[np.int64]:
+    """Return how often each class was taken for each, over the clips that some folds tested."""
+    return metrics.confusion_matrix(*_pooled(dataset, results), len(dataset.class_names))
 
 
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:

@@ -224,6 +224,21 @@ def test_confusion_counts_and_names_the_mistakes(write: Callable[..., Page]) -> 
     assert "class_0 taken for class_1: 2 of 4" in page
 
 
+def test_each_fold_has_a_confusion_matrix_of_its_own(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    first, second = make_results(dataset)[0], make_results(dataset, wrong=2)[1]
+    report, page = write(dataset, results=[first, second])
+    folds = report["folds"]
+    assert folds["1"]["confusion"] == [[1, 1, 0], [0, 2, 0], [0, 0, 2]]
+    assert folds["2"]["confusion"] == [[0, 2, 0], [0, 2, 0], [0, 0, 2]]
+    assert report["confusion"] == [[1, 3, 0], [0, 4, 0], [0, 0, 4]]
+    assert "Fold 1 alone" in page
+    assert "Fold 2 alone" in page
+    assert page.count("class_0 taken for class_1: 2 of 2") == 1
+    _, page = write(dataset, results=[first])
+    assert "Fold 1 alone" not in page
+
+
 def test_numbers_that_are_not_finite_become_null() -> None:
     dataset = make_dataset()
     results = [replace(result, loss=math.nan) for result in make_results(dataset)]
