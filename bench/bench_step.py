@@ -1,9 +1,10 @@
-"""A training step: the default recipe's with all it does, and the model's against transformers'."""
+"""A training step: the default settings' with all it does, and models' against transformers'."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches, sound_levels
+from ast_fast.cli import parse_config
 from ast_fast.config import Config
 from ast_fast.device import autocast, multiplies_bfloat16
 from ast_fast.features import model_input
@@ -90,6 +92,25 @@ def test_step_against_transformers(
     take_turns(benchmark, steps, rounds)
 
 
+@pytest.mark.benchmark(group="step-recipe")
+@precisions
+@pytest.mark.parametrize("recipe", ["esc10", "esc50"])
+def test_step_of_a_recipe_against_transformers(
+    benchmark, recipe: str, amp: torch.dtype | None, threads: int, rounds: int
+) -> None:
+    """A recipe's model by its optimiser, on the patches that it keeps, against the plain one."""
+    path = Path(__file__).parents[1] / "recipes" / f"{recipe}.toml"
+    config = parse_config(["--data", "ESC-50", "--config", str(path)])
+    ours = small_model(config)
+    generator = torch.Generator().manual_seed(0)
+    keep = kept_patches(BATCH, ours.num_patches, config.augment, generator)
+    steps = {
+        "ours": step_of(ours, amp, Optimiser(ours, config.training), keep=keep),
+        "transformers": step_of(peer_model(config), amp),
+    }
+    take_turns(benchmark, steps, rounds)
+
+
 @pytest.mark.benchmark(group="inference")
 @precisions
 @pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
@@ -148,19 +169,28 @@ def peer_model(config: Config) -> torch.nn.Module:
 
 
 def step_of(
-    model: torch.nn.Module, amp: torch.dtype | None, **given: torch.Tensor
+    model: torch.nn.Module,
+    amp: torch.dtype | None,
+    optimiser: Optimiser | None = None,
+    **given: torch.Tensor,
 ) -> Callable[[], float]:
-    """Return a step of forward, backward and AdamW on the same features each time."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    """Return a step of forward, backward and the optimiser on the same features each time.
+
+    Without an optimiser it is AdamW.
+    """
+    adamw = torch.optim.AdamW(model.parameters(), fused=True)
     features, labels = random_features(), torch.arange(BATCH) % NUM_CLASSES
 
     def step() -> float:
         with autocast(CPU, amp):
             logits = logits_of(model(features, **given))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        if optimiser is not None:
+            optimiser.step(loss, 1e-3, NO_SCALING)
+        else:
+            adamw.zero_grad()
+            loss.backward()
+            adamw.step()
         return loss.item()
 
     return step
