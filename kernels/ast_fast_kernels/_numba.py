@@ -33,7 +33,7 @@ _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": Tr
 
 _SOURCES = (
     "_numba.py", "_team.py", "simd.py", "fft.py", "products.py", "fbank/numba_cpu.py",
-    "attention/numba_cpu.py", "stem/numba_cpu.py",
+    "attention/numba_cpu.py", "stem/numba_cpu.py", "mix/numba_cpu.py", "normalise/numba_cpu.py",
 )  # fmt: skip
 
 

@@ -14,12 +14,13 @@ import ctypes
 import logging
 import os
 import re
+import threading
+from array import array
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from llvmlite import ir
 from numba.core import types
@@ -38,7 +39,7 @@ PF_FORKNOEXEC = 0x40
 """A flag of Linux' processes: forked, and no other program since."""
 
 
-def run_items(worker: Any, numbers: tuple[int, ...], threads: int) -> None:
+def run_items(worker: Any, numbers: tuple[int, ...], threads: int, *, shared: bool = False) -> None:
     """Have threads run a compiled worker, each until no item is left.
 
     The whole team of torch is started, as torch does: of a smaller one, libgomp would end the other
@@ -49,16 +50,22 @@ def run_items(worker: Any, numbers: tuple[int, ...], threads: int) -> None:
         worker: What `compile_worker` returned.
         numbers: What it finds behind the header.
         threads: How many may find an item.
+        shared: Whether any thread but the main one is helped by those of `_threads`: what many
+            threads call at once, as a server's do, would start a team for each of them.
     """
-    task = np.array([0] * HEADER + list(numbers), np.intp)
-    if threads > 1 and not _was_forked(os.getpid()):
+    task = array("q", (*[0] * HEADER, *numbers))  # numpy takes longer to say where one lies
+    address, _ = task.buffer_info()
+    if threads <= 1:
+        worker.ctypes(address)
+        return
+    if not _was_forked(os.getpid()) and not (shared and not _is_main_thread()):
         parallel = _gomp_parallel()
         if parallel is not None:
-            parallel(worker.address, task.ctypes.data, torch.get_num_threads(), 0)
+            parallel(worker.address, address, torch.get_num_threads(), 0)
             return
 
     def run(first: int, last: int) -> None:
-        worker.ctypes(task.ctypes.data)
+        worker.ctypes(address)
 
     _threads.parallel_for(run, threads, 1, threads)
 
@@ -81,6 +88,10 @@ def take(typing_context: Any, address: Any, slot: Any) -> Any:
         return builder.atomic_rmw("add", pointer, kind(1), "seq_cst")
 
     return types.intp(types.intp, types.intp), emit
+
+
+def _is_main_thread() -> bool:
+    return threading.get_ident() == threading.main_thread().ident
 
 
 @cache

@@ -32,7 +32,7 @@ from numba.extending import lower_builtin, type_callable
 
 from ast_fast_kernels._numba import intrinsic
 
-FLOAT_BYTES = 4
+FLOAT_BYTES, INTEGER_BYTES = 4, 8
 
 ALIGNMENT = 64
 """Bytes to which scratch buffers are aligned: a cache line, and the widest vector."""
@@ -397,10 +397,34 @@ def _pointer_at(kind: Any, doc: str) -> Any:
     return intrinsic(body)
 
 
+bytes_at = _pointer_at(types.uint8, "Return the address as a pointer to bytes.")
 floats_at = _pointer_at(types.float32, "Return the address as a pointer to float32.")
 shorts_at = _pointer_at(types.int16, "Return the address as a pointer to int16.")
 indices_at = _pointer_at(types.int32, "Return the address as a pointer to int32.")
 integers_at = _pointer_at(types.intp, "Return the address as a pointer to integers as wide as one.")
+
+
+def _tuple_of(kind: Any, doc: str) -> Any:
+    """Return an intrinsic that loads numbers which lie one after another."""
+
+    def body(typing_context: Any, address: Any, count: Any) -> Any:
+        if not (isinstance(address, types.Integer) and isinstance(count, types.IntegerLiteral)):
+            return None
+        result = types.UniTuple(kind, count.literal_value)
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            first = builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
+            places = (builder.gep(first, [_INT32(i)]) for i in range(result.count))
+            return context.make_tuple(builder, result, [builder.load(p) for p in places])
+
+        return result(types.intp, count), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
+
+
+integers_of = _tuple_of(types.intp, "Return so many integers from the address on.")
+doubles_of = _tuple_of(types.float64, "Return so many float64 from the address on.")
 
 
 def _prefetch(*, write: bool, doc: str) -> Any:

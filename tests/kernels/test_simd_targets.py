@@ -37,13 +37,10 @@ MOST_STACK = {"avx512": 130, "avx2": 420, "sse2": 500, "neon": 230}
 EMIT = """
 import sys
 import numpy as np
-from ast_fast_kernels import FbankConfig
 from ast_fast_kernels.fbank import numba_cpu
 lanes = int(sys.argv[1])
-numba_cpu._prepare(FbankConfig(), lanes)
-kernel = numba_cpu._build_kernel(512, 25, lanes, numba_cpu.source_digest())
-(llvm_ir,) = kernel.inspect_llvm().values()
-print(llvm_ir)
+worker = numba_cpu._worker(512, 25, lanes, numba_cpu.source_digest())
+print(worker.inspect_llvm())
 """
 
 RUN = """

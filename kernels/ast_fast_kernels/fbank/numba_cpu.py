@@ -16,7 +16,7 @@ the batch, nor on the threads, nor on its place in a block.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
@@ -25,8 +25,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _threads
-from ast_fast_kernels._numba import jit, source_digest, stage
+from ast_fast_kernels import _team
+from ast_fast_kernels._numba import source_digest, stage
+from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fft import (
@@ -41,14 +42,17 @@ from ast_fast_kernels.fft import (
 )
 from ast_fast_kernels.simd import (
     ALIGNMENT,
+    INTEGER_BYTES,
     aligned,
     broadcast,
+    doubles_of,
     equal_or,
     floats_at,
     gather,
     host_lanes,
     indices_at,
     integers_at,
+    integers_of,
     load,
     load_int16,
     log,
@@ -70,8 +74,12 @@ Pointer = Any
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
 
-BLOCKS_PER_TASK = 64
+BLOCKS_PER_THREAD = 64
 """Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
+
+BLOCKS_AT_ONCE = 16
+"""Blocks that a thread takes at once where there are several: half a clip of 5 s. The first of them
+shares no hops with one before."""
 
 FRAMES_AT_ONCE = 256
 """Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
@@ -99,7 +107,7 @@ def fbank_numba(
     if out is None:
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = torch.empty(shape, dtype=torch.float32, device="cpu")
-    run_blocks(waveform, out, config, host_lanes(), torch.get_num_threads(), counts)
+    run_blocks(waveform, out, config, host_lanes(), counts)
     if config.needs_whole_clip:
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
@@ -149,7 +157,6 @@ def run_blocks(
     out: Tensor,
     config: FbankConfig,
     lanes: int,
-    num_threads: int,
     counts: Sequence[int] | None = None,
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
@@ -160,6 +167,13 @@ def run_blocks(
         frames = config.num_frames(valid).astype(np.intp)
         samples_of, frames_of = valid.ctypes.data, frames.ctypes.data
     clip_stride, sample_stride = waveform.stride()
+    total = clips * -(-num_frames // lanes)
+    if total == 0:
+        return
+    every = torch.get_num_threads()
+    threads = max(1, min(every, total // BLOCKS_PER_THREAD))
+    # Where not all threads are wanted all may come, and find a chunk for each that is.
+    chunk = BLOCKS_AT_ONCE if 1 < threads == every else -(-total // threads)
     batch = Batch(
         samples=waveform.data_ptr(),
         clip_stride=clip_stride,
@@ -171,23 +185,21 @@ def run_blocks(
         frames_of=frames_of,
         out=out.data_ptr(),
     )
-
-    def run(first: int, last: int) -> None:
-        ready = _ready(config, lanes)
-        kernel, plan, _ = ready.prepared
-        kernel(batch, first, last, plan, ready.scratch)
-
-    blocks = -(-num_frames // lanes)
-    _threads.parallel_for(run, clips * blocks, BLOCKS_PER_TASK, num_threads)
+    ready = _take_ready(config, lanes, threads)
+    prepared = ready.prepared
+    chunks = -(-total // chunk)
+    numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
+    _team.run_items(prepared.worker, numbers, threads, shared=True)
+    _of_thread.ready = ready
 
 
 class Batch(NamedTuple):
-    """Where the waveforms lie and the features go: addresses; strides in samples."""
+    """Where the waveforms lie and the features go, integers all: addresses; strides in samples."""
 
     samples: int
     clip_stride: int
     sample_stride: int
-    is_int16: bool
+    is_int16: int
     num_samples: int
     num_frames: int
     samples_of: int  # address of each clip's count of samples; 0 where all count
@@ -196,7 +208,7 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A config's choices, lengths in samples, and the addresses of its tables."""
+    """A config's choices, lengths in samples, and the addresses of its tables: integers first."""
 
     window: int  # float32 (n_fft,), zero beyond the window
     places: int  # int32 (n_fft,), where the tile holds each sample of a frame
@@ -211,17 +223,37 @@ class Plan(NamedTuple):
     span: int  # of the samples that a block reads when it turns all its hops
     first_sample: int  # of the first frame
     padding: int
-    remove_dc: bool
+    remove_dc: int
+    emphasise_waveform: int
+    use_power: int
+    use_log: int
+    floor_zeros_only: int
     preemphasis: float
-    emphasise_waveform: bool
-    use_power: bool
-    use_log: bool
     log_floor: float
-    floor_zeros_only: bool
     log_offset: float
     log_factor: float
     log_shift: float
     silence: float
+
+
+class Scratch(NamedTuple):
+    """Addresses of one thread's float32 buffers."""
+
+    samples: int  # of one block of frames, after the one before it
+    tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
+    sums: int  # (2, tile stride + lanes), of each hop's samples: all, and those that end a window
+    grid: int  # (n_fft, lanes)
+    square: int  # (lanes + FILTERS_AT_ONCE, lanes), of energies about to be turned
+
+
+NUM_FLOATS = 6
+"""Fields of a plan that are no integers, its last."""
+NUM_INTEGERS = len(Plan._fields) - NUM_FLOATS
+NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
+
+COUNT, CHUNK, TOTAL, PLAN, SCRATCH, BATCH = range(_team.HEADER, _team.HEADER + 6)
+"""What a task holds: how many chunks there are, of how many blocks, out of how many; where the plan
+and the addresses of each thread's scratch memory lie; and the batch."""
 
 
 ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
@@ -229,11 +261,11 @@ PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
 
 class Prepared(NamedTuple):
-    """A compiled kernel, its plan, and the tables that the plan has the addresses of."""
+    """A compiled worker, its plan's address, and the arrays of it and of what it points to."""
 
-    kernel: Callable[[Batch, int, int, Plan, Scratch], None]
-    plan: Plan
-    tables: tuple[npt.NDArray[Any], ...]
+    worker: Any
+    plan_at: int
+    arrays: tuple[npt.NDArray[Any], ...]
 
 
 @lru_cache(maxsize=32)
@@ -267,27 +299,28 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         first_sample=config.first_sample,
         padding=ZEROS if config.pad_tail else PADDINGS[config.pad_mode],
         remove_dc=config.remove_dc_offset,
-        # As samples lose it: a mean that loses another part leaves the difference in every sample.
-        preemphasis=float(np.float32(config.preemphasis_coefficient)),
         emphasise_waveform=over_waveform,
         use_power=config.use_power,
         use_log=config.use_log_fbank,
-        log_floor=config.log_floor,
         floor_zeros_only=config.floor_zeros_only,
+        # As samples lose it: a mean that loses another part leaves the difference in every sample.
+        preemphasis=float(np.float32(config.preemphasis_coefficient)),
+        log_floor=config.log_floor,
         log_offset=config.log_offset,
         log_factor=config.log_factor,
         log_shift=config.log_shift,
         silence=config.log_silence,
     )
-    with _threads.compile_lock:
-        rows = used_rows(config.fft_size, size)
-        kernel = _build_kernel(config.fft_size, rows, lanes, source_digest())
-        # No blocks: this only compiles, where that has not been done.
-        nothing = Batch(0, 0, 1, False, 0, 1, 0, 0, 0)
-        kernel(nothing, 0, 0, plan, Scratch(0, 0, 0, 0, 0))
-    # Straight to the compiled code: Numba's own look at 38 arguments takes longer than a block.
-    (compiled,) = kernel.overloads.values()
-    return Prepared(compiled.entry_point, plan, held)
+    rows = used_rows(config.fft_size, size)
+    worker = _worker(config.fft_size, rows, lanes, source_digest())
+    in_memory = _in_memory(plan)
+    return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
+
+
+def _in_memory(plan: Plan) -> npt.NDArray[np.intp]:
+    """Return a plan as compiled code reads it: integers, then the bits of the other numbers."""
+    integers = np.array(plan[:NUM_INTEGERS], np.intp)
+    return np.concatenate((integers, np.array(plan[NUM_INTEGERS:], np.float64).view(np.intp)))
 
 
 def _side_by_side(
@@ -319,25 +352,16 @@ def _side_by_side(
     )
 
 
-class Scratch(NamedTuple):
-    """Addresses of one thread's float32 buffers."""
-
-    samples: int  # of one block of frames, after the one before it
-    tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
-    sums: int  # (2, tile stride + lanes), of each hop's samples: all, and those that end a window
-    grid: int  # (n_fft, lanes)
-    square: int  # (lanes + FILTERS_AT_ONCE, lanes), of energies about to be turned
-
-
 class Ready(NamedTuple):
-    """All that a thread's calls with one config use, and what the addresses in it are of."""
+    """All that a thread's calls with one config use."""
 
     config: FbankConfig
     lanes: int
     prepared: Prepared
-    sizes: tuple[int, ...]
-    scratch: Scratch
-    buffers: list[Float32Array]
+    sizes: Scratch  # of the buffers, in floats
+    buffers: list[Float32Array]  # of one thread that helps, and of the next
+    scratch: npt.NDArray[np.intp]  # their addresses, shape (threads, NUM_BUFFERS)
+    scratch_at: int
 
 
 class _OfThread(threading.local):
@@ -349,42 +373,40 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def _ready(config: FbankConfig, lanes: int) -> Ready:
-    """Return what this thread's last call used, or prepare for another config.
+def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
+    """Return what this thread's last call used, or prepare for another config or more threads.
 
-    It is replaced whole: an interrupt leaves no plan beside another plan's buffers. The caller's
-    own reference outlives the thread's, which goes first where an interpreter exits.
+    It is taken away until the call has ended: a signal's handler that calls meanwhile makes its
+    own, and an interrupt leaves no plan beside another plan's buffers. The caller's own reference
+    outlives the thread's, which goes first where an interpreter exits.
     """
-    last = _of_thread.ready
-    if last is not None and last.config is config and last.lanes == lanes:
+    last, _of_thread.ready = _of_thread.ready, None
+    enough = last is not None and len(last.scratch) >= threads
+    if last is not None and enough and last.config is config and last.lanes == lanes:
         return last
     prepared = _prepare(config, lanes)
-    sizes = (config.fft_size, config.window_size, config.window_shift, lanes)
-    if last is not None and last.sizes == sizes:
-        scratch, buffers = last.scratch, last.buffers
-    else:
-        scratch, buffers = _scratch(*sizes)
-    ready = Ready(config, lanes, prepared, sizes, scratch, buffers)
-    _of_thread.ready = ready
-    return ready
+    sizes = _buffer_sizes(config, lanes)
+    if last is not None and enough and last.sizes == sizes:
+        return last._replace(config=config, lanes=lanes, prepared=prepared)
+    buffers = [aligned(size) for _ in range(threads) for size in sizes]
+    for buffer in buffers:
+        buffer[:] = 0.0
+    scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
+    scratch = scratch.reshape(threads, NUM_BUFFERS)
+    return Ready(config, lanes, prepared, sizes, buffers, scratch, scratch.ctypes.data)
 
 
-def _scratch(
-    n_fft: int, window_size: int, window_shift: int, lanes: int
-) -> tuple[Scratch, list[Float32Array]]:
-    """Return the addresses of new buffers, and the buffers."""
+def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
+    """Return the floats of each of a thread's buffers."""
+    window_size, window_shift = config.window_size, config.window_shift
     stride = _tile_stride(window_size, window_shift, lanes)
-    sizes = Scratch(
+    return Scratch(
         samples=1 + _span(window_size, window_shift, lanes),
         tile=(window_shift + 2) * stride,
         sums=2 * (stride + lanes),
-        grid=n_fft * lanes,
+        grid=config.fft_size * lanes,
         square=(lanes + FILTERS_AT_ONCE) * lanes,
     )
-    buffers = [aligned(size) for size in sizes]
-    for buffer in buffers:
-        buffer[:] = 0.0
-    return Scratch(*(buffer.ctypes.data for buffer in buffers)), buffers
 
 
 def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
@@ -398,17 +420,23 @@ def _span(window_size: int, window_shift: int, lanes: int) -> int:
 
 
 @cache
-def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
-    """Return the compiled block loop for one FFT length, how full it is, and the vector width.
+def _worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
+    """Return the compiled worker for one FFT length, how full it is, and the vector width.
 
     The digest of the sources it is emitted from is part of Numba's cache key through the closure.
     """
 
-    @jit
-    def kernel(
-        batch: Batch, first_block: int, last_block: int, plan: Plan, scratch: Scratch
-    ) -> None:
+    def kernel(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
+        task = integers_at(address)
+        chunk = take(address, NEXT_ITEM)
+        if chunk >= task[COUNT]:
+            return
+        plan_at, floats_from = task[PLAN], task[PLAN] + NUM_INTEGERS * INTEGER_BYTES
+        plan = Plan(*(integers_of(plan_at, NUM_INTEGERS) + doubles_of(floats_from, NUM_FLOATS)))
+        batch = Batch(*integers_of(address + BATCH * INTEGER_BYTES, BATCH_FIELDS))
+        buffers_at = task[SCRATCH] + take(address, NEXT_WORKER) * NUM_BUFFERS * INTEGER_BYTES
+        scratch = Scratch(*integers_of(buffers_at, NUM_BUFFERS))
         tile, sums = floats_at(scratch.tile), floats_at(scratch.sums)
         grid, square = floats_at(scratch.grid), floats_at(scratch.square)
         window, places = floats_at(plan.window), indices_at(plan.places)
@@ -419,8 +447,16 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
         item = 2 if batch.is_int16 else 4
         blocks = (num_frames + lanes - 1) // lanes
         shared = plan.tile_stride - lanes  # hops that a block has in common with the next
+        first_block, block = _range_of(address, chunk)
         later = -1  # frame at which the block before began
-        for block in range(last_block - 1, first_block - 1, -1):
+        while True:
+            if block == first_block:
+                chunk = take(address, NEXT_ITEM)
+                if chunk >= task[COUNT]:
+                    return
+                first_block, block = _range_of(address, chunk)
+                later = -1
+            block -= 1
             clip = block // blocks
             nominal = (block - clip * blocks) * lanes
             count, frames = batch.num_samples, num_frames
@@ -483,7 +519,15 @@ def _build_kernel(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
                         for i in range(width):
                             out[row + lane * num_mel_bins + m + i] = square[i * lanes + lane]
 
-    return kernel
+    return _team.compile_worker(kernel)
+
+
+@stage
+def _range_of(address: int, chunk: int) -> tuple[int, int]:
+    """Return a chunk's first block, and the one behind its last."""
+    task = integers_at(address)
+    first = chunk * task[CHUNK]
+    return first, min(first + task[CHUNK], task[TOTAL])
 
 
 @stage

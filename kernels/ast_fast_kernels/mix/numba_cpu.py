@@ -11,68 +11,86 @@ from typing import Any
 
 import numpy as np
 import torch
+from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ast_fast_kernels import _threads
-from ast_fast_kernels._numba import jit
+from ast_fast_kernels import _checks, _team
+from ast_fast_kernels._numba import source_digest, stage
+from ast_fast_kernels._team import NEXT_ITEM, take
+from ast_fast_kernels.simd import floats_at, integers_at, shorts_at
 
-CLIPS_PER_TASK = 4
+CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
+
+COUNT, CLIPS, SAMPLES, TERMS, WAVEFORMS, SOURCES, STARTS, FACTORS, MIXED = range(
+    _team.HEADER, _team.HEADER + 9
+)
+"""What a task holds: how many sums there are, the shapes, and the addresses of the arrays."""
 
 
 def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tensor) -> Tensor:
     """Return the sums of rotated, scaled clips; arguments as the reference's."""
-    batch, num_samples = len(factors), waveforms.shape[1]
-    scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
+    batch, num_terms = factors.shape
+    clips, num_samples = waveforms.shape
+    is_int16 = int(waveforms.dtype == torch.int16)
+    scale = 1 / 32768 if is_int16 else 1.0
     mixed = torch.empty(batch, num_samples)
     arrays = (
-        waveforms.contiguous().numpy(),
-        sources.to("cpu", torch.int64).contiguous().numpy(),
-        starts.to("cpu", torch.int64).contiguous().numpy(),
-        (factors.to("cpu", torch.float32) * scale).contiguous().numpy(),
-        mixed.numpy(),
+        _checks.dense(waveforms),
+        _checks.dense(sources.to("cpu", torch.int64)),
+        _checks.dense(starts.to("cpu", torch.int64)),
+        _checks.dense(factors.to("cpu", torch.float32) * scale),
+        mixed,
     )
-    kernel = _kernel(waveforms.dtype)
-
-    def run(first: int, last: int) -> None:
-        kernel(*arrays, first, last)
-
-    _threads.parallel_for(run, batch, CLIPS_PER_TASK, torch.get_num_threads())
+    numbers = (batch, clips, num_samples, num_terms, *(array.data_ptr() for array in arrays))
+    threads = min(torch.get_num_threads(), batch // CLIPS_PER_THREAD)
+    _team.run_items(_worker(is_int16, source_digest()), numbers, threads, shared=True)
     return mixed
 
 
 @cache
-def _kernel(dtype: torch.dtype) -> Any:
-    """Return the compiled kernel for clips of a dtype."""
-    indices = torch.empty(0, 1, dtype=torch.int64).numpy()
-    clips, sums = torch.empty(1, 1, dtype=dtype).numpy(), torch.empty(0, 1).numpy()
-    with _threads.compile_lock:
-        _sum_rows(clips, indices, indices, sums, sums, 0, 0)  # no rows: this only compiles
-    return _sum_rows
+def _worker(is_int16: int, digest: str) -> Any:
+    """Return the compiled worker for clips in int16 or in float32."""
+
+    def kernel(address: int) -> None:
+        digest  # noqa: B018 - a closure variable only counts if it is used
+        task = integers_at(address)
+        pairs, clips = (task[COUNT], task[TERMS]), (task[CLIPS], task[SAMPLES])
+        sources = carray(integers_at(task[SOURCES]), pairs)
+        starts = carray(integers_at(task[STARTS]), pairs)
+        factors = carray(floats_at(task[FACTORS]), pairs)
+        mixed = carray(floats_at(task[MIXED]), (task[COUNT], task[SAMPLES]))
+        row = take(address, NEXT_ITEM)
+        while row < task[COUNT]:
+            if is_int16:
+                waveforms = carray(shorts_at(task[WAVEFORMS]), clips)
+                _sum_row(waveforms, sources[row], starts[row], factors[row], mixed[row])
+            else:
+                levels = carray(floats_at(task[WAVEFORMS]), clips)
+                _sum_row(levels, sources[row], starts[row], factors[row], mixed[row])
+            row = take(address, NEXT_ITEM)
+
+    return _team.compile_worker(kernel)
 
 
-@jit
-def _sum_rows(
-    waveforms: Any, sources: Any, starts: Any, factors: Any, mixed: Any, first: int, last: int
-) -> None:
+@stage
+def _sum_row(waveforms: Any, sources: Any, starts: Any, factors: Any, out: Any) -> None:
     num_samples = waveforms.shape[1]
-    for row in range(first, last):
-        out = mixed[row]
-        is_first = True
-        for term in range(factors.shape[1]):
-            factor = factors[row, term]
-            if factor == np.float32(0.0):
-                continue
-            clip, start = waveforms[sources[row, term]], starts[row, term]
-            split = num_samples - start
-            for part, values in ((out[:split], clip[start:]), (out[split:], clip[:start])):
-                # Both begin at 0: an index that could be negative would keep vectors away.
-                if is_first:
-                    for i in range(len(part)):
-                        part[i] = factor * np.float32(values[i])
-                else:
-                    for i in range(len(part)):
-                        part[i] += factor * np.float32(values[i])
-            is_first = False
-        if is_first:
-            out[:] = np.float32(0.0)
+    is_first = True
+    for term in range(len(factors)):
+        factor = factors[term]
+        if factor == np.float32(0.0):
+            continue
+        clip, start = waveforms[sources[term]], starts[term]
+        split = num_samples - start
+        for part, values in ((out[:split], clip[start:]), (out[split:], clip[:start])):
+            # Both begin at 0: an index that could be negative would keep vectors away.
+            if is_first:
+                for i in range(len(part)):
+                    part[i] = factor * np.float32(values[i])
+            else:
+                for i in range(len(part)):
+                    part[i] += factor * np.float32(values[i])
+        is_first = False
+    if is_first:
+        out[:] = np.float32(0.0)
