@@ -7,7 +7,7 @@ every device. Nothing here is used when testing.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -17,17 +17,14 @@ from torch.nn import functional
 
 from ast_fast.config import AugmentConfig
 from ast_fast.errors import InputError
-from ast_fast_kernels import mix
 from ast_fast_kernels.fbank.config import FbankConfig
 
 SILENT_RMS = 1e-4
 """Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
 
-EVERY_ROW = slice(None)
-
 
 class FeatureChanges(NamedTuple):
-    """What training does to the features of a batch, for `model_input`."""
+    """What training does to features, drawn for each clip, for `model_input`."""
 
     offsets: Tensor | None
     """Added to the log-mel features, shape (rows, num_mel_bins); None adds nothing."""
@@ -45,73 +42,103 @@ MOST_MASKS = 100
 """Masks of each kind; their places are drawn at once and take memory."""
 
 
-def augment_waveforms(
-    waveforms: Tensor | NDArray[np.int16],
-    indices: Tensor,
+class Mixtures(NamedTuple):
+    """What becomes of the waveforms and labels of clips, drawn for each row of them."""
+
+    clips: Tensor
+    """Which of them are summed, as rows of what was drawn for, shape (rows, num_terms), int64."""
+    starts: Tensor
+    """The sample that comes first, the same shape."""
+    factors: Tensor
+    """What they are multiplied by, the same shape."""
+    targets: Tensor
+    """Label shares of the sums, shape (rows, num_classes)."""
+
+
+_Drawn = TypeVar("_Drawn", Mixtures, FeatureChanges)
+
+
+def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
+    """Return what was drawn for some of the rows."""
+    return type(drawn)(*(None if values is None else values[rows] for values in drawn))
+
+
+def draw_mixtures(
+    num_samples: int,
     levels: Tensor,
     targets: Tensor,
     config: AugmentConfig,
     generator: Generator,
     *,
-    rows: slice = EVERY_ROW,
-) -> tuple[Tensor, Tensor]:
-    """Return the clips of a batch rotated, scaled, flipped and mixed, with their soft labels.
+    batch_size: int | None = None,
+) -> Mixtures:
+    """Draw how clips are rotated, scaled, flipped and mixed.
 
     Args:
-        waveforms: Clips, shape (num_clips, num_samples), int16 or float32; read where they lie.
-        indices: Which of them are the batch, int64, shape (batch,), on the CPU.
-        levels: Their `sound_levels`, shape (batch,), on the CPU.
-        targets: Their label shares, shape (batch, num_classes), each row summing to 1, on the CPU;
+        num_samples: Of a clip.
+        levels: The clips' `sound_levels`, shape (rows,), on the CPU.
+        targets: Their label shares, shape (rows, num_classes), each row summing to 1, on the CPU;
             not changed.
         config: What to do, and how much.
-        generator: Source of randomness, on the CPU; drawn from for the whole batch.
-        rows: Which of the batch's rows to make.
+        generator: Source of randomness, on the CPU.
+        batch_size: Rows of a batch, where they are of several: a clip is mixed with one of its own
+            batch. The last may be shorter; None is one batch.
     Returns:
-        Waveforms, shape (rows, num_samples), float32, on the clips' device; they can leave [-1, 1]
-        when mixed. Their targets, shape (rows, num_classes).
+        For each row, in order: sums of one clip, or of two where clips are mixed at all.
     """
-    batch = len(indices)
-    starts = torch.zeros(batch, dtype=torch.int64)
+    count = len(levels)
+    starts = torch.zeros(count, dtype=torch.int64)
     if config.roll:
-        starts = torch.randint(waveforms.shape[1], (batch,), generator=generator)
-    factors = _factors(batch, config, generator)
-    if config.mix_probability == 0 or batch < 2:
-        terms = (values[rows].unsqueeze(1) for values in (indices, starts, factors))
-        alone: Tensor = mix(waveforms, *terms)
-        return alone, targets[rows]
-    partners, shares, amplitudes = draw_mixing(levels * factors.abs(), config, generator)
-    mixed_targets = shares.unsqueeze(1) * targets + (1 - shares).unsqueeze(1) * targets[partners]
-    pairs = torch.stack((torch.arange(batch), partners), dim=1)[rows]
-    mixed: Tensor = mix(waveforms, indices[pairs], starts[pairs], factors[pairs] * amplitudes[rows])
-    return mixed, mixed_targets[rows]
+        starts = torch.randint(num_samples, (count,), generator=generator)
+    factors = _factors(count, config, generator)
+    if config.mix_probability == 0:
+        return Mixtures(
+            torch.arange(count).unsqueeze(1), starts.unsqueeze(1), factors.unsqueeze(1), targets
+        )
+    partners, shares, amplitudes = draw_mixing(
+        levels * factors.abs(), config, generator, batch_size or max(1, count)
+    )
+    pairs = torch.stack((torch.arange(count), partners), dim=1)
+    shares = shares.unsqueeze(1)
+    return Mixtures(
+        pairs,
+        starts[pairs],
+        factors[pairs] * amplitudes,
+        shares * targets + (1 - shares) * targets[partners],
+    )
 
 
 def draw_mixing(
-    levels: Tensor, config: AugmentConfig, generator: Generator
+    levels: Tensor, config: AugmentConfig, generator: Generator, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw which clips of a batch are mixed, with which others, and how.
+    """Draw which clips of each batch are mixed, with which others, and how.
 
     The ratio r of the first clip is uniform in [0, 1). Amplitudes are chosen so that r is the ratio
     of sound levels (here the RMS of the whole clip), and the sum keeps their energy. A clip is not
-    mixed when it or its partner is silent: half a label would then have no sound.
+    mixed when it or its partner is silent (half a label would then have no sound), or when it is
+    alone in its batch.
 
     Args:
-        levels: RMS of each clip, shape (batch,), at least 2 of them.
+        levels: RMS of each clip, shape (rows,), batch after batch.
         config: `mix_probability` is the chance of a clip to be mixed.
         generator: Source of randomness, on the CPU.
+        batch_size: Rows of a batch; the last may be shorter.
     Returns:
-        Each clip's partner, shape (batch,); the clip's own share of the label, shape (batch,), 1
-        where it is not mixed; and both clips' amplitudes, shape (batch, 2), 1 and 0 there.
+        Each clip's partner, shape (rows,); the clip's own share of the label, shape (rows,), 1
+        where it is not mixed; and both clips' amplitudes, shape (rows, 2), 1 and 0 there.
     Source: Tokozume, Ushiku, Harada, "Learning from Between-class Examples for Deep Sound
         Recognition" (ICLR 2018), section 3.2.
     """
-    batch = len(levels)
-    offset = torch.randint(1, batch, (), generator=generator)
-    chosen = torch.rand(batch, generator=generator) < config.mix_probability
-    ratio = torch.rand(batch, generator=generator)
-    partners = (torch.arange(batch) + offset) % batch
+    rows = torch.arange(len(levels))
+    batches = rows // batch_size
+    first = batches * batch_size
+    sizes = (len(levels) - first).clamp(max=batch_size)
+    steps = torch.rand(-(-len(levels) // batch_size), generator=generator)[batches]
+    partners = first + (rows - first + 1 + (steps * (sizes - 1)).long()) % sizes
+    chosen = torch.rand(len(levels), generator=generator) < config.mix_probability
+    ratio = torch.rand(len(levels), generator=generator)
     audible = levels > SILENT_RMS
-    mixed = chosen & audible & audible[partners]
+    mixed = chosen & audible & audible[partners] & (sizes > 1)
 
     amplitude = ratio * levels[partners]
     amplitude = amplitude / (amplitude + (1 - ratio) * levels)
@@ -135,7 +162,6 @@ def draw_feature_changes(
     config: AugmentConfig,
     fbank: FbankConfig,
     generator: Generator,
-    rows: slice = EVERY_ROW,
 ) -> FeatureChanges:
     """Draw a random filter, and the bands of frames and mel bins that are masked, for each clip.
 
@@ -143,12 +169,11 @@ def draw_feature_changes(
     The filter's gains are normal at evenly spaced mel bins, the lowest and the highest among them.
 
     Args:
-        batch: Clips of the whole batch, for all of which is drawn.
+        batch: How many clips.
         num_frames: Frames of a clip, before padding.
         config: Widths and number of the masks, deviation and points of the filter.
         fbank: What the features are.
         generator: Source of randomness, on the CPU.
-        rows: Which of the batch's rows to return.
     Source: Park et al., "SpecAugment" (Interspeech 2019), section 2, without time warping; Nam,
         Kim, Park, "FilterAugment" (ICASSP 2022), section 2.2, with normal gains at fixed places.
     """
@@ -156,14 +181,14 @@ def draw_feature_changes(
     def bands(size: int, largest: int) -> Tensor | None:
         if largest == 0 or config.num_masks == 0:
             return None
-        return _bands(batch, size, largest, config.num_masks, generator)[rows]
+        return _bands(batch, size, largest, config.num_masks, generator)
 
     masked_frames = bands(num_frames, config.time_mask)
     masked_bins = bands(fbank.num_mel_bins, config.freq_mask)
     offsets = None
     if config.filter_db > 0:
         decibels = config.filter_db * torch.randn(batch, config.filter_points, generator=generator)
-        offsets = fbank.log_per_decibel * _through(decibels[rows], fbank.num_mel_bins)
+        offsets = fbank.log_per_decibel * _through(decibels, fbank.num_mel_bins)
     return FeatureChanges(offsets, masked_frames, masked_bins)
 
 
@@ -250,5 +275,9 @@ def _bands(batch: int, size: int, largest: int, count: int, generator: Generator
     """Draw `count` bands of at most `largest` out of `size` places, shape (batch, size)."""
     width = torch.randint(largest + 1, (batch, count, 1), generator=generator)
     begin = (torch.rand(batch, count, 1, generator=generator) * (size - width + 1)).long()
+    end = begin + width
     place = torch.arange(size)
-    return ((place >= begin) & (place < begin + width)).any(dim=1)
+    within = torch.zeros(batch, size, dtype=torch.bool)
+    for band in range(count):  # all at once would take that many times the memory
+        within |= (place >= begin[:, band]) & (place < end[:, band])
+    return within

@@ -1,6 +1,6 @@
 """One run by several processes, as `torchrun` starts them: which of them this is, what they share.
 
-Every process draws the same numbers for the whole batch and works on its part of the rows, so that
+Every process draws the same numbers for whole batches and works on its part of the rows, so that
 a run of several processes trains as one process would. The first alone prints and writes.
 """
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,13 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ast_fast import checkpoint
 from ast_fast.atomic import atomic_write
 from ast_fast.augment import (
-    augment_waveforms,
+    FeatureChanges,
+    Mixtures,
     check_augment,
     draw_feature_changes,
+    draw_mixtures,
     kept_patches,
+    rows_of,
     sound_levels,
 )
 from ast_fast.config import Config, TrainingConfig
@@ -58,11 +61,17 @@ from ast_fast.model import (
 )
 from ast_fast.optimiser import Optimiser
 from ast_fast.timing import Stages
+from ast_fast_kernels import mix
 
 CHECKPOINT = "checkpoint.safetensors"
 MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
+
+DRAWN_AHEAD = 512
+"""Clips that random numbers are drawn for at once, in whole batches: a small operation among a
+step's large ones finds nothing in the caches, and costs about as much for one batch as for many.
+Another value gives a seed other numbers."""
 
 CURVE_POINTS = 10
 """About how often a fold is tested while it trains: for the learning curve and nothing else."""
@@ -380,6 +389,14 @@ def epoch_seeds(seed: int, fold: int, epoch: int) -> tuple[int, int]:
     return int(data_seed), int(torch_seed)
 
 
+class _Drawn(NamedTuple):
+    """What was drawn for the clips of some batches."""
+
+    mixtures: Mixtures
+    changes: FeatureChanges
+    keep: Tensor | None
+
+
 class _FoldTraining:
     """One fold's data, model, average and optimiser, on their way through the epochs."""
 
@@ -458,17 +475,19 @@ class _FoldTraining:
         order = self.train_indices[torch.randperm(len(self.train_indices), generator=generator)]
         self.model.train()
         total_loss, num_right, rate = 0.0, 0, 0.0
+        batch_size = config.training.batch_size
+        ahead = max(1, DRAWN_AHEAD // batch_size) * batch_size
         begin = perf_counter()
         for index in range(self.steps_per_epoch):
-            first = index * config.training.batch_size
-            batch = order[first : first + config.training.batch_size]
+            first = index * batch_size
+            batch = order[first : first + batch_size]
             rows = self.ranks.part(len(batch))
             step = (epoch - 1) * self.steps_per_epoch + index
             rate = learning_rate(step, self.num_steps, self.steps_per_epoch, config.training)
             with self.stages("features"):
-                features, targets = self._augmented(batch, rows, generator)
-                keep = kept_patches(len(batch), self.model.num_patches, config.augment, generator)
-                keep = None if keep is None else keep[rows].to(self.device)
+                if first % ahead == 0:
+                    drawn = self._draw(order[first : first + ahead], generator)
+                features, targets, keep = self._augmented(drawn, batch, first % ahead, rows)
             with self.stages("forward"):
                 with self._autocast():
                     logits = self.trained(features, keep=keep)
@@ -499,27 +518,56 @@ class _FoldTraining:
             clips_per_second=count / seconds,
         )
 
-    def _augmented(
-        self, indices: NDArray[np.int64], rows: slice, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Return rows of a training batch: features (rows, target_frames, num_mel_bins), shares."""
-        config = self.config
+    def _draw(self, indices: NDArray[np.int64], generator: torch.Generator) -> _Drawn:
+        """Draw what becomes of the clips of some batches."""
+        config, num_samples = self.config, self.dataset.waveforms.shape[1]
         labels = torch.from_numpy(self.dataset.labels[indices])
-        targets = functional.one_hot(labels, len(self.dataset.class_names)).float()
-        levels, clips = self.levels[indices], torch.from_numpy(indices)
-        waveforms: Tensor | NDArray[np.int16] = self.dataset.waveforms
-        if self.device.type != "cpu":
-            waveforms = load_batch(self.dataset.waveforms, indices, self.device)
-            clips = torch.arange(len(indices))
-        waveforms, targets = augment_waveforms(
-            waveforms, clips, levels, targets, config.augment, generator, rows=rows
+        mixtures = draw_mixtures(
+            num_samples,
+            self.levels[indices],
+            functional.one_hot(labels, len(self.dataset.class_names)).float(),
+            config.augment,
+            generator,
+            batch_size=config.training.batch_size,
         )
-        targets = targets.to(self.device)
-        num_frames = config.fbank.num_frames(waveforms.shape[1])
         changes = draw_feature_changes(
-            len(indices), num_frames, config.augment, config.fbank, generator, rows
+            len(indices),
+            config.fbank.num_frames(num_samples),
+            config.augment,
+            config.fbank,
+            generator,
         )
-        return model_input(waveforms, config, self.statistics, changes=changes), targets
+        keep = kept_patches(len(indices), self.model.num_patches, config.augment, generator)
+        return _Drawn(mixtures, changes, keep)
+
+    def _augmented(
+        self, drawn: _Drawn, batch: NDArray[np.int64], first: int, rows: slice
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return rows of a training batch: features, label shares, and the patches to look at.
+
+        Args:
+            drawn: What `_draw` gave for this batch and others.
+            batch: The clips of the whole batch.
+            first: Where they begin in what was drawn.
+            rows: Which of the batch's rows to make.
+        Returns:
+            Shapes (rows, target_frames, num_mel_bins), (rows, num_classes) and (rows, num_kept).
+        """
+        among = slice(first + rows.start, first + rows.stop)
+        mixtures, keep = rows_of(drawn.mixtures, among), drawn.keep
+        clips = mixtures.clips - first
+        waveforms: Tensor | NDArray[np.int16] = self.dataset.waveforms
+        if self.device.type == "cpu":
+            clips = torch.from_numpy(batch)[clips]  # read where they lie
+        else:
+            waveforms = load_batch(self.dataset.waveforms, batch, self.device)
+        mixed = mix(waveforms, clips, mixtures.starts, mixtures.factors)
+        features = model_input(
+            mixed, self.config, self.statistics, changes=rows_of(drawn.changes, among)
+        )
+        if keep is not None:
+            keep = keep[among].to(self.device)
+        return features, mixtures.targets.to(self.device), keep
 
     def _update(self, loss: Tensor, rate: float, step: int) -> None:
         """Take one optimiser step and move the average towards the new weights."""

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches, sound_levels
+from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches, sound_levels
 from ast_fast.cli import parse_config
 from ast_fast.config import Config
 from ast_fast.device import autocast, multiplies_bfloat16
 from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
+from ast_fast_kernels import mix
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 BATCH, NUM_CLASSES = 32, 50
@@ -47,6 +48,7 @@ precisions = pytest.mark.parametrize(
 def test_training_step(
     benchmark, clips: np.ndarray, patch_drop: float, amp: torch.dtype | None, threads: int
 ) -> None:
+    """Random numbers are drawn for each step here, where training draws for many at once."""
     config = Config()
     augment = replace(config.augment, patch_drop=patch_drop)
     model = small_model(config)
@@ -57,13 +59,14 @@ def test_training_step(
     generator = torch.Generator().manual_seed(0)
 
     def step() -> float:
-        mixed, labels = augment_waveforms(clips, indices, levels, targets, augment, generator)
+        drawn = draw_mixtures(clips.shape[1], levels, targets, augment, generator)
+        mixed = mix(clips, drawn.clips, drawn.starts, drawn.factors)
         changes = draw_feature_changes(BATCH, num_frames, augment, config.fbank, generator)
         features = model_input(mixed, config, None, changes=changes)
         keep = kept_patches(BATCH, model.num_patches, augment, generator)
         with autocast(CPU, amp):
             logits = model(features, keep=keep)
-        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), drawn.targets)
         optimiser.step(loss, 1e-3, NO_SCALING)
         return loss.item()
 

@@ -142,3 +142,13 @@ def _device_obstacle(device: torch.device) -> str | None:
         least, given = (".".join(map(str, pair)) for pair in (LEAST_CAPABILITY, capability))
         return f"triton needs a GPU of compute capability {least} or above, got {given}"
     return None
+
+
+def is_traced(tensor: Tensor) -> bool:
+    """Whether the call is recorded, by whatever records operators, or has no values."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, FakeTensorMode
+        or type(tensor) not in (Tensor, torch.nn.Parameter)
+        or torch._C._get_tracing_state() is not None  # torch.jit.trace
+    )

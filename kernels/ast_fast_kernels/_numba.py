@@ -37,16 +37,11 @@ _SOURCES = (
 )  # fmt: skip
 
 
-def jit(function: Callable[..., Any]) -> Any:
-    """Compile an entry point: no GIL, IEEE arithmetic, cached on disk where that is possible."""
-    _tell_apart(function)
-    compiled: Any = numba.njit(nogil=True, **_OPTIONS)(function)
-    compiled._cache = _KernelCache(compiled.py_func)
-    return compiled
-
-
 def callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile what C code can call, with its own `address` and `ctypes`; cached as `jit` is."""
+    """Compile an entry point that C code can call, by its `address`, and Python, by its `ctypes`.
+
+    IEEE arithmetic; cached on disk where that is possible.
+    """
     _tell_apart(function)
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
     compiled._cache = _KernelCache(function)

@@ -3,9 +3,9 @@
 After one of torch's operators its threads wait for the next one at full speed, for some
 milliseconds; a thread of another kind that wants their cores gets half of them. So what runs
 between torch's operators runs on torch's threads: `GOMP_parallel`, the function behind every
-parallel region that gcc compiles, in the library that torch loaded. Where there is none, and in a
-process that was forked, whose team a fork does not copy, the plain threads of `_threads` do the
-same work.
+parallel region that gcc compiles, in the library that torch loaded. Where there is none, in a
+process that was forked, whose team a fork does not copy, and where many threads may call at once,
+the plain threads of `_threads` do the same work.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ PF_FORKNOEXEC = 0x40
 """A flag of Linux' processes: forked, and no other program since."""
 
 
-def run_items(worker: Any, numbers: tuple[int, ...], threads: int, *, shared: bool = False) -> None:
+def run_items(
+    worker: Any, numbers: tuple[int, ...], threads: int, team: int, *, shared: bool = False
+) -> None:
     """Have threads run a compiled worker, each until no item is left.
 
     The whole team of torch is started, as torch does: of a smaller one, libgomp would end the other
@@ -50,6 +52,7 @@ def run_items(worker: Any, numbers: tuple[int, ...], threads: int, *, shared: bo
         worker: What `compile_worker` returned.
         numbers: What it finds behind the header.
         threads: How many may find an item.
+        team: Torch's threads, as the caller knows them who has memory for each.
         shared: Whether any thread but the main one is helped by those of `_threads`: what many
             threads call at once, as a server's do, would start a team for each of them.
     """
@@ -61,7 +64,7 @@ def run_items(worker: Any, numbers: tuple[int, ...], threads: int, *, shared: bo
     if not _was_forked(os.getpid()) and not (shared and not _is_main_thread()):
         parallel = _gomp_parallel()
         if parallel is not None:
-            parallel(worker.address, address, torch.get_num_threads(), 0)
+            parallel(worker.address, address, team, 0)
             return
 
     def run(first: int, last: int) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_fast.augment import augment_waveforms, draw_feature_changes, kept_patches
+from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
 from ast_fast.cli import (
     DEMO_DEFAULTS,
     config_to_toml,
@@ -318,12 +318,12 @@ def test_recipes_are_settings_that_can_be_trained(path: Path, tmp_path: Path) ->
 
 def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     config = parse_config(["--config", str(RECIPES[-1]), *DATA])
-    waveforms = torch.randn(4, 1000)
     generator = torch.Generator()
-    batch = torch.arange(4), torch.ones(4), torch.eye(4)
-    augmented, targets = augment_waveforms(waveforms, *batch, config.augment, generator)
-    assert torch.equal(augmented, waveforms)
-    assert torch.equal(targets, torch.eye(4))
+    drawn = draw_mixtures(1000, torch.ones(4), torch.eye(4), config.augment, generator)
+    assert drawn.clips.tolist() == [[0], [1], [2], [3]]
+    assert (drawn.starts == 0).all()
+    assert (drawn.factors == 1).all()
+    assert torch.equal(drawn.targets, torch.eye(4))
     changes = draw_feature_changes(4, 60, config.augment, config.fbank, generator)
     assert changes == (None, None, None)
     assert kept_patches(4, 256, config.augment, generator) is None

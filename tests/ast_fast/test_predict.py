@@ -46,7 +46,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("--features.target-frames", "48", "--model.embed-dim", "16", "--model.num-heads", "2"),
         *("--model.depth", "2", "--training.epochs", "25", "--training.batch-size", "4"),
         *("--training.learning-rate", "3e-3", "--training.ema-decay", "0.5", "--folds", "1"),
-        *("--augment.mix-probability", "0", "--backend", "reference", "--device", "cpu"),
+        *(
+            "--augment.mix-probability",
+            "0",
+            "--augment.patch-drop",
+            "0",
+            "--augment.num-masks",
+            "0",
+        ),
+        *("--backend", "reference", "--device", "cpu"),
     ]
     assert train(flags) == 0
     return root / "run" / "fold-1" / "model.safetensors"

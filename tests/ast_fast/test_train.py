@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from ast_fast import checkpoint
-from ast_fast.augment import sound_levels
+from ast_fast.augment import rows_of, sound_levels
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
 from ast_fast.data import Clip, Dataset
-from ast_fast.distributed import ALONE
+from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
+from ast_fast.features import model_input
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import parameter_groups
 from ast_fast.timing import Stages
@@ -33,6 +34,7 @@ from ast_fast.train import (
     split_fold,
     train_fold,
 )
+from ast_fast_kernels import mix
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CPU = torch.device("cpu")
@@ -652,9 +654,72 @@ def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
     dataset = fake_dataset()
     training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
     training.levels = sound_levels(dataset.waveforms)
-    features, targets = training._augmented(np.arange(8), slice(None), torch.Generator())
-    assert (features.device, targets.device) == (meta, meta)
-    assert features.shape == (8, 32, 32)
+    training._build()
+    drawn = training._draw(np.arange(16), torch.Generator().manual_seed(0))
+    batch = drawn, np.arange(8, 16), 8, slice(0, 5)
+    features, targets, keep = training._augmented(*batch)
+    assert keep is not None
+    assert (features.device, targets.device, keep.device) == (meta, meta, meta)
+    assert features.shape == (5, 32, 32)
+    assert keep.shape[0] == 5
+
+
+@pytest.mark.parametrize("mix_probability", [0.0, 1.0])
+def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(tmp_path, mix_probability):
+    """Of two batches and one of a single clip, made by one process or by three."""
+    augment = AugmentConfig(
+        freq_mask=8, time_mask=8, mix_probability=mix_probability, filter_db=3.0
+    )
+    config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
+    dataset = fake_dataset()
+    training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
+    training.levels = sound_levels(dataset.waveforms)
+    training._build()
+    order = np.arange(17)[::-1].copy()
+    drawn = training._draw(order, torch.Generator().manual_seed(0))
+    for first in (0, 8, 16):
+        batch = order[first : first + 8]
+        whole = training._augmented(drawn, batch, first, slice(0, len(batch)))
+        parts = [
+            training._augmented(drawn, batch, first, Ranks(rank, 3).part(len(batch)))
+            for rank in range(3)
+        ]
+        for made, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(torch.cat(pieces), made)
+        among = slice(first, first + len(batch))
+        mixtures = rows_of(drawn.mixtures, among)
+        clips = torch.from_numpy(order)[mixtures.clips]
+        mixed = mix(dataset.waveforms, clips, mixtures.starts, mixtures.factors)
+        expected = model_input(mixed, config, None, changes=rows_of(drawn.changes, among))
+        features, targets, _ = whole
+        assert torch.equal(features, expected)
+        torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(batch)))
+        classes = torch.from_numpy(dataset.labels)[clips]
+        named = torch.zeros_like(targets).scatter_(1, classes, value=1.0)
+        assert not targets[named == 0].any()
+
+
+@pytest.mark.parametrize("ahead", [1, 16, 10**6])
+def test_every_clip_is_drawn_for_however_far_ahead(tmp_path, monkeypatch, ahead):
+    monkeypatch.setattr("ast_fast.train.DRAWN_AHEAD", ahead)
+    dataset, make, seen = fake_dataset(), _FoldTraining._augmented, []
+
+    def watched(training, drawn, batch, first, rows):
+        features, targets, keep = make(training, drawn, batch, first, rows)
+        assert len(features) == len(targets) == len(batch)
+        assert targets.argmax(dim=1).tolist() == dataset.labels[batch].tolist()
+        seen.extend(batch)
+        return features, targets, keep
+
+    monkeypatch.setattr(_FoldTraining, "_augmented", watched)
+    training = replace(SMALL.training, batch_size=8)
+    augment = replace(SMALL.augment, mix_probability=0.0)
+    config = replace(SMALL, augment=augment, training=training)
+    train_fold(config, dataset, 1, tmp_path)
+    train_indices, _ = split_fold(dataset, 1)
+    epochs = np.array(seen).reshape(training.epochs, -1)
+    assert len(train_indices) > 2 * 8
+    assert (np.sort(epochs, axis=1) == np.sort(train_indices)).all()
 
 
 @pytest.mark.gpu

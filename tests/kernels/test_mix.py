@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from ast_fast_kernels import mix, use_backend
+from ast_fast_kernels.testing.processes import run_program
 
 NUM_CLIPS, NUM_SAMPLES, BATCH, NUM_TERMS = 6, 1001, 33, 3
 
@@ -73,6 +74,38 @@ def test_threads_change_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_threads_and_a_forked_child_compute_the_same():
+    run_program("""
+import os, threading, numpy as np, torch
+from ast_fast_kernels import mix
+torch.set_num_threads(2)
+clips = np.random.default_rng(0).integers(-30000, 30000, (9, 4000)).astype(np.int16)
+sources = torch.arange(32).view(16, 2) % 9
+terms = sources, sources * 100, sources.float()
+torch.ones(1000, 1000).exp()  # torch starts its own
+expected = mix(clips, *terms, backend="numba").numpy()
+def is_right():
+    return (mix(clips, *terms, backend="numba").numpy() == expected).all()
+right = []
+threads = [threading.Thread(target=lambda: right.append(is_right())) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert right == [True] * 4
+child = os.fork()
+if child == 0:
+    os._exit(0 if is_right() else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+
+
+def test_a_compiled_graph_has_torch_s_operators():
+    waveforms, rest = clips(torch.float32), terms()
+    compiled = torch.compile(mix, backend="eager")
+    torch.testing.assert_close(compiled(waveforms, *rest), mix(waveforms, *rest))
+    with pytest.raises(RuntimeError, match="numba cannot be traced"):
+        torch.compile(mix, backend="eager")(waveforms, *rest, backend="numba")
 
 
 def test_columns_of_a_larger_table_are_taken_too():

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ast_fast_kernels import normalise, use_backend
+from ast_fast_kernels.testing.processes import run_program
 
 BATCH, NUM_FRAMES, NUM_BINS = 9, 61, 23
 SILENCE = -15.9424
@@ -96,6 +98,45 @@ def test_threads_change_no_bit():
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_threads_and_a_forked_child_compute_the_same():
+    run_program("""
+import os, threading, torch
+from ast_fast_kernels import normalise
+torch.set_num_threads(2)
+features = torch.randn(16, 50, 32, generator=torch.Generator().manual_seed(0))
+masked = torch.zeros(16, 50, dtype=torch.bool)
+masked[:, 7] = True
+def run():
+    return normalise(features, 60, log_silence=-16.0, masked_frames=masked, backend="numba").numpy()
+expected = run()
+right = []
+def compare():
+    right.append((run() == expected).all())
+threads = [threading.Thread(target=compare) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert right == [True] * 4
+child = os.fork()
+if child == 0:
+    os._exit(0 if (run() == expected).all() else 3)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+""")
+
+
+def test_what_is_traced_has_torch_s_operators():
+    def run(features, backend="auto"):
+        return normalise(features, 80, log_silence=SILENCE, std_floor=1e-2, backend=backend)
+
+    expected = run(log_mel())
+    compiled = torch.compile(run, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(log_mel()), expected, rtol=2e-6, atol=1e-4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:  # which has shapes and no memory
+        fake = mode.from_tensor(log_mel())
+        assert run(fake).shape == expected.shape
+        with pytest.raises(RuntimeError, match="numba cannot be traced"):
+            run(fake, "numba")
 
 
 def test_a_clip_does_not_depend_on_the_others():

@@ -107,7 +107,8 @@ def _run(
 ) -> None:
     """Run one direction; `others` are the numbers that its task has from OUT on."""
     batch, tokens, _, heads, head_dim = qkv.shape
-    lanes, threads = host_lanes(), min(torch.get_num_threads(), batch * heads)
+    lanes, team = host_lanes(), torch.get_num_threads()
+    threads = min(team, batch * heads)
     if threads == 0:
         return
     qkv = _with_rows_dense(qkv)
@@ -125,7 +126,7 @@ def _run(
         scratch.ctypes.data, slab * FLOAT_BYTES,
         qkv.data_ptr(), *qkv.stride()[:4], *others,
     )  # fmt: skip
-    _team.run_items(_worker(direction, lanes, head_dim), numbers, threads)
+    _team.run_items(_worker(direction, lanes, head_dim), numbers, threads, team)
 
 
 def _scratch_floats(direction: str, tokens: int, head_dim: int, block: int) -> int:

@@ -105,7 +105,7 @@ def fbank(
         raise TypeError(f"config must be an FbankConfig, got {_type(config)}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
-    if is_traced(waveform):
+    if _checks.is_traced(waveform):
         return _through_operator(waveform, config, lengths, out, backend)
     return compute(waveform, config, lengths, out, backend)
 
@@ -158,16 +158,6 @@ def empty_result(
         choose_backend(backend, waveform, config)
     shape = (*leading, config.num_frames(waveform.shape[-1]), config.num_mel_bins)
     return waveform.new_empty(shape, dtype=result_dtype(waveform))
-
-
-def is_traced(waveform: Tensor) -> bool:
-    """Whether the call is recorded, by whatever records operators, or has no values."""
-    return (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack() > 0  # make_fx, FakeTensorMode
-        or type(waveform) not in (Tensor, nn.Parameter)
-        or torch._C._get_tracing_state() is not None  # torch.jit.trace
-    )
 
 
 def _through_operator(

@@ -170,10 +170,10 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
-    every = torch.get_num_threads()
-    threads = max(1, min(every, total // BLOCKS_PER_THREAD))
+    team = torch.get_num_threads()
+    threads = max(1, min(team, total // BLOCKS_PER_THREAD))
     # Where not all threads are wanted all may come, and find a chunk for each that is.
-    chunk = BLOCKS_AT_ONCE if 1 < threads == every else -(-total // threads)
+    chunk = BLOCKS_AT_ONCE if 1 < threads == team else -(-total // threads)
     batch = Batch(
         samples=waveform.data_ptr(),
         clip_stride=clip_stride,
@@ -189,7 +189,7 @@ def run_blocks(
     prepared = ready.prepared
     chunks = -(-total // chunk)
     numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
-    _team.run_items(prepared.worker, numbers, threads, shared=True)
+    _team.run_items(prepared.worker, numbers, threads, team, shared=True)
     _of_thread.ready = ready
 
 

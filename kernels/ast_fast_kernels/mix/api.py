@@ -45,7 +45,14 @@ def mix(
 
 
 def choose_backend(requested: str, waveforms: Tensor) -> str:
-    """Return the backend that runs; auto takes numba for tensors on the CPU."""
+    """Return the backend that runs; auto takes numba for tensors on the CPU.
+
+    What is traced, by torch.compile for one, is traced as torch's operators.
+    """
+    if _checks.is_traced(waveforms):
+        if requested == "numba":
+            raise RuntimeError('numba cannot be traced; use backend="reference"')
+        return "reference"
     on_cpu = waveforms.device.type == "cpu"
     if requested == "numba" and not on_cpu:
         raise RuntimeError(

@@ -32,8 +32,7 @@ def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tenso
     """Return the sums of rotated, scaled clips; arguments as the reference's."""
     batch, num_terms = factors.shape
     clips, num_samples = waveforms.shape
-    is_int16 = int(waveforms.dtype == torch.int16)
-    scale = 1 / 32768 if is_int16 else 1.0
+    scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
     mixed = torch.empty(batch, num_samples)
     arrays = (
         _checks.dense(waveforms),
@@ -43,13 +42,14 @@ def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tenso
         mixed,
     )
     numbers = (batch, clips, num_samples, num_terms, *(array.data_ptr() for array in arrays))
-    threads = min(torch.get_num_threads(), batch // CLIPS_PER_THREAD)
-    _team.run_items(_worker(is_int16, source_digest()), numbers, threads, shared=True)
+    team = torch.get_num_threads()
+    worker = _worker(waveforms.element_size(), source_digest())
+    _team.run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
     return mixed
 
 
 @cache
-def _worker(is_int16: int, digest: str) -> Any:
+def _worker(sample_bytes: int, digest: str) -> Any:
     """Return the compiled worker for clips in int16 or in float32."""
 
     def kernel(address: int) -> None:
@@ -62,7 +62,7 @@ def _worker(is_int16: int, digest: str) -> Any:
         mixed = carray(floats_at(task[MIXED]), (task[COUNT], task[SAMPLES]))
         row = take(address, NEXT_ITEM)
         while row < task[COUNT]:
-            if is_int16:
+            if sample_bytes == 2:
                 waveforms = carray(shorts_at(task[WAVEFORMS]), clips)
                 _sum_row(waveforms, sources[row], starts[row], factors[row], mixed[row])
             else:

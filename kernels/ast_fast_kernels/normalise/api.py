@@ -75,7 +75,14 @@ def normalise(
 
 
 def choose_backend(requested: str, features: Tensor) -> str:
-    """Return the backend that runs; auto takes numba for float32 on the CPU."""
+    """Return the backend that runs; auto takes numba for float32 on the CPU.
+
+    What is traced, by torch.compile for one, is traced as torch's operators.
+    """
+    if _checks.is_traced(features):
+        if requested == "numba":
+            raise RuntimeError('numba cannot be traced; use backend="reference"')
+        return "reference"
     fits = features.device.type == "cpu" and features.dtype == torch.float32
     if requested == "numba" and not fits:
         kind = _checks.dtype_name(features.dtype)

@@ -16,16 +16,15 @@ from torch import Tensor
 
 from ast_fast_kernels import _checks, _team
 from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import NEXT_ITEM, take
-from ast_fast_kernels.simd import bytes_at, floats_at, integers_at
+from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
+from ast_fast_kernels.simd import FLOAT_BYTES, bytes_at, floats_at, integers_at
 
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
 
 COUNT, FRAMES, BINS, TARGET, OWN = range(_team.HEADER, _team.HEADER + 5)
 """What a task holds: the shapes; whether a clip is normalised by its own values; then addresses."""
-LEVELS, FEATURES, OFFSETS, MASKED_FRAMES, MASKED_BINS, OUT = range(OWN + 1, OWN + 7)
-"""Of offsets and masks there may be none, which is 0."""
+LEVELS, SUMS, FEATURES, OFFSETS, MASKED_FRAMES, MASKED_BINS, OUT = range(OWN + 1, OWN + 8)
 
 SILENCE, MEAN, SCALE, FLOOR = range(4)
 """What is at the first of them."""
@@ -46,19 +45,29 @@ def normalise_numba(
     out = torch.empty(batch, target_frames, num_bins)
     mean, scale = (0.0, 0.0) if statistics is None else statistics
     levels = np.array((log_silence, mean, scale, std_floor**2), np.float32)
-    if offsets is not None:
-        offsets = offsets.detach().to("cpu", torch.float32)
-    arrays = [
-        None if array is None else _checks.dense(array.to("cpu"))
-        for array in (features, offsets, masked_frames, masked_bins)
-    ]
+    team = torch.get_num_threads()
+    sums = np.empty((team, num_bins), np.float32)
+    arrays = (
+        _checks.dense(features),
+        _given(offsets, torch.float32, (batch, num_bins)),
+        _given(masked_frames, torch.bool, (batch, num_frames)),
+        _given(masked_bins, torch.bool, (batch, num_bins)),
+        out,
+    )
     numbers = (
         batch, num_frames, num_bins, target_frames, int(statistics is None), levels.ctypes.data,
-        *(0 if array is None else array.data_ptr() for array in arrays), out.data_ptr(),
+        sums.ctypes.data, *(array.data_ptr() for array in arrays),
     )  # fmt: skip
-    threads = min(torch.get_num_threads(), batch // CLIPS_PER_THREAD)
-    _team.run_items(_worker(source_digest()), numbers, threads, shared=True)
+    worker = _worker(source_digest())
+    _team.run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
     return out
+
+
+def _given(values: Tensor | None, dtype: torch.dtype, shape: tuple[int, int]) -> Tensor:
+    """Return what was given, dense and on the CPU; zeros where nothing was."""
+    if values is None:
+        return torch.zeros(shape, dtype=dtype)
+    return _checks.dense(values.detach().to("cpu", dtype))
 
 
 @cache
@@ -78,14 +87,14 @@ def _worker(digest: str) -> Any:
         masked_frames = carray(bytes_at(task[MASKED_FRAMES]), (count, num_frames))
         masked_bins = carray(bytes_at(task[MASKED_BINS]), (count, num_bins))
         levels = carray(floats_at(task[LEVELS]), FLOOR + 1)
-        no_offsets, sums = np.zeros(num_bins, np.float32), np.empty(num_bins, np.float32)
-        no_frames, no_bins = np.zeros(num_frames, np.uint8), np.zeros(num_bins, np.uint8)
+        sums_at = task[SUMS] + take(address, NEXT_WORKER) * num_bins * FLOAT_BYTES
+        sums = carray(floats_at(sums_at), num_bins)
         while row < count:
             _normalise(
                 features[row],
-                offsets[row] if task[OFFSETS] != 0 else no_offsets,
-                masked_frames[row] if task[MASKED_FRAMES] != 0 else no_frames,
-                masked_bins[row] if task[MASKED_BINS] != 0 else no_bins,
+                offsets[row],
+                masked_frames[row],
+                masked_bins[row],
                 out[row],
                 task[OWN] != 0,
                 levels,

@@ -100,7 +100,8 @@ def _run(
     direction: str, cells: Tensor, parameters: Tensor, eps: float, others: tuple[int, ...]
 ) -> None:
     batch, freq, time, width = cells.shape
-    threads = min(torch.get_num_threads(), batch)
+    team = torch.get_num_threads()
+    threads = min(team, batch)
     if threads == 0:
         return
     cells, parameters = _checks.dense(cells), _checks.dense(parameters)
@@ -114,7 +115,7 @@ def _run(
     )  # fmt: skip
     lanes = math.gcd(width, host_lanes())
     half = int(cells.dtype == torch.bfloat16)
-    _team.run_items(_worker(direction, lanes, width, half), numbers, threads)
+    _team.run_items(_worker(direction, lanes, width, half), numbers, threads, team)
 
 
 @cache
