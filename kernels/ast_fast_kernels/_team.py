@@ -17,7 +17,7 @@ import re
 import threading
 from array import array
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +67,7 @@ def run_items(
             parallel(worker.address, address, team, 0)
             return
 
-    def run(first: int, last: int) -> None:
-        worker.ctypes(address)
-
-    _threads.parallel_for(run, threads, 1, threads)
+    _threads.call_at_once(partial(worker.ctypes, address), threads)
 
 
 def compile_worker(function: Callable[[int], None]) -> Any:

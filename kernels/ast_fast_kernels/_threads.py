@@ -1,10 +1,10 @@
 """Plain threads for kernels that release the GIL.
 
 Numba's own layers abort when two Python threads call parallel code at once, or after a fork; plain
-threads do neither. A call cuts its work into ranges that whoever is free takes, so a result never
-depends on how many there are: the caller works until none is left, and waits only for helpers that
-have begun. Where none comes (all are busy, or the interpreter is shutting down) the caller does
-everything, so nothing here can hang.
+threads do neither. A kernel takes its work itself, from what its calls share, so a result never
+depends on how many there are: the caller makes calls until all are made, and waits only for helpers
+that have begun. Where none comes (all are busy, or the interpreter is shutting down) the caller
+does everything, so nothing here can hang.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from queue import Empty, SimpleQueue
 
 compile_lock = threading.Lock()
@@ -21,23 +20,15 @@ compile_lock = threading.Lock()
 
 Tasks = deque[Callable[[], None]]
 
-SHARE_OF_REST = 2
-"""A range is a thread's share of what is left, over this: large at first, since each costs a call
-of the kernel, 4 to 8 µs, and small at the end, so that threads end together."""
 
+def call_at_once(run: Callable[[], None], times: int) -> None:
+    """Call `run` so many times, by as many threads as come, of which the caller is one.
 
-def parallel_for(run: Callable[[int, int], None], count: int, grain: int, threads: int) -> None:
-    """Call `run(first, last)` over ranges that cover 0..count, at most `threads` at once.
-
-    The calling thread is one of them; there is one more for every further `grain` items. Returns or
-    raises only when every range that was begun has ended: they write to the caller's arrays.
+    Returns or raises only when every call that was begun has ended: they write to the caller's
+    arrays.
     """
-    parts = min(threads, count // grain)
-    if parts <= 1:
-        run(0, count)
-        return
-    tasks = _cut(run, count, grain, parts)
-    shares = [_Share(tasks) for _ in range(parts - 1)]
+    tasks: Tasks = deque([run] * times)
+    shares = [_Share(tasks) for _ in range(times - 1)]
     try:
         _start_helpers(len(shares))
         _offer(shares)
@@ -48,20 +39,6 @@ def parallel_for(run: Callable[[int, int], None], count: int, grain: int, thread
     for share in shares:
         if share.error is not None:
             raise share.error
-
-
-def _cut(run: Callable[[int, int], None], count: int, grain: int, parts: int) -> Tasks:
-    """Cut 0..count into ranges, each smaller than the one before, down to half of `grain`."""
-    least = max(grain // 2, 1)
-    tasks: Tasks = deque()
-    first = 0
-    while first < count:
-        last = first + max(least, (count - first) // (SHARE_OF_REST * parts))
-        if count - last < least:
-            last = count
-        tasks.append(partial(run, first, last))
-        first = last
-    return tasks
 
 
 def _work(tasks: Tasks) -> None:

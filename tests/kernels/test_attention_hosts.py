@@ -532,13 +532,13 @@ def test_plain_threads_give_the_same_bits_as_torch_s(monkeypatch, two_threads: N
         pytest.skip("torch has no OpenMP here whose threads could be shared")
     expected = forward_and_backward()
     counts: list[int] = []
-    parallel_for = _threads.parallel_for
+    call_at_once = _threads.call_at_once
 
-    def counted(run, count: int, grain: int, threads: int) -> None:
-        counts.append(threads)
-        parallel_for(run, count, grain, threads)
+    def counted(run, times: int) -> None:
+        counts.append(times)
+        call_at_once(run, times)
 
-    monkeypatch.setattr(_threads, "parallel_for", counted)
+    monkeypatch.setattr(_threads, "call_at_once", counted)
     monkeypatch.setattr(_team, "_gomp_parallel", lambda: None)
     assert all(map(torch.equal, forward_and_backward(), expected))
     assert counts == [2, 2]

@@ -200,41 +200,40 @@ atexit.register(lambda: print(expected().shape))
     assert printed.strip() == "(16, 498, 128)"
 
 
-def test_ranges_cover_the_work_once() -> None:
+def test_it_is_called_as_often_as_asked() -> None:
     seen: list[int] = []
-    lock = threading.Lock()
-
-    def run(first: int, last: int) -> None:
-        with lock:
-            seen.extend(range(first, last))
-
-    _threads.parallel_for(run, 103, 10, 4)
-    assert sorted(seen) == list(range(103))
+    _threads.call_at_once(lambda: seen.append(threading.get_ident()), 7)
+    assert len(seen) == 7
 
 
-def test_an_error_in_a_worker_is_raised_by_the_caller() -> None:
-    def run(first: int, last: int) -> None:
-        if first > 0:
-            raise ValueError("worker")
+def test_an_error_in_a_helper_is_raised_by_the_caller() -> None:
+    begun = threading.Event()
 
-    with pytest.raises(ValueError, match="worker"):
-        _threads.parallel_for(run, 100, 10, 2)
+    def run() -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(10)
+        else:
+            begun.set()
+            raise ValueError("helper")
+
+    with pytest.raises(ValueError, match="helper"):
+        _threads.call_at_once(run, 2)
 
 
-def test_an_interrupt_waits_until_workers_have_stopped_writing() -> None:
+def test_an_interrupt_waits_until_helpers_have_stopped_writing() -> None:
     ended = threading.Event()
     begun = threading.Event()
 
-    def run(first: int, last: int) -> None:
-        if first == 0:
-            begun.wait(10)
+    def run() -> None:
+        if threading.current_thread() is threading.main_thread():
+            assert begun.wait(10)
             raise KeyboardInterrupt
         begun.set()
         ended.wait(0.2)
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        _threads.parallel_for(run, 100, 10, 2)
+        _threads.call_at_once(run, 2)
     assert ended.is_set()
 
 
@@ -242,20 +241,20 @@ def test_a_helper_that_is_busy_is_not_waited_for() -> None:
     """Nor do offers to it pile up."""
     busy, free = threading.Event(), threading.Event()
 
-    def hold(first: int, last: int) -> None:
+    def hold() -> None:
         if threading.current_thread().name.startswith("ast-fast"):
             busy.set()
         assert free.wait(10)
 
     count = _threads._helpers + 2
-    holder = threading.Thread(target=_threads.parallel_for, args=(hold, 10 * count, 1, count))
+    holder = threading.Thread(target=_threads.call_at_once, args=(hold, count))
     holder.start()
     try:
         assert busy.wait(10)
         done: list[int] = []
         for _ in range(1000):
-            _threads.parallel_for(lambda first, last: done.append(last - first), 100, 10, 2)
-        assert sum(done) == 100_000
+            _threads.call_at_once(lambda: done.append(1), 10)
+        assert len(done) == 10_000
         assert _threads._offers.qsize() <= _threads._helpers
     finally:
         free.set()
@@ -280,10 +279,10 @@ def test_a_call_leaves_nothing_of_its_arrays_behind() -> None:
     array = np.zeros(100)
     kept = weakref.ref(array)
 
-    def work(first: int, last: int, array: np.ndarray = array) -> None:
-        array[first:last] = 1.0
+    def work(array: np.ndarray = array) -> None:
+        array[:] = 1.0
 
-    _threads.parallel_for(work, 100, 10, 2)
+    _threads.call_at_once(work, 2)
     assert array.all()
     del work, array
     deadline = time.monotonic() + 10
@@ -299,8 +298,8 @@ def test_a_system_that_refuses_threads_is_no_obstacle(monkeypatch: pytest.Monkey
     monkeypatch.setattr(threading.Thread, "start", refuse)
     helpers = _threads._helpers
     done: list[int] = []
-    _threads.parallel_for(lambda first, last: done.append(last - first), 1000, 1, helpers + 20)
-    assert sum(done) == 1000
+    _threads.call_at_once(lambda: done.append(1), helpers + 20)
+    assert len(done) == helpers + 20
     assert _threads._helpers == helpers
 
 
@@ -392,18 +391,18 @@ assert tasks() == before
 def test_no_more_work_at_once_than_asked(threads: int) -> None:
     running, most, lock = 0, 0, threading.Lock()
 
-    def work(first: int, last: int) -> None:
+    def work() -> None:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.002)
+        time.sleep(0.1)
         with lock:
             running -= 1
 
-    _threads.parallel_for(work, 1000, 10, threads + 3)  # more helpers than the next call wants
+    _threads.call_at_once(work, threads + 3)  # more helpers than the next call wants
     most = 0
-    _threads.parallel_for(work, 1000, 10, threads)
+    _threads.call_at_once(work, threads)
     assert most == threads
 
 
