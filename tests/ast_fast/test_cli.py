@@ -330,3 +330,5 @@ def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     assert config.training.ema_decay == 0
     assert config.training.label_smoothing == 0
     assert config.training.optimizer == "adamw"
+    assert config.fbank == FbankConfig.preset("seed")
+    assert config.model == ModelConfig(embed_dim=128, num_heads=4)
