@@ -108,6 +108,18 @@ def test_a_compiled_graph_has_torch_s_operators():
         torch.compile(mix, backend="eager")(waveforms, *rest, backend="numba")
 
 
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+def test_two_terms_begin_anew_wherever_they_do(dtype):
+    last = NUM_SAMPLES - 1
+    places = [0, 1, 500, last]
+    starts = torch.tensor([[one, other] for one in places for other in places])
+    sources = torch.arange(2 * len(starts)).view(-1, 2) % NUM_CLIPS
+    factors = torch.rand(starts.shape, generator=torch.Generator().manual_seed(0)) + 0.5
+    out = mix(clips(dtype), sources, starts, factors, backend="numba")
+    expected = mix(clips(dtype), sources, starts, factors, backend="reference")
+    torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_columns_of_a_larger_table_are_taken_too():
     wide = clips(torch.int16).repeat(1, 2)
     assert torch.equal(mix(wide[:, :NUM_SAMPLES], *terms()), mix(clips(torch.int16), *terms()))
