@@ -111,7 +111,8 @@ def build_report(
     become null, because JSON has none.
     """
     labels, predicted = _pooled(dataset, results)
-    matrix = _confusion(dataset, results)
+    matrices = {result.fold: _confusion(dataset, result) for result in results}
+    matrix = sum(matrices.values(), np.zeros_like(matrices[results[0].fold]))
     mean, std = metrics.mean_and_std([result.accuracy for result in results])
     report = {
         "accuracy": {
@@ -125,7 +126,7 @@ def build_report(
                 "loss": result.loss,
                 "num_train": int(np.sum(dataset.folds != result.fold)),
                 "num_test": len(result.test_indices),
-                "confusion": _confusion(dataset, [result]).tolist(),
+                "confusion": matrices[result.fold].tolist(),
                 "history": [asdict(row) for row in result.history],
             }
             for result in results
@@ -211,9 +212,9 @@ def _pooled(
     return labels, predicted
 
 
-def _confusion(dataset: Dataset, results: Sequence[FoldResult]) -> NDArray[np.int64]:
-    """Return how often each class was taken for each, over the clips that some folds tested."""
-    return metrics.confusion_matrix(*_pooled(dataset, results), len(dataset.class_names))
+def _confusion(dataset: Dataset, result: FoldResult) -> NDArray[np.int64]:
+    """Return how often each class was taken for each, among the clips that a fold tested."""
+    return metrics.confusion_matrix(*_pooled(dataset, [result]), len(dataset.class_names))
 
 
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_step_of_a_recipe_against_transformers(
     generator = torch.Generator().manual_seed(0)
     keep = kept_patches(BATCH, ours.num_patches, config.augment, generator)
     steps = {
-        "ours": step_of(ours, amp, Optimiser(ours, config.training), keep=keep),
+        "ours": step_of(ours, amp, by_optimiser(ours, config), keep=keep),
         "transformers": step_of(peer_model(config), amp),
     }
     take_turns(benchmark, steps, rounds)
@@ -174,29 +174,42 @@ def peer_model(config: Config) -> torch.nn.Module:
 def step_of(
     model: torch.nn.Module,
     amp: torch.dtype | None,
-    optimiser: Optimiser | None = None,
+    update: Callable[[torch.Tensor], None] | None = None,
     **given: torch.Tensor,
 ) -> Callable[[], float]:
     """Return a step of forward, backward and the optimiser on the same features each time.
 
-    Without an optimiser it is AdamW.
+    `update` is backward and the optimiser; AdamW where none is given.
     """
-    adamw = torch.optim.AdamW(model.parameters(), fused=True)
+    update = update or by_adamw(model)
     features, labels = random_features(), torch.arange(BATCH) % NUM_CLASSES
 
     def step() -> float:
         with autocast(CPU, amp):
             logits = logits_of(model(features, **given))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
-        if optimiser is not None:
-            optimiser.step(loss, 1e-3, NO_SCALING)
-        else:
-            adamw.zero_grad()
-            loss.backward()
-            adamw.step()
+        update(loss)
         return loss.item()
 
     return step
+
+
+def by_adamw(model: torch.nn.Module) -> Callable[[torch.Tensor], None]:
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+    def update(loss: torch.Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    return update
+
+
+def by_optimiser(
+    model: AudioSpectrogramTransformer, config: Config
+) -> Callable[[torch.Tensor], None]:
+    optimiser = Optimiser(model, config.training)
+    return lambda loss: optimiser.step(loss, 1e-3, NO_SCALING)
 
 
 def inference_of(model: torch.nn.Module, amp: torch.dtype | None) -> Callable[[], torch.Tensor]:

@@ -152,3 +152,8 @@ def is_traced(tensor: Tensor) -> bool:
         or type(tensor) not in (Tensor, torch.nn.Parameter)
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
     )
+
+
+def trace_obstacle(backend: str, tensor: Tensor) -> str | None:
+    """Say why a kernel that is no operator cannot run: what is traced has torch's operators."""
+    return f"{backend} cannot be traced" if is_traced(tensor) else None

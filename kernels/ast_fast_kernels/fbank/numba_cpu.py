@@ -381,12 +381,13 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
     outlives the thread's, which goes first where an interpreter exits.
     """
     last, _of_thread.ready = _of_thread.ready, None
-    enough = last is not None and len(last.scratch) >= threads
-    if last is not None and enough and last.config is config and last.lanes == lanes:
+    if last is not None and len(last.scratch) < threads:
+        last = None
+    if last is not None and last.config is config and last.lanes == lanes:
         return last
     prepared = _prepare(config, lanes)
     sizes = _buffer_sizes(config, lanes)
-    if last is not None and enough and last.sizes == sizes:
+    if last is not None and last.sizes == sizes:
         return last._replace(config=config, lanes=lanes, prepared=prepared)
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:

@@ -45,24 +45,17 @@ def mix(
 
 
 def choose_backend(requested: str, waveforms: Tensor) -> str:
-    """Return the backend that runs; auto takes numba for tensors on the CPU.
+    """Return the backend that runs; auto takes numba for tensors on the CPU."""
+    return _dispatch.choose_kernel(
+        "mix", requested, waveforms.device, {"numba": lambda: _obstacle(waveforms)}, "reference"
+    )
 
-    What is traced, by torch.compile for one, is traced as torch's operators.
-    """
-    if _checks.is_traced(waveforms):
-        if requested == "numba":
-            raise RuntimeError('numba cannot be traced; use backend="reference"')
-        return "reference"
-    on_cpu = waveforms.device.type == "cpu"
-    if requested == "numba" and not on_cpu:
-        raise RuntimeError(
-            f'numba needs waveforms on the CPU, got {waveforms.device}; use backend="reference"'
-        )
-    if requested != "auto":
-        return requested
-    chosen = "numba" if on_cpu else "reference"
-    _dispatch.log_choice("mix", chosen)
-    return chosen
+
+def _obstacle(waveforms: Tensor) -> str | None:
+    """Say why numba cannot run this input; None when it can."""
+    if waveforms.device.type != "cpu":
+        return f"numba needs waveforms on the CPU, got {waveforms.device}"
+    return _checks.trace_obstacle("numba", waveforms)
 
 
 def _checked(waveforms: Waveforms) -> Tensor:

@@ -75,26 +75,20 @@ def normalise(
 
 
 def choose_backend(requested: str, features: Tensor) -> str:
-    """Return the backend that runs; auto takes numba for float32 on the CPU.
+    """Return the backend that runs; auto takes numba for float32 on the CPU."""
+    return _dispatch.choose_kernel(
+        "normalise",
+        requested,
+        features.device,
+        {"numba": lambda: _obstacle(features)},
+        "reference",
+    )
 
-    What is traced, by torch.compile for one, is traced as torch's operators.
-    """
-    if _checks.is_traced(features):
-        if requested == "numba":
-            raise RuntimeError('numba cannot be traced; use backend="reference"')
-        return "reference"
-    fits = features.device.type == "cpu" and features.dtype == torch.float32
-    if requested == "numba" and not fits:
-        kind = _checks.dtype_name(features.dtype)
-        raise RuntimeError(
-            f"numba needs features in float32 on the CPU, got {kind} on {features.device}; "
-            'use backend="reference"'
-        )
-    if requested != "auto":
-        return requested
-    chosen = "numba" if fits else "reference"
-    _dispatch.log_choice("normalise", chosen)
-    return chosen
+
+def _obstacle(features: Tensor) -> str | None:
+    """Say why numba cannot run this input; None when it can."""
+    obstacle = _checks.numba_obstacle("features", features)
+    return obstacle or _checks.trace_obstacle("numba", features)
 
 
 def _check(features: Tensor, target_frames: int) -> None:
