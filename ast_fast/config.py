@@ -88,6 +88,10 @@ class ModelConfig:
     """Position embedding added to the patch tokens."""
     conditional_position: bool = False
     """Add to each patch a convolution over it and its eight neighbours, before any is dropped."""
+    conv_depth: int = 0
+    """Convolution blocks over the grid of patches, before any is dropped; the others follow."""
+    conv_mlp_ratio: float = 2.0
+    """Width of a convolution block's MLP over embed_dim."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +129,7 @@ class TrainingConfig:
     batch_size: int = 32
     """Clips a step."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """What moves the weights: AdamW; or Muon for the blocks' matrices and AdamW for the rest."""
+    """What moves the weights: AdamW; or Muon for matrices and AdamW for the head and the rest."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     weight_decay: float = 0.05

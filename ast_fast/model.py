@@ -74,7 +74,7 @@ class AudioSpectrogramTransformer(nn.Module):
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
                 is left out costs nothing, not even its projection, unless patches hear their
-                neighbours (`stem_widths` or `conditional_position`).
+                neighbours (`sees_all_patches`).
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -176,12 +176,46 @@ class ConvolutionStem(nn.Sequential):
         return cells
 
 
+class Mlp(nn.Sequential):
+    """Two projections with GELU between, the first one's bias and GELU in one pass."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
+        super().__init__(Linear(embed_dim, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens after both, same shape: (..., embed_dim)."""
+        expansion: Any = self[0]
+        contracted: Tensor = self[2](linear_gelu(tokens, expansion.weight, expansion.bias))
+        return contracted
+
+
+class ConvolutionBlock(nn.Module):
+    """What a transformer block does, with a convolution over a grid in attention's place.
+
+    Source: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), figure 4, here with a convolution of
+        3 × 3 that is added; Dai et al., "CoAtNet" (NeurIPS 2021), for its place before attention.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.neighbours = Neighbours(config.embed_dim)
+        self.norm = nn.LayerNorm(config.embed_dim)
+        self.mlp = Mlp(config.embed_dim, conv_hidden_width(config))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the tokens, same shape: (batch, grid freq, grid time, embed_dim)."""
+        tokens, normed = _add_norm(self.neighbours(tokens), None, self.norm)
+        heard: Tensor = tokens + self.dropout(self.mlp(normed))
+        return heard
+
+
 class PatchEmbedding(nn.Module):
     """Cut features into patches, project each one and add its position's embedding.
 
     With `stem_widths` a patch is what a `ConvolutionStem` makes of it. With `conditional_position`
-    the grid of all tokens goes through `Neighbours` last, so that what is kept knows its neighbours
-    that are not.
+    the grid of all tokens goes through `Neighbours`, and with `conv_depth` through so many
+    `ConvolutionBlock`s, so that what is kept knows its neighbours that are not.
 
     Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
         2023), section 3, here before the first block and beside the position's embedding.
@@ -204,6 +238,8 @@ class PatchEmbedding(nn.Module):
             table = sinusoidal_position_embedding(self.grid, config.embed_dim)
             self.register_buffer("position", table, persistent=False)
         self.neighbours = Neighbours(config.embed_dim) if config.conditional_position else None
+        self.blocks = nn.Sequential(*(ConvolutionBlock(config) for _ in range(config.conv_depth)))
+        self.sees_all = sees_all_patches(config)
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the tokens of all patches, or of those named by `keep`, in its order.
@@ -228,7 +264,7 @@ class PatchEmbedding(nn.Module):
         else:
             cut = image.unfold(1, height, step_freq).unfold(2, width, step_time)
             # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-            if keep is not None and self.neighbours is None:
+            if keep is not None and not self.sees_all:
                 clips = torch.arange(len(features), device=features.device).unsqueeze(1)
                 cut = cut[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
                 kept: Tensor = self.projection(cut) + functional.embedding(keep, self.position)
@@ -237,7 +273,7 @@ class PatchEmbedding(nn.Module):
         tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
         if self.neighbours is not None:
             tokens = self.neighbours(tokens)
-        tokens = tokens.flatten(1, 2)
+        tokens = self.blocks(tokens).flatten(1, 2)
         return tokens if keep is None else _picked(tokens, keep)
 
 
@@ -255,19 +291,6 @@ class Attention(nn.Module):
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
         projected: Tensor = self.projection(attention(qkv).flatten(-2))
         return projected
-
-
-class Mlp(nn.Sequential):
-    """Two projections with GELU between, the first one's bias and GELU in one pass."""
-
-    def __init__(self, embed_dim: int, hidden_dim: int) -> None:
-        super().__init__(Linear(embed_dim, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the tokens after both, same shape: (batch, tokens, embed_dim)."""
-        expansion: Any = self[0]
-        contracted: Tensor = self[2](linear_gelu(tokens, expansion.weight, expansion.bias))
-        return contracted
 
 
 class Block(nn.Module):
@@ -337,6 +360,12 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
             f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
             f"{num_frames} frames), got {_numbers(config.patch_size)}"
         )
+    if config.conv_depth < 0:
+        raise InputError(f"model.conv_depth must be at least 0, got {config.conv_depth}")
+    if not 0 < config.conv_mlp_ratio < math.inf or conv_hidden_width(config) < 1:
+        raise InputError(
+            f"model.conv_mlp_ratio must give an MLP at least 1 wide, got {config.conv_mlp_ratio}"
+        )
     stages = len(config.stem_widths)
     if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
         raise InputError(
@@ -364,6 +393,16 @@ def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple
 def hidden_width(config: ModelConfig) -> int:
     """Return the width of a block's MLP."""
     return int(config.embed_dim * config.mlp_ratio)
+
+
+def conv_hidden_width(config: ModelConfig) -> int:
+    """Return the width of a convolution block's MLP."""
+    return int(config.embed_dim * config.conv_mlp_ratio)
+
+
+def sees_all_patches(config: ModelConfig) -> bool:
+    """Say whether a patch that a step leaves out is projected all the same, for its neighbours."""
+    return bool(config.stem_widths or config.conditional_position or config.conv_depth)
 
 
 def stem_cell(config: ModelConfig) -> tuple[int, int]:

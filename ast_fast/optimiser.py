@@ -1,4 +1,4 @@
-"""What moves the weights: Muon on the matrices of the blocks if asked for, AdamW on all else."""
+"""What moves the weights: Muon on all matrices but the head's if asked for, AdamW on all else."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ class Optimiser:
 def parameter_groups(
     model: nn.Module,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the parameters by name: the blocks' matrices, others that decay, and the rest.
+    """Return the parameters by name: matrices inside the model, the head's, and the rest.
 
     Weight decay holds for the weights of linear layers. Biases, norms, the class token and position
     embeddings stay free: pulling them to zero regularises nothing.
@@ -181,8 +181,8 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if name not in weights:
             plain[name] = parameter
-        elif name.startswith("blocks."):
-            matrices[name] = parameter
-        else:
+        elif name.startswith("head."):
             decayed[name] = parameter
+        else:
+            matrices[name] = parameter
     return matrices, decayed, plain

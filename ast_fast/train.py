@@ -54,6 +54,7 @@ from ast_fast.features import (
 from ast_fast.model import (
     AudioSpectrogramTransformer,
     check_model,
+    conv_hidden_width,
     hidden_width,
     patch_grid,
     patch_values,
@@ -299,6 +300,12 @@ def check_memory(
         cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
         needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
             4 * copies * stem + 4 * cells
+        )
+    if model.conv_depth:
+        hidden = conv_hidden_width(model)
+        name = f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio"
+        needs[f"{name} {model.conv_mlp_ratio:g}"] = (
+            4 * model.conv_depth * hidden * (copies * 2 * width + batch * patches)
         )
     needed = sum(needs.values())
     if device is not None and device.type == "cuda":

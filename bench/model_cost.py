@@ -14,7 +14,13 @@ from functools import cache
 import torch
 
 from ast_fast.config import ModelConfig
-from ast_fast.model import hidden_width, patch_values, stem_sizes
+from ast_fast.model import (
+    conv_hidden_width,
+    hidden_width,
+    patch_values,
+    sees_all_patches,
+    stem_sizes,
+)
 from ast_fast_kernels.simd import host_lanes
 from bench import floor
 
@@ -37,13 +43,15 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
     width = model.embed_dim
     linear = 4 * width**2 + 2 * width * hidden_width(model)
     block = tokens * (linear + 2 * tokens * width)
-    projected = num_patches if model.stem_widths or model.conditional_position else tokens
+    projected = num_patches if sees_all_patches(model) else tokens
+    convolution_block = num_patches * 2 * width * conv_hidden_width(model)
     projections = [  # from the features on: how often, from how many values, to how many
         *((num_patches * cells, values, stage) for cells, values, stage in stem_sizes(model)),
         (projected, patch_values(model), width),
     ]
     first, *others = (math.prod(sizes) for sizes in projections)
-    return 3 * (model.depth * block + width * num_classes + sum(others)) + 2 * first
+    blocks = model.depth * block + model.conv_depth * convolution_block
+    return 3 * (blocks + width * num_classes + sum(others)) + 2 * first
 
 
 @cache

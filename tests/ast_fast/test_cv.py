@@ -422,6 +422,10 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
             ["--model.stem-widths", "8", "2147483647"],
             "model.stem_widths 8 2147483647 need",
         ),
+        (
+            ["--model.conv-depth", "2147483647"],
+            "model.conv_depth 2147483647 and model.conv_mlp_ratio 2 need",
+        ),
         (["--model.mlp-ratio", "1e12"], "model.depth 1 and model.mlp_ratio 1e+12 need"),
         (
             ["--features.target-frames", "2147483647"],
@@ -430,7 +434,7 @@ def test_bad_input_gets_one_line_and_leaves_nothing(
         (["--fbank.num-mel-bins", "2147483647"], "fbank.num_mel_bins 2147483647 and"),
         (["--fbank.n-fft", "2147483646"], "fbank.num_mel_bins 32 and an FFT of 2147483646 samples"),
     ],
-    ids=["width", "depth", "stem", "mlp", "frames", "bins", "fft"],
+    ids=["width", "depth", "stem", "convolutions", "mlp", "frames", "bins", "fft"],
 )
 def test_settings_beyond_the_machine_s_memory_are_named_and_leave_nothing(
     given: list[str], most: str, base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -99,6 +99,7 @@ def test_left_out_patches_are_never_seen(pool):
 
 CONDITIONAL = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conditional_position=True)
 STEM = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), stem_widths=(6, 8))
+CONVOLUTION = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conv_depth=1)
 
 
 def test_a_conditional_position_is_a_convolution_of_a_patchs_neighbours():
@@ -138,7 +139,25 @@ def test_a_convolution_stem_is_its_convolutions():
     torch.testing.assert_close(embedding(features), expected)
 
 
-@pytest.mark.parametrize("config", [CONDITIONAL, STEM], ids=["conditional", "stem"])
+def test_a_convolution_block_is_a_convolution_and_an_mlp():
+    model, features = build(replace(CONVOLUTION, conv_depth=2, conv_mlp_ratio=3.0))
+    plain, _ = build(replace(CONVOLUTION, conv_depth=0))
+    embedding = model.patch_embedding
+    plain.load_state_dict(model.state_dict(), strict=False)
+    tokens = plain.patch_embedding(features).unflatten(1, embedding.grid)
+    assert [block.mlp[0].out_features for block in embedding.blocks] == [48, 48]
+    for block in embedding.blocks:
+        weight, bias = block.neighbours.weight, block.neighbours.bias
+        heard = functional.conv2d(tokens.movedim(3, 1), weight, bias, padding=1, groups=16)
+        tokens = tokens + heard.movedim(1, 3)
+        hidden = functional.gelu(block.mlp[0](block.norm(tokens)))
+        tokens = tokens + block.mlp[2](hidden)
+    torch.testing.assert_close(embedding(features), tokens.flatten(1, 2))
+
+
+@pytest.mark.parametrize(
+    "config", [CONDITIONAL, STEM, CONVOLUTION], ids=["conditional", "stem", "convolution"]
+)
 def test_kept_patches_know_neighbours_that_are_not(config):
     model, features = build(config)
     keep = torch.tensor([[0, 9, 31]] * 3)
@@ -166,10 +185,11 @@ def test_the_order_of_kept_patches_does_not_matter():
 
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("conditional", "conv_depth"), [(False, 0), (True, 0), (False, 2)])
 @pytest.mark.parametrize("stem", [(), (4,), (4, 6)])
-def test_every_parameter_gets_a_gradient(pool, stem, conditional, keep):
-    config = replace(SMALL, pool=pool, stem_widths=stem, conditional_position=conditional)
+def test_every_parameter_gets_a_gradient(pool, stem, conditional, conv_depth, keep):
+    config = replace(SMALL, pool=pool, stem_widths=stem)
+    config = replace(config, conditional_position=conditional, conv_depth=conv_depth)
     model, features = build(config)
     model(features, keep=keep).square().sum().backward()
     for name, parameter in model.named_parameters():
@@ -179,7 +199,7 @@ def test_every_parameter_gets_a_gradient(pool, stem, conditional, keep):
 
 @pytest.mark.parametrize("stem", [(), (4, 6)])
 def test_neighbours_join_any_positions_on_any_grid(stem):
-    config = replace(CONDITIONAL, stem_widths=stem, position_embedding="sinusoidal")
+    config = replace(CONDITIONAL, stem_widths=stem, position_embedding="sinusoidal", conv_depth=1)
     model, features = build(config, num_frames=67, num_mel_bins=12)  # a row of eight patches
     assert model.patch_embedding.grid == (1, 8)
     assert model(features).isfinite().all()
@@ -203,7 +223,8 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("stem", [(), (48, 96)])
 def test_weights_start_small_and_biases_at_zero(stem):
-    model, _ = build(ModelConfig(pool="cls", stem_widths=stem), num_frames=512, num_mel_bins=128)
+    config = ModelConfig(pool="cls", stem_widths=stem, conv_depth=1)
+    model, _ = build(config, num_frames=512, num_mel_bins=128)
     for name, parameter in model.named_parameters():
         if "norm" in name or "neighbours" in name:  # torch's own
             continue
@@ -261,6 +282,9 @@ def test_wrong_features_are_refused():
         ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),
         ({"mlp_ratio": float("inf")}, "model.mlp_ratio .* got inf"),
+        ({"conv_depth": -1}, "model.conv_depth must be at least 0, got -1"),
+        ({"conv_mlp_ratio": 0.0}, "model.conv_mlp_ratio must give an MLP at least 1 wide, got 0.0"),
+        ({"conv_mlp_ratio": float("nan")}, "model.conv_mlp_ratio .* got nan"),
         (
             {"patch_size": (129, 16)},
             r"patch_size must fit into .*128 mel bins by 512 frames\), got 129 16",

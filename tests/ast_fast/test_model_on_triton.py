@@ -15,7 +15,12 @@ from ast_fast_kernels import use_backend
 from ast_fast_kernels.testing.budgets import relative_norm
 
 SMALL = ModelConfig(
-    embed_dim=32, num_heads=2, depth=2, stem_widths=(8, 16), conditional_position=True
+    embed_dim=32,
+    num_heads=2,
+    depth=2,
+    stem_widths=(8, 16),
+    conditional_position=True,
+    conv_depth=1,
 )
 KEEP = torch.tensor([[0, 3, 5], [7, 1, 2]])
 TRITON = {"attention": "triton", "layer_norm": "triton", "gelu": "triton"}

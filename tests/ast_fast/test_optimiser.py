@@ -9,7 +9,13 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser, orthogonalise, parameter_groups
 
 SMALL = ModelConfig(
-    embed_dim=16, num_heads=2, depth=2, pool="cls", stem_widths=(4, 8), conditional_position=True
+    embed_dim=16,
+    num_heads=2,
+    depth=2,
+    pool="cls",
+    stem_widths=(4, 8),
+    conditional_position=True,
+    conv_depth=1,
 )
 ADAMW = TrainingConfig(optimizer="adamw", clip_grad_norm=0.0)
 MUON = replace(ADAMW, optimizer="muon")
@@ -32,9 +38,11 @@ def test_every_parameter_is_in_one_group_and_only_matrices_decay():
     matrices, decayed, plain = parameter_groups(model)
     names = [*matrices, *decayed, *plain]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-    assert len(matrices) == 4 * SMALL.depth
     stem = {f"patch_embedding.stem.{stage}.projection.weight" for stage in (0, 1)}
-    assert set(decayed) == {*stem, "patch_embedding.projection.weight", "head.weight"}
+    mlp = {f"patch_embedding.blocks.0.mlp.{layer}.weight" for layer in (0, 2)}
+    assert {*stem, *mlp, "patch_embedding.projection.weight"} < matrices.keys()
+    assert len(matrices) == 5 + 4 * SMALL.depth
+    assert set(decayed) == {"head.weight"}
     assert {"class_token", "patch_embedding.position", "norm.weight", "head.bias"} <= set(plain)
     assert {"patch_embedding.neighbours.weight", "patch_embedding.neighbours.bias"} <= set(plain)
 

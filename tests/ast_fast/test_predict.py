@@ -166,7 +166,11 @@ def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[in
 
     classifier = load_classifier(model, torch.device("cpu"))
     config = replace(
-        classifier.config.model, pool=pool, stem_widths=stem, conditional_position=bool(stem)
+        classifier.config.model,
+        pool=pool,
+        stem_widths=stem,
+        conditional_position=bool(stem),
+        conv_depth=len(stem),
     )
     torch.manual_seed(0)
     fresh = AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=48, num_classes=2)

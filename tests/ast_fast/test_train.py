@@ -52,6 +52,7 @@ SMALL = Config(
         dropout=0.1,
         stem_widths=(4, 8),
         conditional_position=True,
+        conv_depth=1,
     ),
     augment=AugmentConfig(freq_mask=8, time_mask=8),
     training=TrainingConfig(epochs=3, batch_size=8, warmup_epochs=1.0),
@@ -599,12 +600,12 @@ def test_the_shipped_defaults_are_good():
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
-@pytest.mark.parametrize("stem", [(), (96, 384)])
-def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, stem, pool):
+@pytest.mark.parametrize(("stem", "conv_depth"), [((), 0), ((96, 384), 0), ((), 3)])
+def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, stem, conv_depth, pool):
     """Let a machine have just too little, or just enough, for the weights of a model."""
     config = replace(
         Config(),
-        model=ModelConfig(stem_widths=stem, pool=pool),
+        model=ModelConfig(stem_widths=stem, conv_depth=conv_depth, pool=pool),
         training=TrainingConfig(batch_size=1, ema_decay=0),
     )
     model = AudioSpectrogramTransformer(
@@ -618,6 +619,7 @@ def test_the_weights_are_counted_close_to_what_they_are(monkeypatch, stem, pool)
     batch = 4 * (512 * 128 + 256 * 128 + 1) + 8 * 128 * 257
     if stem:
         batch += 4 * 256 * (16 * 96 + 4 * 384)
+    batch += 4 * 256 * conv_depth * 384
     monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": weights + batch}.get)
     check_memory(config, **sizes)
 
