@@ -118,7 +118,7 @@ def test_auto_takes_triton_on_cuda(how: str) -> None:
             compiled = torch.compile(model, fullgraph=True, backend=backend)
             assert compiled(features).shape == (2, 5)
     if how != "eager":
-        for op, times in (("attention_fwd", 2), ("layer_norm_fwd", 5), ("bias_gelu_fwd", 2)):
+        for op, times in (("attention_fwd", 2), ("layer_norm_fwd", 6), ("bias_gelu_fwd", 3)):
             assert sum(f"ast_fast.{op}" in target for target in found) == times
 
 
