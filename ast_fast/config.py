@@ -89,7 +89,7 @@ class ModelConfig:
     conditional_position: bool = False
     """Add to each patch a convolution over it and its eight neighbours, before any is dropped."""
     conv_depth: int = 0
-    """Convolution blocks over the grid of patches, before any is dropped; the others follow."""
+    """Convolution blocks over the grid of patches, in front of the transformer's blocks."""
     conv_mlp_ratio: float = 2.0
     """Width of a convolution block's MLP over embed_dim."""
 
@@ -129,7 +129,7 @@ class TrainingConfig:
     batch_size: int = 32
     """Clips a step."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """What moves the weights: AdamW; or Muon for matrices and AdamW for the head and the rest."""
+    """What moves the weights: AdamW; or Muon for matrices, AdamW for the head's and the rest."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     weight_decay: float = 0.05

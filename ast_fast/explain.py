@@ -16,7 +16,7 @@ from ast_fast.model import AudioSpectrogramTransformer
 def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> Tensor:
     """Return how much of each patch reaches what the head reads, by the attention of all blocks.
 
-    Of each patch's token, that is: with a stem or a conditional position it holds neighbours too.
+    Of each patch's token, that is, which holds neighbours too where patches hear them.
     Heads are averaged, and each block's residual counts as half: the product over the blocks of
     (attention + identity) / 2, then the mean of its rows, or the class token's row.
 

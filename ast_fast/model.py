@@ -203,9 +203,17 @@ class ConvolutionBlock(nn.Module):
         self.mlp = Mlp(config.embed_dim, conv_hidden_width(config))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the tokens, same shape: (batch, grid freq, grid time, embed_dim)."""
-        tokens, normed = _add_norm(self.neighbours(tokens), None, self.norm)
+    def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return all tokens, same shape, or those named by `keep`, in its order.
+
+        Args:
+            tokens: Shape (batch, grid freq, grid time, embed_dim).
+            keep: Shape (batch, num_kept), int64: for the others the MLP costs nothing.
+        """
+        tokens = self.neighbours(tokens)
+        if keep is not None:
+            tokens = _picked(tokens, keep)
+        tokens, normed = _add_norm(tokens, None, self.norm)
         heard: Tensor = tokens + self.dropout(self.mlp(normed))
         return heard
 
@@ -273,8 +281,13 @@ class PatchEmbedding(nn.Module):
         tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
         if self.neighbours is not None:
             tokens = self.neighbours(tokens)
-        tokens = self.blocks(tokens).flatten(1, 2)
-        return tokens if keep is None else _picked(tokens, keep)
+        if keep is None:
+            every: Tensor = self.blocks(tokens).flatten(1, 2)
+            return every
+        if not self.blocks:
+            return _picked(tokens, keep)
+        picked: Tensor = self.blocks[-1](self.blocks[:-1](tokens), keep)
+        return picked
 
 
 class Attention(nn.Module):
@@ -345,10 +358,10 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
     if not 0 <= config.dropout < 1:
         raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
-    if not 0 < config.mlp_ratio < math.inf or hidden_width(config) < 1:
-        raise InputError(
-            f"model.mlp_ratio must give an MLP at least 1 wide, got {config.mlp_ratio}"
-        )
+    for name in ("mlp_ratio", "conv_mlp_ratio"):
+        value = getattr(config, name)
+        if not 1 <= config.embed_dim * value < math.inf:
+            raise InputError(f"model.{name} must give an MLP at least 1 wide, got {value}")
     for name in ("patch_size", "patch_stride"):
         pair = getattr(config, name)
         if min(pair) < 1:
@@ -362,10 +375,6 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
     if config.conv_depth < 0:
         raise InputError(f"model.conv_depth must be at least 0, got {config.conv_depth}")
-    if not 0 < config.conv_mlp_ratio < math.inf or conv_hidden_width(config) < 1:
-        raise InputError(
-            f"model.conv_mlp_ratio must give an MLP at least 1 wide, got {config.conv_mlp_ratio}"
-        )
     stages = len(config.stem_widths)
     if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
         raise InputError(
@@ -449,11 +458,12 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Return the tokens named by `keep`, from 0 to below num_patches: (batch, num_kept, embed_dim).
+    """Return of a grid's tokens those named by `keep`, shape (batch, num_kept, embed_dim).
 
     As rows of one table, whose gradient is the same to the bit each time, whatever torch is told.
     """
-    batch, num_tokens, width = tokens.shape
+    batch, grid_freq, grid_time, width = tokens.shape
+    num_tokens = grid_freq * grid_time
     first = num_tokens * torch.arange(batch, device=keep.device).unsqueeze(1)
     return functional.embedding(keep + first, tokens.reshape(-1, width))
 

@@ -167,7 +167,7 @@ class Optimiser:
 def parameter_groups(
     model: nn.Module,
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """Return the parameters by name: matrices inside the model, the head's, and the rest.
+    """Return the parameters by name: matrices, the head's matrix, and the rest.
 
     Weight decay holds for the weights of linear layers. Biases, norms, the class token and position
     embeddings stay free: pulling them to zero regularises nothing.
@@ -176,13 +176,13 @@ def parameter_groups(
         f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)
     }
     matrices: dict[str, nn.Parameter] = {}
-    decayed: dict[str, nn.Parameter] = {}
+    head: dict[str, nn.Parameter] = {}
     plain: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         if name not in weights:
             plain[name] = parameter
         elif name.startswith("head."):
-            decayed[name] = parameter
+            head[name] = parameter
         else:
             matrices[name] = parameter
-    return matrices, decayed, plain
+    return matrices, head, plain

@@ -282,7 +282,8 @@ def check_memory(
     weights += width * (patches + num_classes)
     if not model.stem_widths:
         weights += width * patch_values(model)
-    copies = 4 + (config.training.ema_decay > 0)
+    copies = 3 if config.training.optimizer == "muon" else 4  # Muon has one moment
+    copies += config.training.ema_decay > 0
     batch = min(config.training.batch_size, num_clips)
     values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
     needs = {
@@ -305,7 +306,7 @@ def check_memory(
         hidden = conv_hidden_width(model)
         name = f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio"
         needs[f"{name} {model.conv_mlp_ratio:g}"] = (
-            4 * model.conv_depth * hidden * (copies * 2 * width + batch * patches)
+            4 * hidden * (model.conv_depth * copies * 2 * width + batch * patches)
         )
     needed = sum(needs.values())
     if device is not None and device.type == "cuda":

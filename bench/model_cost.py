@@ -36,7 +36,7 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
 
     Args:
         model: Width, depth and the rest.
-        tokens: Tokens that the blocks see.
+        tokens: Tokens that the transformer blocks see, and the last convolution block's MLP.
         num_patches: Patches of the whole spectrogram.
         num_classes: Width of the logits.
     """
@@ -44,13 +44,13 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
     linear = 4 * width**2 + 2 * width * hidden_width(model)
     block = tokens * (linear + 2 * tokens * width)
     projected = num_patches if sees_all_patches(model) else tokens
-    convolution_block = num_patches * 2 * width * conv_hidden_width(model)
+    mlps = tokens + (model.conv_depth - 1) * num_patches if model.conv_depth else 0
     projections = [  # from the features on: how often, from how many values, to how many
         *((num_patches * cells, values, stage) for cells, values, stage in stem_sizes(model)),
         (projected, patch_values(model), width),
     ]
     first, *others = (math.prod(sizes) for sizes in projections)
-    blocks = model.depth * block + model.conv_depth * convolution_block
+    blocks = model.depth * block + mlps * 2 * width * conv_hidden_width(model)
     return 3 * (blocks + width * num_classes + sum(others)) + 2 * first
 
 

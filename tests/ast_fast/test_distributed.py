@@ -25,7 +25,8 @@ ARGUMENTS = [
     "--folds", "2", "--threads", "1", "--device", "cpu", "--training.amp", "off",
     "--training.epochs", "3", "--training.batch-size", "31", "--model.depth", "2",
     "--features.no-norm-per-sample", "--model.conditional-position",
-    "--model.stem-widths", "8", "16", "--augment.mix-probability", "1", "--augment.filter-db", "3",
+    "--model.stem-widths", "8", "16", "--model.conv-depth", "1",
+    "--augment.mix-probability", "1", "--augment.filter-db", "3",
 ]  # fmt: skip
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
 

@@ -171,8 +171,9 @@ def test_kept_patches_know_neighbours_that_are_not(config):
     assert model.patch_embedding(unseen, keep).isnan().any(2).tolist() == [[False, True, False]] * 3
 
 
-def test_keeping_every_patch_is_keeping_all():
-    model, features = build(SMALL)
+@pytest.mark.parametrize("conv_depth", [0, 1, 2])
+def test_keeping_every_patch_is_keeping_all(conv_depth):
+    model, features = build(replace(SMALL, conv_depth=conv_depth))
     keep = torch.arange(model.num_patches).expand(3, -1)
     torch.testing.assert_close(model(features, keep=keep), model(features))
 
@@ -215,10 +216,12 @@ def test_attention_backends_agree():
 
 
 def test_dropout_acts_in_training_only():
-    model, features = build(replace(SMALL, dropout=0.5))
-    assert torch.equal(model(features), model(features))
+    model, features = build(replace(SMALL, dropout=0.5, conv_depth=1))
+    for part in (model, model.patch_embedding):
+        assert torch.equal(part(features), part(features))
     model.train()
-    assert not torch.equal(model(features), model(features))
+    for part in (model, model.patch_embedding):
+        assert not torch.equal(part(features), part(features))
 
 
 @pytest.mark.parametrize("stem", [(), (48, 96)])
@@ -282,6 +285,7 @@ def test_wrong_features_are_refused():
         ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),
         ({"mlp_ratio": float("inf")}, "model.mlp_ratio .* got inf"),
+        ({"mlp_ratio": 1e308}, "model.mlp_ratio .* got 1e\\+308"),
         ({"conv_depth": -1}, "model.conv_depth must be at least 0, got -1"),
         ({"conv_mlp_ratio": 0.0}, "model.conv_mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"conv_mlp_ratio": float("nan")}, "model.conv_mlp_ratio .* got nan"),

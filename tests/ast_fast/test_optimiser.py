@@ -35,23 +35,24 @@ def loss_of(model: nn.Module, seed: int = 0) -> torch.Tensor:
 
 def test_every_parameter_is_in_one_group_and_only_matrices_decay():
     model = small_model()
-    matrices, decayed, plain = parameter_groups(model)
-    names = [*matrices, *decayed, *plain]
+    matrices, head, plain = parameter_groups(model)
+    names = [*matrices, *head, *plain]
     assert sorted(names) == sorted(name for name, _ in model.named_parameters())
     stem = {f"patch_embedding.stem.{stage}.projection.weight" for stage in (0, 1)}
     mlp = {f"patch_embedding.blocks.0.mlp.{layer}.weight" for layer in (0, 2)}
     assert {*stem, *mlp, "patch_embedding.projection.weight"} < matrices.keys()
     assert len(matrices) == 5 + 4 * SMALL.depth
-    assert set(decayed) == {"head.weight"}
+    assert set(head) == {"head.weight"}
     assert {"class_token", "patch_embedding.position", "norm.weight", "head.bias"} <= set(plain)
-    assert {"patch_embedding.neighbours.weight", "patch_embedding.neighbours.bias"} <= set(plain)
+    for convolution in ("patch_embedding.neighbours", "patch_embedding.blocks.0.neighbours"):
+        assert {f"{convolution}.weight", f"{convolution}.bias"} <= set(plain)
 
 
 def test_adamw_by_name_is_torchs_on_all_parameters():
     ours, theirs = small_model(), small_model()
-    matrices, decayed, plain = parameter_groups(theirs)
+    matrices, head, plain = parameter_groups(theirs)
     groups = [
-        {"params": [*matrices.values(), *decayed.values()], "weight_decay": ADAMW.weight_decay},
+        {"params": [*matrices.values(), *head.values()], "weight_decay": ADAMW.weight_decay},
         {"params": list(plain.values()), "weight_decay": 0.0},
     ]
     optimiser, expected = Optimiser(ours, ADAMW), torch.optim.AdamW(groups, lr=0.01, fused=True)

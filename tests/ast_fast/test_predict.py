@@ -103,6 +103,20 @@ def test_it_agrees_with_the_run_s_own_predictions(model: Path, capsys) -> None:
         assert probability == pytest.approx(float(file[column]), abs=1e-5)
 
 
+def test_a_model_of_a_version_without_a_setting_is_used(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    tensors, facts = checkpoint.load(model)
+    for name in ("conv_depth", "conv_mlp_ratio"):
+        del facts["run"]["model"][name]
+    checkpoint.save(tmp_path / "earlier.safetensors", tensors, facts)
+    shown = []
+    for path in (model, tmp_path / "earlier.safetensors"):
+        assert main([str(path), str(audio / "a-low.wav"), "--device", "cpu"]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
+
+
 def test_a_model_of_another_device_s_precision_is_used_and_said(
     model: Path, audio: Path, tmp_path: Path, capsys
 ) -> None:

@@ -21,9 +21,10 @@ from bench import model_cost
         ModelConfig(conditional_position=True),
         ModelConfig(stem_widths=(48,)),
         ModelConfig(stem_widths=(8, 32, 96), conditional_position=True),
-        ModelConfig(conv_depth=2, conv_mlp_ratio=3.0),
+        ModelConfig(conv_depth=1),
+        ModelConfig(conv_depth=3, conv_mlp_ratio=3.0),
     ],
-    ids=["linear", "conditional", "quarters", "three-stages", "convolution-blocks"],
+    ids=["linear", "conditional", "quarters", "three-stages", "convolution", "convolutions"],
 )
 def test_multiply_adds_are_those_that_torch_counts(model: ModelConfig) -> None:
     config = replace(Config(), model=model)
