@@ -225,8 +225,8 @@ class PatchEmbedding(nn.Module):
     the grid of all tokens goes through `Neighbours`, and with `conv_depth` through so many
     `ConvolutionBlock`s, so that what is kept knows its neighbours that are not.
 
-    Source of that: Chu et al., "Conditional Positional Encodings for Vision Transformers" (ICLR
-        2023), section 3, here before the first block and beside the position's embedding.
+    Source of `conditional_position`: Chu et al., "Conditional Positional Encodings for Vision
+        Transformers" (ICLR 2023), section 3, here before any block and beside the embedding.
     """
 
     position: Tensor  # (num_patches, embed_dim): a parameter if learned, else a buffer
