@@ -6,12 +6,10 @@ every device. Nothing here is used when testing.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Generator, Tensor
 from torch.nn import functional
 
@@ -76,7 +74,7 @@ def draw_mixtures(
 
     Args:
         num_samples: Of a clip.
-        levels: The clips' `sound_levels`, shape (rows,), on the CPU.
+        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU.
         targets: Their label shares, shape (rows, num_classes), each row summing to 1, on the CPU;
             not changed.
         config: What to do, and how much.
@@ -146,14 +144,6 @@ def draw_mixing(
     amplitudes = torch.stack((amplitude, 1 - amplitude), dim=1) / energy.unsqueeze(1)
     amplitudes = torch.where(mixed.unsqueeze(1), amplitudes, torch.tensor([1.0, 0.0]))
     return partners, torch.where(mixed, ratio, 1.0), amplitudes
-
-
-def sound_levels(waveforms: NDArray[np.int16]) -> Tensor:
-    """Return the RMS of every clip, full scale being 1: shape (num_clips,), float32."""
-    levels = torch.empty(len(waveforms))
-    for index, clip in enumerate(waveforms):
-        levels[index] = float(np.linalg.norm(clip.astype(np.float32)))
-    return levels / (32768 * math.sqrt(waveforms.shape[1]))
 
 
 def draw_feature_changes(

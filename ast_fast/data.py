@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Literal
 
@@ -106,6 +107,12 @@ class Dataset:
     decode_seconds: float
     """Time spent decoding; 0.0 when the cache was there."""
     synthesised: bool
+
+    @cached_property
+    def sound_levels(self) -> NDArray[np.float32]:
+        """RMS of every clip, full scale being 1, shape (num_clips,); clips are read once for it."""
+        norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
+        return np.array(norms, np.float32) / np.float32(32768 * self.waveforms.shape[1] ** 0.5)
 
 
 def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:

@@ -37,7 +37,6 @@ from ast_fast.augment import (
     draw_mixtures,
     kept_patches,
     rows_of,
-    sound_levels,
 )
 from ast_fast.config import Config, TrainingConfig
 from ast_fast.data import Dataset
@@ -439,8 +438,6 @@ class _FoldTraining:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             self._build()
-            with self.stages("features"):
-                self.levels = sound_levels(self.dataset.waveforms)
             if not self._restore() and not self.config.features.norm_per_sample:
                 with self.stages("features"):
                     self.statistics = compute_statistics(
@@ -532,7 +529,7 @@ class _FoldTraining:
         labels = torch.from_numpy(self.dataset.labels[indices])
         mixtures = draw_mixtures(
             num_samples,
-            self.levels[indices],
+            torch.from_numpy(self.dataset.sound_levels[indices]),
             functional.one_hot(labels, len(self.dataset.class_names)).float(),
             config.augment,
             generator,

@@ -1,7 +1,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,6 @@ from ast_fast.augment import (
     draw_feature_changes,
     draw_mixtures,
     kept_patches,
-    sound_levels,
 )
 from ast_fast.config import AugmentConfig
 from ast_fast.errors import InputError
@@ -111,11 +109,6 @@ def test_batches_have_partners_of_their_own():
     drawn = draw_mixtures(9, torch.ones(80), torch.eye(80), config, seeded(), batch_size=8)
     steps = (drawn.clips[:, 1] - drawn.clips[:, 0]) % 8
     assert len(set(steps.tolist())) > 3
-
-
-def test_sound_levels_are_rms_of_full_scale():
-    clips = np.array([[0, 0, 0, 0], [16384, -16384, 16384, -16384], [-32768] * 4], np.int16)
-    torch.testing.assert_close(sound_levels(clips), torch.tensor([0.0, 0.5, 1.0]))
 
 
 def test_roll_rotates_each_clip_by_its_own_shift():

@@ -651,6 +651,13 @@ def start_build(root, cache, pause):
     )
 
 
+def test_sound_levels_are_rms_of_full_scale(root, cache):
+    samples = [[0] * 4, [16384, -16384, 16384, -16384], [-32768] * 4]
+    dataset = replace(open_dataset(settings(root, cache)), waveforms=np.array(samples, np.int16))
+    np.testing.assert_array_equal(dataset.sound_levels, np.array([0.0, 0.5, 1.0], np.float32))
+    assert dataset.sound_levels is dataset.sound_levels
+
+
 def test_two_processes_at_once_decode_once(root, cache):
     processes = [start_build(root, cache, 0.2) for _ in range(2)]
     outputs = [process.communicate(timeout=60) for process in processes]

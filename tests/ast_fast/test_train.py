@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ast_fast import checkpoint
-from ast_fast.augment import rows_of, sound_levels
+from ast_fast.augment import rows_of
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
 from ast_fast.data import Clip, Dataset
 from ast_fast.distributed import ALONE, Ranks
@@ -660,7 +660,6 @@ def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
     config = replace(SMALL, augment=augment)
     dataset = fake_dataset()
     training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
-    training.levels = sound_levels(dataset.waveforms)
     training._build()
     drawn = training._draw(np.arange(16), torch.Generator().manual_seed(0))
     batch = drawn, np.arange(8, 16), 8, slice(0, 5)
@@ -680,7 +679,6 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(tmp_path, mix_probabili
     config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
     dataset = fake_dataset()
     training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
-    training.levels = sound_levels(dataset.waveforms)
     training._build()
     order = np.arange(17)[::-1].copy()
     drawn = training._draw(order, torch.Generator().manual_seed(0))
