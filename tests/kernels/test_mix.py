@@ -120,6 +120,29 @@ def test_two_terms_begin_anew_wherever_they_do(dtype):
     torch.testing.assert_close(out, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_torch_s_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    given = clips(torch.int16), *terms()
+    expected = mix(*given)
+    torch.set_default_dtype(dtype)
+    try:
+        out = mix(*given)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, expected)
+
+
+def test_torch_s_default_device_changes_nothing() -> None:
+    given = clips(torch.int16), *terms()
+    expected = mix(*given)
+    torch.set_default_device("meta")
+    try:
+        out = mix(*given)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(out, expected)
+
+
 def test_columns_of_a_larger_table_are_taken_too():
     wide = clips(torch.int16).repeat(1, 2)
     assert torch.equal(mix(wide[:, :NUM_SAMPLES], *terms()), mix(clips(torch.int16), *terms()))

@@ -159,6 +159,29 @@ def test_a_clip_does_not_depend_on_the_others():
     assert torch.equal(normalise(log_mel()[3:4], 80, log_silence=SILENCE), whole[3:4])
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_torch_s_default_dtype_changes_nothing(dtype: torch.dtype) -> None:
+    features = log_mel()
+    expected = normalise(features, 80, log_silence=SILENCE)
+    torch.set_default_dtype(dtype)
+    try:
+        out = normalise(features, 80, log_silence=SILENCE)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, expected)
+
+
+def test_torch_s_default_device_changes_nothing() -> None:
+    features = log_mel()
+    expected = normalise(features, 80, log_silence=SILENCE)
+    torch.set_default_device("meta")
+    try:
+        out = normalise(features, 80, log_silence=SILENCE)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(out, expected)
+
+
 def test_strides_are_taken():
     features = log_mel().transpose(1, 2).contiguous().transpose(1, 2)
     changed = {name: given.mT.contiguous().mT for name, given in changes().items()}

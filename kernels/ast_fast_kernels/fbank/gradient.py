@@ -115,9 +115,9 @@ def _before_log(grad: Tensor, energies: Tensor, config: FbankConfig) -> Tensor:
 
 def _before_fft(grad: Tensor, config: FbankConfig) -> Tensor:
     """Return what a real FFT of frames, whose upper half is not taken, sends back to them."""
-    halves = torch.full(grad.shape[-1:], 0.5 * config.fft_size, dtype=grad.real.dtype)
+    halves = grad.real.new_full(grad.shape[-1:], 0.5 * config.fft_size)
     halves[0] = halves[-1] = config.fft_size
-    frames: Tensor = torch.fft.irfft(grad * halves.to(grad.device), n=config.fft_size)
+    frames: Tensor = torch.fft.irfft(grad * halves, n=config.fft_size)
     return frames[..., : config.window_size]
 
 

@@ -86,7 +86,8 @@ def _check_terms(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Te
                 f"{name} must have factors' shape {tuple(factors.shape)}, "
                 f"got {tuple(indices.shape)}"
             )
-        if indices.device.type == "cpu" and indices.numel():
+        # A GPU's own are not waited for: there torch's operators check them.
+        if "cpu" in (indices.device.type, waveforms.device.type) and indices.numel():
             for value in (int(indices.min()), int(indices.max())):
                 if not 0 <= value < size:
                     raise ValueError(f"{name} must be from 0 to {size - 1}, got {value}")

@@ -33,7 +33,7 @@ def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tenso
     batch, num_terms = factors.shape
     clips, num_samples = waveforms.shape
     scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
-    mixed = torch.empty(batch, num_samples)
+    mixed = torch.empty(batch, num_samples, dtype=torch.float32, device="cpu")
     arrays = (
         _checks.dense(waveforms),
         _checks.dense(sources.to("cpu", torch.int64)),

@@ -44,7 +44,7 @@ def normalise_numba(
 ) -> Tensor:
     """Return the features, normalised and masked; arguments as the reference's."""
     batch, num_frames, num_bins = features.shape
-    out = torch.empty(batch, target_frames, num_bins)
+    out = torch.empty(batch, target_frames, num_bins, dtype=torch.float32, device="cpu")
     mean, scale = (0.0, 0.0) if statistics is None else statistics
     levels = np.array((log_silence, mean, scale, std_floor**2), np.float32)
     team = torch.get_num_threads()
@@ -68,7 +68,7 @@ def normalise_numba(
 def _given(values: Tensor | None, dtype: torch.dtype, shape: tuple[int, int]) -> Tensor:
     """Return what was given, dense and on the CPU; zeros where nothing was."""
     if values is None:
-        return torch.zeros(shape, dtype=dtype)
+        return torch.zeros(shape, dtype=dtype, device="cpu")
     return _checks.dense(values.detach().to("cpu", dtype))
 
 
