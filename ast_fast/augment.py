@@ -63,7 +63,7 @@ def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
 
 def draw_mixtures(
     num_samples: int,
-    levels: Tensor,
+    levels: Tensor | None,
     targets: Tensor,
     config: AugmentConfig,
     generator: Generator,
@@ -74,7 +74,7 @@ def draw_mixtures(
 
     Args:
         num_samples: Of a clip.
-        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU.
+        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU; for mixing.
         targets: Their label shares, shape (rows, num_classes), each row summing to 1, on the CPU;
             not changed.
         config: What to do, and how much.
@@ -84,7 +84,7 @@ def draw_mixtures(
     Returns:
         For each row, in order: sums of one clip, or of two where clips are mixed at all.
     """
-    count = len(levels)
+    count = len(targets)
     starts = torch.zeros(count, dtype=torch.int64)
     if config.roll:
         starts = torch.randint(num_samples, (count,), generator=generator)
@@ -93,6 +93,7 @@ def draw_mixtures(
         return Mixtures(
             torch.arange(count).unsqueeze(1), starts.unsqueeze(1), factors.unsqueeze(1), targets
         )
+    assert levels is not None
     partners, shares, amplitudes = draw_mixing(
         levels * factors.abs(), config, generator, batch_size or max(1, count)
     )

@@ -18,22 +18,11 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ast_fast.atomic import atomic_write
-from ast_fast.config import Config
+from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
 from ast_fast.errors import InputError
 
-NOT_IDENTITY = {
-    "paths",
-    "folds",
-    "device",
-    "threads",
-    "resume",
-    "download",
-    "tensorboard",
-    "audio.workers",
-    "audio.download_url",
-    "audio.download_sha256",
-}
-"""Settings that a run may be resumed without: they do not say what is trained on what."""
+NOT_IDENTITY = CHANGES_NO_RESULT | OF_A_JOB
+"""Settings that do not say what is trained on what."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from rich.table import Table
 from scipy import stats
 
 from ast_fast.atomic import atomic_write
+from ast_fast.config import CHANGES_NO_RESULT
 from ast_fast.errors import InputError
 from ast_fast.metrics import mean_and_std
 from ast_fast.report import page_environment, read_report
@@ -22,7 +23,7 @@ PROGRAM = "python -m ast_fast.compare"
 
 CONFIDENCE = 0.95
 
-NOT_COMPARED = {"out", "cache", "data", "resume", "download", "threads", "audio.workers"}
+NOT_COMPARED = CHANGES_NO_RESULT | {"threads"}
 """Settings that say where or how a run was made, not what was trained."""
 
 UNKNOWN = "not known then"

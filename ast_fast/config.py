@@ -20,6 +20,19 @@ ESC50_URL = (
 ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f"
 """Of that archive, 645,832,161 bytes, as several projects that pin it publish it."""
 
+CHANGES_NO_RESULT = frozenset(
+    {
+        *("data", "out", "cache", "resume", "download", "tensorboard"),
+        *("audio.workers", "audio.download_url", "audio.download_sha256"),
+    }
+)
+"""Settings, by their keys, that say where things lie, come from and go, and how fast. That `data`
+holds the same clips is known by their content."""
+
+OF_A_JOB = frozenset({"folds", "device", "threads"})
+"""Settings that say which folds a process trains and where: a fold's model is the same for it, but
+for rounding."""
+
 Backend = Literal["auto", "reference", "numba", "triton"]
 
 

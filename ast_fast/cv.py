@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -31,7 +31,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from ast_fast import checkpoint, run_info
-from ast_fast.atomic import atomic_write
+from ast_fast.atomic import atomic_folder, atomic_write
 from ast_fast.cli import (
     PROGRAM,
     config_to_toml,
@@ -41,9 +41,10 @@ from ast_fast.cli import (
     recorded_config,
     split_flags,
 )
-from ast_fast.config import Config
+from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
 from ast_fast.data import (
     available_cores,
+    check_fold_names,
     check_folds,
     decode_settings,
     open_dataset,
@@ -63,9 +64,9 @@ from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.kernel_check import check_kernels
 from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.progress import show_compilations
+from ast_fast.progress import send_nowhere, show_compilations
 from ast_fast.report import Measured, read_report, write_report
-from ast_fast.seeds import run_seeds, take_seeds
+from ast_fast.seeds import of_each, run_seeds, take_seeds
 from ast_fast.tensorboard import TensorBoardLog, load_writer
 from ast_fast.timing import Stages
 from ast_fast.train import (
@@ -84,7 +85,11 @@ from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.gelu.api import choose_backend as choose_gelu
+from ast_fast_kernels.layer_norm.api import choose_backend as choose_layer_norm
 from ast_fast_kernels.linear.api import choose_backend as choose_linear
+from ast_fast_kernels.mix.api import choose_backend as choose_mix
+from ast_fast_kernels.normalise.api import choose_backend as choose_normalise
 from ast_fast_kernels.stem.api import choose_backend as choose_stem
 
 CONFIG = "config.toml"
@@ -98,10 +103,6 @@ OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.
 MOST_THREADS = 1024
 
 MERGE = "--merge"
-
-MAY_DIFFER = {"data", "out", "cache", "resume", "download", "tensorboard", "audio.workers"}
-"""Settings that may change when a run is resumed: none of them changes a result. That `data` still
-holds the same clips is checked by their content."""
 
 MUST_AGREE = ("data_key", "device", "kernels", "threads", "amp", "processes")
 """Facts of run.json that a resumed run must find unchanged: results depend on them."""
@@ -131,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             seeds, rest = take_seeds(arguments)
             if seeds:
-                ranks = join_ranks(resolve_device(parse_config(rest).device))
+                ranks = join_ranks(resolve_device(parse_config(of_each(rest)).device))
                 return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
             return _fail(str(error))
@@ -154,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         if run.begun:
             raise
-        _send_nowhere(sys.stdout)  # --help was read as far as it was wanted
+        send_nowhere(sys.stdout)  # --help was read as far as it was wanted
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         reason = exhausted_resource(error)
         if reason is None and is_lost_peer(error):
@@ -175,9 +176,10 @@ def _merge(argv: Sequence[str]) -> int:
             raise InputError(f"{MERGE} takes --out alone beside it, got {min(unknown)}")
         if len(groups.get("--out", [])) != 1:
             raise InputError(f"{MERGE} needs --out, the folder of the run that it makes")
-        out = Path(groups["--out"][0])
+        out = Path(groups["--out"][0]).expanduser()
         check_out(out)
-        report = merge_runs([Path(token) for token in groups[MERGE]], out, argv)
+        paths = [Path(token).expanduser() for token in groups[MERGE]]
+        report = merge_runs(paths, out, argv)
     except InputError as error:
         return _fail(str(error))
     accuracy = report["accuracy"]
@@ -207,7 +209,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     first, *others = paths
     for path in others:
         here, there = config_values(configs[first]), config_values(configs[path])
-        for key in here.keys() - MAY_DIFFER - {"folds", "threads", "device"}:
+        for key in here.keys() - CHANGES_NO_RESULT - OF_A_JOB:
             if here[key] != there[key]:
                 raise InputError(
                     f"{path} must have the settings of {first}: {key} is {there[key]} there and "
@@ -239,22 +241,27 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         "started": min(info["started"] for info in infos.values()),
         "ended": run_info.now(),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    results, measured = [], {}
-    for fold, home in sorted(homes.items()):
-        folder = out / f"fold-{fold}"
-        shutil.copytree(home / folder.name, folder)
-        result = load_result(config, dataset, fold, folder, split_fold(dataset, fold)[1])
-        times = _read_measured(folder / MEASURED)
-        if result is None or times is None:
-            raise InputError(f"{home / folder.name} must be a finished fold, and is not whole")
-        results.append(result)
-        measured[fold] = times
-    with atomic_write(out / RUN) as path:
-        path.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-    with atomic_write(out / CONFIG) as path:
-        path.write_text(config_to_toml(recorded(config)), encoding="utf-8")
-    return write_report(out, config, dataset, results, measured=measured, run=info)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(out) as whole:
+            results, measured = [], {}
+            for fold, home in sorted(homes.items()):
+                name = f"fold-{fold}"
+                if (home / name).is_dir():
+                    shutil.copytree(home / name, whole / name)
+                indices = split_fold(dataset, fold)[1]
+                result = load_result(config, dataset, fold, whole / name, indices)
+                times = _read_measured(whole / name / MEASURED)
+                if result is None or times is None:
+                    raise InputError(f"{home / name} must be a finished fold, and is not whole")
+                results.append(result)
+                measured[fold] = times
+            (whole / RUN).write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+            (whole / CONFIG).write_text(config_to_toml(recorded(config)), encoding="utf-8")
+            return write_report(whole, config, dataset, results, measured=measured, run=info)
+    except (OSError, shutil.Error) as error:
+        reason = exhausted_resource(error) or f"--out {out} cannot be made of these runs: {error}"
+        raise InputError(reason) from error
 
 
 def _part(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -280,20 +287,13 @@ def sigterm_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _send_nowhere(stream: IO[str]) -> None:
-    """Have the rest of a stream that nobody reads, its buffer included, vanish without an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())
-    os.close(nowhere)
-
-
 class _Console(Console):
     """Says nothing more once its reader has left (`| head`), and lets the run go on."""
 
     def on_broken_pipe(self) -> None:
         """Send what follows to nowhere, and say so where somebody may still read."""
         self.quiet = True
-        _send_nowhere(self.file)
+        send_nowhere(self.file)
         with contextlib.suppress(OSError):
             print("standard output was closed; the run goes on without it", file=sys.stderr)
 
@@ -402,7 +402,7 @@ class Run:
                     if not self.ranks.is_first:
                         continue
                     earlier = _read_measured(folder / MEASURED)
-                    if earlier is not None:
+                    if earlier is not None and not progress.epochs_seen:
                         self.measured[fold] = earlier
                         continue
                     kernels = self._check_kernels(result, folder / MODEL)
@@ -670,12 +670,7 @@ def check_run(config: Config, out: Path) -> None:
     if config.folds and config.paths.data is not None and not config.download:
         clips = read_metadata(config.paths.data, subset=config.subset)
         known = sorted({clip.fold for clip in clips})
-        for fold in config.folds:
-            if fold not in known:
-                raise InputError(
-                    f"--folds must name folds of {config.paths.data / METADATA} "
-                    f"({', '.join(map(str, known))}), got {fold}"
-                )
+        check_fold_names(config.folds, known, config.paths.data / METADATA)
 
 
 def check_paths(config: Config, out: Path) -> None:
@@ -735,7 +730,7 @@ def check_resumed_settings(config: Config, out: Path) -> None:
     """
     there, here = config_values(recorded_config(out)), config_values(config)
     for key, value in there.items():
-        if key not in MAY_DIFFER and value != here[key]:
+        if key not in CHANGES_NO_RESULT and value != here[key]:
             raise InputError(
                 f"--resume must have the settings of the run in {out}: {key} is {value} there and "
                 f"{here[key]} here; leave it out, or name another --out without --resume"
@@ -775,12 +770,17 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
         dtype=amp or torch.float32,
         device=device,
     )
+    tokens = torch.zeros(1, 1, model.embed_dim, device=device)
     weight = torch.zeros(1, 1, device=device)
     with autocast(device, amp):
         in_use = {
+            "mix": choose_mix(requested_backend("mix", "auto"), samples),
             "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
+            "normalise": choose_normalise(requested_backend("normalise", "auto"), samples),
+            "layer_norm": choose_layer_norm(requested_backend("layer_norm", "auto"), tokens),
             "attention": choose_attention(requested_backend("attention", "auto"), qkv),
             "linear": choose_linear(requested_backend("linear", "auto"), weight, weight, weight[0]),
+            "gelu": choose_gelu(requested_backend("gelu", "auto"), weight, weight, weight[0]),
         }
         stages = {
             choose_stem(requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight)
@@ -806,10 +806,10 @@ def _read_run(out: Path) -> dict[str, Any]:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--resume needs {path}, which cannot be read: {error}") from error
+        raise InputError(f"{path} cannot be read: {error}") from error
     for name in (*MUST_AGREE, "resumed"):
         if not isinstance(run, dict) or name not in run:
-            raise InputError(f"--resume needs {path} to say {name}, which it does not")
+            raise InputError(f"{path} must say {name}, which it does not")
     there: dict[str, Any] = run
     return there
 

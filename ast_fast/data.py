@@ -190,9 +190,8 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
         )
     if len(dataset.class_names) < 2:
         raise InputError(f"{table} must have at least 2 classes, it has {dataset.class_names[0]!r}")
+    check_fold_names(folds, used, table)
     for fold in folds:
-        if fold not in used:
-            raise InputError(f"--folds must name folds of {table} ({named}), got {fold}")
         if list(folds).count(fold) > 1:
             raise InputError(f"--folds must name each fold once, got {fold} twice")
     chosen = tuple(folds) or tuple(used)
@@ -203,14 +202,28 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
             skipped = sum(bad.fold == fold for bad in dataset.bad_files)
             problems.append(f"fold {fold} has no test clip (bad files skipped: {skipped})")
             continue
-        counts = np.bincount(dataset.labels[~tested], minlength=len(dataset.class_names))
         problems += [
-            f"class {dataset.class_names[label]!r} has no training clip when fold {fold} is tested"
-            for label in np.flatnonzero(counts == 0)
+            f"class {name!r} has no training clip when fold {fold} is tested"
+            for name in untrained_classes(dataset, fold)
         ]
     if problems:
         raise InputError(f"{table}: {_list_some(problems)}; name other folds with --folds")
     return chosen
+
+
+def untrained_classes(dataset: Dataset, fold: int) -> list[str]:
+    """Return the names of the classes that have no clip outside a fold."""
+    labels = dataset.labels[dataset.folds != fold]
+    counts = np.bincount(labels, minlength=len(dataset.class_names))
+    return [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
+
+
+def check_fold_names(folds: Sequence[int], known: Sequence[int], table: Path) -> None:
+    """Raise if `--folds` names one that the table at `table` does not have."""
+    for fold in folds:
+        if fold not in known:
+            named = ", ".join(map(str, known))
+            raise InputError(f"--folds must name folds of {table} ({named}), got {fold}")
 
 
 def read_metadata(root: Path, *, subset: Subset = "all") -> list[Clip]:

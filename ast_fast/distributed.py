@@ -1,7 +1,8 @@
 """One run by several processes, as `torchrun` starts them: which of them this is, what they share.
 
 Every process draws the same numbers for whole batches and works on its part of the rows, so that
-a run of several processes trains as one process would. The first alone prints and writes.
+a run of several processes trains as one process would; only dropout and dither, which each draws
+for its own rows, are others. The first process alone prints and writes.
 """
 
 from __future__ import annotations

@@ -121,7 +121,8 @@ def compute_statistics(
         config: `config.fbank` is used.
         device: Where to compute; None is the CPU.
     Raises:
-        InputError: The clips are all alike to the last value, so that nothing can be scaled.
+        InputError: The values hardly differ, so that nothing can be scaled by it: a logarithm's by
+            less than `STD_FLOOR`, energies not at all.
     """
     count, total, total_squared, centre = 0, 0.0, 0.0, 0.0
     for begin in range(0, len(indices), BATCH_SIZE):
@@ -137,10 +138,10 @@ def compute_statistics(
         total_squared += values.square().sum().item()
     mean = total / count
     std = math.sqrt(max(0.0, total_squared / count - mean**2))
-    if std < STD_FLOOR:
+    if std == 0 or (config.fbank.use_log_fbank and std < STD_FLOOR):
         raise InputError(
-            f"the {len(indices)} training clips hold only silence: their log-mel deviation must "
-            f"be at least {STD_FLOOR:g}, got {std:.3g}"
+            f"the {len(indices)} training clips hold only silence, or are all alike: the deviation "
+            f"of their log-mel values must be at least {STD_FLOOR:g}, got {std:.3g}"
         )
     return Statistics(centre + mean, std)
 

@@ -36,24 +36,6 @@ class ConfusedPair:
     """`count` over the clips of the actual class."""
 
 
-def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
-    """Return the share of clips whose predicted class is their label.
-
-    Args:
-        labels: True classes, shape (num_clips,).
-        predicted: Predicted classes, shape (num_clips,).
-    Raises:
-        ValueError: There is no clip, or the shapes differ.
-    """
-    labels, predicted = np.asarray(labels), np.asarray(predicted)
-    if labels.shape != predicted.shape or labels.ndim != 1 or labels.size == 0:
-        raise ValueError(
-            "labels and predicted must be (num_clips,) with at least one clip, "
-            f"got {labels.shape} and {predicted.shape}"
-        )
-    return float(np.mean(labels == predicted))
-
-
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     """Return the mean of the folds' values and their sample deviation (n − 1; 0 for one fold).
 

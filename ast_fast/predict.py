@@ -29,7 +29,7 @@ from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
 from ast_fast.memory import keep_freed_memory
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.progress import show_progress
+from ast_fast.progress import send_nowhere, show_progress
 
 PROGRAM = "python -m ast_fast.predict"
 
@@ -200,7 +200,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Classify what the arguments name; return the exit code.
 
     0 when every file was classified; 1 when some could not be used, each named on standard error;
-    2, after one line on standard error, when nothing could be done; 130 when interrupted.
+    2, after one line on standard error, when nothing could be done; 130 when interrupted; 141, as
+    of other programs, when the reader of standard output has left.
 
     Args:
         argv: The arguments; None takes the command line's.
@@ -216,12 +217,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        send_nowhere(sys.stdout)
+        return 141
 
 
 def _classify_all(options: Options) -> int:
     for name, value in (("--top", options.top), ("--batch-size", options.batch_size)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
+    if not options.audio:
+        raise InputError("FILE_OR_FOLDER must name at least one file or folder, got none")
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
     precision = str(classifier.amp or torch.float32).removeprefix("torch.")
@@ -249,7 +255,11 @@ def _classify_all(options: Options) -> int:
                 continue
             _print_result(file, classifier.class_names, options)
             if options.explain is not None:
-                _draw(file, classifier, options.explain, drawn)
+                try:
+                    _draw(file, classifier, options.explain, drawn)
+                except OSError as error:
+                    num_bad += 1
+                    print(f"error: {file.path} cannot be drawn: {error.strerror}", file=sys.stderr)
     return 1 if num_bad else 0
 
 

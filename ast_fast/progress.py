@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import IO
 
 from rich.console import Console
 from rich.progress import (
@@ -86,3 +88,10 @@ def show_progress(
 def _amount(count: int, total: int | None, in_bytes: bool) -> str:
     shown = [f"{n / 1e6:.1f} MB" if in_bytes else str(n) for n in (count, total) if n is not None]
     return " of ".join(shown)
+
+
+def send_nowhere(stream: IO[str]) -> None:
+    """Have the rest of a stream that nobody reads, its buffer included, vanish without an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)

@@ -42,6 +42,11 @@ def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
     return seeds, _joined(groups, without={FLAG})
 
 
+def of_each(argv: Sequence[str]) -> list[str]:
+    """Return the arguments that every seed's run has, without those of the folder of them all."""
+    return _joined(split_flags(argv), without={"--out", "--resume"})
+
+
 def run_seeds(
     seeds: Sequence[int],
     argv: Sequence[str],
@@ -64,16 +69,15 @@ def run_seeds(
     """
     groups = split_flags(argv)
     named = [tokens for flag, tokens in groups if flag == "--out"]
-    out = Path(named[0][0]) if named and named[0] else default_out()
+    out = Path(named[0][0]).expanduser() if named and named[0] else default_out()
     resumes = any(flag == "--resume" for flag, _ in groups)
-    rest = _joined(groups, without={"--out", "--resume"})
     for seed in seeds:
         folder = out / f"seed-{seed}"
         if ranks.is_first and not resumes:
             print(f"\nseed {seed}", flush=True)
         goes_on = resumes and (folder / "config.toml").is_file()
         which = ["--resume"] if goes_on else ["--seed", str(seed)]
-        code = run([*rest, *which, "--out", str(folder)])
+        code = run([*of_each(argv), *which, "--out", str(folder)])
         if code:
             return code
     if not ranks.is_first:

@@ -39,7 +39,7 @@ from ast_fast.augment import (
     rows_of,
 )
 from ast_fast.config import Config, TrainingConfig
-from ast_fast.data import Dataset
+from ast_fast.data import Dataset, untrained_classes
 from ast_fast.device import autocast, deterministic_algorithms, resolve_amp, resolve_device
 from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
@@ -221,9 +221,7 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
     if len(test_indices) == 0:
         known = ", ".join(str(name) for name in np.unique(dataset.folds))
         raise InputError(f"fold must be one of the data set's folds ({known}), got {fold}")
-    counts = np.bincount(dataset.labels[train_indices], minlength=len(dataset.class_names))
-    missing = [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
-    if missing:
+    if missing := untrained_classes(dataset, fold):
         raise InputError(
             f"every class must have a training clip outside fold {fold}, "
             f"but there is none of {', '.join(missing)}"
@@ -387,13 +385,14 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float =
     return -(targets * logits.float().log_softmax(dim=1)).sum(dim=1)
 
 
-def epoch_seeds(seed: int, fold: int, epoch: int) -> tuple[int, int]:
+def epoch_seeds(seed: int, fold: int, epoch: int, rank: int = 0) -> tuple[int, int]:
     """Return two independent seeds of an epoch: for its data, and for torch's global generator.
 
-    Epoch 0 is the initialisation of the weights.
+    Processes that train together have the first in common, and each a second of its own. Epoch 0 is
+    the initialisation of the weights.
     """
     data_seed, torch_seed = np.random.SeedSequence((seed, fold, epoch)).generate_state(2, np.uint64)
-    return int(data_seed), int(torch_seed)
+    return int(data_seed), int(torch_seed) + rank
 
 
 class _Drawn(NamedTuple):
@@ -474,7 +473,7 @@ class _FoldTraining:
 
     def _train_epoch(self, epoch: int) -> EpochRow:
         config = self.config
-        data_seed, torch_seed = epoch_seeds(config.seed, self.fold, epoch)
+        data_seed, torch_seed = epoch_seeds(config.seed, self.fold, epoch, self.ranks.rank)
         torch.manual_seed(torch_seed)  # dropout and dither
         generator = torch.Generator().manual_seed(data_seed)
         order = self.train_indices[torch.randperm(len(self.train_indices), generator=generator)]
@@ -526,10 +525,13 @@ class _FoldTraining:
     def _draw(self, indices: NDArray[np.int64], generator: torch.Generator) -> _Drawn:
         """Draw what becomes of the clips of some batches."""
         config, num_samples = self.config, self.dataset.waveforms.shape[1]
+        levels = None
+        if config.augment.mix_probability > 0:
+            levels = torch.from_numpy(self.dataset.sound_levels[indices])
         labels = torch.from_numpy(self.dataset.labels[indices])
         mixtures = draw_mixtures(
             num_samples,
-            torch.from_numpy(self.dataset.sound_levels[indices]),
+            levels,
             functional.one_hot(labels, len(self.dataset.class_names)).float(),
             config.augment,
             generator,
@@ -619,9 +621,6 @@ class _FoldTraining:
             f"training.learning_rate ({training.learning_rate:g}), or set "
             f"training.clip_grad_norm (now {training.clip_grad_norm:g}) or training.amp off"
         )
-
-    def _checkpoint_path(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
 
     def _facts(self) -> dict[str, Any]:
         return {

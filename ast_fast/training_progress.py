@@ -110,7 +110,7 @@ class TrainingProgress(Observer):
 
 
 class _Speed:
-    """Clips a second since a moment, with what was measured before as long as that is too short."""
+    """Clips a second of the last epoch, of this process's first one as far as it has come."""
 
     def __init__(self) -> None:
         self._before = 0.0

@@ -182,7 +182,8 @@ def test_run_json_says_what_ran_where(finished: Path) -> None:
     assert {"python", "torch", "numpy"} <= run["versions"].keys()
     assert {"cpu", "cores", "memory_gib", "gpu"} <= run["machine"].keys()
     assert run["threads"] == 1
-    assert run["kernels"] == dict.fromkeys(["fbank", "attention", "linear"], "reference")
+    operations = ["mix", "fbank", "normalise", "layer_norm", "attention", "linear", "gelu"]
+    assert run["kernels"] == dict.fromkeys(operations, "reference")
     assert run["started"] <= run["ended"]
     assert run["peak_memory_gib"] > 0
 
@@ -676,6 +677,23 @@ def test_a_damaged_measurement_is_made_again(content: str, finished: Path, tmp_p
     assert read_report(out)["kernels"]["fbank"]["per_fold"].keys() == {"1", "2"}
 
 
+def test_a_fold_that_is_trained_again_is_measured_again(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    measured = json.loads((out / "fold-1" / "measured.json").read_text())
+    (out / "fold-1" / "measured.json").write_text(json.dumps(measured | {"seconds": 12345.0}))
+    (out / "fold-1" / "model.safetensors").unlink()
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert read_report(out)["timing"]["total_seconds"] < 12345
+
+
+def test_where_files_come_from_may_change(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    changes = ["--audio.download-url", "http://localhost", "--audio.workers", "1"]
+    assert main(["--resume", "--out", str(out), *changes]) == 0
+
+
 @pytest.mark.parametrize("content", ["5", "[" * 100000], ids=["number", "nested"])
 def test_a_damaged_run_json_is_named(
     content: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -684,7 +702,7 @@ def test_a_damaged_run_json_is_named(
     shutil.copytree(finished, out)
     (out / "run.json").write_text(content)
     assert main(["--resume", "--out", str(out)]) == 2
-    assert capsys.readouterr().err.startswith(f"error: --resume needs {out / 'run.json'}")
+    assert capsys.readouterr().err.startswith(f"error: {out / 'run.json'} ")
 
 
 def test_an_output_that_lacks_a_character_gets_another(
@@ -786,7 +804,7 @@ def test_a_resume_without_run_json_is_refused(
     (out / "run.json").write_text("{}")
     assert main(["--resume", "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"error: --resume needs {out / 'run.json'} to say data_key, which it does not\n"
+        f"error: {out / 'run.json'} must say data_key, which it does not\n"
     )
 
 
@@ -908,7 +926,12 @@ def test_attention_runs_by_numba_where_its_head_dim_fits(
     assert main([*arguments, "--out", str(out)]) == 0
     run = json.loads((out / "run.json").read_text())
     linear = "onednn" if IS_FASTER else "reference"
-    assert run["kernels"] == {"fbank": "numba", "attention": attention, "linear": linear}
+    assert run["kernels"] == {
+        **dict.fromkeys(("mix", "fbank", "normalise"), "numba"),
+        **dict.fromkeys(("linear", "gelu"), linear),
+        "attention": attention,
+        "layer_norm": "reference",
+    }
     kernel = read_report(out)["kernels"]["attention"]
     assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == attention
     assert 0 <= kernel["max_abs_error"] < 1e-5

@@ -88,6 +88,18 @@ def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "merged").exists()
 
 
+def test_a_fold_that_is_gone_leaves_nothing_behind(jobs: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(jobs / "b", tmp_path / "b")
+    out = ["--out", str(tmp_path / "deeper" / "merged")]
+    for broken in (tmp_path / "b" / "fold-3" / "model.safetensors", tmp_path / "b" / "fold-3"):
+        broken.unlink() if broken.is_file() else shutil.rmtree(broken)
+        assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
+        message = f"error: {tmp_path / 'b' / 'fold-3'} must be a finished fold, and is not whole\n"
+        assert capsys.readouterr().err == message
+        assert not any((tmp_path / "deeper").iterdir())
+    assert main(["--merge", str(jobs / "a"), str(jobs / "b"), *out]) == 0
+
+
 def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     runs = ["--merge", str(jobs / "a"), str(jobs / "b")]
     assert main(runs) == 2

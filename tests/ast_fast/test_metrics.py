@@ -3,7 +3,6 @@ import pytest
 
 from ast_fast.metrics import (
     ConfusedPair,
-    accuracy,
     class_metrics,
     confusion_matrix,
     mean_and_std,
@@ -13,16 +12,6 @@ from ast_fast.metrics import (
 NAMES = ("dog", "rain", "clock")
 LABELS = [0, 0, 0, 0, 1, 1, 1]
 PREDICTED = [0, 0, 1, 1, 1, 0, 1]
-
-
-def test_accuracy_is_the_share_of_right_clips():
-    assert accuracy(LABELS, PREDICTED) == pytest.approx(4 / 7)
-
-
-@pytest.mark.parametrize(("labels", "predicted"), [([], []), ([0, 1], [0]), ([[0]], [[0]])])
-def test_accuracy_refuses_what_does_not_match(labels, predicted):
-    with pytest.raises(ValueError, match=r"must be \(num_clips,\) with at least one clip"):
-        accuracy(labels, predicted)
 
 
 def test_mean_and_std_are_over_folds():

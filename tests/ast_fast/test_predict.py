@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +174,28 @@ def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> Non
     assert image.std() > 0.05
 
 
+def test_a_picture_that_cannot_be_written_is_named(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    long = audio / f"{'x' * 251}.wav"  # as long as a name may be
+    soundfile.write(long, tone(310.0), RATE)
+    assert main([str(model), str(audio), "--top", "1", "--explain", str(tmp_path / "maps")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out.count("clip") == 3
+    assert f"error: {long} cannot be drawn: File name too long" in shown.err
+    assert len(list((tmp_path / "maps").iterdir())) == 2
+
+
+def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:
+    command = [sys.executable, "-m", "ast_fast.predict", str(model), str(audio), "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("stem", [(), (4, 8)])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[int, ...]) -> None:
@@ -213,6 +238,7 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
             [str(model), str(tmp_path / "nothing")],
             "FILE_OR_FOLDER must hold audio files, there are",
         ),
+        ([str(model)], "FILE_OR_FOLDER must name at least one file or folder, got none"),
         ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
         ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         ([str(model), str(audio), "--explain", str(half)], "cannot be made: File exists"),

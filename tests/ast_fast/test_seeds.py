@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
     assert (tmp_path / "seeds.json").exists()
 
 
+def test_a_home_in_out_is_found(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run_seeds([0], ["--out=~/x"], Runs({0: [0.5]}), Path) == 0
+    assert (tmp_path / "x" / "seeds.json").is_file()
+
+
 def test_without_out_a_folder_is_chosen(tmp_path: Path) -> None:
     runs = Runs({0: [0.5]})
     assert run_seeds([0], [], runs, lambda: tmp_path / "chosen") == 0
@@ -104,6 +111,9 @@ def test_two_real_runs(tmp_path: Path) -> None:
         *("--out", str(tmp_path / "out")),
     ]
     assert main(flags) == 0
+    (tmp_path / "out" / "seeds.json").unlink()
+    shutil.rmtree(tmp_path / "out" / "seed-1")
+    assert main([*flags, "--resume"]) == 0
     reports = [
         json.loads((tmp_path / "out" / f"seed-{seed}" / "report.json").read_text())
         for seed in (0, 1)

@@ -536,6 +536,12 @@ def test_epochs_folds_and_seeds_have_seeds_of_their_own():
     assert len({seed for pair in seeds for seed in pair}) == 2 * len(seeds)
 
 
+def test_processes_draw_the_same_data_and_dropout_of_their_own():
+    data, own = zip(*(epoch_seeds(3, 1, 2, rank) for rank in range(4)), strict=True)
+    assert len(set(data)) == 1
+    assert len(set(own)) == 4
+
+
 def test_folds_split_the_clips():
     dataset = fake_dataset()
     train, test = split_fold(dataset, 3)
