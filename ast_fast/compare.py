@@ -138,7 +138,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     console = Console()
-    table = Table("run", "accuracy", "difference", "95 % interval", "minutes")
+    table = Table()
+    table.add_column("run", overflow="fold")  # whose ends tell runs apart
+    for title in ("accuracy", "difference", "95 % interval", "minutes"):
+        table.add_column(title)
     for row in rows:
         difference = ("–", "–")
         if row.difference is not None:
@@ -147,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         table.add_row(row.name, accuracy, *difference, f"{row.seconds / 60:.0f}")
     console.print(table)
     if settings:
-        table = Table("setting", *(row.name for row in rows))
+        table = Table("setting")
+        for row in rows:
+            table.add_column(row.name, overflow="fold")
         for key, values in settings.items():
             table.add_row(key, *values)
         console.print(table)

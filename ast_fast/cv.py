@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
             return _fail(str(error))
-        if MERGE in arguments:
+        if any(flag == MERGE for flag, _ in split_flags(arguments)):
             return _merge(arguments)
     run = Run(arguments)
     try:
@@ -171,7 +171,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _merge(argv: Sequence[str]) -> int:
     """Make one run of those that `--merge` names, and report on it; return the exit code."""
     try:
-        groups = dict(split_flags(argv))
+        given = split_flags(argv)
+        groups = dict(given)
+        if len(groups) < len(given):
+            raise InputError(f"{MERGE} and --out must each be given once")
         if unknown := groups.keys() - {MERGE, "--out"}:
             raise InputError(f"{MERGE} takes --out alone beside it, got {min(unknown)}")
         if len(groups.get("--out", [])) != 1:
@@ -186,7 +189,16 @@ def _merge(argv: Sequence[str]) -> int:
     folds = " ".join(accuracy["per_fold"])
     print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
     print(f"report   {out / 'report.html'}")
+    if others := _apart(report["run"]["merged"]):
+        print(f"note: of the runs, {', '.join(others)} differ; run.json has each one's")
     return 0
+
+
+def _apart(merged: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return which facts of merged runs differ that results may depend on, be it by rounding."""
+    runs = [part["run"] for part in merged]
+    names = ("commit", "versions", "device", "kernels", "threads", "processes")
+    return [name for name in names if any(run.get(name) != runs[0].get(name) for run in runs)]
 
 
 def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[str, Any]:
@@ -237,9 +249,12 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         raise InputError(f"{dataset.root} must hold the clips of {first}, and holds others now")
     info = infos[first] | {
         "command": shlex.join([*shlex.split(PROGRAM), *argv]),
-        "merged": [{"path": str(path), "folds": parts[path]["folds"]} for path in paths],
+        "merged": [
+            {"path": str(path), "folds": parts[path]["folds"], "run": infos[path]} for path in paths
+        ],
         "started": min(info["started"] for info in infos.values()),
         "ended": run_info.now(),
+        "peak_memory_gib": max(info.get("peak_memory_gib", 0.0) for info in infos.values()),
     }
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -412,9 +427,10 @@ class Run:
 
     def report(self) -> None:
         """Write the report and print what it comes to; the first process does it for all."""
+        (peak,) = self.ranks.sum(run_info.peak_memory_gib())
         if not self.ranks.is_first:
             return
-        peak = max(run_info.peak_memory_gib(), self.info.get("peak_memory_gib", 0.0))
+        peak = max(peak, self.info.get("peak_memory_gib", 0.0))
         self.info |= {"ended": run_info.now(), "peak_memory_gib": peak}
         self._write_info()
         report = write_report(

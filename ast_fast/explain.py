@@ -75,7 +75,7 @@ def save_explanation(
     num_frames, num_mel_bins = features.shape
     seconds = num_frames * frame_shift / 1000.0
     figure = Figure(figsize=(9, 5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a name may hold dollars
     axes = figure.subplots(2, 1, sharex=True)
     for axis, label in zip(axes, ("log-mel", "attention"), strict=True):
         axis.imshow(

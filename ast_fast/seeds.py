@@ -9,12 +9,16 @@ from typing import Any
 
 from ast_fast.atomic import atomic_write
 from ast_fast.cli import split_flags
+from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB
 from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
 from ast_fast.metrics import mean_and_std
+from ast_fast.report import read_report
 
 FLAG = "--seeds"
 SUMMARY = "seeds.json"
+NOT_ALIKE = CHANGES_NO_RESULT | OF_A_JOB | {"seed"}
+"""Settings in which the runs of several seeds may differ."""
 
 
 def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -30,8 +34,9 @@ def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
         return [], list(argv)
     if len(values) > 1:
         raise InputError(f"{FLAG} is given twice")
-    if any(flag == "--seed" for flag, _ in groups):
-        raise InputError(f"{FLAG} must be given without --seed")
+    for other in ("--seed", "--merge"):
+        if any(flag == other for flag, _ in groups):
+            raise InputError(f"{FLAG} must be given without {other}")
     if not values[0]:
         raise InputError(f"{FLAG} takes at least one value, got none")
     seeds = []
@@ -54,9 +59,9 @@ def run_seeds(
     default_out: Callable[[], Path],
     ranks: Ranks = ALONE,
 ) -> int:
-    """Make a run of every seed in `out/seed-N`, then write and print what they come to together.
+    """Make a run of every seed in `out/seed-N`, then write and print what all there come to.
 
-    With `--resume`, runs that were begun go on, and the others are made.
+    With `--resume`, runs that were begun go on, and the others are made with their settings.
 
     Args:
         seeds: Of the runs.
@@ -66,29 +71,41 @@ def run_seeds(
         ranks: The processes that make each run together; the first writes and prints.
     Returns:
         The exit code.
+    Raises:
+        InputError: The folder holds a run of its own, or the seeds' runs do not go together.
     """
     groups = split_flags(argv)
     named = [tokens for flag, tokens in groups if flag == "--out"]
     out = Path(named[0][0]).expanduser() if named and named[0] else default_out()
+    if (out / "config.toml").is_file():
+        raise InputError(f"--out must be a folder for the runs of {FLAG}, got {out}, itself a run")
     resumes = any(flag == "--resume" for flag, _ in groups)
+    begun = sorted(out.glob("seed-*/config.toml")) if resumes else []
+    like = []
+    if begun and all(flag != "--config" for flag, _ in groups):
+        like = ["--config", str(begun[0])]
     for seed in seeds:
         folder = out / f"seed-{seed}"
         if ranks.is_first and not resumes:
             print(f"\nseed {seed}", flush=True)
         goes_on = resumes and (folder / "config.toml").is_file()
-        which = ["--resume"] if goes_on else ["--seed", str(seed)]
+        which = ["--resume"] if goes_on else [*like, "--seed", str(seed)]
         code = run([*of_each(argv), *which, "--out", str(folder)])
         if code:
             return code
     if not ranks.is_first:
         return 0
-    summary = summarise({seed: out / f"seed-{seed}" for seed in seeds})
+    names = [path.parent.name.removeprefix("seed-") for path in out.glob("seed-*/report.json")]
+    numbers = sorted(int(name) for name in names if name.isdecimal())
+    summary = summarise({seed: out / f"seed-{seed}" for seed in numbers})
     with atomic_write(out / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     accuracy = summary["accuracy"]
+    spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(numbers) > 1 else ""
     print(
-        f"\naccuracy {accuracy['mean']:.1%} ± {accuracy['std_over_seeds']:.1%} over "
-        f"{len(seeds)} seeds (± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
+        f"\naccuracy {accuracy['mean']:.1%}{spread} over seed{'s' * (len(numbers) > 1)} "
+        f"{' '.join(map(str, numbers))} "
+        f"(± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
         f"summary  {out / SUMMARY}"
     )
     return 0
@@ -101,11 +118,24 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
 
     Args:
         folders: Of the runs, by seed.
+    Raises:
+        InputError: Two differ in their clips, their folds or a setting.
     """
     per_seed: dict[str, dict[str, float]] = {}
+    first: dict[str, Any] = {}
     for seed, folder in folders.items():
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_report(folder)
         per_seed[str(seed)] = report["accuracy"]["per_fold"]
+        same = {"data": report["data"]["key"], "folds": sorted(per_seed[str(seed)])}
+        settings = report["config"].items()
+        same |= {key: value for key, value in settings if key not in NOT_ALIKE}
+        first = first or same
+        for key in sorted(first.keys() | same.keys()):
+            if first.get(key) != same.get(key):
+                raise InputError(
+                    f"{folder} must be of the clips, folds and settings of the seeds beside it: "
+                    f"{key} is {same.get(key)} there and {first.get(key)} in the first"
+                )
     mean, over_seeds = mean_and_std([mean_and_std([*a.values()])[0] for a in per_seed.values()])
     every = [accuracy for folds in per_seed.values() for accuracy in folds.values()]
     return {

@@ -66,7 +66,7 @@ def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
         assert text in shown
     html = page.read_text()
     assert "b&lt;i&gt;" in html
-    assert "+10.0" in html
+    assert html.count("60.0 % (+10.0)") == 1
     assert "<td>seed</td><td>0</td><td>1</td>" in html
     assert "--accent" in html  # the style sheet that both pages have
 

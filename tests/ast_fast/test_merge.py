@@ -41,12 +41,17 @@ def test_merged_folds_are_the_run_of_them_all(jobs: Path, tmp_path: Path, capsys
     whole = json.loads((jobs / "all" / "report.json").read_text())
     assert merged["accuracy"] == whole["accuracy"]
     assert merged["confusion"] == whole["confusion"]
+    runs = [json.loads((jobs / name / "run.json").read_text()) for name in "ab"]
     assert merged["run"]["merged"] == [
-        {"path": str(jobs / "a"), "folds": [1, 2]}, {"path": str(jobs / "b"), "folds": [3]},
-    ]  # fmt: skip
+        {"path": str(jobs / "a"), "folds": [1, 2], "run": runs[0]},
+        {"path": str(jobs / "b"), "folds": [3], "run": runs[1]},
+    ]
+    assert merged["run"]["peak_memory_gib"] == max(run["peak_memory_gib"] for run in runs)
     assert (tmp_path / "merged" / "report.html").is_file()
     assert (tmp_path / "merged" / "fold-3" / "model.safetensors").is_file()
-    assert "(folds 1 2 3)" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "(folds 1 2 3)" in shown
+    assert "note" not in shown
     assert main(["--resume", "--out", str(tmp_path / "merged")]) == 0  # it is a run like any other
 
 
@@ -88,6 +93,18 @@ def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> Non
     assert not (tmp_path / "merged").exists()
 
 
+def test_runs_of_another_version_are_told(jobs: Path, tmp_path: Path, capsys) -> None:
+    shutil.copytree(jobs / "b", tmp_path / "b")
+    info = json.loads((tmp_path / "b" / "run.json").read_text())
+    info["versions"]["torch"] = "1.0"
+    (tmp_path / "b" / "run.json").write_text(json.dumps(info))
+    out = tmp_path / "merged"
+    assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
+    note = "note: of the runs, versions differ; run.json has each one's\n"
+    assert capsys.readouterr().out.endswith(note)
+    assert "torch 1.0" in (out / "report.html").read_text()
+
+
 def test_a_fold_that_is_gone_leaves_nothing_behind(jobs: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(jobs / "b", tmp_path / "b")
     out = ["--out", str(tmp_path / "deeper" / "merged")]
@@ -106,5 +123,7 @@ def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys
     assert "--merge needs --out, the folder of the run that it makes" in capsys.readouterr().err
     assert main([*runs, "--out", str(tmp_path / "x"), "--seed", "1"]) == 2
     assert "--merge takes --out alone beside it, got --seed" in capsys.readouterr().err
+    assert main([*runs, "--out", "x", "--out", "y"]) == 2
+    assert "--merge and --out must each be given once" in capsys.readouterr().err
     assert main([*runs, "--out", str(jobs / "all")]) == 2
     assert "holds another run" in capsys.readouterr().err

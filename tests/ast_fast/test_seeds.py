@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 
 from ast_fast.cv import main
+from ast_fast.errors import InputError
 from ast_fast.seeds import run_seeds, summarise, take_seeds
 
 
 class Runs:
     """Stands in for runs: notes their arguments and writes a report."""
 
-    def __init__(self, accuracies: dict[int, list[float]], fails_at: int | None = None) -> None:
-        self.accuracies, self.fails_at = accuracies, fails_at
+    def __init__(
+        self, accuracies: dict[int, list[float]], fails_at: int | None = None, **settings
+    ) -> None:
+        self.accuracies, self.fails_at, self.settings = accuracies, fails_at, settings
         self.calls: list[list[str]] = []
 
     def __call__(self, argv) -> int:
@@ -28,7 +31,14 @@ class Runs:
         if seed == self.fails_at:
             return 130
         per_fold = {str(fold): a for fold, a in enumerate(self.accuracies[seed], start=1)}
-        (folder / "report.json").write_text(json.dumps({"accuracy": {"per_fold": per_fold}}))
+        config = {"seed": seed, "out": str(folder), "training.epochs": 10} | self.settings
+        report = {
+            "accuracy": {"per_fold": per_fold},
+            "data": {"key": "k"},
+            "config": config,
+            "timing": {"total_seconds": 1.0},
+        }
+        (folder / "report.json").write_text(json.dumps(report))
         return 0
 
 
@@ -45,7 +55,7 @@ def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> No
     assert summary["std_over_seeds"] == pytest.approx(0.05 * 2**0.5)
     assert summary["std_over_folds_and_seeds"] == pytest.approx((0.05 / 3) ** 0.5)
     assert summary["per_seed"]["3"] == {"1": 0.5, "2": 0.7}
-    assert "accuracy 65.0% ± 7.1% over 2 seeds" in capsys.readouterr().out
+    assert "accuracy 65.0% ± 7.1% over seeds 0 3 (" in capsys.readouterr().out
 
 
 def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
@@ -58,7 +68,25 @@ def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
     assert [("--resume" in call, "--seed" in call) for call in again.calls] == [
         (True, False), (True, False), (False, True),
     ]  # fmt: skip
+    assert again.calls[2][:4] == ["--data", "d", "--config", str(tmp_path / "seed-0/config.toml")]
     assert (tmp_path / "seeds.json").exists()
+
+
+def test_a_later_seed_joins_those_before_it(tmp_path: Path, capsys) -> None:
+    argv = ["--out", str(tmp_path)]
+    assert run_seeds([0], argv, Runs({0: [0.5]}), Path) == 0
+    assert "accuracy 50.0% over seed 0 (" in capsys.readouterr().out
+    assert run_seeds([7], argv, Runs({7: [0.7]}), Path) == 0
+    assert "accuracy 60.0% ± 14.1% over seeds 0 7 (" in capsys.readouterr().out
+    other = Runs({8: [0.7]}, **{"training.epochs": 20})
+    with pytest.raises(InputError, match=r"seed-8 must be of .*epochs is 20 there and 10"):
+        run_seeds([8], argv, other, Path)
+
+
+def test_a_run_is_no_folder_for_others(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").touch()
+    with pytest.raises(InputError, match="--out must be a folder for the runs of --seeds, got"):
+        run_seeds([0], ["--out", str(tmp_path)], Runs({0: [0.5]}), Path)
 
 
 def test_a_home_in_out_is_found(tmp_path: Path, monkeypatch) -> None:
@@ -89,6 +117,7 @@ def test_no_seeds_are_no_runs_of_their_own() -> None:
         (["--seeds", "-1"], "--seeds must be different whole numbers from 0 on, got -1"),
         (["--seeds", "1", "--seed", "2"], "--seeds must be given without --seed"),
         (["--seeds", "1", "--seeds", "2"], "--seeds is given twice"),
+        (["--seeds", "1", "--merge", "a", "b"], "--seeds must be given without --merge"),
     ],
 )
 def test_wrong_seeds_are_one_line(argv, message, capsys) -> None:
@@ -113,7 +142,8 @@ def test_two_real_runs(tmp_path: Path) -> None:
     assert main(flags) == 0
     (tmp_path / "out" / "seeds.json").unlink()
     shutil.rmtree(tmp_path / "out" / "seed-1")
-    assert main([*flags, "--resume"]) == 0
+    seeds = ["--seeds", "0", "1", "--resume", "--out", str(tmp_path / "out")]
+    assert main(seeds) == 0  # with the settings of the run that is there
     reports = [
         json.loads((tmp_path / "out" / f"seed-{seed}" / "report.json").read_text())
         for seed in (0, 1)
