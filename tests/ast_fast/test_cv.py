@@ -188,6 +188,20 @@ def test_run_json_says_what_ran_where(finished: Path) -> None:
     assert run["peak_memory_gib"] > 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["defaults", "esc50"])
+def test_a_run_stays_below_two_gib(tmp_path: Path, recipe: str) -> None:
+    """With batches and clips of the real sizes; what a data set maps comes beside."""
+    path = Path(__file__).parents[2] / "recipes" / "esc50.toml"
+    flags = ["--config", str(path)] if recipe == "esc50" else ["--training.batch-size", "32"]
+    flags += ["--training.epochs", "1", "--folds", "1", "--threads", "2", "--device", "cpu"]
+    flags += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "ast_fast.cv", *flags]
+    subprocess.run(command, check=True, capture_output=True)
+    peak = json.loads((tmp_path / "run" / "run.json").read_text())["peak_memory_gib"]
+    assert 0.3 < peak < 2
+
+
 def test_config_toml_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     out = tmp_path / "again"
     config = ["--config", str(finished / "config.toml")]
