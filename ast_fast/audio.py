@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
@@ -144,7 +145,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
             raise BadAudioError("is not a file")
         if status.st_size == 0:
             raise BadAudioError("is empty (0 bytes)")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:  # a name need not be UTF-8
             yield file
     except FileNotFoundError:
         raise BadAudioError("is absent") from None
@@ -210,7 +211,7 @@ def _check_whole(file: soundfile.SoundFile) -> None:
             )
     if file.format == "OGG" and _CUT_OGG in notes:
         raise BadAudioError("is cut short: its last Ogg page does not end the stream")
-    if file.format == "OGG" and not _last_ogg_page_is_whole(Path(file.name)):
+    if file.format == "OGG" and not _last_ogg_page_is_whole(Path(os.fsdecode(file.name))):
         raise BadAudioError("is cut short: its last Ogg page is not whole")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections import deque
@@ -206,6 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: The arguments; None takes the command line's.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, names of files too
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
     keep_freed_memory()

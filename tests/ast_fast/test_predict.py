@@ -187,6 +187,14 @@ def test_a_picture_that_cannot_be_written_is_named(
     assert len(list((tmp_path / "maps").iterdir())) == 2
 
 
+def test_a_name_that_is_not_utf_8_is_read(model: Path, audio: Path) -> None:
+    name = os.fsencode(audio) + b"/low-\xff.wav"
+    os.rename(audio / "a-low.wav", name)
+    command = [sys.executable, "-m", "ast_fast.predict", str(model), name]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout.startswith(os.fsencode(audio) + b"/low-?.wav (1 clip)")
+
+
 def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:
     command = [sys.executable, "-m", "ast_fast.predict", str(model), str(audio), "--json"]
     read, write = os.pipe()
