@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -60,6 +60,32 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _flush(path.parent)
+
+
+@contextmanager
+def filled_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder whose contents move into `path` when the block ends well.
+
+    A folder that is there stays the same one: it may be reached by a link, or be somebody's current
+    folder. What sorts first moves last. If the block fails, nothing is left behind.
+
+    Args:
+        path: The folder, new or empty.
+    """
+    is_new = not path.exists()
+    path.mkdir(parents=True, exist_ok=True)
+    temporary = path / f".{secrets.token_hex(4)}.partial"
+    temporary.mkdir()
+    try:
+        yield temporary
+        for inside in sorted(temporary.iterdir(), reverse=True):
+            inside.rename(path / inside.name)
+        _flush(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if is_new:
+            with suppress(OSError):
+                path.rmdir()  # if it is empty
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

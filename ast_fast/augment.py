@@ -83,6 +83,8 @@ def draw_mixtures(
             batch. The last may be shorter; None is one batch.
     Returns:
         For each row, in order: sums of one clip, or of two where clips are mixed at all.
+    Raises:
+        ValueError: Clips are to be mixed, and there are no levels.
     """
     count = len(targets)
     starts = torch.zeros(count, dtype=torch.int64)
@@ -93,7 +95,11 @@ def draw_mixtures(
         return Mixtures(
             torch.arange(count).unsqueeze(1), starts.unsqueeze(1), factors.unsqueeze(1), targets
         )
-    assert levels is not None
+    if levels is None:
+        raise ValueError(
+            f"levels must be given where clips are mixed (mix_probability "
+            f"{config.mix_probability:g}), got None"
+        )
     partners, shares, amplitudes = draw_mixing(
         levels * factors.abs(), config, generator, batch_size or max(1, count)
     )

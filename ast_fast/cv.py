@@ -31,7 +31,7 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from ast_fast import checkpoint, run_info
-from ast_fast.atomic import atomic_folder, atomic_write
+from ast_fast.atomic import atomic_write, filled_folder
 from ast_fast.cli import (
     PROGRAM,
     config_to_toml,
@@ -66,7 +66,7 @@ from ast_fast.layout import METADATA
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.progress import send_nowhere, show_compilations
 from ast_fast.report import Measured, read_report, write_report
-from ast_fast.seeds import of_each, run_seeds, take_seeds
+from ast_fast.seeds import of_new_runs, run_seeds, take_seeds
 from ast_fast.tensorboard import TensorBoardLog, load_writer
 from ast_fast.timing import Stages
 from ast_fast.train import (
@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             seeds, rest = take_seeds(arguments)
             if seeds:
-                ranks = join_ranks(resolve_device(parse_config(of_each(rest)).device))
+                ranks = join_ranks(resolve_device(parse_config(of_new_runs(rest)).device))
                 return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
             return _fail(str(error))
@@ -198,7 +198,15 @@ def _apart(merged: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return which facts of merged runs differ that results may depend on, be it by rounding."""
     runs = [part["run"] for part in merged]
     names = ("commit", "versions", "device", "kernels", "threads", "processes")
-    return [name for name in names if any(run.get(name) != runs[0].get(name) for run in runs)]
+    return [name for name in names if any(_differ(runs[0], run, name) for run in runs)]
+
+
+def _differ(facts: Mapping[str, Any], others: Mapping[str, Any], name: str) -> bool:
+    """Say whether a fact of two runs differs; of kernels, those count that both versions name."""
+    fact, other = facts.get(name), others.get(name)
+    if name == "kernels" and isinstance(fact, dict) and isinstance(other, dict):
+        return any(fact[operation] != other[operation] for operation in fact.keys() & other.keys())
+    return bool(fact != other)
 
 
 def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[str, Any]:
@@ -257,13 +265,12 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         "peak_memory_gib": max(info.get("peak_memory_gib", 0.0) for info in infos.values()),
     }
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(out) as whole:
+        with filled_folder(out) as whole:
             results, measured = [], {}
             for fold, home in sorted(homes.items()):
                 name = f"fold-{fold}"
                 if (home / name).is_dir():
-                    shutil.copytree(home / name, whole / name)
+                    shutil.copytree(home / name, whole / name, copy_function=shutil.copyfile)
                 indices = split_fold(dataset, fold)[1]
                 result = load_result(config, dataset, fold, whole / name, indices)
                 times = _read_measured(whole / name / MEASURED)
@@ -519,7 +526,7 @@ class Run:
             self._acquire()
         there = _read_run(self.out)
         for name in MUST_AGREE:
-            if there[name] != self.info[name]:
+            if _differ(there, self.info, name):
                 raise InputError(
                     f"--resume must go on with what the run in {self.out} began with: {name} is "
                     f"{there[name]} there and {self.info[name]} here"

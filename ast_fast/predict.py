@@ -262,7 +262,10 @@ def _classify_all(options: Options) -> int:
                     _draw(file, classifier, options.explain, drawn)
                 except OSError as error:
                     num_bad += 1
-                    print(f"error: {file.path} cannot be drawn: {error.strerror}", file=sys.stderr)
+                    print(
+                        f"error: {file.path} cannot be drawn: {error.strerror or error}",
+                        file=sys.stderr,
+                    )
     return 1 if num_bad else 0
 
 

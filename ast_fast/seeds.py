@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ast_fast.atomic import atomic_write
-from ast_fast.cli import split_flags
+from ast_fast.cli import config_values, parse_config, split_flags
 from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB
 from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
@@ -47,9 +47,26 @@ def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
     return seeds, _joined(groups, without={FLAG})
 
 
-def of_each(argv: Sequence[str]) -> list[str]:
-    """Return the arguments that every seed's run has, without those of the folder of them all."""
-    return _joined(split_flags(argv), without={"--out", "--resume"})
+def of_new_runs(argv: Sequence[str]) -> list[str]:
+    """Return the arguments of a seed's run that is not there yet, without its seed and folder.
+
+    With `--resume` the settings are those of the first run that was begun, under any flags given.
+
+    Raises:
+        InputError: There is no run to resume.
+    """
+    groups = split_flags(argv)
+    given = _joined(groups, without={"--out", "--resume"})
+    if all(flag != "--resume" for flag, _ in groups):
+        return given
+    out = _named_out(groups)
+    if out is None:
+        raise InputError("--resume needs --out, the folder of the runs to go on with")
+    begun = sorted(out.glob("seed-*/config.toml"))
+    if not begun:
+        raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
+    is_named = any(flag == "--config" for flag, _ in groups)
+    return given if is_named else ["--config", str(begun[0]), *given]
 
 
 def run_seeds(
@@ -75,36 +92,36 @@ def run_seeds(
         InputError: The folder holds a run of its own, or the seeds' runs do not go together.
     """
     groups = split_flags(argv)
-    named = [tokens for flag, tokens in groups if flag == "--out"]
-    out = Path(named[0][0]).expanduser() if named and named[0] else default_out()
+    new = of_new_runs(argv)
+    out = _named_out(groups) or default_out()
     if (out / "config.toml").is_file():
         raise InputError(f"--out must be a folder for the runs of {FLAG}, got {out}, itself a run")
+    planned = config_values(parse_config(new))
+    for folder in _finished(out).values():
+        _check_alike(folder, read_report(folder)["config"], planned)
     resumes = any(flag == "--resume" for flag, _ in groups)
-    begun = sorted(out.glob("seed-*/config.toml")) if resumes else []
-    like = []
-    if begun and all(flag != "--config" for flag, _ in groups):
-        like = ["--config", str(begun[0])]
     for seed in seeds:
         folder = out / f"seed-{seed}"
         if ranks.is_first and not resumes:
             print(f"\nseed {seed}", flush=True)
-        goes_on = resumes and (folder / "config.toml").is_file()
-        which = ["--resume"] if goes_on else [*like, "--seed", str(seed)]
-        code = run([*of_each(argv), *which, "--out", str(folder)])
+        if resumes and (folder / "config.toml").is_file():
+            which = [*_joined(groups, without={"--out", "--resume"}), "--resume"]
+        else:
+            which = [*new, "--seed", str(seed)]
+        code = run([*which, "--out", str(folder)])
         if code:
             return code
     if not ranks.is_first:
         return 0
-    names = [path.parent.name.removeprefix("seed-") for path in out.glob("seed-*/report.json")]
-    numbers = sorted(int(name) for name in names if name.isdecimal())
-    summary = summarise({seed: out / f"seed-{seed}" for seed in numbers})
+    folders = _finished(out)
+    summary = summarise(folders)
     with atomic_write(out / SUMMARY) as path:
         path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     accuracy = summary["accuracy"]
-    spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(numbers) > 1 else ""
+    spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(folders) > 1 else ""
     print(
-        f"\naccuracy {accuracy['mean']:.1%}{spread} over seed{'s' * (len(numbers) > 1)} "
-        f"{' '.join(map(str, numbers))} "
+        f"\naccuracy {accuracy['mean']:.1%}{spread} over seed{'s' * (len(folders) > 1)} "
+        f"{' '.join(map(str, folders))} "
         f"(± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
         f"summary  {out / SUMMARY}"
     )
@@ -126,16 +143,9 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
     for seed, folder in folders.items():
         report = read_report(folder)
         per_seed[str(seed)] = report["accuracy"]["per_fold"]
-        same = {"data": report["data"]["key"], "folds": sorted(per_seed[str(seed)])}
-        settings = report["config"].items()
-        same |= {key: value for key, value in settings if key not in NOT_ALIKE}
-        first = first or same
-        for key in sorted(first.keys() | same.keys()):
-            if first.get(key) != same.get(key):
-                raise InputError(
-                    f"{folder} must be of the clips, folds and settings of the seeds beside it: "
-                    f"{key} is {same.get(key)} there and {first.get(key)} in the first"
-                )
+        facts = {"the clips": report["data"]["key"], "the folds": sorted(per_seed[str(seed)])}
+        first = first or facts | report["config"]
+        _check_alike(folder, facts | report["config"], first)
     mean, over_seeds = mean_and_std([mean_and_std([*a.values()])[0] for a in per_seed.values()])
     every = [accuracy for folds in per_seed.values() for accuracy in folds.values()]
     return {
@@ -146,6 +156,28 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
             "per_seed": per_seed,
         }
     }
+
+
+def _check_alike(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise if a run differs in more than its seed, as far as both versions know the setting."""
+    for key in sorted((there.keys() & here.keys()) - NOT_ALIKE):
+        if there[key] != here[key]:
+            raise InputError(
+                f"{folder} must differ from the seeds beside it by its seed alone: {key} is "
+                f"{there[key]} there and {here[key]} here; name another --out"
+            )
+
+
+def _finished(out: Path) -> dict[int, Path]:
+    """Return the folders of the runs that have a report, by seed."""
+    folders = [path.parent for path in out.glob("seed-*/report.json")]
+    numbered = [(folder.name.removeprefix("seed-"), folder) for folder in folders]
+    return dict(sorted((int(name), folder) for name, folder in numbered if name.isdecimal()))
+
+
+def _named_out(groups: Sequence[tuple[str, Sequence[str]]]) -> Path | None:
+    named = [tokens for flag, tokens in groups if flag == "--out"]
+    return Path(named[0][0]).expanduser() if named and named[0] else None
 
 
 def _joined(groups: Sequence[tuple[str, Sequence[str]]], *, without: set[str]) -> list[str]:

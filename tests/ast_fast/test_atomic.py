@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from ast_fast.atomic import atomic_folder, atomic_write
+from ast_fast.atomic import atomic_folder, atomic_write, filled_folder
 
 
 def _write_and_raise(path, error):
@@ -79,3 +79,18 @@ def test_atomic_folder_keeps_the_old_folder_after_an_error(tmp_path):
         _write_and_raise(temporary / "new", ValueError("stop"))
     assert os.listdir(target) == ["old"]
     assert os.listdir(tmp_path) == ["set"]
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_filled_folder_takes_all_or_nothing(tmp_path, is_there):
+    target = tmp_path / "deeper" / "run"
+    if is_there:
+        target.mkdir(parents=True)
+    with pytest.raises(ValueError, match="half"), filled_folder(target) as temporary:
+        _write_and_raise(temporary / "a", ValueError("half"))
+    assert target.exists() == is_there
+    with filled_folder(target) as temporary:
+        for name in "ab":
+            (temporary / name).write_text(name)
+        assert os.listdir(target) == [temporary.name]
+    assert sorted(os.listdir(target)) == ["a", "b"]

@@ -153,6 +153,14 @@ def test_mixing_keeps_the_energy_of_equally_loud_clips():
     torch.testing.assert_close(out.norm(dim=1), torch.ones(64), atol=0.02, rtol=0)
 
 
+def test_mixing_needs_sound_levels():
+    config = replace(OFF, mix_probability=0.25)
+    with pytest.raises(
+        ValueError, match=r"levels must be given .*mix_probability 0.25\), got None"
+    ):
+        draw_mixtures(9, None, torch.eye(4), config, seeded())
+
+
 def test_mixing_follows_sound_levels():
     """A loud and a soft sinusoid of equal share are equally loud in the mixture."""
     time = torch.arange(16000) / 16000

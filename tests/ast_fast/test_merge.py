@@ -117,6 +117,30 @@ def test_a_fold_that_is_gone_leaves_nothing_behind(jobs: Path, tmp_path: Path, c
     assert main(["--merge", str(jobs / "a"), str(jobs / "b"), *out]) == 0
 
 
+def test_an_empty_folder_that_is_there_is_filled(jobs: Path, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    monkeypatch.chdir(tmp_path)
+    assert merge(jobs, Path("link"), "a", "b") == 0
+    assert (tmp_path / "there" / "report.html").is_file()
+    assert (tmp_path / "link").is_symlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert merge(jobs, Path("."), "a", "b") == 0
+    assert Path("report.html").is_file()  # in the folder that this process is in
+
+
+def test_kernels_that_a_version_did_not_name_are_not_told(jobs, tmp_path, capsys) -> None:
+    shutil.copytree(jobs / "b", tmp_path / "b")
+    info = json.loads((tmp_path / "b" / "run.json").read_text())
+    del info["kernels"]["mix"]
+    (tmp_path / "b" / "run.json").write_text(json.dumps(info))
+    assert main(["--resume", "--out", str(tmp_path / "b")]) == 0
+    out = ["--out", str(tmp_path / "merged")]
+    assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 0
+    assert "note" not in capsys.readouterr().out
+
+
 def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     runs = ["--merge", str(jobs / "a"), str(jobs / "b")]
     assert main(runs) == 2

@@ -60,7 +60,7 @@ def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> No
 
 def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
     accuracies = {0: [0.5], 1: [0.6], 2: [0.7]}
-    argv = ["--data", "d", "--out", str(tmp_path)]
+    argv = ["--data", "d", "--training.epochs", "10", "--out", str(tmp_path)]
     assert run_seeds([0, 1, 2], argv, Runs(accuracies, fails_at=1), Path) == 130
     assert not (tmp_path / "seeds.json").exists()
     again = Runs(accuracies)
@@ -68,19 +68,35 @@ def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
     assert [("--resume" in call, "--seed" in call) for call in again.calls] == [
         (True, False), (True, False), (False, True),
     ]  # fmt: skip
-    assert again.calls[2][:4] == ["--data", "d", "--config", str(tmp_path / "seed-0/config.toml")]
+    assert again.calls[2][:4] == ["--config", str(tmp_path / "seed-0/config.toml"), "--data", "d"]
     assert (tmp_path / "seeds.json").exists()
 
 
 def test_a_later_seed_joins_those_before_it(tmp_path: Path, capsys) -> None:
-    argv = ["--out", str(tmp_path)]
+    argv = ["--out", str(tmp_path), "--training.epochs", "10"]
     assert run_seeds([0], argv, Runs({0: [0.5]}), Path) == 0
     assert "accuracy 50.0% over seed 0 (" in capsys.readouterr().out
     assert run_seeds([7], argv, Runs({7: [0.7]}), Path) == 0
     assert "accuracy 60.0% ± 14.1% over seeds 0 7 (" in capsys.readouterr().out
-    other = Runs({8: [0.7]}, **{"training.epochs": 20})
-    with pytest.raises(InputError, match=r"seed-8 must be of .*epochs is 20 there and 10"):
-        run_seeds([8], argv, other, Path)
+    other = Runs({8: [0.7]})
+    with pytest.raises(InputError, match=r"seed-0 must differ .*epochs is 10 there and 20 here"):
+        run_seeds([8], [*argv[:-1], "20"], other, Path)
+    assert not other.calls  # nothing was trained in vain
+    unlike = Runs({8: [0.7]}, **{"training.epochs": 20})
+    with pytest.raises(InputError, match=r"seed-8 must differ .*epochs is 20 there and 10 here"):
+        run_seeds([8], argv, unlike, Path)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--resume needs --out, the folder of the runs to go on with"),
+        (["--out", "nowhere"], "--out must hold runs to resume, got nowhere, which has no seed-N"),
+    ],
+)
+def test_what_is_not_there_is_not_resumed(flags, message, capsys) -> None:
+    assert main(["--seeds", "0", "1", "--resume", *flags]) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"
 
 
 def test_a_run_is_no_folder_for_others(tmp_path: Path) -> None:
