@@ -22,7 +22,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
@@ -140,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _merge(arguments)
     run = Run(arguments)
     try:
-        with sigterm_as_interrupt():
+        with run.interrupts:
             run.prepare()
             run.train()
             run.report()
@@ -292,21 +292,37 @@ def _part(report: Mapping[str, Any]) -> dict[str, Any]:
     return {"data_key": report["data"]["key"], "folds": folds}
 
 
-@contextlib.contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
-    """Have SIGTERM raise `Terminated` in the block, if this is the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class Interrupts(Observer):
+    """Has Ctrl-C, and SIGTERM as `Terminated`, end a run, at the latest after the step at hand.
 
-    def stop(*_: object) -> None:
-        raise Terminated
+    What a signal's handler raises can be lost: in a finalizer, or in a callback from C, Python says
+    that it was ignored. So it is raised again after the next step. In other threads than the main
+    one nothing is changed.
+    """
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._came: KeyboardInterrupt | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_step(self, *_: object) -> None:
+        """Raise what a signal raised before, and was lost."""
+        if self._came is not None:
+            raise self._came
+
+    def _stop(self, number: int, _: object) -> None:
+        self._came = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        raise self._came
 
 
 class _Console(Console):
@@ -339,6 +355,7 @@ class Run:
         self.console = _Console(soft_wrap=True, highlight=False, markup=False)
         self.out: Path
         self.begun = False
+        self.interrupts = Interrupts()
         self.results: list[FoldResult] = []
         self.measured: dict[int, Measured] = {}
         self.compile_seconds = 0.0
@@ -401,7 +418,7 @@ class Run:
         """Train and test every fold, and check the kernels on a batch of each."""
         with contextlib.ExitStack() as stack:
             progress = stack.enter_context(TrainingProgress(self.console, self.folds))
-            observers: list[Observer] = [progress]
+            observers: list[Observer] = [progress, self.interrupts]
             if self.config.tensorboard and self.ranks.is_first:
                 log = TensorBoardLog(self.out)
                 stack.callback(log.close)

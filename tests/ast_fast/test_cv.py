@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import io
 import json
@@ -21,6 +22,8 @@ from safetensors.torch import load_file
 
 from ast_fast import checkpoint, cv
 from ast_fast.cv import exhausted_resource, main
+from ast_fast.train import EpochRow
+from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels._onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
@@ -254,6 +257,25 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert not [name for name in files_under(out) if "partial" in name]
     assert main(["--resume", "--out", str(out)]) == 0
     same_results(out, finished)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_a_finalizer_loses_ends_the_run_all_the_same(
+    number: signal.Signals,
+    code: int,
+    base: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lose(self: TrainingProgress, row: EpochRow) -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(TrainingProgress, "on_epoch", lose)
+    before = signal.getsignal(number)
+    assert main([*base, "--out", str(tmp_path / "run")]) == code
+    assert signal.getsignal(number) is before
+    assert (tmp_path / "run" / "fold-1" / "checkpoint.safetensors").is_file()
 
 
 def test_an_interrupt_before_the_run_leaves_nothing(

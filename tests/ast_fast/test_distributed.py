@@ -161,7 +161,7 @@ def test_several_seeds_are_made_by_the_same_processes(cache: Path, tmp_path: Pat
     given.remove("3")
     given.remove("--training.epochs")
     output = run(cache, tmp_path / "runs", *given, processes=2)
-    assert output.count("over 2 seeds") == 1
+    assert output.count("over seeds 0 1 (") == 1
     assert read(tmp_path / "runs" / "seeds.json")["accuracy"]["per_seed"].keys() == {"0", "1"}
 
 
