@@ -51,10 +51,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for folder, _, names in os.walk(temporary):
-            for name in names:
-                _flush(Path(folder, name))
-            _flush(Path(folder))
+        _flush_all(temporary)
         _replace_folder(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -78,6 +75,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        _flush_all(temporary)
         for inside in sorted(temporary.iterdir(), reverse=True):
             inside.rename(path / inside.name)
         _flush(path)
@@ -105,6 +103,14 @@ def _replace_folder(temporary: Path, path: Path) -> None:
 def _beside(path: Path) -> Path:
     """Return an unused hidden name in the folder of `path`, with the same suffix."""
     return path.with_name(f".{path.stem}.{secrets.token_hex(4)}.partial{path.suffix}")
+
+
+def _flush_all(root: Path) -> None:
+    """Have the system write a folder and all in it to disk."""
+    for folder, _, names in os.walk(root):
+        for name in names:
+            _flush(Path(folder, name))
+        _flush(Path(folder))
 
 
 def _flush(path: Path) -> None:

@@ -12,7 +12,7 @@ import math
 import re
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -173,6 +173,14 @@ def config_to_toml(config: Config) -> str:
 def config_values(config: Config) -> dict[str, Any]:
     """Return every setting by its key, in types that TOML and JSON have (paths as strings)."""
     return {key: _plain(_get(config, setting.fields)) for key, setting in settings().items()}
+
+
+def first_difference(
+    there: Mapping[str, Any], here: Mapping[str, Any], *, apart_from: Set[str]
+) -> str | None:
+    """Return the first key whose values differ, of those that both have; None if all agree."""
+    shared = (key for key in there if key in here and key not in apart_from)
+    return next((key for key in shared if there[key] != here[key]), None)
 
 
 @cache

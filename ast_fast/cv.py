@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from datetime import datetime
@@ -36,6 +36,7 @@ from ast_fast.cli import (
     PROGRAM,
     config_to_toml,
     config_values,
+    first_difference,
     is_utf8,
     parse_config,
     recorded_config,
@@ -229,12 +230,12 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     first, *others = paths
     for path in others:
         here, there = config_values(configs[first]), config_values(configs[path])
-        for key in here.keys() - CHANGES_NO_RESULT - OF_A_JOB:
-            if here[key] != there[key]:
-                raise InputError(
-                    f"{path} must have the settings of {first}: {key} is {there[key]} there and "
-                    f"{here[key]} here"
-                )
+        key = first_difference(there, here, apart_from=CHANGES_NO_RESULT | OF_A_JOB)
+        if key is not None:
+            raise InputError(
+                f"{path} must have the settings of {first}: {key} is {there[key]} there and "
+                f"{here[key]} here"
+            )
         precision, other = infos[first].get("amp"), infos[path].get("amp")
         if other != precision:
             raise InputError(
@@ -769,12 +770,12 @@ def check_resumed_settings(config: Config, out: Path) -> None:
         InputError: One differs that could change a result; the message names the first.
     """
     there, here = config_values(recorded_config(out)), config_values(config)
-    for key, value in there.items():
-        if key not in CHANGES_NO_RESULT and value != here[key]:
-            raise InputError(
-                f"--resume must have the settings of the run in {out}: {key} is {value} there and "
-                f"{here[key]} here; leave it out, or name another --out without --resume"
-            )
+    key = first_difference(there, here, apart_from=CHANGES_NO_RESULT)
+    if key is not None:
+        raise InputError(
+            f"--resume must have the settings of the run in {out}: {key} is {there[key]} there and "
+            f"{here[key]} here; leave it out, or name another --out without --resume"
+        )
 
 
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
@@ -812,15 +813,19 @@ def kernels_in_use(config: Config, device: torch.device) -> dict[str, str]:
     )
     tokens = torch.zeros(1, 1, model.embed_dim, device=device)
     weight = torch.zeros(1, 1, device=device)
+    choices: dict[str, tuple[Callable[..., str], tuple[Any, ...]]] = {
+        "mix": (choose_mix, (samples,)),
+        "fbank": (choose_fbank, (samples, config.fbank)),
+        "normalise": (choose_normalise, (samples,)),
+        "layer_norm": (choose_layer_norm, (tokens,)),
+        "attention": (choose_attention, (qkv,)),
+        "linear": (choose_linear, (weight, weight, weight[0])),
+        "gelu": (choose_gelu, (weight, weight, weight[0])),
+    }
     with autocast(device, amp):
         in_use = {
-            "mix": choose_mix(requested_backend("mix", "auto"), samples),
-            "fbank": choose_fbank(requested_backend("fbank", "auto"), samples, config.fbank),
-            "normalise": choose_normalise(requested_backend("normalise", "auto"), samples),
-            "layer_norm": choose_layer_norm(requested_backend("layer_norm", "auto"), tokens),
-            "attention": choose_attention(requested_backend("attention", "auto"), qkv),
-            "linear": choose_linear(requested_backend("linear", "auto"), weight, weight, weight[0]),
-            "gelu": choose_gelu(requested_backend("gelu", "auto"), weight, weight, weight[0]),
+            name: choose(requested_backend(name, "auto"), *given)
+            for name, (choose, given) in choices.items()
         }
         stages = {
             choose_stem(requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_fast.atomic import atomic_write
-from ast_fast.cli import config_values, parse_config, split_flags
+from ast_fast.cli import config_values, first_difference, parse_config, split_flags
 from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB
 from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
@@ -160,12 +160,12 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
 
 def _check_alike(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise if a run differs in more than its seed, as far as both versions know the setting."""
-    for key in sorted((there.keys() & here.keys()) - NOT_ALIKE):
-        if there[key] != here[key]:
-            raise InputError(
-                f"{folder} must differ from the seeds beside it by its seed alone: {key} is "
-                f"{there[key]} there and {here[key]} here; name another --out"
-            )
+    key = first_difference(there, here, apart_from=NOT_ALIKE)
+    if key is not None:
+        raise InputError(
+            f"{folder} must differ from the seeds beside it by its seed alone: {key} is "
+            f"{there[key]} there and {here[key]} here; name another --out"
+        )
 
 
 def _finished(out: Path) -> dict[int, Path]:

@@ -11,6 +11,7 @@ from ast_fast.cli import (
     DEMO_DEFAULTS,
     config_to_toml,
     config_values,
+    first_difference,
     parse_config,
     print_help,
     settings,
@@ -332,3 +333,9 @@ def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     assert config.training.optimizer == "adamw"
     assert config.fbank == FbankConfig.preset("seed")
     assert config.model == ModelConfig(embed_dim=128, num_heads=4)
+
+
+def test_the_first_difference_is_of_settings_that_both_have() -> None:
+    there, here = {"a": 1, "b": 2, "c": 3, "old": 0}, {"a": 0, "b": 2, "c": 4, "new": 0}
+    assert first_difference(there, here, apart_from={"a"}) == "c"
+    assert first_difference(there, here, apart_from={"a", "c"}) is None
