@@ -56,6 +56,8 @@ setup(
     python_requires=">=3.11",
     packages=[
         "ast_fast",
+        "ast_fast.data",
+        "ast_fast.machine",
         "ast_fast_kernels",
         "ast_fast_kernels.attention",
         "ast_fast_kernels.fbank",

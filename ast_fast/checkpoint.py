@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ast_fast.atomic import atomic_write
 from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
 from ast_fast.errors import InputError
+from ast_fast.machine.atomic import atomic_write
 
 NOT_IDENTITY = CHANGES_NO_RESULT | OF_A_JOB
 """Settings that do not say what is trained on what."""

@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from ast_fast.atomic import atomic_write
 from ast_fast.config import CHANGES_NO_RESULT
 from ast_fast.errors import InputError
+from ast_fast.machine.atomic import atomic_write
 from ast_fast.metrics import mean_and_std
 from ast_fast.report import page_environment, read_report
 

@@ -26,12 +26,10 @@ from typing import Any, Self
 
 import torch
 from filelock import FileLock, Timeout
-from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
 
 from ast_fast import checkpoint, run_info
-from ast_fast.atomic import atomic_write, filled_folder
 from ast_fast.cli import (
     PROGRAM,
     config_to_toml,
@@ -43,16 +41,16 @@ from ast_fast.cli import (
     split_flags,
 )
 from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
-from ast_fast.data import (
-    available_cores,
-    check_fold_names,
-    check_folds,
-    decode_settings,
-    open_dataset,
-    read_metadata,
-)
-from ast_fast.device import autocast, resolve_amp, resolve_device
-from ast_fast.distributed import (
+from ast_fast.data.cache import decode_settings
+from ast_fast.data.dataset import check_fold_names, check_folds, open_dataset
+from ast_fast.data.metadata import METADATA, read_metadata
+from ast_fast.errors import InputError
+from ast_fast.features import Statistics, load_batch, log_mel, model_input
+from ast_fast.kernel_check import check_kernels
+from ast_fast.machine.atomic import atomic_write, filled_folder
+from ast_fast.machine.console import RunConsole, fail, send_nowhere, show_compilations
+from ast_fast.machine.device import autocast, available_cores, resolve_amp, resolve_device
+from ast_fast.machine.distributed import (
     ALONE,
     end_process,
     is_lost_peer,
@@ -60,16 +58,11 @@ from ast_fast.distributed import (
     leave_ranks,
     processes_here,
 )
-from ast_fast.errors import InputError
-from ast_fast.features import Statistics, load_batch, log_mel, model_input
-from ast_fast.kernel_check import check_kernels
-from ast_fast.layout import METADATA
+from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.progress import send_nowhere, show_compilations
 from ast_fast.report import Measured, read_report, write_report
 from ast_fast.seeds import of_new_runs, run_seeds, take_seeds
 from ast_fast.tensorboard import TensorBoardLog, load_writer
-from ast_fast.timing import Stages
 from ast_fast.train import (
     MODEL,
     FoldResult,
@@ -136,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ranks = join_ranks(resolve_device(parse_config(of_new_runs(rest)).device))
                 return run_seeds(seeds, rest, main, lambda: ranks.same(choose_out(Config())), ranks)
         except InputError as error:
-            return _fail(str(error))
+            return fail(str(error))
         if any(flag == MERGE for flag, _ in split_flags(arguments)):
             return _merge(arguments)
     run = Run(arguments)
@@ -147,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             run.report()
     except InputError as error:
         run.remove_untrained()
-        return _fail(str(error))
+        return fail(str(error))
     except KeyboardInterrupt as error:
         terminated = isinstance(error, Terminated)
         what = "terminated" if terminated else "interrupted"
@@ -163,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             reason = "another process of this run has ended"
         if reason is None:
             raise
-        return _fail(f"{reason}; {run.how_to_go_on()}")
+        return fail(f"{reason}; {run.how_to_go_on()}")
     finally:
         run.close()
     return 0
@@ -185,7 +178,7 @@ def _merge(argv: Sequence[str]) -> int:
         paths = [Path(token).expanduser() for token in groups[MERGE]]
         report = merge_runs(paths, out, argv)
     except InputError as error:
-        return _fail(str(error))
+        return fail(str(error))
     accuracy = report["accuracy"]
     folds = " ".join(accuracy["per_fold"])
     print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
@@ -253,7 +246,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
                 )
             homes[fold] = path
     config = dataclasses.replace(configs[first], folds=tuple(sorted(homes)), resume=False)
-    dataset = open_dataset(config, console=_Console(stderr=True))
+    dataset = open_dataset(config, console=RunConsole(stderr=True))
     if dataset.key != parts[first]["data_key"]:
         raise InputError(f"{dataset.root} must hold the clips of {first}, and holds others now")
     info = infos[first] | {
@@ -326,23 +319,6 @@ class Interrupts(Observer):
         raise self._came
 
 
-class _Console(Console):
-    """Says nothing more once its reader has left (`| head`), and lets the run go on."""
-
-    def on_broken_pipe(self) -> None:
-        """Send what follows to nowhere, and say so where somebody may still read."""
-        self.quiet = True
-        send_nowhere(self.file)
-        with contextlib.suppress(OSError):
-            print("standard output was closed; the run goes on without it", file=sys.stderr)
-
-
-def _fail(message: str) -> int:
-    for line in message.splitlines():
-        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
-    return 2
-
-
 class Run:
     """One cross-validation: prepared, trained fold by fold, reported.
 
@@ -353,7 +329,7 @@ class Run:
     def __init__(self, argv: Sequence[str]) -> None:
         self.argv = argv
         self.ranks = ALONE
-        self.console = _Console(soft_wrap=True, highlight=False, markup=False)
+        self.console = RunConsole(soft_wrap=True, highlight=False, markup=False)
         self.out: Path
         self.begun = False
         self.interrupts = Interrupts()
@@ -378,7 +354,7 @@ class Run:
             self.begun = True
             threads = self.config.threads or _read_run(self.out)["threads"]
         torch.set_num_threads(threads)
-        self.dataset = open_dataset(self.config, console=_Console(stderr=True))
+        self.dataset = open_dataset(self.config, console=RunConsole(stderr=True))
         self.folds = check_folds(self.dataset, self.config.folds)
         check_memory(
             self.config,

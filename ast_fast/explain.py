@@ -9,7 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ast_fast.atomic import atomic_write
+from ast_fast.machine.atomic import atomic_write
 from ast_fast.model import AudioSpectrogramTransformer
 
 

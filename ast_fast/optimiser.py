@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_fast.config import TrainingConfig
-from ast_fast.device import multiplies_bfloat16
+from ast_fast.machine.device import multiplies_bfloat16
 
 
 class Float32Muon(torch.optim.Muon):

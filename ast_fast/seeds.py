@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ast_fast.atomic import atomic_write
 from ast_fast.cli import config_values, first_difference, parse_config, split_flags
 from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB
-from ast_fast.distributed import ALONE, Ranks
 from ast_fast.errors import InputError
+from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.metrics import mean_and_std
 from ast_fast.report import read_report
 

@@ -28,7 +28,6 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ast_fast import checkpoint
-from ast_fast.atomic import atomic_write
 from ast_fast.augment import (
     FeatureChanges,
     Mixtures,
@@ -39,9 +38,7 @@ from ast_fast.augment import (
     rows_of,
 )
 from ast_fast.config import Config, TrainingConfig
-from ast_fast.data import Dataset, untrained_classes
-from ast_fast.device import autocast, deterministic_algorithms, resolve_amp, resolve_device
-from ast_fast.distributed import ALONE, Ranks
+from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.errors import InputError
 from ast_fast.features import (
     Statistics,
@@ -50,6 +47,10 @@ from ast_fast.features import (
     load_batch,
     model_input,
 )
+from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.device import autocast, deterministic_algorithms, resolve_amp, resolve_device
+from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.timing import Stages
 from ast_fast.model import (
     AudioSpectrogramTransformer,
     check_model,
@@ -60,7 +61,6 @@ from ast_fast.model import (
     stem_sizes,
 )
 from ast_fast.optimiser import Optimiser
-from ast_fast.timing import Stages
 from ast_fast_kernels import mix
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -11,8 +11,9 @@ import pytest
 
 from ast_fast.cli import parse_config
 from ast_fast.config import Config
-from ast_fast.data import Clip, Dataset
-from ast_fast.timing import Stages
+from ast_fast.data.dataset import Dataset
+from ast_fast.data.metadata import Clip
+from ast_fast.machine.timing import Stages
 from ast_fast.train import train_fold
 
 NUM_CLASSES, NUM_FOLDS = 4, 4

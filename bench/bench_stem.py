@@ -8,7 +8,7 @@ of a gradient.
 import pytest
 import torch
 
-from ast_fast.device import autocast
+from ast_fast.machine.device import autocast
 from ast_fast_kernels import norm_gelu_conv
 from ast_fast_kernels.testing.budgets import relative_norm
 from bench.bench_attention import take_turns

@@ -14,8 +14,8 @@ import torch
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
 from ast_fast.cli import parse_config
 from ast_fast.config import Config
-from ast_fast.device import autocast, multiplies_bfloat16
 from ast_fast.features import model_input
+from ast_fast.machine.device import autocast, multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
 from ast_fast_kernels import mix

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast.memory import keep_freed_memory
+from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast_kernels.testing.signals import make_signal
 from bench import floor, torchaudio_client
 from bench.peers import PEERS
@@ -86,7 +86,7 @@ def clips() -> np.ndarray:
     root = os.environ.get("AST_FAST_DATA")
     if root:
         from ast_fast.config import Config, Paths
-        from ast_fast.data import open_dataset
+        from ast_fast.data.dataset import open_dataset
 
         data = open_dataset(Config(paths=Paths(data=Path(root) / "esc10")))
         return np.array(data.waveforms[:64])

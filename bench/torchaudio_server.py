@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torchaudio
 
-from ast_fast.memory import keep_freed_memory
+from ast_fast.machine.malloc import keep_freed_memory
 from bench.turns import settle
 
 Run = Callable[[torch.Tensor], Any]

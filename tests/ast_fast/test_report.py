@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from ast_fast.config import AudioConfig, Config, FeatureConfig, TrainingConfig
-from ast_fast.data import BadFile, Clip, Dataset
+from ast_fast.data.dataset import Dataset
+from ast_fast.data.metadata import BadFile, Clip
 from ast_fast.figures import line_chart, stage_bar
 from ast_fast.report import Measured, build_report, mel_centres, write_report
 from ast_fast.train import EpochRow, FoldResult

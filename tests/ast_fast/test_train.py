@@ -12,13 +12,14 @@ import torch
 from ast_fast import checkpoint
 from ast_fast.augment import rows_of
 from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
-from ast_fast.data import Clip, Dataset
-from ast_fast.distributed import ALONE, Ranks
+from ast_fast.data.dataset import Dataset
+from ast_fast.data.metadata import Clip
 from ast_fast.errors import InputError
 from ast_fast.features import model_input
+from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import parameter_groups
-from ast_fast.timing import Stages
 from ast_fast.train import (
     DivergedError,
     EpochRow,

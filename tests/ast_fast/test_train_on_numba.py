@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
-from ast_fast.data import open_dataset
+from ast_fast.data.dataset import open_dataset
 from ast_fast.train import Observer, train_fold
 from ast_fast_kernels import use_backend
 

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from ast_fast.timing import Stages
+from ast_fast.machine.timing import Stages
 
 
 def test_seconds_add_up_by_stage():

@@ -1,9 +1,11 @@
-"""One progress display for every long step: a bar in a terminal, plain lines elsewhere."""
+"""What a program says: one progress display for every long step, errors, readers that leave."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,3 +97,21 @@ def send_nowhere(stream: IO[str]) -> None:
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
+
+
+class RunConsole(Console):
+    """Says nothing more once its reader has left (`| head`), and lets the run go on."""
+
+    def on_broken_pipe(self) -> None:
+        """Send what follows to nowhere, and say so where somebody may still read."""
+        self.quiet = True
+        send_nowhere(self.file)
+        with contextlib.suppress(OSError):
+            print("standard output was closed; the run goes on without it", file=sys.stderr)
+
+
+def fail(message: str) -> int:
+    """Print an error, `error:` before each of its lines but indented ones; return exit code 2."""
+    for line in message.splitlines():
+        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+    return 2

@@ -10,10 +10,11 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast import synth
 from ast_fast.config import Config, Paths
-from ast_fast.data import check_folds, open_dataset, read_metadata
-from ast_fast.synth import synthesise
+from ast_fast.data import synth
+from ast_fast.data.dataset import check_folds, open_dataset
+from ast_fast.data.metadata import read_metadata
+from ast_fast.data.synth import synthesise
 
 
 def quiet():
@@ -63,11 +64,11 @@ def test_the_files_exercise_the_loader(made):
 def test_the_set_is_the_same_to_the_byte_in_every_process(made, tmp_path):
     script = (
         "import sys; from pathlib import Path; from rich.console import Console;"
-        "from ast_fast.synth import synthesise;"
+        "from ast_fast.data.synth import synthesise;"
         "synthesise(Path(sys.argv[1]), console=Console(stderr=True))"
     )
     subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[2]
+        [sys.executable, "-c", script, str(tmp_path)], check=True, cwd=Path(__file__).parents[3]
     )
     assert digest(tmp_path / made.name) == digest(made)
 

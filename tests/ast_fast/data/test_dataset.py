@@ -16,10 +16,12 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast import atomic, data
 from ast_fast.config import AudioConfig, Config, FbankConfig, Paths
-from ast_fast.data import check_folds, content_key, open_dataset, read_metadata
+from ast_fast.data.cache import cache_folder, content_key, decode_settings
+from ast_fast.data.dataset import check_folds, open_dataset
+from ast_fast.data.metadata import read_metadata
 from ast_fast.errors import InputError
+from ast_fast.machine import atomic
 
 RATE = 16000
 HEADER = "filename,fold,target,category,esc10,src_file,take"
@@ -439,7 +441,7 @@ def test_what_cannot_be_cross_validated_is_named(tmp_path, cache, shape, message
 
 def test_a_second_opening_decodes_nothing(root, cache, monkeypatch):
     first = open_dataset(settings(root, cache), console=quiet())
-    monkeypatch.delattr(data, "read_clip")
+    monkeypatch.delattr("ast_fast.data.cache.read_clip")
     second = open_dataset(settings(root, cache), console=quiet())
     assert first.decode_seconds > 0
     assert second.decode_seconds == 0.0
@@ -450,7 +452,7 @@ def test_a_second_opening_decodes_nothing(root, cache, monkeypatch):
 def test_a_copied_and_touched_data_set_uses_the_same_cache(root, cache, tmp_path, monkeypatch):
     open_dataset(settings(root, cache), console=quiet())
     copy = shutil.copytree(root, tmp_path / "copy", copy_function=shutil.copyfile)
-    monkeypatch.delattr(data, "read_clip")
+    monkeypatch.delattr("ast_fast.data.cache.read_clip")
     assert open_dataset(settings(copy, cache), console=quiet()).decode_seconds == 0.0
 
 
@@ -535,9 +537,9 @@ def test_a_changed_table_changes_the_key_and_decodes_nothing(root, cache, change
 
 
 def test_a_large_file_counts_by_its_beginning_size_and_time(root, monkeypatch):
-    monkeypatch.setattr(data, "HASHED_BYTES", 1000)
+    monkeypatch.setattr("ast_fast.data.cache.HASHED_BYTES", 1000)
     clips = read_metadata(root)
-    decoding = data.decode_settings(settings(root, None))
+    decoding = decode_settings(settings(root, None))
     before = content_key(root, clips, decoding, workers=1)
     assert content_key(root, clips, decoding, workers=2) == before
     os.utime(root / "audio" / "1-0-0.wav", ns=(1, 1))
@@ -582,7 +584,7 @@ def test_a_damaged_cache_is_built_again(root, cache, damage):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_the_number_of_workers_changes_nothing(tmp_path, cache, workers, monkeypatch):
-    monkeypatch.setattr(data, "BATCH", 2)
+    monkeypatch.setattr("ast_fast.data.cache.BATCH", 2)
     root = write_set(tmp_path / "set", takes=4)
     audio = AudioConfig(clip_seconds=0.5, workers=workers)
     dataset = open_dataset(settings(root, cache, audio=audio), console=quiet())
@@ -605,7 +607,7 @@ def test_a_full_disk_while_rows_are_written_is_one_error(root, cache, monkeypatc
     def no_space(file, num_clips, num_samples):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(data, "_write_header", no_space)
+    monkeypatch.setattr("ast_fast.data.cache._write_header", no_space)
     with pytest.raises(InputError, match=rf"cache folder {cache} cannot be written: No space left"):
         open_dataset(settings(root, cache), console=quiet())
 
@@ -621,22 +623,23 @@ def test_a_cache_folder_that_cannot_be_made_is_named(root, tmp_path):
 
 def test_the_cache_lies_in_the_user_s_folder_unless_named(root, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    assert data.cache_folder(Config()).name == "ast-fast"
-    assert data.cache_folder(settings(root, tmp_path)) == tmp_path
+    assert cache_folder(Config()).name == "ast-fast"
+    assert cache_folder(settings(root, tmp_path)) == tmp_path
 
 
 SLOW_BUILD = """
 import sys, time
 from pathlib import Path
-from ast_fast import data
+from ast_fast.data import cache
+from ast_fast.data.dataset import open_dataset
 from ast_fast.config import AudioConfig, Config, Paths
-plain = data.read_clip
+plain = cache.read_clip
 def slow(*args, **kwargs):
     time.sleep(float(sys.argv[3]))
     return plain(*args, **kwargs)
-data.read_clip = slow
+cache.read_clip = slow
 paths = Paths(data=Path(sys.argv[1]), cache=Path(sys.argv[2]))
-dataset = data.open_dataset(Config(paths=paths, audio=AudioConfig(clip_seconds=0.5)))
+dataset = open_dataset(Config(paths=paths, audio=AudioConfig(clip_seconds=0.5)))
 print(dataset.decode_seconds > 0, int(dataset.waveforms.astype("int64").sum()))
 """
 
@@ -647,7 +650,7 @@ def start_build(root, cache, pause):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
 
 

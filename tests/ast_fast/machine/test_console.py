@@ -4,8 +4,8 @@ import logging
 import pytest
 from rich.console import Console
 
-from ast_fast import progress
-from ast_fast.progress import show_compilations, show_progress
+from ast_fast.machine import console as progress
+from ast_fast.machine.console import show_compilations, show_progress
 
 
 def test_a_file_gets_plain_lines_and_no_control_characters(monkeypatch):

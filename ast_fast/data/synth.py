@@ -17,9 +17,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.atomic import atomic_folder
-from ast_fast.layout import AUDIO, COLUMNS, METADATA
-from ast_fast.progress import show_progress
+from ast_fast.data.metadata import AUDIO, COLUMNS, METADATA
+from ast_fast.machine.atomic import atomic_folder
+from ast_fast.machine.console import show_progress
 
 SAMPLE_RATE = 16000
 CLIP_SECONDS = 5.0

@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from ast_fast.checkpoint import load
-from ast_fast.distributed import ALONE, Ranks, is_lost_peer, join_ranks
 from ast_fast.errors import InputError
+from ast_fast.machine.distributed import ALONE, Ranks, is_lost_peer, join_ranks
 
 ARGUMENTS = [
     "--folds", "2", "--threads", "1", "--device", "cpu", "--training.amp", "off",

@@ -14,10 +14,10 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast import download
 from ast_fast.config import AudioConfig, Config, Paths
-from ast_fast.data import open_dataset
-from ast_fast.download import download_esc50
+from ast_fast.data import download
+from ast_fast.data.dataset import open_dataset
+from ast_fast.data.download import download_esc50
 from ast_fast.errors import InputError
 
 

@@ -1,14 +1,14 @@
 import pytest
 import torch
 
-from ast_fast.device import (
+from ast_fast.errors import InputError
+from ast_fast.machine.device import (
     deterministic_algorithms,
     multiplies_bfloat16,
     nearest_amp,
     resolve_amp,
     resolve_device,
 )
-from ast_fast.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -33,11 +33,11 @@ def test_a_caller_s_choice_of_warnings_stays():
 
 
 def test_a_precision_that_the_device_lacks_becomes_auto_s(monkeypatch):
-    monkeypatch.setattr("ast_fast.device.cpu_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("ast_fast.machine.device.cpu_capabilities", lambda: {"avx512_bf16": True})
     assert nearest_amp("float16", CPU) == torch.bfloat16
     assert nearest_amp("bfloat16", CPU) == torch.bfloat16
     assert nearest_amp("off", CPU) is None
-    monkeypatch.setattr("ast_fast.device.cpu_capabilities", dict)
+    monkeypatch.setattr("ast_fast.machine.device.cpu_capabilities", dict)
     assert nearest_amp("float16", CPU) is None
 
 

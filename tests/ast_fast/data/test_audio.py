@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import soxr
 
-from ast_fast.audio import BadAudioError, read_clip
+from ast_fast.data.audio import BadAudioError, read_clip
 
 RATE = 16000
 QUALITY = "HQ"

@@ -1,0 +1,205 @@
+"""Decoded audio in a memory-mapped folder for each content, written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import platformdirs
+import soundfile
+import soxr
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ast_fast.config import Config
+from ast_fast.data.audio import SAMPLE_RATES, BadAudioError, read_clip
+from ast_fast.data.metadata import (
+    AUDIO,
+    Clip,
+    bad_files_of,
+    check_bad_files,
+)
+from ast_fast.errors import InputError
+from ast_fast.machine.atomic import atomic_folder
+from ast_fast.machine.console import show_progress
+
+FORMAT_VERSION = 1
+"""Raised when the same files and settings give other samples, or are stored otherwise."""
+HASHED_BYTES = 64 * 2**20
+"""Files are hashed up to here: far beyond any clip, and a ten-hour file costs no more."""
+MAX_CLIP_SECONDS = 3600.0
+BATCH = 64
+"""Clips per worker between two writes: bounds the memory that decoded clips wait in."""
+
+
+@dataclass(frozen=True)
+class DecodeSettings:
+    """What else the waveforms of a file follow from; part of a cache's key."""
+
+    sample_rate: int
+    num_samples: int
+    resample_quality: str
+    libsndfile: str = soundfile.__libsndfile_version__
+    soxr: str = soxr.__version__
+    format_version: int = FORMAT_VERSION
+
+
+def decode_settings(config: Config) -> DecodeSettings:
+    """Return what files are decoded to.
+
+    Raises:
+        InputError: The sample rate or the length of a clip is out of range.
+    """
+    rate = config.fbank.sample_frequency
+    lowest, highest = SAMPLE_RATES
+    if rate != int(rate) or not lowest <= rate <= highest:
+        rule = f"a whole number of Hz from {lowest} to {highest}"
+        raise InputError(f"fbank.sample-frequency must be {rule}, got {rate:g}")
+    seconds = config.audio.clip_seconds
+    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
+        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
+        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
+    return DecodeSettings(int(rate), round(seconds * rate), config.audio.resample_quality)
+
+
+def cache_folder(config: Config) -> Path:
+    """Return the folder of caches: `config.paths.cache`, or the user's own."""
+    return config.paths.cache or Path(platformdirs.user_cache_dir("ast-fast", appauthor=False))
+
+
+def content_key(
+    root: Path, clips: Sequence[Clip], settings: DecodeSettings, *, workers: int
+) -> str:
+    """Hash what decoded waveforms follow from: the files' content, their order, the settings.
+
+    Names of folders and times of change do not count, so a copied or touched data set keeps its
+    cache; beyond HASHED_BYTES a file counts by its size and time of change.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        digests = list(pool.map(lambda clip: _file_digest(root / AUDIO / clip.filename), clips))
+    lines = [json.dumps(asdict(settings), sort_keys=True)]
+    lines += [f"{clip.filename}\t{digest}" for clip, digest in zip(clips, digests, strict=True)]
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _file_digest(path: Path) -> str:
+    """Hash a file's content, or say why there is none."""
+    try:
+        status = path.stat()
+        if not path.is_file():
+            return "not a file"
+        # blake2b takes a third of sha256's time where the CPU has no SHA instructions
+        digest = hashlib.blake2b(digest_size=32)
+        left = HASHED_BYTES
+        with path.open("rb", buffering=0) as file:
+            while left > 0 and (block := file.read(min(left, 2**20))):
+                digest.update(block)
+                left -= len(block)
+    except OSError as error:
+        return f"unreadable: {errno.errorcode.get(error.errno or 0, 'unknown')}"
+    if status.st_size > HASHED_BYTES:
+        digest.update(f"{status.st_size} {status.st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def read_cache(
+    folder: Path, num_clips: int, num_samples: int
+) -> tuple[NDArray[np.int16], dict[str, str]] | None:
+    """Open a finished cache; None when it is absent or not what its name promises."""
+    try:
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        reasons: dict[str, str] = dict(about["bad_files"])
+        waveforms = _map(folder / "waveforms.npy")
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return None
+    if waveforms.dtype != np.int16 or waveforms.shape != (num_clips - len(reasons), num_samples):
+        return None
+    return waveforms, reasons
+
+
+def build_cache(
+    folder: Path,
+    root: Path,
+    clips: Sequence[Clip],
+    settings: DecodeSettings,
+    workers: int,
+    skip_bad_files: bool,
+    console: Console,
+) -> tuple[NDArray[np.int16], dict[str, str]]:
+    """Decode every clip into a folder that appears under its name once it is whole.
+
+    Nothing is published when there are bad files that must not be skipped. Rows are written to a
+    file, not through a memory map, where a full disk would be a crash instead of an error.
+    """
+
+    def decode(clip: Clip) -> NDArray[np.int16] | str:
+        try:
+            return read_clip(
+                root / AUDIO / clip.filename,
+                sample_rate=settings.sample_rate,
+                num_samples=settings.num_samples,
+                resample_quality=settings.resample_quality,
+            )
+        except BadAudioError as error:
+            return str(error)
+
+    for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
+        shutil.rmtree(left_behind, ignore_errors=True)  # of a killed process: the lock is ours now
+    reasons: dict[str, str] = {}
+    with atomic_folder(folder) as temporary:
+        with (
+            (temporary / "waveforms.npy").open("wb") as file,
+            ThreadPoolExecutor(workers) as pool,
+            show_progress(console, "Decoding audio", len(clips)) as advance,
+        ):
+            _write_header(file, len(clips), settings.num_samples)
+            for start in range(0, len(clips), BATCH * workers):
+                batch = clips[start : start + BATCH * workers]
+                for clip, decoded in zip(batch, pool.map(decode, batch), strict=True):
+                    if isinstance(decoded, str):
+                        reasons[clip.filename] = decoded
+                    else:
+                        file.write(decoded.tobytes())
+                    advance(1)
+            file.seek(0)
+            _write_header(file, len(clips) - len(reasons), settings.num_samples)
+        check_bad_files(root, clips, bad_files_of(clips, reasons), skip=skip_bad_files)
+        about = {"settings": asdict(settings), "source": str(root), "bad_files": reasons}
+        (temporary / "about.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+    return _map(folder / "waveforms.npy"), reasons
+
+
+def _map(path: Path) -> NDArray[np.int16]:
+    mapped: NDArray[np.int16] = np.lib.format.open_memmap(path, mode="r")
+    return mapped
+
+
+def _write_header(file: IO[bytes], num_clips: int, num_samples: int) -> None:
+    """Write the .npy header; NumPy pads it so that any number of clips takes the same space."""
+    header = {"descr": "<i2", "fortran_order": False, "shape": (num_clips, num_samples)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+@contextmanager
+def cache_errors(cache: Path) -> Iterator[None]:
+    """Turn what the system says of the cache folder into a message with a next step."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = f"{reason}; free some space or"
+        else:
+            reason = f"{reason};"
+        raise InputError(
+            f"cache folder {cache} cannot be written: {reason} name another with --cache DIR"
+        ) from error

@@ -1,0 +1,201 @@
+"""Data sets in ESC-50's layout, decoded once into a memory-mapped cache.
+
+`meta/esc50.csv` lists the clips of `audio/`. Whatever format, sample rate, channels and length they
+have, a `Dataset` holds each as one row of int16 samples at one rate and one length.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import NDArray
+from rich.console import Console
+
+from ast_fast.config import Config
+from ast_fast.data.cache import (
+    build_cache,
+    cache_errors,
+    cache_folder,
+    content_key,
+    decode_settings,
+    read_cache,
+)
+from ast_fast.data.download import download_esc50
+from ast_fast.data.metadata import (
+    METADATA,
+    BadFile,
+    Clip,
+    bad_files_of,
+    check_bad_files,
+    class_names_of,
+    list_some,
+    read_metadata,
+)
+from ast_fast.data.synth import synthesise
+from ast_fast.errors import InputError
+from ast_fast.machine.device import available_cores
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Decoded clips with their labels and folds, all in the same order."""
+
+    waveforms: NDArray[np.int16]
+    """Memory-mapped and read-only, shape (num_clips, num_samples)."""
+    clips: tuple[Clip, ...]
+    class_names: tuple[str, ...]
+    """Categories, ordered by their target in the csv."""
+    labels: NDArray[np.int64]
+    """Index into `class_names`, shape (num_clips,)."""
+    folds: NDArray[np.int64]
+    """Fold as numbered in the csv, shape (num_clips,)."""
+    sample_rate: int
+    bad_files: tuple[BadFile, ...]
+    """Files left out by skip_bad_files."""
+    root: Path
+    key: str
+    """Hash of the files' content, of the settings that shape the waveforms, and of every row of the
+    table that is used: two data sets with the same key train and test the same."""
+    decode_seconds: float
+    """Time spent decoding; 0.0 when the cache was there."""
+    synthesised: bool
+
+    @cached_property
+    def sound_levels(self) -> NDArray[np.float32]:
+        """RMS of every clip, full scale being 1, shape (num_clips,); clips are read once for it."""
+        norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
+        return np.array(norms, np.float32) / np.float32(32768 * self.waveforms.shape[1] ** 0.5)
+
+
+def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
+    """Return the data set that `config` names, decoded.
+
+    Downloads ESC-50 when `config.download` is set, synthesises a data set when there is no
+    `config.paths.data`, and decodes audio only when no cache holds just these files at just these
+    settings. Any number of processes may call it at once: one decodes, the others wait.
+
+    Args:
+        config: The run's settings.
+        console: Where progress goes; none: standard error.
+    Raises:
+        InputError: The data set, the settings or the cache folder cannot be used.
+    """
+    console = console or Console(stderr=True)
+    settings = decode_settings(config)
+    cache = cache_folder(config)
+    with cache_errors(cache):
+        cache.mkdir(parents=True, exist_ok=True)
+    root = _find_root(config, cache, console)
+    clips = read_metadata(root, subset=config.subset)
+    workers = config.audio.workers or available_cores()
+    audio_key = content_key(root, clips, settings, workers=workers)
+    folder = cache / f"audio-{audio_key[:32]}"
+    decode_seconds = 0.0
+    with cache_errors(cache):
+        cached = read_cache(folder, len(clips), settings.num_samples)
+        if cached is None:
+            with FileLock(cache / f"{folder.name}.lock"):
+                cached = read_cache(folder, len(clips), settings.num_samples)
+                if cached is None:
+                    started = time.perf_counter()
+                    cached = build_cache(
+                        folder, root, clips, settings, workers, config.skip_bad_files, console
+                    )
+                    decode_seconds = time.perf_counter() - started
+    waveforms, reasons = cached
+    bad_files = bad_files_of(clips, reasons)
+    check_bad_files(root, clips, bad_files, skip=config.skip_bad_files)
+    good = tuple(clip for clip in clips if clip.filename not in reasons)
+    class_names = class_names_of(clips)
+    labels = {name: label for label, name in enumerate(class_names)}
+    return Dataset(
+        waveforms=waveforms,
+        clips=good,
+        class_names=class_names,
+        labels=np.array([labels[clip.category] for clip in good], dtype=np.int64),
+        folds=np.array([clip.fold for clip in good], dtype=np.int64),
+        sample_rate=settings.sample_rate,
+        bad_files=bad_files,
+        root=root,
+        key=_dataset_key(audio_key, clips),
+        decode_seconds=decode_seconds,
+        synthesised=config.paths.data is None and not config.download,
+    )
+
+
+def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return the folds to test on, once it is sure that each can be trained for and tested.
+
+    Args:
+        dataset: The data set.
+        folds: Folds as numbered in the csv; none named: all of them.
+    Raises:
+        InputError: A fold does not exist, is named twice or has no clip left to test, or leaves a
+            class without a training clip; or the data set has one fold or one class only.
+    """
+    table = dataset.root / METADATA
+    used = sorted({*dataset.folds.tolist()} | {bad.fold for bad in dataset.bad_files})
+    named = ", ".join(map(str, used))
+    if len(used) < 2:
+        raise InputError(
+            f"{table} must have at least 2 folds to cross-validate, it has fold {named}"
+        )
+    if len(dataset.class_names) < 2:
+        raise InputError(f"{table} must have at least 2 classes, it has {dataset.class_names[0]!r}")
+    check_fold_names(folds, used, table)
+    for fold in folds:
+        if list(folds).count(fold) > 1:
+            raise InputError(f"--folds must name each fold once, got {fold} twice")
+    chosen = tuple(folds) or tuple(used)
+    problems = []
+    for fold in chosen:
+        tested = dataset.folds == fold
+        if not tested.any():
+            skipped = sum(bad.fold == fold for bad in dataset.bad_files)
+            problems.append(f"fold {fold} has no test clip (bad files skipped: {skipped})")
+            continue
+        problems += [
+            f"class {name!r} has no training clip when fold {fold} is tested"
+            for name in untrained_classes(dataset, fold)
+        ]
+    if problems:
+        raise InputError(f"{table}: {list_some(problems)}; name other folds with --folds")
+    return chosen
+
+
+def untrained_classes(dataset: Dataset, fold: int) -> list[str]:
+    """Return the names of the classes that have no clip outside a fold."""
+    labels = dataset.labels[dataset.folds != fold]
+    counts = np.bincount(labels, minlength=len(dataset.class_names))
+    return [name for name, count in zip(dataset.class_names, counts, strict=True) if not count]
+
+
+def check_fold_names(folds: Sequence[int], known: Sequence[int], table: Path) -> None:
+    """Raise if `--folds` names one that the table at `table` does not have."""
+    for fold in folds:
+        if fold not in known:
+            named = ", ".join(map(str, known))
+            raise InputError(f"--folds must name folds of {table} ({named}), got {fold}")
+
+
+def _dataset_key(audio_key: str, clips: Sequence[Clip]) -> str:
+    """Hash what a training follows from: the audio, and each clip's fold, target and category."""
+    rows = json.dumps([audio_key, *(asdict(clip) for clip in clips)])
+    return hashlib.sha256(rows.encode()).hexdigest()
+
+
+def _find_root(config: Config, cache: Path, console: Console) -> Path:
+    if config.download:
+        return download_esc50(config, config.paths.data or cache / "ESC-50", console=console)
+    if config.paths.data is not None:
+        return config.paths.data
+    with cache_errors(cache):
+        return synthesise(cache, console=console)

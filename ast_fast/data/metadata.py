@@ -1,0 +1,224 @@
+"""ESC-50's layout: where the table and the audio lie, and the table, every row of it checked."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Literal
+
+from ast_fast.errors import InputError
+
+METADATA = Path("meta", "esc50.csv")
+AUDIO = Path("audio")
+COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+"""Columns of the table; the last three may be missing where nothing asks for them."""
+REQUIRED_COLUMNS = COLUMNS[:4]
+
+LISTED = 20
+"""Things that an error names before it counts the rest."""
+
+Subset = Literal["all", "esc10"]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One row of esc50.csv."""
+
+    filename: str
+    fold: int
+    target: int
+    category: str
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A listed file that cannot be used, and why."""
+
+    filename: str
+    fold: int
+    category: str
+    reason: str
+
+
+def read_metadata(root: Path, *, subset: Subset = "all") -> list[Clip]:
+    """Read `meta/esc50.csv`, every row of it checked.
+
+    Columns may stand in any order and others may be there; src_file and take are not read.
+
+    Args:
+        root: Folder that holds audio/ and meta/.
+        subset: `"esc10"` keeps the rows whose column esc10 says True.
+    Returns:
+        The clips, in the csv's order.
+    Raises:
+        InputError: The folder or the csv is missing or malformed: which line, which column, why.
+    """
+    table = root / METADATA
+    _check_layout(root, table)
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            return _read_rows(table, csv.reader(file, strict=True), subset)
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{table} must be text in UTF-8, got byte 0x{error.object[error.start]:02x}"
+        ) from None
+    except OSError as error:
+        raise InputError(f"{table} cannot be read: {error.strerror}") from None
+
+
+def _check_layout(root: Path, table: Path) -> None:
+    try:
+        if not root.is_dir():
+            state = "is not a folder" if root.exists() else "does not exist"
+            raise InputError(f"--data {root} {state}; --download fetches ESC-50")
+        if not table.is_file():
+            inside = sorted(path.parent.parent for path in root.glob(f"*/{METADATA.as_posix()}"))
+            hint = f"; did you mean --data {inside[0]}?" if inside else ""
+            raise InputError(f"--data {root} must hold {METADATA.as_posix()}, there is none{hint}")
+        if not (root / AUDIO).is_dir():
+            raise InputError(f"--data {root} must hold the folder {AUDIO}/, there is none")
+    except OSError as error:  # no permission, or a name longer than the system takes
+        raise InputError(f"--data {root} cannot be read: {error.strerror}") from error
+
+
+def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list[Clip]:
+    required = (*REQUIRED_COLUMNS, "esc10") if subset == "esc10" else REQUIRED_COLUMNS
+    rows = _numbered_rows(table, reader)
+    header_line, header = next(rows, (1, []))
+    if not header:
+        raise InputError(f"{table} must begin with the columns {', '.join(required)}, it is empty")
+    for column in required:
+        if header.count(column) != 1:
+            found = ", ".join(repr(name) for name in header[:LISTED])
+            times = "twice" if header.count(column) else "not"
+            raise InputError(
+                f"{table}, line {header_line}: column {column} must be there once, it is {times} "
+                f"among {found}"
+            )
+    clips: list[Clip] = []
+    checker = _RowChecker(table)
+    for line, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"{table}, line {line}: must have {len(header)} values as the header has, "
+                f"got {len(row)}"
+            )
+        values = dict(zip(header, row, strict=True))
+        clip = checker.check(line, values)
+        if subset == "all" or checker.check_esc10(line, values["esc10"]):
+            clips.append(clip)
+    if not clips:
+        what = "no row with esc10 True" if checker.lines else "no row below its header"
+        raise InputError(f"{table} must list at least one clip, it has {what}")
+    return clips
+
+
+def _numbered_rows(table: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row that is not blank with the 1-based line that it ends on."""
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            line = reader.line_num  # type: ignore[attr-defined]
+            raise InputError(f"{table}, line {line}: is no valid csv ({error})") from None
+        if row:
+            yield reader.line_num, row  # type: ignore[attr-defined]
+
+
+class _RowChecker:
+    """Checks rows one by one, and each against those before it."""
+
+    def __init__(self, table: Path) -> None:
+        self.table = table
+        self.lines: dict[str, int] = {}
+        self.categories: dict[int, tuple[str, int]] = {}
+        self.targets: dict[str, tuple[int, int]] = {}
+
+    def check(self, line: int, values: dict[str, str]) -> Clip:
+        filename = self._filename(line, values["filename"])
+        fold = self._number(line, "fold", values["fold"], lowest=1)
+        target = self._number(line, "target", values["target"], lowest=0)
+        category = values["category"]
+        if not category.strip() or not category.isprintable():
+            self._fail(line, "category", "must be a name", category)
+        known, first = self.categories.setdefault(target, (category, line))
+        if known != category:
+            rule = f"must be {known!r} as on line {first}, which has target {target} too"
+            self._fail(line, "category", rule, category)
+        known_target, first = self.targets.setdefault(category, (target, line))
+        if known_target != target:
+            rule = f"must be {known_target} as on line {first}, which is {category!r} too"
+            self._fail(line, "target", rule, values["target"])
+        return Clip(filename, fold, target, category)
+
+    def check_esc10(self, line: int, value: str) -> bool:
+        if value.lower() not in ("true", "false"):
+            self._fail(line, "esc10", "must be True or False", value)
+        return value.lower() == "true"
+
+    def _filename(self, line: int, value: str) -> str:
+        if not value or "\0" in value:
+            self._fail(line, "filename", "must name a file", value)
+        for named in (PurePosixPath(value), PureWindowsPath(value)):
+            if named.is_absolute() or named.drive or ".." in named.parts:
+                self._fail(line, "filename", f"must stay inside {AUDIO}/", value)
+        path = str(PurePosixPath(value))  # ./a.wav is a.wav
+        if path in self.lines:
+            rule = f"must be listed once, line {self.lines[path]} has it too"
+            self._fail(line, "filename", rule, value)
+        self.lines[path] = line
+        return value
+
+    def _number(self, line: int, column: str, value: str, *, lowest: int) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) < lowest:
+            self._fail(line, column, f"must be a whole number of at least {lowest}", value)
+        return int(value)
+
+    def _fail(self, line: int, column: str, rule: str, value: str) -> None:
+        raise InputError(f"{self.table}, line {line}, column {column}: {rule}, got {value!r}")
+
+
+def class_names_of(clips: Sequence[Clip]) -> tuple[str, ...]:
+    """Return the categories of the clips, ordered by their target."""
+    names = {clip.target: clip.category for clip in clips}
+    return tuple(names[target] for target in sorted(names))
+
+
+def bad_files_of(clips: Sequence[Clip], reasons: dict[str, str]) -> tuple[BadFile, ...]:
+    """Return the clips whose file cannot be used, by the reasons for each file name."""
+    return tuple(
+        BadFile(clip.filename, clip.fold, clip.category, reasons[clip.filename])
+        for clip in clips
+        if clip.filename in reasons
+    )
+
+
+def check_bad_files(
+    root: Path, clips: Sequence[Clip], bad_files: Sequence[BadFile], *, skip: bool
+) -> None:
+    """Raise when bad files are not to be skipped, or leave a class without a clip."""
+    if bad_files and not skip:
+        listed = list_some([f"{bad.filename} {bad.reason}" for bad in bad_files])
+        raise InputError(
+            f"{len(bad_files)} of {len(clips)} files in {root / AUDIO} cannot be used: {listed}; "
+            "--skip-bad-files goes on without them"
+        )
+    bad = {file.filename for file in bad_files}
+    left = {clip.category for clip in clips if clip.filename not in bad}
+    lost = [repr(name) for name in class_names_of(clips) if name not in left]
+    if lost:
+        listed = list_some([f"{file.filename} {file.reason}" for file in bad_files])
+        names = list_some(lost, ", ")
+        raise InputError(f"{root / METADATA}: no usable file is left for class {names}: {listed}")
+
+
+def list_some(items: Sequence[str], separator: str = "; ") -> str:
+    """Join the first items; count the rest."""
+    listed = separator.join(items[:LISTED])
+    rest = len(items) - LISTED
+    return f"{listed}{separator}and {rest} more" if rest > 0 else listed
