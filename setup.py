@@ -58,6 +58,7 @@ setup(
         "ast_fast",
         "ast_fast.data",
         "ast_fast.machine",
+        "ast_fast.settings",
         "ast_fast_kernels",
         "ast_fast_kernels.attention",
         "ast_fast_kernels.fbank",

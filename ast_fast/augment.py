@@ -13,8 +13,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from ast_fast.config import AugmentConfig
-from ast_fast.errors import InputError
+from ast_fast.settings.config import AugmentConfig
 from ast_fast_kernels.fbank.config import FbankConfig
 
 SILENT_RMS = 1e-4
@@ -30,14 +29,6 @@ class FeatureChanges(NamedTuple):
     """Shape (rows, num_frames), bool; None masks none."""
     masked_bins: Tensor | None
     """Shape (rows, num_mel_bins), bool; None masks none."""
-
-
-MOST_GAIN_DB = 100.0
-"""Five decimal powers, as much as int16 audio spans."""
-MOST_POINTS = 100
-"""Points of a filter."""
-MOST_MASKS = 100
-"""Masks of each kind; their places are drawn at once and take memory."""
 
 
 class Mixtures(NamedTuple):
@@ -205,48 +196,6 @@ def kept_patches(
     draws = torch.rand(batch, num_patches, generator=generator).numpy()
     kept = draws.argpartition(num_kept - 1, axis=1)[:, :num_kept]  # in half of torch's time
     return torch.from_numpy(np.sort(kept, axis=1))
-
-
-def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) -> None:
-    """Raise if a setting is out of range.
-
-    Args:
-        config: The settings.
-        fbank: What the features are.
-        num_frames: Frames of a clip, before padding.
-    Raises:
-        InputError: The message names the setting, its rule and its value.
-    """
-    if not 0 <= config.mix_probability <= 1:
-        raise InputError(
-            f"augment.mix_probability must be from 0 to 1, got {config.mix_probability}"
-        )
-    if not 0 <= config.patch_drop < 1:
-        raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
-    for name in ("gain_db", "filter_db"):
-        value = getattr(config, name)
-        if not 0 <= value <= MOST_GAIN_DB:
-            raise InputError(f"augment.{name} must be from 0 to {MOST_GAIN_DB:g}, got {value}")
-    if not 2 <= config.filter_points <= MOST_POINTS:
-        raise InputError(
-            f"augment.filter_points must be from 2 to {MOST_POINTS}, got {config.filter_points}"
-        )
-    if config.filter_db > 0 and not fbank.use_log_fbank:
-        raise InputError(
-            "augment.filter_db must be 0 where fbank.use_log_fbank is off, "
-            f"got {config.filter_db:g}"
-        )
-    if not 0 <= config.num_masks <= MOST_MASKS:
-        raise InputError(
-            f"augment.num_masks must be from 0 to {MOST_MASKS}, got {config.num_masks}"
-        )
-    for name, largest, unit in (
-        ("freq_mask", fbank.num_mel_bins, "mel bins of the features"),
-        ("time_mask", num_frames, "frames of a clip"),
-    ):
-        value = getattr(config, name)
-        if value < 0 or (value > largest and config.num_masks > 0):
-            raise InputError(f"augment.{name} must be from 0 to the {largest} {unit}, got {value}")
 
 
 def _factors(batch: int, config: AugmentConfig, generator: Generator) -> Tensor:

@@ -5,7 +5,6 @@ The facts are JSON in the file's header, so a single rename publishes both.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import zlib
 from collections.abc import Mapping
@@ -17,12 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-
-NOT_IDENTITY = CHANGES_NO_RESULT | OF_A_JOB
-"""Settings that do not say what is trained on what."""
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -63,48 +58,6 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{path} is damaged: its checksum must be {checksum}; remove it to train its fold again"
         )
     return tensors, facts
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """Return the run's settings as JSON can hold them, without the paths of this machine."""
-    values = dataclasses.asdict(config)
-    del values["paths"]
-    plain: dict[str, Any] = json.loads(json.dumps(values))
-    return plain
-
-
-def check_same_run(path: Path, recorded: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Raise if a file belongs to a run that trains something else.
-
-    Args:
-        path: The file, for the message.
-        recorded: Facts of that run: `settings` and whatever else identifies it, nested.
-        expected: The same of this run. Names in `NOT_IDENTITY` may differ.
-    Raises:
-        InputError: The message names the first setting that differs, with both values.
-    """
-    there, here = _flatten(recorded), _flatten(expected)
-    for name in sorted(there.keys() | here.keys()):
-        if name not in there:
-            raise InputError(
-                f"{path} was written by a version without {name} (here {here[name]}); "
-                "give another --out"
-            )
-        if there.get(name) != here.get(name):
-            raise InputError(
-                f"{path} belongs to another run: {name} is {there.get(name)} there and "
-                f"{here.get(name)} here; give the same settings, or another --out"
-            )
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        name = prefix + key
-        if name in NOT_IDENTITY:
-            continue
-        flat.update(_flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value})
-    return flat
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:

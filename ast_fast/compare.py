@@ -13,18 +13,15 @@ from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from ast_fast.config import CHANGES_NO_RESULT
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.metrics import mean_and_std
 from ast_fast.report import page_environment, read_report
+from ast_fast.settings.agree import NOT_COMPARED
 
 PROGRAM = "python -m ast_fast.compare"
 
 CONFIDENCE = 0.95
-
-NOT_COMPARED = CHANGES_NO_RESULT | {"threads"}
-"""Settings that say where or how a run was made, not what was trained."""
 
 UNKNOWN = "not known then"
 """A setting that an earlier version's run did not have."""

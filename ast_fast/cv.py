@@ -30,17 +30,6 @@ from rich.table import Table
 from safetensors import SafetensorError
 
 from ast_fast import checkpoint, run_info
-from ast_fast.cli import (
-    PROGRAM,
-    config_to_toml,
-    config_values,
-    first_difference,
-    is_utf8,
-    parse_config,
-    recorded_config,
-    split_flags,
-)
-from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB, Config
 from ast_fast.data.cache import decode_settings
 from ast_fast.data.dataset import check_fold_names, check_folds, open_dataset
 from ast_fast.data.metadata import METADATA, read_metadata
@@ -62,17 +51,21 @@ from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report import Measured, read_report, write_report
 from ast_fast.seeds import of_new_runs, run_seeds, take_seeds
-from ast_fast.tensorboard import TensorBoardLog, load_writer
-from ast_fast.train import (
-    MODEL,
-    FoldResult,
-    Observer,
-    check_config,
-    check_memory,
-    load_result,
-    split_fold,
-    train_fold,
+from ast_fast.settings.agree import (
+    MAY_DIFFER_MERGED,
+    MERGED_FACTS,
+    RESUMED_FACTS,
+    check_resumed_settings,
+    differing_facts,
+    first_difference,
 )
+from ast_fast.settings.command_line import PROGRAM, parse_config, split_flags
+from ast_fast.settings.config import Config
+from ast_fast.settings.rules import check_config, check_memory
+from ast_fast.settings.toml import config_to_toml, config_values, recorded_config
+from ast_fast.settings.values import is_utf8
+from ast_fast.tensorboard import TensorBoardLog, load_writer
+from ast_fast.train import MODEL, FoldResult, Observer, load_result, split_fold, train_fold
 from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels._checks import dtype_name
@@ -97,9 +90,6 @@ OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.
 MOST_THREADS = 1024
 
 MERGE = "--merge"
-
-MUST_AGREE = ("data_key", "device", "kernels", "threads", "amp", "processes")
-"""Facts of run.json that a resumed run must find unchanged: results depend on them."""
 
 KERNEL_CHECK_CLIPS = 32
 """Most clips of a test fold that kernels are compared on."""
@@ -190,17 +180,9 @@ def _merge(argv: Sequence[str]) -> int:
 
 def _apart(merged: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return which facts of merged runs differ that results may depend on, be it by rounding."""
-    runs = [part["run"] for part in merged]
-    names = ("commit", "versions", "device", "kernels", "threads", "processes")
-    return [name for name in names if any(_differ(runs[0], run, name) for run in runs)]
-
-
-def _differ(facts: Mapping[str, Any], others: Mapping[str, Any], name: str) -> bool:
-    """Say whether a fact of two runs differs; of kernels, those count that both versions name."""
-    fact, other = facts.get(name), others.get(name)
-    if name == "kernels" and isinstance(fact, dict) and isinstance(other, dict):
-        return any(fact[operation] != other[operation] for operation in fact.keys() & other.keys())
-    return bool(fact != other)
+    first, *others = (part["run"] for part in merged)
+    apart = {name for run in others for name in differing_facts(first, run, MERGED_FACTS)}
+    return [name for name in MERGED_FACTS if name in apart]
 
 
 def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[str, Any]:
@@ -223,7 +205,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     first, *others = paths
     for path in others:
         here, there = config_values(configs[first]), config_values(configs[path])
-        key = first_difference(there, here, apart_from=CHANGES_NO_RESULT | OF_A_JOB)
+        key = first_difference(there, here, apart_from=MAY_DIFFER_MERGED)
         if key is not None:
             raise InputError(
                 f"{path} must have the settings of {first}: {key} is {there[key]} there and "
@@ -519,12 +501,11 @@ class Run:
         if self.ranks.is_first:
             self._acquire()
         there = _read_run(self.out)
-        for name in MUST_AGREE:
-            if _differ(there, self.info, name):
-                raise InputError(
-                    f"--resume must go on with what the run in {self.out} began with: {name} is "
-                    f"{there[name]} there and {self.info[name]} here"
-                )
+        for name in differing_facts(there, self.info, RESUMED_FACTS):
+            raise InputError(
+                f"--resume must go on with what the run in {self.out} began with: {name} is "
+                f"{there[name]} there and {self.info[name]} here"
+            )
         again = {key: self.info[key] for key in ("started", "command", "commit", "versions")}
         self.info = {**there, "resumed": [*there["resumed"], again]}
         self.ranks.same(None)  # all have read it
@@ -739,21 +720,6 @@ def _check_out(out: Path) -> None:
         raise InputError(f"--out {out} cannot be written: no permission to write in {ancestor}")
 
 
-def check_resumed_settings(config: Config, out: Path) -> None:
-    """Check that a resumed run has the settings that it began with.
-
-    Raises:
-        InputError: One differs that could change a result; the message names the first.
-    """
-    there, here = config_values(recorded_config(out)), config_values(config)
-    key = first_difference(there, here, apart_from=CHANGES_NO_RESULT)
-    if key is not None:
-        raise InputError(
-            f"--resume must have the settings of the run in {out}: {key} is {there[key]} there and "
-            f"{here[key]} here; leave it out, or name another --out without --resume"
-        )
-
-
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """Return the context in which kernels are those of `--backend`.
 
@@ -828,7 +794,7 @@ def _read_run(out: Path) -> dict[str, Any]:
         run = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    for name in (*MUST_AGREE, "resumed"):
+    for name in (*RESUMED_FACTS, "resumed"):
         if not isinstance(run, dict) or name not in run:
             raise InputError(f"{path} must say {name}, which it does not")
     there: dict[str, Any] = run

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ast_fast.augment import FeatureChanges
-from ast_fast.config import Config
 from ast_fast.errors import InputError
+from ast_fast.settings.config import Config
 from ast_fast_kernels import fbank, normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -144,36 +144,3 @@ def compute_statistics(
             f"of their log-mel values must be at least {STD_FLOOR:g}, got {std:.3g}"
         )
     return Statistics(centre + mean, std)
-
-
-def check_features(config: Config, num_samples: int) -> None:
-    """Raise if clips of `num_samples` samples give no usable features.
-
-    Args:
-        config: `config.fbank` and `config.features` are checked.
-        num_samples: Samples of a clip.
-    Raises:
-        InputError: The message names the setting, its rule and its value.
-    """
-    if config.features.target_frames < 1:
-        raise InputError(
-            f"features.target_frames must be at least 1, got {config.features.target_frames}"
-        )
-    num_frames = config.fbank.num_frames(num_samples)
-    if num_frames < 1:
-        raise InputError(
-            f"audio.clip_seconds must give at least one frame of {config.fbank.window_size} "
-            f"samples (fbank.frame_length {config.fbank.frame_length:g} ms), "
-            f"got {num_samples} samples"
-        )
-    if config.features.target_frames < num_frames:
-        raise InputError(
-            f"features.target_frames must be at least the {num_frames} frames of a clip "
-            f"(audio.clip_seconds {config.audio.clip_seconds:g} at fbank.sample_frequency "
-            f"{config.fbank.sample_frequency:g}), got {config.features.target_frames}"
-        )
-    if not math.isfinite(config.fbank.log_silence):
-        raise InputError(
-            "fbank.log_floor and fbank.log_offset must not both be 0, or silence becomes -inf; "
-            f"got {config.fbank.log_floor:g} and {config.fbank.log_offset:g}"
-        )

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ast_fast.config import Config
 from ast_fast.features import undithered
+from ast_fast.settings.config import Config
 from ast_fast_kernels import attention, fbank, norm_gelu_conv
 from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels._dispatch import requested_backend

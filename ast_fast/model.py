@@ -7,15 +7,24 @@ patch `f * num_patches_time + t`.
 
 from __future__ import annotations
 
-import math
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ast_fast.config import Config, ModelConfig
-from ast_fast.errors import InputError
+from ast_fast.settings.config import (
+    Config,
+    ModelConfig,
+    conv_hidden_width,
+    hidden_width,
+    patch_grid,
+    patch_values,
+    sees_all_patches,
+    stem_cell,
+    stem_sizes,
+)
+from ast_fast.settings.rules import check_model
 from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu, norm_gelu_conv
 from ast_fast_kernels.stem.reference import add_neighbours
 
@@ -332,106 +341,6 @@ class Block(nn.Module):
         return tokens, self.dropout(self.mlp(normed))
 
 
-def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
-    """Raise if no model can be built from these sizes.
-
-    Args:
-        config: The model's settings.
-        num_mel_bins: Mel bins of the features.
-        num_frames: Frames of the features, padding included.
-    Raises:
-        InputError: A size is out of range, or two do not fit; the message names the setting.
-    """
-    for name in ("embed_dim", "num_heads", "depth"):
-        value = getattr(config, name)
-        if value < 1:
-            raise InputError(f"model.{name} must be at least 1, got {value}")
-    if config.embed_dim % config.num_heads:
-        raise InputError(
-            f"model.embed_dim must be divisible by model.num_heads ({config.num_heads}), "
-            f"got {config.embed_dim}"
-        )
-    if config.position_embedding == "sinusoidal" and config.embed_dim % 4:
-        raise InputError(
-            "model.embed_dim must be divisible by 4 for model.position_embedding sinusoidal, "
-            f"got {config.embed_dim}"
-        )
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
-    for name in ("mlp_ratio", "conv_mlp_ratio"):
-        value = getattr(config, name)
-        if not 1 <= config.embed_dim * value < math.inf:
-            raise InputError(f"model.{name} must give an MLP at least 1 wide, got {value}")
-    for name in ("patch_size", "patch_stride"):
-        pair = getattr(config, name)
-        if min(pair) < 1:
-            raise InputError(
-                f"model.{name} must be at least 1 along both axes, got {_numbers(pair)}"
-            )
-    if config.patch_size[0] > num_mel_bins or config.patch_size[1] > num_frames:
-        raise InputError(
-            f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
-            f"{num_frames} frames), got {_numbers(config.patch_size)}"
-        )
-    if config.conv_depth < 0:
-        raise InputError(f"model.conv_depth must be at least 0, got {config.conv_depth}")
-    stages = len(config.stem_widths)
-    if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
-        raise InputError(
-            f"model.stem_widths must each be at least 2, got {_numbers(config.stem_widths)}"
-        )
-    if stages and (
-        config.patch_size != config.patch_stride
-        or any(side % 2**stages for side in config.patch_size)
-    ):
-        raise InputError(
-            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
-            f"even {stages} times over, once for each of model.stem_widths, "
-            f"got {_numbers(config.patch_size)}; model.stem_widths none takes any"
-        )
-
-
-def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
-    """Return how many patches fit along (freq, time); what is left at the upper ends is unseen."""
-    return (
-        (num_mel_bins - config.patch_size[0]) // config.patch_stride[0] + 1,
-        (num_frames - config.patch_size[1]) // config.patch_stride[1] + 1,
-    )
-
-
-def hidden_width(config: ModelConfig) -> int:
-    """Return the width of a block's MLP."""
-    return int(config.embed_dim * config.mlp_ratio)
-
-
-def conv_hidden_width(config: ModelConfig) -> int:
-    """Return the width of a convolution block's MLP."""
-    return int(config.embed_dim * config.conv_mlp_ratio)
-
-
-def sees_all_patches(config: ModelConfig) -> bool:
-    """Say whether a patch that a step leaves out is projected all the same, for its neighbours."""
-    return bool(config.stem_widths or config.conditional_position or config.conv_depth)
-
-
-def stem_cell(config: ModelConfig) -> tuple[int, int]:
-    """Return the sides of the finest cells of a convolution stem: (mel bins, frames)."""
-    cells = 2 ** len(config.stem_widths)
-    return config.patch_size[0] // cells, config.patch_size[1] // cells
-
-
-def stem_sizes(config: ModelConfig) -> list[tuple[int, int, int]]:
-    """Return of each stage of a convolution stem: cells in a patch, their values, its width."""
-    widths = config.stem_widths
-    values = (math.prod(stem_cell(config)), *(4 * width for width in widths))
-    return [(4 ** (len(widths) - n), values[n], width) for n, width in enumerate(widths)]
-
-
-def patch_values(config: ModelConfig) -> int:
-    """Return how many values of a patch are projected: its own, or what the stem makes of it."""
-    return 4 * config.stem_widths[-1] if config.stem_widths else math.prod(config.patch_size)
-
-
 def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tensor:
     """Return fixed position embeddings of a grid of patches: half for frequency, half for time.
 
@@ -474,7 +383,3 @@ def _add_norm(tokens: Tensor, update: Tensor | None, norm: nn.LayerNorm) -> tupl
 
 def _truncated_normal(parameter: Tensor) -> None:
     nn.init.trunc_normal_(parameter, std=INIT_STD, a=-2 * INIT_STD, b=2 * INIT_STD)
-
-
-def _numbers(numbers: tuple[int, ...]) -> str:
-    return " ".join(str(number) for number in numbers)

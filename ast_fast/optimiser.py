@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ast_fast.config import TrainingConfig
 from ast_fast.machine.device import multiplies_bfloat16
+from ast_fast.settings.config import TrainingConfig
 
 
 class Float32Muon(torch.optim.Muon):

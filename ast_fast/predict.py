@@ -20,8 +20,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ast_fast import checkpoint
-from ast_fast.cli import config_from_settings
-from ast_fast.config import Config
 from ast_fast.data.audio import BadAudioError, read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.errors import InputError
@@ -31,6 +29,8 @@ from ast_fast.machine.console import send_nowhere, show_progress
 from ast_fast.machine.device import autocast, nearest_amp, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config
+from ast_fast.settings.toml import config_from_settings
 
 PROGRAM = "python -m ast_fast.predict"
 

@@ -16,13 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from ast_fast import figures, metrics
-from ast_fast.cli import config_values
-from ast_fast.config import Config
 from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.features import log_mel
 from ast_fast.kernel_check import FBANK_ERRORS
 from ast_fast.machine.atomic import atomic_write
+from ast_fast.settings.config import Config
+from ast_fast.settings.toml import config_values
 from ast_fast.train import FoldResult
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.tables import filter_edges

@@ -7,18 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ast_fast.cli import config_values, first_difference, parse_config, split_flags
-from ast_fast.config import CHANGES_NO_RESULT, OF_A_JOB
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.metrics import mean_and_std
 from ast_fast.report import read_report
+from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
+from ast_fast.settings.command_line import parse_config, split_flags
+from ast_fast.settings.toml import config_values
 
 FLAG = "--seeds"
 SUMMARY = "seeds.json"
-NOT_ALIKE = CHANGES_NO_RESULT | OF_A_JOB | {"seed"}
-"""Settings in which the runs of several seeds may differ."""
 
 
 def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
@@ -160,7 +159,7 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
 
 def _check_alike(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Raise if a run differs in more than its seed, as far as both versions know the setting."""
-    key = first_difference(there, here, apart_from=NOT_ALIKE)
+    key = first_difference(there, here, apart_from=MAY_DIFFER_BY_SEED)
     if key is not None:
         raise InputError(
             f"{folder} must differ from the seeds beside it by its seed alone: {key} is "

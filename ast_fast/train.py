@@ -12,7 +12,6 @@ import copy
 import csv
 import dataclasses
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,36 +30,26 @@ from ast_fast import checkpoint
 from ast_fast.augment import (
     FeatureChanges,
     Mixtures,
-    check_augment,
     draw_feature_changes,
     draw_mixtures,
     kept_patches,
     rows_of,
 )
-from ast_fast.config import Config, TrainingConfig
 from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.errors import InputError
-from ast_fast.features import (
-    Statistics,
-    check_features,
-    compute_statistics,
-    load_batch,
-    model_input,
-)
+from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.device import autocast, deterministic_algorithms, resolve_amp, resolve_device
 from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.timing import Stages
-from ast_fast.model import (
-    AudioSpectrogramTransformer,
-    check_model,
-    conv_hidden_width,
-    hidden_width,
-    patch_grid,
-    patch_values,
-    stem_sizes,
-)
+from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
+from ast_fast.settings.agree import check_same_fold, fold_identity
+from ast_fast.settings.config import (
+    Config,
+    TrainingConfig,
+)
+from ast_fast.settings.rules import check_config
 from ast_fast_kernels import mix
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -227,119 +216,6 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
             f"but there is none of {', '.join(missing)}"
         )
     return train_indices, test_indices
-
-
-def check_config(config: Config, num_samples: int) -> None:
-    """Raise if a fold cannot be trained with these settings, before anything is done.
-
-    Args:
-        config: The run's settings.
-        num_samples: Samples of a clip.
-    Raises:
-        InputError: The message names the setting, its rule and its value.
-    """
-    check_training(config.training)
-    if config.seed < 0:
-        raise InputError(f"seed must be at least 0, got {config.seed}")
-    check_features(config, num_samples)
-    check_model(config.model, config.fbank.num_mel_bins, config.features.target_frames)
-    num_frames = config.fbank.num_frames(num_samples)
-    check_augment(config.augment, config.fbank, num_frames)
-    device = resolve_device(config.device)
-    resolve_amp(config.training.amp, device)
-    check_memory(config, num_samples=num_samples, num_clips=1, num_classes=2, device=device)
-
-
-def check_memory(
-    config: Config,
-    *,
-    num_samples: int,
-    num_clips: int,
-    num_classes: int,
-    device: torch.device | None = None,
-) -> None:
-    """Raise if training cannot fit into the memory that the machine has, whatever is free of it.
-
-    Counts what training holds at the least: weights with their gradients, moments and average; a
-    batch of waveforms, features and tokens; the filters. What passes here can still be too much.
-
-    Args:
-        config: The run's settings, in range.
-        num_samples: Samples of a clip.
-        num_clips: Clips of the data set.
-        num_classes: Width of the logits.
-        device: Where the model trains; None is the CPU.
-    Raises:
-        InputError: The message names the settings that take most, and both sizes.
-    """
-    model, fbank, target_frames = config.model, config.fbank, config.features.target_frames
-    width = model.embed_dim
-    patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
-    weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (patches + num_classes)
-    if not model.stem_widths:
-        weights += width * patch_values(model)
-    copies = 3 if config.training.optimizer == "muon" else 4  # Muon has one moment
-    copies += config.training.ema_decay > 0
-    batch = min(config.training.batch_size, num_clips)
-    values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
-    needs = {
-        f"model.embed_dim {width}, model.depth {model.depth} and model.mlp_ratio "
-        f"{model.mlp_ratio:g}": 4 * copies * weights,
-        f"training.batch_size {config.training.batch_size}, features.target_frames "
-        f"{target_frames} and fbank.num_mel_bins {fbank.num_mel_bins}": 4 * values,
-        f"fbank.num_mel_bins {fbank.num_mel_bins} and an FFT of {fbank.fft_size} samples": (
-            8 * fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
-        ),
-    }
-    if model.stem_widths:
-        stem = sum(inputs * stage for _, inputs, stage in stem_sizes(model))
-        stem += width * patch_values(model)
-        cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
-        needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
-            4 * copies * stem + 4 * cells
-        )
-    if model.conv_depth:
-        hidden = conv_hidden_width(model)
-        name = f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio"
-        needs[f"{name} {model.conv_mlp_ratio:g}"] = (
-            4 * hidden * (model.conv_depth * copies * 2 * width + batch * patches)
-        )
-    needed = sum(needs.values())
-    if device is not None and device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
-    else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
-        most = max(needs, key=lambda name: needs[name])
-        raise InputError(
-            f"{most} need at least {needed / 2**30:.4g} GiB of memory, and there are "
-            f"{there / 2**30:.4g}"
-        )
-
-
-def check_training(config: TrainingConfig) -> None:
-    """Raise if a training setting is out of range.
-
-    Raises:
-        InputError: The message names the setting, its rule and its value.
-    """
-    for name in ("epochs", "batch_size"):
-        value = getattr(config, name)
-        if value < 1:
-            raise InputError(f"training.{name} must be at least 1, got {value}")
-    if not 0 < config.learning_rate < math.inf:
-        raise InputError(
-            f"training.learning_rate must be finite and above 0, got {config.learning_rate}"
-        )
-    for name in ("weight_decay", "warmup_epochs", "final_learning_rate", "clip_grad_norm"):
-        value = getattr(config, name)
-        if not 0 <= value < math.inf:
-            raise InputError(f"training.{name} must be finite and at least 0, got {value}")
-    for name in ("label_smoothing", "ema_decay"):
-        value = getattr(config, name)
-        if not 0 <= value < 1:
-            raise InputError(f"training.{name} must be from 0 to below 1, got {value}")
 
 
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
@@ -624,7 +500,7 @@ class _FoldTraining:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "run": _identity(self.config, self.dataset, self.fold),
+            "run": fold_identity(self.config, self.fold, self.dataset.key),
             "class_names": self.dataset.class_names,
             "statistics": self.statistics and dataclasses.asdict(self.statistics),
             "history": [dataclasses.asdict(row) for row in self.history],
@@ -650,9 +526,7 @@ class _FoldTraining:
         if not path.exists():
             return False
         tensors, facts = checkpoint.load(path)
-        checkpoint.check_same_run(
-            path, facts["run"], _identity(self.config, self.dataset, self.fold)
-        )
+        check_same_fold(path, facts["run"], fold_identity(self.config, self.fold, self.dataset.key))
         self.model.load_state_dict(_without_prefix("model", tensors))
         if self.tested is not self.model:
             self.tested.load_state_dict(_without_prefix("average", tensors))
@@ -687,11 +561,6 @@ class _FoldTraining:
         return FoldResult(self.fold, accuracy, loss, self.history, self.test_indices, probabilities)
 
 
-def _identity(config: Config, dataset: Dataset, fold: int) -> dict[str, Any]:
-    """Return what must be equal for two trainings of a fold to be the same one."""
-    return checkpoint.settings(config) | {"fold": fold, "data_key": dataset.key}
-
-
 def load_result(
     config: Config,
     dataset: Dataset,
@@ -716,7 +585,7 @@ def load_result(
     if not path.exists():
         return None
     _, facts = checkpoint.load(path)
-    checkpoint.check_same_run(path, facts["run"], _identity(config, dataset, fold))
+    check_same_fold(path, facts["run"], fold_identity(config, fold, dataset.key))
     if stages is not None:
         stages.take_up(facts["stages"])
     (folder / CHECKPOINT).unlink(missing_ok=True)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from ast_fast.config import ModelConfig
 from ast_fast.model import Block
+from ast_fast.settings.config import ModelConfig
 from ast_fast_kernels import attention, use_backend
 from ast_fast_kernels.testing.timing import interleaved_medians
 

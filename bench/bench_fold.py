@@ -9,11 +9,11 @@ from statistics import median
 import numpy as np
 import pytest
 
-from ast_fast.cli import parse_config
-from ast_fast.config import Config
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import Clip
 from ast_fast.machine.timing import Stages
+from ast_fast.settings.command_line import parse_config
+from ast_fast.settings.config import Config
 from ast_fast.train import train_fold
 
 NUM_CLASSES, NUM_FOLDS = 4, 4

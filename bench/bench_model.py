@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from ast_fast.config import Config, ModelConfig
 from ast_fast.machine.device import autocast
 from ast_fast.optimiser import Optimiser
+from ast_fast.settings.config import Config, ModelConfig
 from bench.bench_step import CPU, NO_SCALING, NUM_CLASSES, precisions, small_model
 from bench.model_cost import multiply_adds, multiply_adds_per_second
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
-from ast_fast.cli import parse_config
-from ast_fast.config import Config
 from ast_fast.features import model_input
 from ast_fast.machine.device import autocast, multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser
+from ast_fast.settings.command_line import parse_config
+from ast_fast.settings.config import Config
 from ast_fast_kernels import mix
 from ast_fast_kernels.testing.timing import interleaved_medians
 from bench.bench_fold import data_of

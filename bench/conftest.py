@@ -85,8 +85,8 @@ def clips() -> np.ndarray:
     """64 clips of 5 s, int16 (64, 80000): ESC-10's, or synthesised where it is not at hand."""
     root = os.environ.get("AST_FAST_DATA")
     if root:
-        from ast_fast.config import Config, Paths
         from ast_fast.data.dataset import open_dataset
+        from ast_fast.settings.config import Config, Paths
 
         data = open_dataset(Config(paths=Paths(data=Path(root) / "esc10")))
         return np.array(data.waveforms[:64])

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from ast_fast.config import Config, FeatureConfig, ModelConfig
+from ast_fast.settings.config import Config, FeatureConfig, ModelConfig
 from ast_fast_kernels import (
     FbankConfig,
     add_layer_norm,

@@ -13,8 +13,8 @@ from functools import cache
 
 import torch
 
-from ast_fast.config import ModelConfig
-from ast_fast.model import (
+from ast_fast.settings.config import (
+    ModelConfig,
     conv_hidden_width,
     hidden_width,
     patch_values,

@@ -20,7 +20,6 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.config import Config
 from ast_fast.data.audio import SAMPLE_RATES, BadAudioError, read_clip
 from ast_fast.data.metadata import (
     AUDIO,
@@ -31,6 +30,7 @@ from ast_fast.data.metadata import (
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
+from ast_fast.settings.config import Config
 
 FORMAT_VERSION = 1
 """Raised when the same files and settings give other samples, or are stored otherwise."""

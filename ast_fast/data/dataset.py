@@ -19,7 +19,6 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.config import Config
 from ast_fast.data.cache import (
     build_cache,
     cache_errors,
@@ -42,6 +41,7 @@ from ast_fast.data.metadata import (
 from ast_fast.data.synth import synthesise
 from ast_fast.errors import InputError
 from ast_fast.machine.device import available_cores
+from ast_fast.settings.config import Config
 
 
 @dataclass(frozen=True)

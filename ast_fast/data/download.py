@@ -23,11 +23,11 @@ from urllib.parse import urlsplit
 from filelock import FileLock
 from rich.console import Console
 
-from ast_fast.config import Config
 from ast_fast.data.metadata import AUDIO, METADATA
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder, atomic_write
 from ast_fast.machine.console import show_progress
+from ast_fast.settings.config import Config
 
 BLOCK_BYTES = 2**18
 TIMEOUT = 30.0

@@ -1,11 +1,9 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from ast_fast import checkpoint
-from ast_fast.config import AudioConfig, Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
 
 TENSORS = {
@@ -71,50 +69,3 @@ def test_a_safetensors_file_of_someone_else_is_named(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(InputError, match=r"other.safetensors must be a whole file written by"):
         checkpoint.load(tmp_path / "other.safetensors")
-
-
-def test_settings_name_no_path():
-    config = Config(paths=Paths(data=Path("/somewhere/private"), out=Path("/somewhere/else")))
-    assert "somewhere" not in str(checkpoint.settings(config))
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        Config(resume=True, folds=(2,), threads=3, device="cpu"),
-        Config(paths=Paths(out=Path("elsewhere"))),
-        Config(audio=AudioConfig(workers=5)),
-    ],
-    ids=["other-folds-and-threads", "other-paths", "other-workers"],
-)
-def test_settings_that_say_nothing_of_the_training_may_differ(path, other):
-    checkpoint.check_same_run(path, checkpoint.settings(Config()), checkpoint.settings(other))
-
-
-def test_a_run_of_an_earlier_version_is_named_as_one(path):
-    earlier = checkpoint.settings(Config())
-    del earlier["model"]["stem_widths"]
-    with pytest.raises(
-        InputError, match=r"written by a version without model.stem_widths \(here \[\]\); give ano"
-    ):
-        checkpoint.check_same_run(path, earlier, checkpoint.settings(Config()))
-
-
-@pytest.mark.parametrize(
-    ("other", "message"),
-    [
-        (Config(model=ModelConfig(embed_dim=96)), "model.embed_dim is 192 there and 96 here"),
-        (Config(model=ModelConfig(patch_size=(8, 16))), r"patch_size is \[16, 16\] there and \[8"),
-        (
-            Config(training=replace(TrainingConfig(), epochs=7)),
-            r"training.epochs is \d+ there and 7",
-        ),
-        (Config(seed=1), "seed is 0 there and 1 here"),
-    ],
-    ids=["embed-dim", "patch-size", "epochs", "seed"],
-)
-def test_settings_of_another_run_are_named(path, other, message):
-    with pytest.raises(
-        InputError, match=f"checkpoint.safetensors belongs to another run: .*{message}"
-    ):
-        checkpoint.check_same_run(path, checkpoint.settings(Config()), checkpoint.settings(other))

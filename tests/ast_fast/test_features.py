@@ -6,17 +6,17 @@ import pytest
 import torch
 
 from ast_fast.augment import FeatureChanges
-from ast_fast.config import AudioConfig, Config, FeatureConfig
 from ast_fast.errors import InputError
 from ast_fast.features import (
     STD_FLOOR,
     Statistics,
-    check_features,
     compute_statistics,
     load_batch,
     log_mel,
     model_input,
 )
+from ast_fast.settings.config import AudioConfig, Config, FeatureConfig
+from ast_fast.settings.rules import check_features
 from ast_fast_kernels import normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_fast.config import Config, FeatureConfig, ModelConfig
 from ast_fast.kernel_check import (
     FBANK_ERRORS,
     ROUNDS,
@@ -18,6 +17,7 @@ from ast_fast.kernel_check import (
     first_block_qkv,
 )
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config, FeatureConfig, ModelConfig
 from ast_fast_kernels import _dispatch, use_backend
 from ast_fast_kernels.attention.sdpa import attention_sdpa
 from ast_fast_kernels.fbank.config import FbankConfig

@@ -5,14 +5,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ast_fast.config import ModelConfig
 from ast_fast.errors import InputError
-from ast_fast.model import (
-    AudioSpectrogramTransformer,
-    check_model,
-    patch_grid,
-    sinusoidal_position_embedding,
-)
+from ast_fast.model import AudioSpectrogramTransformer, sinusoidal_position_embedding
+from ast_fast.settings.config import ModelConfig, patch_grid
+from ast_fast.settings.rules import check_model
 from ast_fast_kernels import use_backend
 
 SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from ast_fast.config import ModelConfig
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import ModelConfig
 from ast_fast_kernels import use_backend
 from ast_fast_kernels.testing.budgets import relative_norm
 

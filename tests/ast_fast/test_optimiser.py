@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ast_fast.config import ModelConfig, TrainingConfig
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import Optimiser, orthogonalise, parameter_groups
+from ast_fast.settings.config import ModelConfig, TrainingConfig
 
 SMALL = ModelConfig(
     embed_dim=16,

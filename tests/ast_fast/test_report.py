@@ -11,11 +11,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from ast_fast.config import AudioConfig, Config, FeatureConfig, TrainingConfig
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import BadFile, Clip
 from ast_fast.figures import line_chart, stage_bar
 from ast_fast.report import Measured, build_report, mel_centres, write_report
+from ast_fast.settings.config import AudioConfig, Config, FeatureConfig, TrainingConfig
 from ast_fast.train import EpochRow, FoldResult
 
 SAMPLE_RATE = 16000

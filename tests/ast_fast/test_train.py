@@ -11,7 +11,6 @@ import torch
 
 from ast_fast import checkpoint
 from ast_fast.augment import rows_of
-from ast_fast.config import AugmentConfig, Config, FeatureConfig, ModelConfig, TrainingConfig
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import Clip
 from ast_fast.errors import InputError
@@ -20,14 +19,20 @@ from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.optimiser import parameter_groups
+from ast_fast.settings.config import (
+    AugmentConfig,
+    Config,
+    FeatureConfig,
+    ModelConfig,
+    TrainingConfig,
+)
+from ast_fast.settings.rules import check_config, check_memory
 from ast_fast.train import (
     DivergedError,
     EpochRow,
     FoldResult,
     Observer,
     _FoldTraining,
-    check_config,
-    check_memory,
     ema_decay,
     epoch_seeds,
     learning_rate,

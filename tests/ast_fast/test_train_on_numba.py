@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.data.dataset import open_dataset
+from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.train import Observer, train_fold
 from ast_fast_kernels import use_backend
 

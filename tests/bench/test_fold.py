@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ast_fast.config import Config
+from ast_fast.settings.config import Config
 from bench.bench_fold import RECIPES, config_of
 
 

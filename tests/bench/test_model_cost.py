@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ast_fast.config import Config, ModelConfig
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config, ModelConfig
 from ast_fast_kernels import use_backend
 from bench import model_cost
 

@@ -16,12 +16,12 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast.config import AudioConfig, Config, FbankConfig, Paths
 from ast_fast.data.cache import cache_folder, content_key, decode_settings
 from ast_fast.data.dataset import check_folds, open_dataset
 from ast_fast.data.metadata import read_metadata
 from ast_fast.errors import InputError
 from ast_fast.machine import atomic
+from ast_fast.settings.config import AudioConfig, Config, FbankConfig, Paths
 
 RATE = 16000
 HEADER = "filename,fold,target,category,esc10,src_file,take"
@@ -632,7 +632,7 @@ import sys, time
 from pathlib import Path
 from ast_fast.data import cache
 from ast_fast.data.dataset import open_dataset
-from ast_fast.config import AudioConfig, Config, Paths
+from ast_fast.settings.config import AudioConfig, Config, Paths
 plain = cache.read_clip
 def slow(*args, **kwargs):
     time.sleep(float(sys.argv[3]))

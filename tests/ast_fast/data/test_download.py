@@ -14,11 +14,11 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast.config import AudioConfig, Config, Paths
 from ast_fast.data import download
 from ast_fast.data.dataset import open_dataset
 from ast_fast.data.download import download_esc50
 from ast_fast.errors import InputError
+from ast_fast.settings.config import AudioConfig, Config, Paths
 
 
 class ArchiveServer(ThreadingHTTPServer):

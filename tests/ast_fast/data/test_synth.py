@@ -10,11 +10,11 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast.config import Config, Paths
 from ast_fast.data import synth
 from ast_fast.data.dataset import check_folds, open_dataset
 from ast_fast.data.metadata import read_metadata
 from ast_fast.data.synth import synthesise
+from ast_fast.settings.config import Config, Paths
 
 
 def quiet():

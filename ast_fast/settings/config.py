@@ -1,10 +1,11 @@
 """Every setting of a run, as frozen dataclasses: defaults, then a TOML file, then flags.
 
-The field docstrings are the command line's help. `ast_fast.cli` reads and writes these.
+The field docstrings are the command line's help. `ast_fast.settings.toml` reads and writes these.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,19 +20,6 @@ ESC50_URL = (
 """One commit, not the branch: the archive of a branch changes with every commit to it."""
 ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f"
 """Of that archive, 645,832,161 bytes, as several projects that pin it publish it."""
-
-CHANGES_NO_RESULT = frozenset(
-    {
-        *("data", "out", "cache", "resume", "download", "tensorboard"),
-        *("audio.workers", "audio.download_url", "audio.download_sha256"),
-    }
-)
-"""Settings, by their keys, that say where things lie, come from and go, and how fast. That `data`
-holds the same clips is known by their content."""
-
-OF_A_JOB = frozenset({"folds", "device", "threads"})
-"""Settings that say which folds a process trains and where: a fold's model is the same for it, but
-for rounding."""
 
 Backend = Literal["auto", "reference", "numba", "triton"]
 
@@ -192,3 +180,44 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
+    """Return how many patches fit along (freq, time); what is left at the upper ends is unseen."""
+    return (
+        (num_mel_bins - config.patch_size[0]) // config.patch_stride[0] + 1,
+        (num_frames - config.patch_size[1]) // config.patch_stride[1] + 1,
+    )
+
+
+def hidden_width(config: ModelConfig) -> int:
+    """Return the width of a block's MLP."""
+    return int(config.embed_dim * config.mlp_ratio)
+
+
+def conv_hidden_width(config: ModelConfig) -> int:
+    """Return the width of a convolution block's MLP."""
+    return int(config.embed_dim * config.conv_mlp_ratio)
+
+
+def sees_all_patches(config: ModelConfig) -> bool:
+    """Say whether a patch that a step leaves out is projected all the same, for its neighbours."""
+    return bool(config.stem_widths or config.conditional_position or config.conv_depth)
+
+
+def stem_cell(config: ModelConfig) -> tuple[int, int]:
+    """Return the sides of the finest cells of a convolution stem: (mel bins, frames)."""
+    cells = 2 ** len(config.stem_widths)
+    return config.patch_size[0] // cells, config.patch_size[1] // cells
+
+
+def stem_sizes(config: ModelConfig) -> list[tuple[int, int, int]]:
+    """Return of each stage of a convolution stem: cells in a patch, their values, its width."""
+    widths = config.stem_widths
+    values = (math.prod(stem_cell(config)), *(4 * width for width in widths))
+    return [(4 ** (len(widths) - n), values[n], width) for n, width in enumerate(widths)]
+
+
+def patch_values(config: ModelConfig) -> int:
+    """Return how many values of a patch are projected: its own, or what the stem makes of it."""
+    return 4 * config.stem_widths[-1] if config.stem_widths else math.prod(config.patch_size)

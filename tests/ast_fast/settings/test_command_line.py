@@ -7,18 +7,12 @@ import pytest
 import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
-from ast_fast.cli import (
-    DEMO_DEFAULTS,
-    config_to_toml,
-    config_values,
-    first_difference,
-    parse_config,
-    print_help,
-    settings,
-)
-from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
-from ast_fast.train import check_config
+from ast_fast.settings.command_line import DEMO_DEFAULTS, parse_config, print_help
+from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
+from ast_fast.settings.rules import check_config
+from ast_fast.settings.toml import config_to_toml, config_values
+from ast_fast.settings.values import settings
 from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
 
 DATA = ["--data", "somewhere"]
@@ -300,11 +294,11 @@ def test_resume_needs_a_run(tmp_path: Path) -> None:
 
 
 def test_reading_settings_loads_no_torch() -> None:
-    program = "import sys, ast_fast.cli; sys.exit('torch' in sys.modules)"
+    program = "import sys, ast_fast.settings.command_line; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted((Path(__file__).parents[3] / "recipes").glob("*.toml"))
 
 
 def test_there_are_recipes() -> None:
@@ -333,9 +327,3 @@ def test_the_minimal_recipe_has_none_of_the_extras() -> None:
     assert config.training.optimizer == "adamw"
     assert config.fbank == FbankConfig.preset("seed")
     assert config.model == ModelConfig(embed_dim=128, num_heads=4)
-
-
-def test_the_first_difference_is_of_settings_that_both_have() -> None:
-    there, here = {"a": 1, "b": 2, "c": 3, "old": 0}, {"a": 0, "b": 2, "c": 4, "new": 0}
-    assert first_difference(there, here, apart_from={"a"}) == "c"
-    assert first_difference(there, here, apart_from={"a", "c"}) is None

@@ -1,0 +1,286 @@
+"""Every rule of the settings beyond their types, each with the message that it gives."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+
+from ast_fast.errors import InputError
+from ast_fast.machine.device import resolve_amp, resolve_device
+from ast_fast.settings.config import (
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    TrainingConfig,
+    conv_hidden_width,
+    hidden_width,
+    patch_grid,
+    patch_values,
+    stem_sizes,
+)
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+def check_config(config: Config, num_samples: int) -> None:
+    """Raise if a fold cannot be trained with these settings, before anything is done.
+
+    Args:
+        config: The run's settings.
+        num_samples: Samples of a clip.
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    check_training(config.training)
+    if config.seed < 0:
+        raise InputError(f"seed must be at least 0, got {config.seed}")
+    check_features(config, num_samples)
+    check_model(config.model, config.fbank.num_mel_bins, config.features.target_frames)
+    num_frames = config.fbank.num_frames(num_samples)
+    check_augment(config.augment, config.fbank, num_frames)
+    device = resolve_device(config.device)
+    resolve_amp(config.training.amp, device)
+    check_memory(config, num_samples=num_samples, num_clips=1, num_classes=2, device=device)
+
+
+def check_training(config: TrainingConfig) -> None:
+    """Raise if a training setting is out of range.
+
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    for name in ("epochs", "batch_size"):
+        value = getattr(config, name)
+        if value < 1:
+            raise InputError(f"training.{name} must be at least 1, got {value}")
+    if not 0 < config.learning_rate < math.inf:
+        raise InputError(
+            f"training.learning_rate must be finite and above 0, got {config.learning_rate}"
+        )
+    for name in ("weight_decay", "warmup_epochs", "final_learning_rate", "clip_grad_norm"):
+        value = getattr(config, name)
+        if not 0 <= value < math.inf:
+            raise InputError(f"training.{name} must be finite and at least 0, got {value}")
+    for name in ("label_smoothing", "ema_decay"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise InputError(f"training.{name} must be from 0 to below 1, got {value}")
+
+
+def check_memory(
+    config: Config,
+    *,
+    num_samples: int,
+    num_clips: int,
+    num_classes: int,
+    device: torch.device | None = None,
+) -> None:
+    """Raise if training cannot fit into the memory that the machine has, whatever is free of it.
+
+    Counts what training holds at the least: weights with their gradients, moments and average; a
+    batch of waveforms, features and tokens; the filters. What passes here can still be too much.
+
+    Args:
+        config: The run's settings, in range.
+        num_samples: Samples of a clip.
+        num_clips: Clips of the data set.
+        num_classes: Width of the logits.
+        device: Where the model trains; None is the CPU.
+    Raises:
+        InputError: The message names the settings that take most, and both sizes.
+    """
+    model, fbank, target_frames = config.model, config.fbank, config.features.target_frames
+    width = model.embed_dim
+    patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
+    weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
+    weights += width * (patches + num_classes)
+    if not model.stem_widths:
+        weights += width * patch_values(model)
+    copies = 3 if config.training.optimizer == "muon" else 4  # Muon has one moment
+    copies += config.training.ema_decay > 0
+    batch = min(config.training.batch_size, num_clips)
+    values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
+    needs = {
+        f"model.embed_dim {width}, model.depth {model.depth} and model.mlp_ratio "
+        f"{model.mlp_ratio:g}": 4 * copies * weights,
+        f"training.batch_size {config.training.batch_size}, features.target_frames "
+        f"{target_frames} and fbank.num_mel_bins {fbank.num_mel_bins}": 4 * values,
+        f"fbank.num_mel_bins {fbank.num_mel_bins} and an FFT of {fbank.fft_size} samples": (
+            8 * fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
+        ),
+    }
+    if model.stem_widths:
+        stem = sum(inputs * stage for _, inputs, stage in stem_sizes(model))
+        stem += width * patch_values(model)
+        cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
+        needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
+            4 * copies * stem + 4 * cells
+        )
+    if model.conv_depth:
+        hidden = conv_hidden_width(model)
+        name = f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio"
+        needs[f"{name} {model.conv_mlp_ratio:g}"] = (
+            4 * hidden * (model.conv_depth * copies * 2 * width + batch * patches)
+        )
+    needed = sum(needs.values())
+    if device is not None and device.type == "cuda":
+        there = torch.cuda.get_device_properties(device).total_memory
+    else:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > there:
+        most = max(needs, key=lambda name: needs[name])
+        raise InputError(
+            f"{most} need at least {needed / 2**30:.4g} GiB of memory, and there are "
+            f"{there / 2**30:.4g}"
+        )
+
+
+def check_features(config: Config, num_samples: int) -> None:
+    """Raise if clips of `num_samples` samples give no usable features.
+
+    Args:
+        config: `config.fbank` and `config.features` are checked.
+        num_samples: Samples of a clip.
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    if config.features.target_frames < 1:
+        raise InputError(
+            f"features.target_frames must be at least 1, got {config.features.target_frames}"
+        )
+    num_frames = config.fbank.num_frames(num_samples)
+    if num_frames < 1:
+        raise InputError(
+            f"audio.clip_seconds must give at least one frame of {config.fbank.window_size} "
+            f"samples (fbank.frame_length {config.fbank.frame_length:g} ms), "
+            f"got {num_samples} samples"
+        )
+    if config.features.target_frames < num_frames:
+        raise InputError(
+            f"features.target_frames must be at least the {num_frames} frames of a clip "
+            f"(audio.clip_seconds {config.audio.clip_seconds:g} at fbank.sample_frequency "
+            f"{config.fbank.sample_frequency:g}), got {config.features.target_frames}"
+        )
+    if not math.isfinite(config.fbank.log_silence):
+        raise InputError(
+            "fbank.log_floor and fbank.log_offset must not both be 0, or silence becomes -inf; "
+            f"got {config.fbank.log_floor:g} and {config.fbank.log_offset:g}"
+        )
+
+
+def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None:
+    """Raise if no model can be built from these sizes.
+
+    Args:
+        config: The model's settings.
+        num_mel_bins: Mel bins of the features.
+        num_frames: Frames of the features, padding included.
+    Raises:
+        InputError: A size is out of range, or two do not fit; the message names the setting.
+    """
+    for name in ("embed_dim", "num_heads", "depth"):
+        value = getattr(config, name)
+        if value < 1:
+            raise InputError(f"model.{name} must be at least 1, got {value}")
+    if config.embed_dim % config.num_heads:
+        raise InputError(
+            f"model.embed_dim must be divisible by model.num_heads ({config.num_heads}), "
+            f"got {config.embed_dim}"
+        )
+    if config.position_embedding == "sinusoidal" and config.embed_dim % 4:
+        raise InputError(
+            "model.embed_dim must be divisible by 4 for model.position_embedding sinusoidal, "
+            f"got {config.embed_dim}"
+        )
+    if not 0 <= config.dropout < 1:
+        raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
+    for name in ("mlp_ratio", "conv_mlp_ratio"):
+        value = getattr(config, name)
+        if not 1 <= config.embed_dim * value < math.inf:
+            raise InputError(f"model.{name} must give an MLP at least 1 wide, got {value}")
+    for name in ("patch_size", "patch_stride"):
+        pair = getattr(config, name)
+        if min(pair) < 1:
+            raise InputError(
+                f"model.{name} must be at least 1 along both axes, got {_numbers(pair)}"
+            )
+    if config.patch_size[0] > num_mel_bins or config.patch_size[1] > num_frames:
+        raise InputError(
+            f"model.patch_size must fit into the spectrogram ({num_mel_bins} mel bins by "
+            f"{num_frames} frames), got {_numbers(config.patch_size)}"
+        )
+    if config.conv_depth < 0:
+        raise InputError(f"model.conv_depth must be at least 0, got {config.conv_depth}")
+    stages = len(config.stem_widths)
+    if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
+        raise InputError(
+            f"model.stem_widths must each be at least 2, got {_numbers(config.stem_widths)}"
+        )
+    if stages and (
+        config.patch_size != config.patch_stride
+        or any(side % 2**stages for side in config.patch_size)
+    ):
+        raise InputError(
+            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
+            f"even {stages} times over, once for each of model.stem_widths, "
+            f"got {_numbers(config.patch_size)}; model.stem_widths none takes any"
+        )
+
+
+def _numbers(numbers: tuple[int, ...]) -> str:
+    return " ".join(str(number) for number in numbers)
+
+
+MOST_GAIN_DB = 100.0
+"""Five decimal powers, as much as int16 audio spans."""
+
+
+MOST_POINTS = 100
+"""Points of a filter."""
+
+
+MOST_MASKS = 100
+"""Masks of each kind; their places are drawn at once and take memory."""
+
+
+def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) -> None:
+    """Raise if a setting is out of range.
+
+    Args:
+        config: The settings.
+        fbank: What the features are.
+        num_frames: Frames of a clip, before padding.
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    if not 0 <= config.mix_probability <= 1:
+        raise InputError(
+            f"augment.mix_probability must be from 0 to 1, got {config.mix_probability}"
+        )
+    if not 0 <= config.patch_drop < 1:
+        raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
+    for name in ("gain_db", "filter_db"):
+        value = getattr(config, name)
+        if not 0 <= value <= MOST_GAIN_DB:
+            raise InputError(f"augment.{name} must be from 0 to {MOST_GAIN_DB:g}, got {value}")
+    if not 2 <= config.filter_points <= MOST_POINTS:
+        raise InputError(
+            f"augment.filter_points must be from 2 to {MOST_POINTS}, got {config.filter_points}"
+        )
+    if config.filter_db > 0 and not fbank.use_log_fbank:
+        raise InputError(
+            "augment.filter_db must be 0 where fbank.use_log_fbank is off, "
+            f"got {config.filter_db:g}"
+        )
+    if not 0 <= config.num_masks <= MOST_MASKS:
+        raise InputError(
+            f"augment.num_masks must be from 0 to {MOST_MASKS}, got {config.num_masks}"
+        )
+    for name, largest, unit in (
+        ("freq_mask", fbank.num_mel_bins, "mel bins of the features"),
+        ("time_mask", num_frames, "frames of a clip"),
+    ):
+        value = getattr(config, name)
+        if value < 0 or (value > largest and config.num_masks > 0):
+            raise InputError(f"augment.{name} must be from 0 to the {largest} {unit}, got {value}")

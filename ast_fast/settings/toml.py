@@ -1,0 +1,172 @@
+"""Settings as TOML: a file of --config, the config.toml of a run, a checkpoint's own."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import tomli_w
+
+from ast_fast.errors import InputError
+from ast_fast.settings.config import Config
+from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+def recorded_values(out: Path) -> dict[str, Any]:
+    """Return the settings, by key, that the run in folder `out` was started with.
+
+    Raises:
+        InputError: `out` holds no run, or its config.toml cannot be read.
+    """
+    path = out / "config.toml"
+    try:
+        found = path.is_file()
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be read: {error.strerror}") from error
+    if not found:
+        raise InputError(f"--out must hold a run to resume, got {out}, which has no config.toml")
+    return read_toml(path)
+
+
+def recorded_config(out: Path) -> Config:
+    """Return the configuration that the run in folder `out` was started with.
+
+    Raises:
+        InputError: `out` holds no run, or its config.toml cannot be read.
+    """
+    return build_config(recorded_values(out))
+
+
+def config_from_settings(settings: Mapping[str, Any], path: Path) -> Config:
+    """Return the configuration that a checkpoint's settings describe, `checkpoint.settings`' way.
+
+    Args:
+        settings: Nested as the dataclasses are; None stands for a default.
+        path: The file they are from, for messages.
+    Raises:
+        InputError: A setting is unknown here, or its value is not one of its kind.
+    """
+    return build_config(_checked_document(_without_none(settings), path))
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if value is not None
+    }
+
+
+def config_to_toml(config: Config) -> str:
+    """Return the run's settings as TOML that `--config` reads back to an equal `Config`.
+
+    Settings that are None are left out: TOML has no null, and None is always their default.
+    """
+    document: dict[str, Any] = {}
+    for key, value in config_values(config).items():
+        if value is None:
+            continue
+        *tables, name = key.split(".")
+        table = document
+        for part in tables:
+            table = table.setdefault(part, {})
+        table[name] = value
+    return tomli_w.dumps(document)
+
+
+def config_values(config: Config) -> dict[str, Any]:
+    """Return every setting by its key, in types that TOML and JSON have (paths as strings)."""
+    return {key: _plain(_get(config, setting.fields)) for key, setting in settings().items()}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the file's values by key, each checked against its setting's type."""
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+        return with_preset(_checked_document(document, path))
+    except OSError as error:
+        message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
+        raise InputError(message) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from error
+    except InputError:
+        raise
+    except ValueError as error:  # Python reads no number of thousands of digits
+        raise InputError(f"{path}: not valid TOML: a number is too long") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid TOML: nested too deeply") from error
+
+
+def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    known = settings() | {PRESET.key: PRESET}
+    tables = {key.rpartition(".")[0] for key in known} - {""}
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    for key, raw in _flatten(document, tables):
+        if key in known:
+            try:
+                values[key] = checked(known[key].type, raw, f"{path}: {key}")
+                check_size(known[key], values[key], f"{path}: {key}")
+            except InputError as error:
+                problems.append(str(error))
+        elif key in tables:
+            problems.append(f"{path}: {key} must be a table, got {shown(raw)}")
+        else:
+            problems.append(f"{path}: unknown key {key}{nearest(key, [*known, *tables])}")
+    if problems:
+        raise InputError("\n".join(problems))
+    return values
+
+
+def _flatten(
+    document: Mapping[str, Any], tables: set[str], prefix: str = ""
+) -> Iterator[tuple[str, Any]]:
+    for name, value in document.items():
+        key = prefix + name
+        if isinstance(value, dict) and key in tables:
+            yield from _flatten(value, tables, key + ".")
+        else:
+            yield key, value
+
+
+def with_preset(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with the settings of their preset, if they name one, under their own."""
+    name = values.pop(PRESET.key, None)
+    if name is None:
+        return values
+    whole = dataclasses.asdict(FbankConfig.preset(name))
+    return {f"fbank.{field_name}": value for field_name, value in whole.items()} | values
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Return the run with these settings by key, over the defaults."""
+    nested: dict[tuple[str, ...], dict[str, Any]] = {}
+    for key, value in values.items():
+        *parents, name = settings()[key].fields
+        nested.setdefault(tuple(parents), {})[name] = value
+    top = nested.pop((), {})
+    hints = get_type_hints(Config)
+    for (section,), changes in nested.items():
+        try:
+            top[section] = hints[section](**changes)
+        except ValueError as error:
+            raise InputError(f"{section}.{error}") from error
+    return Config(**top)
+
+
+def _get(config: Config, fields: tuple[str, ...]) -> Any:
+    value: Any = config
+    for name in fields:
+        value = getattr(value, name)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
