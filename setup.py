@@ -58,7 +58,10 @@ setup(
         "ast_fast",
         "ast_fast.data",
         "ast_fast.machine",
+        "ast_fast.report",
+        "ast_fast.run",
         "ast_fast.settings",
+        "ast_fast.training",
         "ast_fast_kernels",
         "ast_fast_kernels.attention",
         "ast_fast_kernels.fbank",
@@ -71,7 +74,10 @@ setup(
         "ast_fast_kernels.testing",
     ],
     package_dir={"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"},
-    package_data={"ast_fast": ["*.html", "*.css", "py.typed"], "ast_fast_kernels": ["py.typed"]},
+    package_data={
+        "ast_fast": ["py.typed", "report/*.html", "report/*.css"],
+        "ast_fast_kernels": ["py.typed"],
+    },
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

@@ -15,8 +15,9 @@ from scipy import stats
 
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.metrics import mean_and_std
-from ast_fast.report import page_environment, read_report
+from ast_fast.report.build import read_report
+from ast_fast.report.metrics import mean_and_std
+from ast_fast.report.page import page_environment
 from ast_fast.settings.agree import NOT_COMPARED
 
 PROGRAM = "python -m ast_fast.compare"

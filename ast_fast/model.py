@@ -13,17 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ast_fast.settings.config import (
-    Config,
-    ModelConfig,
-    conv_hidden_width,
-    hidden_width,
-    patch_grid,
-    patch_values,
-    sees_all_patches,
-    stem_cell,
-    stem_sizes,
-)
+from ast_fast.settings.config import Config, ModelConfig
 from ast_fast.settings.rules import check_model
 from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu, norm_gelu_conv
 from ast_fast_kernels.stem.reference import add_neighbours
@@ -83,7 +73,7 @@ class AudioSpectrogramTransformer(nn.Module):
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
                 is left out costs nothing, not even its projection, unless patches hear their
-                neighbours (`sees_all_patches`).
+                neighbours (`ModelConfig.sees_all_patches`).
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -166,8 +156,8 @@ class ConvolutionStem(nn.Sequential):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(*(StemStage(values, width) for _, values, width in stem_sizes(config)))
-        self.cell_size = stem_cell(config)
+        super().__init__(*(StemStage(stage.values, stage.width) for stage in config.stem_stages))
+        self.cell_size = config.stem_cell
 
     def forward(self, image: Tensor) -> Tensor:
         """Return what the stages make of every patch.
@@ -209,7 +199,7 @@ class ConvolutionBlock(nn.Module):
         super().__init__()
         self.neighbours = Neighbours(config.embed_dim)
         self.norm = nn.LayerNorm(config.embed_dim)
-        self.mlp = Mlp(config.embed_dim, conv_hidden_width(config))
+        self.mlp = Mlp(config.embed_dim, config.conv_hidden_width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -245,10 +235,10 @@ class PatchEmbedding(nn.Module):
         self.patch_size = config.patch_size
         self.patch_stride = config.patch_stride
         self.features_shape = (num_frames, num_mel_bins)
-        self.grid = patch_grid(config, num_mel_bins, num_frames)
+        self.grid = config.patch_grid(num_mel_bins, num_frames)
         self.num_patches = self.grid[0] * self.grid[1]
         self.stem = ConvolutionStem(config) if config.stem_widths else None
-        self.projection = Linear(patch_values(config), config.embed_dim)
+        self.projection = Linear(config.patch_values, config.embed_dim)
         if config.position_embedding == "learned":
             self.position = nn.Parameter(torch.zeros(self.num_patches, config.embed_dim))
         else:
@@ -256,7 +246,7 @@ class PatchEmbedding(nn.Module):
             self.register_buffer("position", table, persistent=False)
         self.neighbours = Neighbours(config.embed_dim) if config.conditional_position else None
         self.blocks = nn.Sequential(*(ConvolutionBlock(config) for _ in range(config.conv_depth)))
-        self.sees_all = sees_all_patches(config)
+        self.sees_all = config.sees_all_patches
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return the tokens of all patches, or of those named by `keep`, in its order.
@@ -326,7 +316,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.embed_dim)
         self.attention = Attention(config.embed_dim, config.num_heads)
         self.norm2 = nn.LayerNorm(config.embed_dim)
-        self.mlp = Mlp(config.embed_dim, hidden_width(config))
+        self.mlp = Mlp(config.embed_dim, config.hidden_width)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:

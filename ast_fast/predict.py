@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
-from ast_fast import checkpoint
 from ast_fast.data.audio import BadAudioError, read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
 from ast_fast.machine.console import send_nowhere, show_progress
-from ast_fast.machine.device import autocast, nearest_amp, resolve_device
+from ast_fast.machine.device import Placement, nearest_amp, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_from_settings
+from ast_fast.training import checkpoint
 
 PROGRAM = "python -m ast_fast.predict"
 
@@ -72,9 +72,8 @@ class Classifier:
     config: Config
     class_names: list[str]
     statistics: Statistics | None
-    device: torch.device
-    amp: torch.dtype | None
-    """Of products: training's, or the nearest that the device has."""
+    placement: Placement
+    """With the precision of training, or the nearest that the device has."""
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
@@ -82,8 +81,8 @@ class Classifier:
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return every class's probability for clips, on the CPU, shape (batch, num_classes)."""
-        with torch.inference_mode(), autocast(self.device, self.amp):
-            logits = self.model(self.features(windows.to(self.device)))
+        with torch.inference_mode(), self.placement.autocast():
+            logits = self.model(self.features(windows.to(self.placement.device)))
         probabilities: Tensor = logits.float().softmax(dim=1).cpu()
         return probabilities
 
@@ -105,8 +104,8 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     model.load_state_dict(tensors)
     statistics = Statistics(**facts["statistics"]) if facts["statistics"] else None
     model.to(device).eval().requires_grad_(False)
-    amp = nearest_amp(config.training.amp, device)
-    return Classifier(model, config, facts["class_names"], statistics, device, amp)
+    placement = Placement(device, nearest_amp(config.training.amp, device))
+    return Classifier(model, config, facts["class_names"], statistics, placement)
 
 
 @dataclass
@@ -233,12 +232,12 @@ def _classify_all(options: Options) -> int:
         raise InputError("FILE_OR_FOLDER must name at least one file or folder, got none")
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
-    precision = str(classifier.amp or torch.float32).removeprefix("torch.")
-    trained_in = classifier.config.training.amp
+    precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
+    trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
     if trained_in not in ("auto", "off", precision):
         print(
-            f"note: trained with training.amp {trained_in}, which this {classifier.device.type} "
-            f"does not have: classified in {precision}",
+            f"note: trained with training.amp {trained_in}, which this {kind} does not have: "
+            f"classified in {precision}",
             file=sys.stderr,
         )
     if options.explain is not None:
@@ -285,7 +284,7 @@ def _print_result(file: _File, class_names: Sequence[str], options: Options) -> 
 def _draw(file: _File, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
     """Draw the clip of a file that says most; files of one name get numbers."""
     assert file.clearest is not None
-    window = torch.from_numpy(file.clearest)[None].to(classifier.device)
+    window = torch.from_numpy(file.clearest)[None].to(classifier.placement.device)
     features = classifier.features(window)
     model, config = classifier.model, classifier.config
     name, number = file.path.stem, 1

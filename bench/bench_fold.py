@@ -14,7 +14,7 @@ from ast_fast.data.metadata import Clip
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.config import Config
-from ast_fast.train import train_fold
+from ast_fast.training.fold import train_fold
 
 NUM_CLASSES, NUM_FOLDS = 4, 4
 USUAL = {"patch_drop": 0.5, "batch_size": 16}

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from ast_fast.machine.device import autocast
-from ast_fast.optimiser import Optimiser
+from ast_fast.machine.device import Placement
 from ast_fast.settings.config import Config, ModelConfig
+from ast_fast.training.optimiser import Optimiser
 from bench.bench_step import CPU, NO_SCALING, NUM_CLASSES, precisions, small_model
 from bench.model_cost import multiply_adds, multiply_adds_per_second
 
@@ -51,7 +51,7 @@ def test_model_step(
         keep = torch.rand(batch, model.num_patches).argsort(dim=1)[:, :tokens]
 
     def step() -> float:
-        with autocast(CPU, amp):
+        with Placement(CPU, amp).autocast():
             logits = model(features, keep=keep)
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         optimiser.step(loss, 1e-4, NO_SCALING)

@@ -8,7 +8,7 @@ of a gradient.
 import pytest
 import torch
 
-from ast_fast.machine.device import autocast
+from ast_fast.machine.device import Placement
 from ast_fast_kernels import norm_gelu_conv
 from ast_fast_kernels.testing.budgets import relative_norm
 from bench.bench_attention import take_turns
@@ -42,7 +42,7 @@ def test_norm_gelu_conv(
 
     def results(leaves: list[torch.Tensor], name: str) -> list[torch.Tensor]:
         kind = leaves[0].dtype
-        with autocast(CPU, kind if kind == torch.bfloat16 else None):
+        with Placement(CPU, kind if kind == torch.bfloat16 else None).autocast():
             joined = norm_gelu_conv(*leaves, backend=name).to(kind)  # as a product would cast it
         if passes == "forward":
             return [joined]

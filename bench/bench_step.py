@@ -13,11 +13,11 @@ import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
 from ast_fast.features import model_input
-from ast_fast.machine.device import autocast, multiplies_bfloat16
+from ast_fast.machine.device import Placement, multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.optimiser import Optimiser
 from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.config import Config
+from ast_fast.training.optimiser import Optimiser
 from ast_fast_kernels import mix
 from ast_fast_kernels.testing.timing import interleaved_medians
 from bench.bench_fold import data_of
@@ -66,7 +66,7 @@ def test_training_step(
         changes = draw_feature_changes(BATCH, num_frames, augment, config.fbank, generator)
         features = model_input(mixed, config, None, changes=changes)
         keep = kept_patches(BATCH, model.num_patches, augment, generator)
-        with autocast(CPU, amp):
+        with Placement(CPU, amp).autocast():
             logits = model(features, keep=keep)
         loss = torch.nn.functional.cross_entropy(logits.float(), drawn.targets)
         optimiser.step(loss, 1e-3, NO_SCALING)
@@ -187,7 +187,7 @@ def step_of(
     features, labels = random_features(), torch.arange(BATCH) % NUM_CLASSES
 
     def step() -> float:
-        with autocast(CPU, amp):
+        with Placement(CPU, amp).autocast():
             logits = logits_of(model(features, **given))
         loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         update(loss)
@@ -221,7 +221,7 @@ def inference_of(model: torch.nn.Module, amp: torch.dtype | None) -> Callable[[]
 
     @torch.inference_mode()
     def infer() -> torch.Tensor:
-        with autocast(CPU, amp):
+        with Placement(CPU, amp).autocast():
             return logits_of(model(features))
 
     return infer

@@ -13,14 +13,7 @@ from functools import cache
 
 import torch
 
-from ast_fast.settings.config import (
-    ModelConfig,
-    conv_hidden_width,
-    hidden_width,
-    patch_values,
-    sees_all_patches,
-    stem_sizes,
-)
+from ast_fast.settings.config import ModelConfig
 from ast_fast_kernels.simd import host_lanes
 from bench import floor
 
@@ -41,16 +34,16 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
         num_classes: Width of the logits.
     """
     width = model.embed_dim
-    linear = 4 * width**2 + 2 * width * hidden_width(model)
+    linear = 4 * width**2 + 2 * width * model.hidden_width
     block = tokens * (linear + 2 * tokens * width)
-    projected = num_patches if sees_all_patches(model) else tokens
+    projected = num_patches if model.sees_all_patches else tokens
     mlps = tokens + (model.conv_depth - 1) * num_patches if model.conv_depth else 0
     projections = [  # from the features on: how often, from how many values, to how many
-        *((num_patches * cells, values, stage) for cells, values, stage in stem_sizes(model)),
-        (projected, patch_values(model), width),
+        *((num_patches * s.cells, s.values, s.width) for s in model.stem_stages),
+        (projected, model.patch_values, width),
     ]
     first, *others = (math.prod(sizes) for sizes in projections)
-    blocks = model.depth * block + mlps * 2 * width * conv_hidden_width(model)
+    blocks = model.depth * block + mlps * 2 * width * model.conv_hidden_width
     return 3 * (blocks + width * num_classes + sum(others)) + 2 * first
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -12,11 +13,45 @@ import torch
 from ast_fast.errors import InputError
 from ast_fast_kernels._checks import cpu_capabilities
 
+DeviceName = Literal["auto", "cpu", "cuda"]
+AmpName = Literal["auto", "off", "bfloat16", "float16"]
+
 CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """Of `torch.cpu.get_capabilities`, those that multiply bfloat16 in hardware."""
 
 
-def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+@dataclass(frozen=True)
+class Placement:
+    """Where a model trains or runs, and in which precision."""
+
+    device: torch.device
+    amp: torch.dtype | None
+    """What matrix products are computed in; None is float32."""
+
+    @property
+    def precision(self) -> str:
+        """The dtype of mixed precision by name, `off` without it."""
+        return "off" if self.amp is None else str(self.amp).removeprefix("torch.")
+
+    def autocast(self) -> torch.autocast:
+        """Return the context of mixed precision; without it, one that changes nothing."""
+        return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
+
+
+def resolve_placement(device: DeviceName, amp: AmpName) -> Placement:
+    """Return where and how a model trains on this machine.
+
+    Args:
+        device: The setting `device`.
+        amp: The setting `training.amp`.
+    Raises:
+        InputError: The machine lacks the device, or the device the precision.
+    """
+    found = resolve_device(device)
+    return Placement(found, resolve_amp(amp, found))
+
+
+def resolve_device(name: DeviceName) -> torch.device:
     """Return the device to train on; auto takes CUDA if there is one.
 
     Raises:
@@ -43,9 +78,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     return any(capabilities.get(unit, False) for unit in CPU_BFLOAT16_UNITS)
 
 
-def resolve_amp(
-    name: Literal["auto", "off", "bfloat16", "float16"], device: torch.device
-) -> torch.dtype | None:
+def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
     """Return the dtype that autocast takes for products, or None for none.
 
     Raises:
@@ -64,9 +97,7 @@ def resolve_amp(
     return {"off": None, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
 
 
-def nearest_amp(
-    name: Literal["auto", "off", "bfloat16", "float16"], device: torch.device
-) -> torch.dtype | None:
+def nearest_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
     """Return the dtype that autocast takes on a device, which need not be the one trained on.
 
     What the device cannot becomes what auto takes on it.
@@ -75,11 +106,6 @@ def nearest_amp(
         return resolve_amp(name, device)
     except InputError:
         return resolve_amp("auto", device)
-
-
-def autocast(device: torch.device, amp: torch.dtype | None) -> torch.autocast:
-    """Return the context of mixed precision in that dtype; None changes nothing."""
-    return torch.autocast(device.type, dtype=amp, enabled=amp is not None)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,9 @@ DEMO_DEFAULTS: dict[str, object] = {
 }
 """Defaults of a run on the synthesised data set, whose few clips need fewer and smaller steps."""
 
+SEEDS, MERGE = "--seeds", "--merge"
+"""Flags that make several runs, or one of several; they are no settings."""
+
 DESCRIPTION = """Train and test a minimal Audio Spectrogram Transformer on every fold of a data set.
 
 Settings come from the defaults, then the TOML file of --config, then these flags. A preset of the
@@ -46,7 +50,106 @@ filterbank replaces all of its settings from before; those given beside it hold 
 Without --data a small data set is synthesised, and a quick run over it is made."""
 
 
-def parse_config(argv: Sequence[str]) -> Config:
+@dataclass(frozen=True)
+class Arguments:
+    """A command line, without the program's name, in the groups that its flags make."""
+
+    tokens: tuple[str, ...]
+
+    @cached_property
+    def groups(self) -> list[tuple[str, list[str]]]:
+        """Each flag with its values; values before any flag have the flag ''."""
+        groups: list[tuple[str, list[str]]] = []
+        for token in self.tokens:
+            if token.startswith("--"):
+                flag, equals, value = token.partition("=")
+                groups.append((flag, [value] if equals else []))
+            elif groups:
+                groups[-1][1].append(token)
+            else:
+                groups.append(("", [token]))
+        return groups
+
+    @property
+    def ask_for_help(self) -> bool:
+        """Whether `--help` or `-h` stands anywhere."""
+        return not {"--help", "-h"}.isdisjoint(self.tokens)
+
+    def of(self, flag: str) -> list[list[str]]:
+        """Return the values of a flag, for each time that it is given."""
+        return [values for name, values in self.groups if name == flag]
+
+    def without(self, *flags: str) -> Arguments:
+        """Return all arguments but these flags and their values."""
+        kept = [(flag, values) for flag, values in self.groups if flag not in flags]
+        return Arguments(
+            tuple(t for flag, values in kept for t in ([flag] if flag else []) + values)
+        )
+
+
+@dataclass(frozen=True)
+class SeedsJob:
+    """A run for each of several seeds."""
+
+    seeds: tuple[int, ...]
+    arguments: Arguments
+    """Of every one of them."""
+
+
+@dataclass(frozen=True)
+class MergeJob:
+    """One run made of the folds of several."""
+
+    runs: tuple[Path, ...]
+    out: Path
+
+
+def read_job(arguments: Arguments) -> SeedsJob | MergeJob | None:
+    """Return what `--seeds` or `--merge` ask for; None where the arguments are one run's.
+
+    Raises:
+        InputError: They cannot be used as they are given; the message says why.
+    """
+    if arguments.ask_for_help:
+        return None
+    if arguments.of(SEEDS):
+        return _read_seeds(arguments)
+    if arguments.of(MERGE):
+        return _read_merge(arguments)
+    return None
+
+
+def _read_seeds(arguments: Arguments) -> SeedsJob:
+    values, *again = arguments.of(SEEDS)
+    if again:
+        raise InputError(f"{SEEDS} is given twice")
+    for other in ("--seed", MERGE):
+        if arguments.of(other):
+            raise InputError(f"{SEEDS} must be given without {other}")
+    if not values:
+        raise InputError(f"{SEEDS} takes at least one value, got none")
+    seeds: list[int] = []
+    for token in values:
+        if not token.isdecimal() or int(token) in seeds:
+            raise InputError(f"{SEEDS} must be different whole numbers from 0 on, got {token}")
+        seeds.append(int(token))
+    return SeedsJob(tuple(seeds), arguments.without(SEEDS))
+
+
+def _read_merge(arguments: Arguments) -> MergeJob:
+    groups = dict(arguments.groups)
+    if len(groups) < len(arguments.groups):
+        raise InputError(f"{MERGE} and --out must each be given once")
+    if unknown := groups.keys() - {MERGE, "--out"}:
+        raise InputError(f"{MERGE} takes --out alone beside it, got {min(unknown)}")
+    out = groups.get("--out", [])
+    if len(out) != 1:
+        raise InputError(f"{MERGE} needs --out, the folder of the run that it makes")
+    runs = tuple(Path(token).expanduser() for token in groups[MERGE])
+    return MergeJob(runs, Path(out[0]).expanduser())
+
+
+def parse_config(argv: Sequence[str] | Arguments) -> Config:
     """Return the run that flags describe, over the TOML file of `--config`, over the defaults.
 
     `fbank.preset` replaces every setting of the filterbank that came before; those given beside it,
@@ -61,10 +164,11 @@ def parse_config(argv: Sequence[str]) -> Config:
         InputError: A flag or key that does not exist, or a value that its setting does not take;
             one line for each.
     """
-    if "--help" in argv or "-h" in argv:
+    arguments = argv if isinstance(argv, Arguments) else Arguments(tuple(argv))
+    if arguments.ask_for_help:
         print_help()
         raise SystemExit(0)
-    flags, config_file = _read_flags(argv)
+    flags, config_file = _read_flags(arguments)
     values = {**(read_toml(config_file) if config_file else {}), **flags}
     if values.get("resume"):
         if values.get("out") is None:
@@ -129,14 +233,14 @@ def _help_registry() -> tyro.constructors.ConstructorRegistry:
     return registry
 
 
-def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
+def _read_flags(arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
     """Return the flags' values by key, and the file of `--config`."""
     known = {setting.flag: setting for setting in settings().values()}
     off = {setting.off_flag: setting for setting in known.values() if setting.type is bool}
     known |= {setting.flag: setting for setting in (CONFIG_FILE, PRESET)}
     values: dict[str, Any] = {}
     problems: list[str] = []
-    for given, tokens in split_flags(argv):
+    for given, tokens in arguments.groups:
         flag = given.replace("_", "-")
         try:
             if flag in off:
@@ -159,17 +263,3 @@ def _read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], Path | None]:
         raise InputError("\n".join(problems))
     config_file = values.pop(CONFIG_FILE.key, None)
     return with_preset(values), config_file
-
-
-def split_flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Group the arguments into (flag, its values); values before any flag have the flag ''."""
-    groups: list[tuple[str, list[str]]] = []
-    for token in argv:
-        if token.startswith("--"):
-            flag, equals, value = token.partition("=")
-            groups.append((flag, [value] if equals else []))
-        elif groups:
-            groups[-1][1].append(token)
-        else:
-            groups.append(("", [token]))
-    return groups

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import tyro
 
@@ -62,6 +62,17 @@ class FeatureConfig:
     """Frames that the model sees, no fewer than a clip has: padded with what silence becomes."""
 
 
+class StemStageSize(NamedTuple):
+    """Sizes of one stage of a convolution stem."""
+
+    cells: int
+    """Cells in a patch."""
+    values: int
+    """Values of a cell, which the stage projects."""
+    width: int
+    """What they are projected to."""
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The minimal Audio Spectrogram Transformer."""
@@ -93,6 +104,49 @@ class ModelConfig:
     """Convolution blocks over the grid of patches, in front of the transformer's blocks."""
     conv_mlp_ratio: float = 2.0
     """Width of a convolution block's MLP over embed_dim."""
+
+    def patch_grid(self, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
+        """Return how many patches fit along (freq, time); the rest at the upper ends is unseen."""
+        return (
+            (num_mel_bins - self.patch_size[0]) // self.patch_stride[0] + 1,
+            (num_frames - self.patch_size[1]) // self.patch_stride[1] + 1,
+        )
+
+    @property
+    def hidden_width(self) -> int:
+        """Width of a transformer block's MLP."""
+        return int(self.embed_dim * self.mlp_ratio)
+
+    @property
+    def conv_hidden_width(self) -> int:
+        """Width of a convolution block's MLP."""
+        return int(self.embed_dim * self.conv_mlp_ratio)
+
+    @property
+    def sees_all_patches(self) -> bool:
+        """Whether a patch that a step leaves out is projected all the same, for its neighbours."""
+        return bool(self.stem_widths or self.conditional_position or self.conv_depth)
+
+    @property
+    def stem_cell(self) -> tuple[int, int]:
+        """Sides of the finest cells of a convolution stem: (mel bins, frames)."""
+        cells = 2 ** len(self.stem_widths)
+        return self.patch_size[0] // cells, self.patch_size[1] // cells
+
+    @property
+    def stem_stages(self) -> list[StemStageSize]:
+        """Sizes of the stages of a convolution stem, finest cells first."""
+        widths = self.stem_widths
+        values = (math.prod(self.stem_cell), *(4 * width for width in widths))
+        return [
+            StemStageSize(4 ** (len(widths) - n), values[n], width)
+            for n, width in enumerate(widths)
+        ]
+
+    @property
+    def patch_values(self) -> int:
+        """How many values of a patch are projected: its own, or those that the stem makes."""
+        return 4 * self.stem_widths[-1] if self.stem_widths else math.prod(self.patch_size)
 
 
 @dataclass(frozen=True)
@@ -181,43 +235,8 @@ class Config:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
 
-
-def patch_grid(config: ModelConfig, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
-    """Return how many patches fit along (freq, time); what is left at the upper ends is unseen."""
-    return (
-        (num_mel_bins - config.patch_size[0]) // config.patch_stride[0] + 1,
-        (num_frames - config.patch_size[1]) // config.patch_stride[1] + 1,
-    )
-
-
-def hidden_width(config: ModelConfig) -> int:
-    """Return the width of a block's MLP."""
-    return int(config.embed_dim * config.mlp_ratio)
-
-
-def conv_hidden_width(config: ModelConfig) -> int:
-    """Return the width of a convolution block's MLP."""
-    return int(config.embed_dim * config.conv_mlp_ratio)
-
-
-def sees_all_patches(config: ModelConfig) -> bool:
-    """Say whether a patch that a step leaves out is projected all the same, for its neighbours."""
-    return bool(config.stem_widths or config.conditional_position or config.conv_depth)
-
-
-def stem_cell(config: ModelConfig) -> tuple[int, int]:
-    """Return the sides of the finest cells of a convolution stem: (mel bins, frames)."""
-    cells = 2 ** len(config.stem_widths)
-    return config.patch_size[0] // cells, config.patch_size[1] // cells
-
-
-def stem_sizes(config: ModelConfig) -> list[tuple[int, int, int]]:
-    """Return of each stage of a convolution stem: cells in a patch, their values, its width."""
-    widths = config.stem_widths
-    values = (math.prod(stem_cell(config)), *(4 * width for width in widths))
-    return [(4 ** (len(widths) - n), values[n], width) for n, width in enumerate(widths)]
-
-
-def patch_values(config: ModelConfig) -> int:
-    """Return how many values of a patch are projected: its own, or what the stem makes of it."""
-    return 4 * config.stem_widths[-1] if config.stem_widths else math.prod(config.patch_size)
+    @property
+    def num_patches(self) -> int:
+        """Patches of a clip's whole spectrogram."""
+        grid = self.model.patch_grid(self.fbank.num_mel_bins, self.features.target_frames)
+        return math.prod(grid)

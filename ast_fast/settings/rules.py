@@ -4,31 +4,23 @@ from __future__ import annotations
 
 import math
 import os
+from typing import NamedTuple
 
 import torch
 
 from ast_fast.errors import InputError
-from ast_fast.machine.device import resolve_amp, resolve_device
-from ast_fast.settings.config import (
-    AugmentConfig,
-    Config,
-    ModelConfig,
-    TrainingConfig,
-    conv_hidden_width,
-    hidden_width,
-    patch_grid,
-    patch_values,
-    stem_sizes,
-)
+from ast_fast.machine.device import Placement
+from ast_fast.settings.config import AugmentConfig, Config, ModelConfig, TrainingConfig
 from ast_fast_kernels.fbank.config import FbankConfig
 
 
-def check_config(config: Config, num_samples: int) -> None:
+def check_config(config: Config, num_samples: int, placement: Placement) -> None:
     """Raise if a fold cannot be trained with these settings, before anything is done.
 
     Args:
         config: The run's settings.
         num_samples: Samples of a clip.
+        placement: Where the model trains.
     Raises:
         InputError: The message names the setting, its rule and its value.
     """
@@ -39,9 +31,9 @@ def check_config(config: Config, num_samples: int) -> None:
     check_model(config.model, config.fbank.num_mel_bins, config.features.target_frames)
     num_frames = config.fbank.num_frames(num_samples)
     check_augment(config.augment, config.fbank, num_frames)
-    device = resolve_device(config.device)
-    resolve_amp(config.training.amp, device)
-    check_memory(config, num_samples=num_samples, num_clips=1, num_classes=2, device=device)
+    check_memory(
+        config, num_samples=num_samples, num_clips=1, num_classes=2, device=placement.device
+    )
 
 
 def check_training(config: TrainingConfig) -> None:
@@ -90,50 +82,84 @@ def check_memory(
     Raises:
         InputError: The message names the settings that take most, and both sizes.
     """
-    model, fbank, target_frames = config.model, config.fbank, config.features.target_frames
-    width = model.embed_dim
-    patches = math.prod(patch_grid(model, fbank.num_mel_bins, target_frames))
-    weights = model.depth * (4 * width**2 + 2 * width * hidden_width(model))
-    weights += width * (patches + num_classes)
-    if not model.stem_widths:
-        weights += width * patch_values(model)
-    copies = 3 if config.training.optimizer == "muon" else 4  # Muon has one moment
-    copies += config.training.ema_decay > 0
-    batch = min(config.training.batch_size, num_clips)
-    values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
-    needs = {
-        f"model.embed_dim {width}, model.depth {model.depth} and model.mlp_ratio "
-        f"{model.mlp_ratio:g}": 4 * copies * weights,
-        f"training.batch_size {config.training.batch_size}, features.target_frames "
-        f"{target_frames} and fbank.num_mel_bins {fbank.num_mel_bins}": 4 * values,
-        f"fbank.num_mel_bins {fbank.num_mel_bins} and an FFT of {fbank.fft_size} samples": (
-            8 * fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
-        ),
-    }
-    if model.stem_widths:
-        stem = sum(inputs * stage for _, inputs, stage in stem_sizes(model))
-        stem += width * patch_values(model)
-        cells = batch * patches * sum(count * stage for count, _, stage in stem_sizes(model))
-        needs[f"model.stem_widths {' '.join(map(str, model.stem_widths))}"] = (
-            4 * copies * stem + 4 * cells
-        )
-    if model.conv_depth:
-        hidden = conv_hidden_width(model)
-        name = f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio"
-        needs[f"{name} {model.conv_mlp_ratio:g}"] = (
-            4 * hidden * (model.conv_depth * copies * 2 * width + batch * patches)
-        )
-    needed = sum(needs.values())
+    needs = _memory_needs(config, num_samples, num_clips, num_classes)
+    needed = sum(need.bytes for need in needs)
     if device is not None and device.type == "cuda":
         there = torch.cuda.get_device_properties(device).total_memory
     else:
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > there:
-        most = max(needs, key=lambda name: needs[name])
+        most = max(needs, key=lambda need: need.bytes)
         raise InputError(
-            f"{most} need at least {needed / 2**30:.4g} GiB of memory, and there are "
+            f"{most.settings} need at least {needed / 2**30:.4g} GiB of memory, and there are "
             f"{there / 2**30:.4g}"
         )
+
+
+class _Need(NamedTuple):
+    """Memory, and the settings that ask for it, as a message names them."""
+
+    settings: str
+    bytes: int
+
+
+def _memory_needs(
+    config: Config, num_samples: int, num_clips: int, num_classes: int
+) -> list[_Need]:
+    """Return what training holds at the least, part by part."""
+    model, fbank, training = config.model, config.fbank, config.training
+    width, target_frames, patches = (
+        model.embed_dim,
+        config.features.target_frames,
+        config.num_patches,
+    )
+    copies = 3 if training.optimizer == "muon" else 4  # weights, gradients, and moments: Muon's one
+    copies += training.ema_decay > 0
+    batch = min(training.batch_size, num_clips)
+
+    block = 4 * width**2 + 2 * width * model.hidden_width
+    weights = model.depth * block + width * (patches + num_classes)
+    if not model.stem_widths:
+        weights += width * model.patch_values
+    values = batch * (num_samples + target_frames * fbank.num_mel_bins + patches * width)
+    filters = fbank.num_mel_bins * (fbank.fft_size // 2 + 1)  # in float64
+    needs = [
+        _Need(
+            f"model.embed_dim {width}, model.depth {model.depth} and "
+            f"model.mlp_ratio {model.mlp_ratio:g}",
+            4 * copies * weights,
+        ),
+        _Need(
+            f"training.batch_size {training.batch_size}, features.target_frames {target_frames} "
+            f"and fbank.num_mel_bins {fbank.num_mel_bins}",
+            4 * values,
+        ),
+        _Need(
+            f"fbank.num_mel_bins {fbank.num_mel_bins} and an FFT of {fbank.fft_size} samples",
+            8 * filters,
+        ),
+    ]
+    if model.stem_widths:
+        stages = model.stem_stages
+        stem_weights = sum(stage.values * stage.width for stage in stages)
+        stem_weights += width * model.patch_values
+        tokens = batch * patches * sum(stage.cells * stage.width for stage in stages)
+        needs.append(
+            _Need(
+                f"model.stem_widths {_numbers(model.stem_widths)}",
+                4 * (copies * stem_weights + tokens),
+            )
+        )
+    if model.conv_depth:
+        hidden = model.conv_hidden_width
+        needs.append(
+            _Need(
+                f"model.conv_depth {model.conv_depth} and model.conv_mlp_ratio "
+                f"{model.conv_mlp_ratio:g}",
+                4 * hidden * (model.conv_depth * copies * 2 * width + batch * patches),
+            )
+        )
+    return needs
 
 
 def check_features(config: Config, num_samples: int) -> None:

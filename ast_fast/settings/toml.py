@@ -15,6 +15,9 @@ from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
 from ast_fast_kernels.fbank.config import FbankConfig
 
+CONFIG = "config.toml"
+"""Where a run's folder keeps its settings."""
+
 
 def recorded_values(out: Path) -> dict[str, Any]:
     """Return the settings, by key, that the run in folder `out` was started with.
@@ -22,7 +25,7 @@ def recorded_values(out: Path) -> dict[str, Any]:
     Raises:
         InputError: `out` holds no run, or its config.toml cannot be read.
     """
-    path = out / "config.toml"
+    path = out / CONFIG
     try:
         found = path.is_file()
     except OSError as error:

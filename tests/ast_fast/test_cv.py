@@ -20,10 +20,14 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from ast_fast import checkpoint, cv
-from ast_fast.cv import exhausted_resource, main
-from ast_fast.train import EpochRow
-from ast_fast.training_progress import TrainingProgress
+from ast_fast import cv
+from ast_fast.cv import main
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.run import folder, kernels
+from ast_fast.run.endings import exhausted_resource
+from ast_fast.training import checkpoint
+from ast_fast.training.progress import TrainingProgress
+from ast_fast.training.results import EpochRow
 from ast_fast_kernels._onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
@@ -502,7 +506,7 @@ def test_a_model_that_cannot_be_allocated_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B")
 
-    monkeypatch.setattr(cv.AudioSpectrogramTransformer, "__init__", fail)
+    monkeypatch.setattr(AudioSpectrogramTransformer, "__init__", fail)
     assert main([*base, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
         "error: out of memory: lower training.batch_size or the model's size; "
@@ -618,7 +622,9 @@ def test_of_two_runs_begun_in_the_same_second_each_has_a_folder(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cv, "default_outs", lambda: iter([Path("runs/now"), Path("runs/now-2")]))
+    monkeypatch.setattr(
+        folder, "default_outs", lambda: iter([Path("runs/now"), Path("runs/now-2")])
+    )
     arguments = changed(base, "--folds", "1", "--training.epochs", "1")
     open_dataset = cv.open_dataset
 
@@ -677,14 +683,14 @@ def test_compiling_is_in_no_stage_but_other(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    log_mel = cv.log_mel
+    log_mel = kernels.log_mel
 
     def slow_once(*given: Any, **named: Any) -> torch.Tensor:
-        monkeypatch.setattr(cv, "log_mel", log_mel)
+        monkeypatch.setattr(kernels, "log_mel", log_mel)
         time.sleep(1.5)
         return log_mel(*given, **named)
 
-    monkeypatch.setattr(cv, "log_mel", slow_once)
+    monkeypatch.setattr(kernels, "log_mel", slow_once)
     given = ["--folds", "1", "--training.epochs", "1", "--out", str(tmp_path / "run")]
     assert main(changed(base, *given)) == 0
     printed = capsys.readouterr().out
@@ -882,7 +888,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(
     def fill(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cv, "config_to_toml", fill)
+    monkeypatch.setattr(folder, "config_to_toml", fill)
     assert main([*base, "--out", str(tmp_path / "deep" / "run")]) == 2
     assert capsys.readouterr().err == (
         "error: the disk is full: free some space; no run was begun, and nothing is left behind\n"

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from ast_fast.errors import InputError
 from ast_fast.model import AudioSpectrogramTransformer, sinusoidal_position_embedding
-from ast_fast.settings.config import ModelConfig, patch_grid
+from ast_fast.settings.config import ModelConfig
 from ast_fast.settings.rules import check_model
 from ast_fast_kernels import use_backend
 
@@ -53,7 +53,7 @@ def test_logits_have_a_row_for_each_clip(pool, position, patch_size, patch_strid
 
 def test_the_original_patches_are_600():
     original = ModelConfig(patch_size=(16, 16), patch_stride=(10, 10))
-    assert patch_grid(original, num_mel_bins=128, num_frames=512) == (12, 50)
+    assert original.patch_grid(num_mel_bins=128, num_frames=512) == (12, 50)
 
 
 def test_a_patch_covers_its_mel_bins_and_frames():

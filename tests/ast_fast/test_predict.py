@@ -14,12 +14,12 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
-from ast_fast import checkpoint
 from ast_fast.cv import main as train
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast.explain import attention_rollout
 from ast_fast.predict import classify, load_classifier, main
 from ast_fast.settings.config import Config
+from ast_fast.training import checkpoint
 
 RATE = 16000
 SECONDS = 0.5

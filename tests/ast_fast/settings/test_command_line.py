@@ -8,6 +8,7 @@ import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
 from ast_fast.errors import InputError
+from ast_fast.machine.device import Placement
 from ast_fast.settings.command_line import DEMO_DEFAULTS, parse_config, print_help
 from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.settings.rules import check_config
@@ -308,7 +309,7 @@ def test_there_are_recipes() -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_settings_that_can_be_trained(path: Path, tmp_path: Path) -> None:
     config = parse_config(["--config", str(path), "--data", str(tmp_path)])
-    check_config(config, num_samples=80000)
+    check_config(config, 80000, Placement(torch.device("cpu"), None))
 
 
 def test_the_minimal_recipe_has_none_of_the_extras() -> None:

@@ -9,7 +9,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from ast_fast.train import EpochRow, FoldResult, Observer
+from ast_fast.training.observers import Observer
+from ast_fast.training.results import EpochRow, FoldResult
 
 LINES_PER_FOLD = 10
 """About how many lines a fold gets where there is no terminal."""

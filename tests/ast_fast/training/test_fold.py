@@ -9,16 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast import checkpoint
 from ast_fast.augment import rows_of
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import Clip
 from ast_fast.errors import InputError
 from ast_fast.features import model_input
-from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.device import Placement, resolve_placement
+from ast_fast.machine.distributed import Ranks
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.optimiser import parameter_groups
 from ast_fast.settings.config import (
     AugmentConfig,
     Config,
@@ -27,23 +26,18 @@ from ast_fast.settings.config import (
     TrainingConfig,
 )
 from ast_fast.settings.rules import check_config, check_memory
-from ast_fast.train import (
-    DivergedError,
-    EpochRow,
-    FoldResult,
-    Observer,
-    _FoldTraining,
-    ema_decay,
-    epoch_seeds,
-    learning_rate,
-    soft_cross_entropy,
-    split_fold,
-    train_fold,
-)
+from ast_fast.training import checkpoint
+from ast_fast.training.batches import Batches
+from ast_fast.training.fold import DivergedError, split_fold, train_fold
+from ast_fast.training.observers import Observer
+from ast_fast.training.optimiser import parameter_groups
+from ast_fast.training.results import EpochRow, FoldResult
+from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
 from ast_fast_kernels import mix
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CPU = torch.device("cpu")
+ON_CPU = Placement(CPU, None)
 NO_AUGMENTATION = AugmentConfig(
     roll=False, gain_db=0, polarity=False, mix_probability=0, num_masks=0, patch_drop=0
 )
@@ -428,7 +422,7 @@ def test_the_learning_curve_changes_nothing(tmp_path, monkeypatch):
     dataset = fake_dataset()
     every = train_fold(SMALL, dataset, 1, tmp_path / "every")
     assert all(row.test_loss is not None for row in every.history)
-    monkeypatch.setattr("ast_fast.train.CURVE_POINTS", 1)
+    monkeypatch.setattr("ast_fast.training.fold.CURVE_POINTS", 1)
     once = train_fold(SMALL, dataset, 1, tmp_path / "once")
     assert [row.test_loss is None for row in once.history] == [True, True, False]
     assert_same_weights(tmp_path / "every", tmp_path / "once")
@@ -586,8 +580,9 @@ def test_a_class_without_training_clip_is_named():
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_training_settings_out_of_range_are_named(changes, message):
+    config = replace(SMALL, training=replace(SMALL.training, **changes))
     with pytest.raises(InputError, match=message):
-        check_config(replace(SMALL, training=replace(SMALL.training, **changes)), 5000)
+        check_config(config, 5000, resolve_placement("cpu", config.training.amp))
 
 
 @pytest.mark.parametrize(
@@ -608,7 +603,7 @@ def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, c
 
 
 def test_the_shipped_defaults_are_good():
-    check_config(Config(), 80000)
+    check_config(Config(), 80000, ON_CPU)
 
 
 @pytest.mark.parametrize(("optimizer", "pool"), [("muon", "mean"), ("adamw", "cls")])
@@ -663,19 +658,15 @@ def test_dither_is_for_training_alone(tmp_path):
     assert_same_weights(tmp_path / "killed", tmp_path / "dithered")
 
 
-def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
+def test_a_batch_is_made_where_the_model_is():
     """All that is drawn on the CPU must follow; meta stands for a device of its own."""
     meta = torch.device("meta")
-    monkeypatch.setattr("ast_fast.train.resolve_device", lambda name: meta)
-    monkeypatch.setattr("ast_fast.train.resolve_amp", lambda name, device: None)
     augment = AugmentConfig(freq_mask=8, time_mask=8, mix_probability=1.0, filter_db=3.0)
     config = replace(SMALL, augment=augment)
     dataset = fake_dataset()
-    training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
-    training._build()
-    drawn = training._draw(np.arange(16), torch.Generator().manual_seed(0))
-    batch = drawn, np.arange(8, 16), 8, slice(0, 5)
-    features, targets, keep = training._augmented(*batch)
+    batches = Batches(config, dataset, None, meta)
+    drawn = batches.draw(np.arange(16), torch.Generator().manual_seed(0))
+    features, targets, keep = batches.make(drawn, np.arange(8, 16), 8, slice(0, 5))
     assert keep is not None
     assert (features.device, targets.device, keep.device) == (meta, meta, meta)
     assert features.shape == (5, 32, 32)
@@ -683,23 +674,21 @@ def test_a_batch_is_made_where_the_model_is(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("mix_probability", [0.0, 1.0])
-def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(tmp_path, mix_probability):
+def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability):
     """Of two batches and one of a single clip, made by one process or by three."""
     augment = AugmentConfig(
         freq_mask=8, time_mask=8, mix_probability=mix_probability, filter_db=3.0
     )
     config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
     dataset = fake_dataset()
-    training = _FoldTraining(config, dataset, 1, tmp_path, Observer(), Stages(), ALONE)
-    training._build()
+    batches = Batches(config, dataset, None, CPU)
     order = np.arange(17)[::-1].copy()
-    drawn = training._draw(order, torch.Generator().manual_seed(0))
+    drawn = batches.draw(order, torch.Generator().manual_seed(0))
     for first in (0, 8, 16):
         batch = order[first : first + 8]
-        whole = training._augmented(drawn, batch, first, slice(0, len(batch)))
+        whole = batches.make(drawn, batch, first, slice(0, len(batch)))
         parts = [
-            training._augmented(drawn, batch, first, Ranks(rank, 3).part(len(batch)))
-            for rank in range(3)
+            batches.make(drawn, batch, first, Ranks(rank, 3).part(len(batch))) for rank in range(3)
         ]
         for made, pieces in zip(whole, zip(*parts, strict=True), strict=True):
             assert torch.equal(torch.cat(pieces), made)
@@ -718,17 +707,17 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(tmp_path, mix_probabili
 
 @pytest.mark.parametrize("ahead", [1, 16, 10**6])
 def test_every_clip_is_drawn_for_however_far_ahead(tmp_path, monkeypatch, ahead):
-    monkeypatch.setattr("ast_fast.train.DRAWN_AHEAD", ahead)
-    dataset, make, seen = fake_dataset(), _FoldTraining._augmented, []
+    monkeypatch.setattr("ast_fast.training.batches.DRAWN_AHEAD", ahead)
+    dataset, make, seen = fake_dataset(), Batches.make, []
 
-    def watched(training, drawn, batch, first, rows):
-        features, targets, keep = make(training, drawn, batch, first, rows)
-        assert len(features) == len(targets) == len(batch)
-        assert targets.argmax(dim=1).tolist() == dataset.labels[batch].tolist()
+    def watched(batches, drawn, batch, first, rows):
+        made = make(batches, drawn, batch, first, rows)
+        assert len(made.features) == len(made.targets) == len(batch)
+        assert made.targets.argmax(dim=1).tolist() == dataset.labels[batch].tolist()
         seen.extend(batch)
-        return features, targets, keep
+        return made
 
-    monkeypatch.setattr(_FoldTraining, "_augmented", watched)
+    monkeypatch.setattr(Batches, "make", watched)
     training = replace(SMALL.training, batch_size=8)
     augment = replace(SMALL.augment, mix_probability=0.0)
     config = replace(SMALL, augment=augment, training=training)

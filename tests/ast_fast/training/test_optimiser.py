@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.optimiser import Optimiser, orthogonalise, parameter_groups
 from ast_fast.settings.config import ModelConfig, TrainingConfig
+from ast_fast.training.optimiser import Optimiser, orthogonalise, parameter_groups
 
 SMALL = ModelConfig(
     embed_dim=16,
@@ -67,7 +67,7 @@ def test_adamw_by_name_is_torchs_on_all_parameters():
 
 @pytest.mark.parametrize("in_hardware", [True, False])
 def test_muon_moves_the_matrices_and_adamw_the_rest(in_hardware, monkeypatch):
-    monkeypatch.setattr("ast_fast.optimiser.multiplies_bfloat16", lambda _: in_hardware)
+    monkeypatch.setattr("ast_fast.training.optimiser.multiplies_bfloat16", lambda _: in_hardware)
     if not in_hardware:  # torch's own in float32 is what ours must then agree with
         monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     model, with_adamw = small_model(), small_model()

@@ -1,4 +1,4 @@
-"""One run for each of several seeds, in folders side by side, and what they come to together."""
+"""One run for each of several seeds, in folders side by side, and their summary: `--seeds`."""
 
 from __future__ import annotations
 
@@ -10,78 +10,27 @@ from typing import Any
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.distributed import ALONE, Ranks
-from ast_fast.metrics import mean_and_std
-from ast_fast.report import read_report
+from ast_fast.report.build import read_report
+from ast_fast.report.metrics import mean_and_std
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
-from ast_fast.settings.command_line import parse_config, split_flags
-from ast_fast.settings.toml import config_values
+from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
+from ast_fast.settings.toml import CONFIG, config_values
 
-FLAG = "--seeds"
 SUMMARY = "seeds.json"
 
 
-def take_seeds(argv: Sequence[str]) -> tuple[list[int], list[str]]:
-    """Return the seeds of `--seeds`, none without it, and all other arguments.
-
-    Raises:
-        InputError: A seed is no whole number of at least 0 or stands twice, or `--seed` is given
-            too.
-    """
-    groups = split_flags(argv)
-    values = [tokens for flag, tokens in groups if flag == FLAG]
-    if not values:
-        return [], list(argv)
-    if len(values) > 1:
-        raise InputError(f"{FLAG} is given twice")
-    for other in ("--seed", "--merge"):
-        if any(flag == other for flag, _ in groups):
-            raise InputError(f"{FLAG} must be given without {other}")
-    if not values[0]:
-        raise InputError(f"{FLAG} takes at least one value, got none")
-    seeds = []
-    for token in values[0]:
-        if not token.isdecimal() or int(token) in seeds:
-            raise InputError(f"{FLAG} must be different whole numbers from 0 on, got {token}")
-        seeds.append(int(token))
-    return seeds, _joined(groups, without={FLAG})
-
-
-def of_new_runs(argv: Sequence[str]) -> list[str]:
-    """Return the arguments of a seed's run that is not there yet, without its seed and folder.
-
-    With `--resume` the settings are those of the first run that was begun, under any flags given.
-
-    Raises:
-        InputError: There is no run to resume.
-    """
-    groups = split_flags(argv)
-    given = _joined(groups, without={"--out", "--resume"})
-    if all(flag != "--resume" for flag, _ in groups):
-        return given
-    out = _named_out(groups)
-    if out is None:
-        raise InputError("--resume needs --out, the folder of the runs to go on with")
-    begun = sorted(out.glob("seed-*/config.toml"))
-    if not begun:
-        raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
-    is_named = any(flag == "--config" for flag, _ in groups)
-    return given if is_named else ["--config", str(begun[0]), *given]
-
-
 def run_seeds(
-    seeds: Sequence[int],
-    argv: Sequence[str],
+    job: SeedsJob,
     run: Callable[[Sequence[str]], int],
     default_out: Callable[[], Path],
     ranks: Ranks = ALONE,
 ) -> int:
-    """Make a run of every seed in `out/seed-N`, then write and print what all there come to.
+    """Make a run of every seed in `out/seed-N`, then write and print their summary.
 
     With `--resume`, runs that were begun go on, and the others are made with their settings.
 
     Args:
-        seeds: Of the runs.
-        argv: The arguments of them all.
+        job: The seeds, and the arguments of them all.
         run: Makes one run of its arguments and returns its exit code; another than 0 ends all.
         default_out: Names the folder where `--out` does not.
         ranks: The processes that make each run together; the first writes and prints.
@@ -90,28 +39,54 @@ def run_seeds(
     Raises:
         InputError: The folder holds a run of its own, or the seeds' runs do not go together.
     """
-    groups = split_flags(argv)
-    new = of_new_runs(argv)
-    out = _named_out(groups) or default_out()
-    if (out / "config.toml").is_file():
-        raise InputError(f"--out must be a folder for the runs of {FLAG}, got {out}, itself a run")
+    new = of_new_runs(job.arguments)
+    out = _named_out(job.arguments) or default_out()
+    if (out / CONFIG).is_file():
+        raise InputError(f"--out must be a folder for the runs of {SEEDS}, got {out}, itself a run")
     planned = config_values(parse_config(new))
     for folder in _finished(out).values():
         _check_alike(folder, read_report(folder)["config"], planned)
-    resumes = any(flag == "--resume" for flag, _ in groups)
-    for seed in seeds:
+    resumes = bool(job.arguments.of("--resume"))
+    for seed in job.seeds:
         folder = out / f"seed-{seed}"
         if ranks.is_first and not resumes:
             print(f"\nseed {seed}", flush=True)
-        if resumes and (folder / "config.toml").is_file():
-            which = [*_joined(groups, without={"--out", "--resume"}), "--resume"]
+        if resumes and (folder / CONFIG).is_file():
+            given = [*job.arguments.without("--out", "--resume").tokens, "--resume"]
         else:
-            which = [*new, "--seed", str(seed)]
-        code = run([*which, "--out", str(folder)])
+            given = [*new.tokens, "--seed", str(seed)]
+        code = run([*given, "--out", str(folder)])
         if code:
             return code
-    if not ranks.is_first:
-        return 0
+    if ranks.is_first:
+        _write_summary(out)
+    return 0
+
+
+def of_new_runs(arguments: Arguments) -> Arguments:
+    """Return the arguments of a seed's run that does not exist yet, without its seed and folder.
+
+    With `--resume` the settings are those of the first run that was begun, under any flags given.
+
+    Raises:
+        InputError: There is no run to resume.
+    """
+    given = arguments.without("--out", "--resume")
+    if not arguments.of("--resume"):
+        return given
+    out = _named_out(arguments)
+    if out is None:
+        raise InputError("--resume needs --out, the folder of the runs to go on with")
+    begun = sorted(out.glob(f"seed-*/{CONFIG}"))
+    if not begun:
+        raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
+    if given.of("--config"):
+        return given
+    return Arguments(("--config", str(begun[0]), *given.tokens))
+
+
+def _write_summary(out: Path) -> None:
+    """Summarise the runs of all seeds that are finished: in seeds.json, and in a line."""
     folders = _finished(out)
     summary = summarise(folders)
     with atomic_write(out / SUMMARY) as path:
@@ -124,7 +99,6 @@ def run_seeds(
         f"(± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
         f"summary  {out / SUMMARY}"
     )
-    return 0
 
 
 def summarise(folders: dict[int, Path]) -> dict[str, Any]:
@@ -174,15 +148,6 @@ def _finished(out: Path) -> dict[int, Path]:
     return dict(sorted((int(name), folder) for name, folder in numbered if name.isdecimal()))
 
 
-def _named_out(groups: Sequence[tuple[str, Sequence[str]]]) -> Path | None:
-    named = [tokens for flag, tokens in groups if flag == "--out"]
+def _named_out(arguments: Arguments) -> Path | None:
+    named = arguments.of("--out")
     return Path(named[0][0]).expanduser() if named and named[0] else None
-
-
-def _joined(groups: Sequence[tuple[str, Sequence[str]]], *, without: set[str]) -> list[str]:
-    return [
-        token
-        for flag, tokens in groups
-        if flag not in without
-        for token in ((flag, *tokens) if flag else tokens)
-    ]

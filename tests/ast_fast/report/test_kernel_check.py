@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_fast.kernel_check import (
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.report.kernel_check import (
     FBANK_ERRORS,
     ROUNDS,
     check_attention,
@@ -16,7 +17,6 @@ from ast_fast.kernel_check import (
     check_stem,
     first_block_qkv,
 )
-from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config, FeatureConfig, ModelConfig
 from ast_fast_kernels import _dispatch, use_backend
 from ast_fast_kernels.attention.sdpa import attention_sdpa
@@ -235,6 +235,6 @@ def test_attention_is_checked_on_what_the_first_block_sees(
 
 
 def test_a_large_attention_is_checked_on_fewer_clips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ast_fast.kernel_check.MOST_SCORES", 2 * 5 * 5 * 2)
+    monkeypatch.setattr("ast_fast.report.kernel_check.MOST_SCORES", 2 * 5 * 5 * 2)
     qkv = torch.randn(4, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0))
     assert check_attention(qkv)["shape"] == [2, 5, 3, 2, 8]

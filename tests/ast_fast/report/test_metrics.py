@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from ast_fast.metrics import (
+from ast_fast.report.metrics import (
     ConfusedPair,
     class_metrics,
     confusion_matrix,

@@ -10,7 +10,8 @@ import torch
 
 from ast_fast.data.dataset import open_dataset
 from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
-from ast_fast.train import Observer, train_fold
+from ast_fast.training.fold import train_fold
+from ast_fast.training.observers import Observer
 from ast_fast_kernels import use_backend
 
 STEPS = 50
@@ -37,7 +38,7 @@ def test_the_first_steps_are_those_of_the_reference(
     data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # In bfloat16, as Muon computes where the machine can, a rounding that tips over is 4e-3.
-    monkeypatch.setattr("ast_fast.optimiser.multiplies_bfloat16", lambda _: False)
+    monkeypatch.setattr("ast_fast.training.optimiser.multiplies_bfloat16", lambda _: False)
     config = Config(
         device="cpu",
         paths=Paths(data=data_root / "esc10", cache=tmp_path / "cache"),

@@ -7,8 +7,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ast_fast.cv import main
 from ast_fast.errors import InputError
-from ast_fast.tensorboard import TensorBoardLog
-from ast_fast.train import EpochRow, FoldResult
+from ast_fast.training.results import EpochRow, FoldResult
+from ast_fast.training.tensorboard import TensorBoardLog
 
 
 def epoch(number: int, *, train_loss: float, test_accuracy: float | None = None) -> EpochRow:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from ast_fast.train import EpochRow, FoldResult
-from ast_fast.training_progress import TrainingProgress
+from ast_fast.training.progress import TrainingProgress
+from ast_fast.training.results import EpochRow, FoldResult
 
 
 def watch(console: Console, *, epochs: int = 20) -> TrainingProgress:

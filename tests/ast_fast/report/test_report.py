@@ -13,10 +13,11 @@ import pytest
 
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import BadFile, Clip
-from ast_fast.figures import line_chart, stage_bar
-from ast_fast.report import Measured, build_report, mel_centres, write_report
+from ast_fast.report.build import Measured, build_report, write_report
+from ast_fast.report.figures import line_chart, stage_bar
+from ast_fast.report.page import mel_centres
 from ast_fast.settings.config import AudioConfig, Config, FeatureConfig, TrainingConfig
-from ast_fast.train import EpochRow, FoldResult
+from ast_fast.training.results import EpochRow, FoldResult
 
 SAMPLE_RATE = 16000
 EPOCHS = 4

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ast_fast.errors import InputError
-from ast_fast.train import EpochRow, FoldResult, Observer
+from ast_fast.training.observers import Observer
+from ast_fast.training.results import EpochRow, FoldResult
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -66,3 +66,17 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return value
+
+
+CHECKPOINT = "checkpoint.safetensors"
+
+
+def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors with `prefix.` before their names."""
+    return {f"{prefix}.{name}": value for name, value in tensors.items()}
+
+
+def without_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix.`, without it."""
+    start = f"{prefix}."
+    return {name[len(start) :]: tensors[name] for name in tensors if name.startswith(start)}

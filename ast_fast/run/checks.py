@@ -1,0 +1,56 @@
+"""What can be checked before any work: the rules of a run that settings alone do not decide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ast_fast.data.cache import decode_settings
+from ast_fast.data.dataset import check_fold_names
+from ast_fast.data.metadata import METADATA, read_metadata
+from ast_fast.errors import InputError
+from ast_fast.machine.device import Placement
+from ast_fast.run.folder import check_out
+from ast_fast.run.kernels import check_backend
+from ast_fast.settings.config import Config
+from ast_fast.settings.rules import check_config
+from ast_fast.settings.values import is_utf8
+from ast_fast.training.tensorboard import load_writer
+
+MOST_THREADS = 1024
+
+
+def check_run(config: Config, out: Path, placement: Placement) -> None:
+    """Check what can be checked before any work: settings, folder, backend, folds.
+
+    Raises:
+        InputError: The message names what cannot be used.
+    """
+    for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
+        if not 0 <= value <= MOST_THREADS:
+            raise InputError(f"{name} must be from 0 to {MOST_THREADS}, got {value}")
+    if config.tensorboard:
+        load_writer()
+    check_paths(config, out)
+    check_config(config, decode_settings(config).num_samples, placement)
+    if not config.resume:
+        check_out(out)
+    check_backend(config, placement)
+    if config.folds and config.paths.data is not None and not config.download:
+        clips = read_metadata(config.paths.data, subset=config.subset)
+        known = sorted({clip.fold for clip in clips})
+        check_fold_names(config.folds, known, config.paths.data / METADATA)
+
+
+def check_paths(config: Config, out: Path) -> None:
+    """Check that every path can be written down, in config.toml and the report.
+
+    Raises:
+        InputError: The current folder is gone, or a path is not UTF-8.
+    """
+    try:
+        here = Path.cwd()
+    except OSError as error:
+        raise InputError(f"the current folder cannot be used: {error.strerror}") from error
+    for flag, path in (("out", out), ("data", config.paths.data), ("cache", config.paths.cache)):
+        if path is not None and not is_utf8(str(here / path)):
+            raise InputError(f"--{flag} must be a path in UTF-8, got {str(here / path)!r}")

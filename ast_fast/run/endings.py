@@ -1,0 +1,71 @@
+"""How a run ends before its time: signals, and what a machine runs out of."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import threading
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+
+from ast_fast.machine.distributed import is_lost_peer
+from ast_fast.training.observers import Observer
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came, by which schedulers and `timeout` end a run: Ctrl-C by another name."""
+
+
+class Interrupts(Observer):
+    """Has Ctrl-C, and SIGTERM as `Terminated`, end a run, at the latest after the step at hand.
+
+    What a signal's handler raises can be lost: in a finalizer, or in a callback from C, Python says
+    that it was ignored. So it is raised again after the next step. In other threads than the main
+    one nothing is changed.
+    """
+
+    def __init__(self) -> None:
+        self._came: KeyboardInterrupt | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if number == signal.SIGTERM or signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_step(self, *_: object) -> None:
+        """Raise what a signal raised before, and was lost."""
+        if self._came is not None:
+            raise self._came
+
+    def _stop(self, number: int, _: object) -> None:
+        self._came = Terminated() if number == signal.SIGTERM else KeyboardInterrupt()
+        raise self._came
+
+
+def why_it_ended(error: BaseException) -> str | None:
+    """Return what ended a run that has no defect, if that is what the error says, else None."""
+    reason = exhausted_resource(error)
+    if reason is None and is_lost_peer(error):
+        return "another process of this run has ended"
+    return reason
+
+
+def exhausted_resource(error: BaseException) -> str | None:
+    """Return what ran out (disk or memory) if that is what the error says, else None."""
+    text = str(error)
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (isinstance(error, SafetensorError) and "No space left" in text):
+        return "the disk is full: free some space"
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in text for s in signs):
+        return "out of memory: lower training.batch_size or the model's size"
+    return None

@@ -1,0 +1,167 @@
+"""One run with one report, made of the folds of several: `--merge`."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+from ast_fast.data.dataset import Dataset, open_dataset
+from ast_fast.errors import InputError
+from ast_fast.machine.atomic import filled_folder
+from ast_fast.machine.console import RunConsole
+from ast_fast.report.build import Measured, read_report, write_report
+from ast_fast.run.endings import exhausted_resource
+from ast_fast.run.facts import MergedRun, RunFacts, now
+from ast_fast.run.folder import RUN, check_out, read_facts, read_measured, recorded
+from ast_fast.settings.agree import (
+    MAY_DIFFER_MERGED,
+    MERGED_FACTS,
+    differing_facts,
+    first_difference,
+)
+from ast_fast.settings.command_line import MERGE, PROGRAM, MergeJob
+from ast_fast.settings.config import Config
+from ast_fast.settings.toml import CONFIG, config_to_toml, config_values, recorded_config
+from ast_fast.training.fold import split_fold
+from ast_fast.training.results import FoldResult, load_result
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A finished run, one of those that become one."""
+
+    path: Path
+    config: Config
+    facts: RunFacts
+    data_key: str
+    folds: list[int]
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        report = read_report(path)
+        folds = sorted(int(fold) for fold in report["accuracy"]["per_fold"])
+        return cls(path, recorded_config(path), read_facts(path), report["data"]["key"], folds)
+
+
+def merge(job: MergeJob, argv: Sequence[str]) -> int:
+    """Make one run of those that `--merge` names, report on it, and return the exit code.
+
+    Args:
+        job: The runs, and the folder of the new one.
+        argv: The arguments, for its run.json.
+    Raises:
+        InputError: As `merge_runs`, or the folder cannot be made.
+    """
+    check_out(job.out)
+    report = merge_runs(job.runs, job.out, argv)
+    accuracy = report["accuracy"]
+    folds = " ".join(accuracy["per_fold"])
+    print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
+    print(f"report   {job.out / 'report.html'}")
+    first, *others = (part["run"] for part in report["run"]["merged"])
+    apart = {name for run in others for name in differing_facts(first, run, MERGED_FACTS)}
+    if apart:
+        named = ", ".join(name for name in MERGED_FACTS if name in apart)
+        print(f"note: of the runs, {named} differ; run.json has each one's")
+    return 0
+
+
+def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[str, Any]:
+    """Copy the folds of finished runs into one new run, and write its report.
+
+    Args:
+        paths: Folders of runs of the same data and settings, no fold in two of them.
+        out: The new run's folder.
+        argv: The arguments, for its run.json.
+    Returns:
+        What its report.json holds.
+    Raises:
+        InputError: A run is not finished, or two do not go together.
+    """
+    if len(paths) < 2:
+        raise InputError(f"{MERGE} must name at least 2 runs, got {len(paths)}")
+    parts = [_Part.read(path) for path in paths]
+    first, *others = parts
+    for other in others:
+        _check_alike(first, other)
+    homes = _home_of_each_fold(parts)
+    config = replace(first.config, folds=tuple(sorted(homes)), resume=False)
+    dataset = open_dataset(config, console=RunConsole(stderr=True))
+    if dataset.key != first.data_key:
+        raise InputError(
+            f"{dataset.root} must hold the clips of {first.path}, and holds others now"
+        )
+    facts = replace(
+        first.facts,
+        command=shlex.join([*shlex.split(PROGRAM), *argv]),
+        merged=[MergedRun(str(p.path), p.folds, p.facts.to_json()) for p in parts],
+        started=min(part.facts.started for part in parts),
+        ended=now(),
+        peak_memory_gib=max(part.facts.peak_memory_gib or 0.0 for part in parts),
+    )
+    try:
+        with filled_folder(out) as whole:
+            results, measured = [], {}
+            for fold, home in sorted(homes.items()):
+                result, times = _copy_fold(config, dataset, fold, home, whole)
+                results.append(result)
+                measured[fold] = times
+            run = facts.to_json()
+            (whole / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
+            (whole / CONFIG).write_text(config_to_toml(recorded(config)), encoding="utf-8")
+            return write_report(whole, config, dataset, results, measured=measured, run=run)
+    except (OSError, shutil.Error) as error:
+        reason = exhausted_resource(error) or f"--out {out} cannot be made of these runs: {error}"
+        raise InputError(reason) from error
+
+
+def _check_alike(first: _Part, other: _Part) -> None:
+    """Raise if two runs are not parts of one."""
+    here, there = config_values(first.config), config_values(other.config)
+    key = first_difference(there, here, apart_from=MAY_DIFFER_MERGED)
+    if key is not None:
+        raise InputError(
+            f"{other.path} must have the settings of {first.path}: {key} is {there[key]} there and "
+            f"{here[key]} here"
+        )
+    if other.facts.amp != first.facts.amp:
+        raise InputError(
+            f"{other.path} must have the precision of {first.path}: training.amp came to "
+            f"{other.facts.amp} there and to {first.facts.amp} here"
+        )
+    if other.data_key != first.data_key:
+        raise InputError(
+            f"{other.path} must be of the same clips as {first.path}, and is of others"
+        )
+
+
+def _home_of_each_fold(parts: Sequence[_Part]) -> dict[int, Path]:
+    """Return the run that each fold is in."""
+    homes: dict[int, Path] = {}
+    for part in parts:
+        for fold in part.folds:
+            if fold in homes:
+                raise InputError(
+                    f"fold {fold} must be in one run, it is in {homes[fold]} and {part.path}"
+                )
+            homes[fold] = part.path
+    return homes
+
+
+def _copy_fold(
+    config: Config, dataset: Dataset, fold: int, home: Path, whole: Path
+) -> tuple[FoldResult, Measured]:
+    """Copy a finished fold into the new run; return its result and what it cost."""
+    name = f"fold-{fold}"
+    if (home / name).is_dir():
+        shutil.copytree(home / name, whole / name, copy_function=shutil.copyfile)
+    result = load_result(config, dataset, fold, whole / name, split_fold(dataset, fold)[1])
+    measured = read_measured(whole / name)
+    if result is None or measured is None:
+        raise InputError(f"{home / name} must be a finished fold, and is not whole")
+    return result, measured

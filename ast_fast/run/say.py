@@ -1,0 +1,88 @@
+"""What a run says on the console before its first fold, after its last, and when it ends early."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ast_fast.data.dataset import Dataset
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.run.facts import RunFacts, program
+from ast_fast.run.folder import RunFolder
+
+
+def say_what_runs(
+    console: Console,
+    dataset: Dataset,
+    folds: tuple[int, ...],
+    model: AudioSpectrogramTransformer,
+    facts: RunFacts,
+    folder: RunFolder,
+) -> None:
+    """Print what is about to be trained, on what, by which kernels, and where it goes."""
+    say = console.print
+    if dataset.synthesised:
+        where = "synthesised (no --data was given): simple artificial sounds, not real audio"
+    else:
+        where = str(dataset.root)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    say(f"data     {where}")
+    say(
+        f"         {len(dataset.clips)} clips, {len(dataset.class_names)} classes, testing on "
+        f"fold{'s' if len(folds) > 1 else ''} {' '.join(map(str, folds))}"
+    )
+    if dataset.bad_files:
+        say(f"         {len(dataset.bad_files)} files that cannot be read are skipped")
+    say(f"model    {parameters:,} parameters, {model.num_patches} patches")
+    say(
+        f"kernels  FBANK by {facts.kernels['fbank']}, attention by {facts.kernels['attention']}; "
+        f"{facts.device}, {facts.threads} threads"
+    )
+    say(f"out      {folder.path}{' (resumed)' if facts.resumed else ''}")
+
+
+def say_results(
+    console: Console, report: Mapping[str, Any], folder: Path, *, synthesised: bool
+) -> None:
+    """Print each fold's accuracy and kernels, then accuracy, time and where the report is.
+
+    Args:
+        console: Where to.
+        report: What report.json holds.
+        folder: The run's.
+        synthesised: Whether the data were.
+    """
+    accuracy, timing = report["accuracy"], report["timing"]
+    titles = ("FBANK" if op == "fbank" else op for op in report["kernels"])
+    columns = ["fold", "accuracy", *(cell for op in titles for cell in (op, "error"))]
+    folds = Table(*columns, box=None, padding=(0, 3, 0, 0))
+    for fold, value in accuracy["per_fold"].items():
+        cells = [fold, f"{100 * value:.1f} %"]
+        for op in report["kernels"].values():
+            check = op["per_fold"][fold]
+            if check["speed_ratio"] is None:
+                cells += [check["backend"], "not compared"]
+            else:
+                cells += [f"{check['speed_ratio']:.1f} x", f"{check['max_abs_error']:.1e}"]
+        folds.add_row(*cells)
+    console.print()
+    console.print(folds)
+    spread = f" ± {100 * accuracy['std']:.1f} over folds" if len(accuracy["per_fold"]) > 1 else ""
+    of = ", on synthesised data" if synthesised else ""
+    console.print(f"\naccuracy {100 * accuracy['mean']:.1f} %{spread}{of}")
+    stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items())
+    console.print(f"time     {timing['total_seconds']:.1f} s: {stages}")
+    console.print(f"report   {folder / 'report.html'}")
+
+
+def how_to_go_on(folder: RunFolder | None) -> str:
+    """Return what is kept of a run that ended early, and the command that goes on from there."""
+    if folder is None or not folder.begun:
+        return "no run was begun, and nothing is left behind"
+    again = [*shlex.split(program(folder.ranks)), "--resume", "--out", str(folder.path)]
+    return f"finished epochs are kept; go on with: {shlex.join(again)}"

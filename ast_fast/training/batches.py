@@ -1,0 +1,129 @@
+"""Training batches: what becomes of each clip is drawn, for many batches at once, then applied."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ast_fast.augment import (
+    FeatureChanges,
+    Mixtures,
+    draw_feature_changes,
+    draw_mixtures,
+    kept_patches,
+    rows_of,
+)
+from ast_fast.data.dataset import Dataset
+from ast_fast.features import Statistics, load_batch, model_input
+from ast_fast.settings.config import Config
+from ast_fast_kernels import mix
+
+DRAWN_AHEAD = 512
+"""Clips that random numbers are drawn for at once, in whole batches: a small operation among a
+step's large ones finds nothing in the caches, and costs about as much for one batch as for many.
+Another value gives a seed other numbers."""
+
+
+class Drawn(NamedTuple):
+    """What was drawn for the clips of some batches."""
+
+    mixtures: Mixtures
+    changes: FeatureChanges
+    keep: Tensor | None
+    """Patches to look at, shape (rows, num_kept); None takes all."""
+
+
+class Batch(NamedTuple):
+    """Rows of a training batch, on the model's device."""
+
+    features: Tensor
+    """Shape (rows, target_frames, num_mel_bins)."""
+    targets: Tensor
+    """Label shares, shape (rows, num_classes)."""
+    keep: Tensor | None
+    """Patches to look at, shape (rows, num_kept); None takes all."""
+
+
+class Batches:
+    """Makes the training batches of a data set.
+
+    Args:
+        config: The run's settings.
+        dataset: The clips.
+        statistics: Of the training clips; None where each clip is normalised by its own.
+        device: Where the model trains.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        statistics: Statistics | None,
+        device: torch.device,
+    ) -> None:
+        self._config = config
+        self._dataset = dataset
+        self._statistics = statistics
+        self._device = device
+
+    @property
+    def ahead(self) -> int:
+        """How many clips are drawn for at once: whole batches, one at least."""
+        batch_size = self._config.training.batch_size
+        return max(1, DRAWN_AHEAD // batch_size) * batch_size
+
+    def draw(self, clips: NDArray[np.int64], generator: torch.Generator) -> Drawn:
+        """Draw what becomes of the clips of some batches, named by their indices."""
+        config, dataset = self._config, self._dataset
+        num_samples = dataset.waveforms.shape[1]
+        levels = None
+        if config.augment.mix_probability > 0:
+            levels = torch.from_numpy(dataset.sound_levels[clips])
+        labels = torch.from_numpy(dataset.labels[clips])
+        mixtures = draw_mixtures(
+            num_samples,
+            levels,
+            functional.one_hot(labels, len(dataset.class_names)).float(),
+            config.augment,
+            generator,
+            batch_size=config.training.batch_size,
+        )
+        changes = draw_feature_changes(
+            len(clips),
+            config.fbank.num_frames(num_samples),
+            config.augment,
+            config.fbank,
+            generator,
+        )
+        keep = kept_patches(len(clips), config.num_patches, config.augment, generator)
+        return Drawn(mixtures, changes, keep)
+
+    def make(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Batch:
+        """Make rows of one batch.
+
+        Args:
+            drawn: What `draw` gave for this batch and others.
+            clips: Indices of the whole batch's clips.
+            first: Where they begin in what was drawn.
+            rows: Which of the batch's rows to make.
+        """
+        among = slice(first + rows.start, first + rows.stop)
+        mixtures, keep = rows_of(drawn.mixtures, among), drawn.keep
+        terms = mixtures.clips - first
+        waveforms: Tensor | NDArray[np.int16] = self._dataset.waveforms
+        if self._device.type == "cpu":
+            terms = torch.from_numpy(clips)[terms]  # read where they lie
+        else:
+            waveforms = load_batch(self._dataset.waveforms, clips, self._device)
+        mixed = mix(waveforms, terms, mixtures.starts, mixtures.factors)
+        features = model_input(
+            mixed, self._config, self._statistics, changes=rows_of(drawn.changes, among)
+        )
+        if keep is not None:
+            keep = keep[among].to(self._device)
+        return Batch(features, mixtures.targets.to(self._device), keep)

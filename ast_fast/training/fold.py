@@ -1,0 +1,392 @@
+"""Train on all folds but one, test on that one, and survive being killed in between.
+
+All randomness of an epoch is derived from (seed, fold, epoch) when it begins, and a checkpoint is
+published whole after every epoch; so a fold that was killed and resumed ends with the same bits as
+one that was not, on the same machine with the same number of threads. On CUDA torch is held to its
+deterministic algorithms for that; so is cuBLAS, by the setting that importing the package makes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from ast_fast.augment import (
+    FeatureChanges,
+    Mixtures,
+)
+from ast_fast.data.dataset import Dataset, untrained_classes
+from ast_fast.errors import InputError
+from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
+from ast_fast.machine.device import Placement, deterministic_algorithms, resolve_placement
+from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.timing import Stages
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.agree import check_same_fold, fold_identity
+from ast_fast.settings.config import (
+    Config,
+)
+from ast_fast.settings.rules import check_config
+from ast_fast.training import checkpoint
+from ast_fast.training.batches import Batches
+from ast_fast.training.checkpoint import CHECKPOINT, prefixed, without_prefix
+from ast_fast.training.observers import Observer, Observers
+from ast_fast.training.optimiser import Optimiser
+from ast_fast.training.results import (
+    MODEL,
+    EpochRow,
+    FoldResult,
+    load_result,
+    write_history,
+    write_predictions,
+)
+from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+
+CURVE_POINTS = 10
+"""About how often a fold is tested while it trains: for the learning curve and nothing else."""
+
+
+class DivergedError(InputError, RuntimeError):
+    """The loss stopped being a number: the message says where, and which settings to change."""
+
+
+def train_fold(
+    config: Config,
+    dataset: Dataset,
+    fold: int,
+    out_dir: Path,
+    *,
+    observers: Sequence[Observer] = (),
+    stages: Stages | None = None,
+    ranks: Ranks = ALONE,
+    placement: Placement | None = None,
+) -> FoldResult:
+    """Train on every other fold and return how the last epoch does on this one.
+
+    Writes into `out_dir/fold-N`: history.csv after every epoch; predictions.csv and
+    model.safetensors (the weights that were tested) at the end; checkpoint.safetensors in between.
+    With `config.resume` it goes on from the checkpoint, or returns the finished fold's result;
+    without, what an earlier run left there is replaced. Kernels are chosen by the caller, with
+    `ast_fast_kernels.use_backend`.
+
+    Args:
+        config: The run's settings.
+        dataset: All clips; only those of other folds are trained on or counted in statistics.
+        fold: The fold to test on.
+        out_dir: The run's folder; created if missing.
+        observers: Are told about every step and epoch.
+        stages: Takes the time spent in features, forward, backward and other; with `config.resume`
+            that of the epochs in the checkpoint too.
+        ranks: The processes that train it together, each calling this with all else equal. They
+            must see the same `out_dir`, to which the first alone writes.
+        placement: Where the model trains, of a caller who has checked the settings for it. None:
+            both are done here.
+    Raises:
+        InputError: A setting or the data cannot be used, or a file to resume from is damaged or
+            belongs to another run.
+        DivergedError: The loss became infinite or NaN.
+    """
+    stages = stages or Stages()
+    if placement is None:
+        placement = resolve_placement(config.device, config.training.amp)
+        check_config(config, dataset.waveforms.shape[1], placement)
+    train_indices, test_indices = split_fold(dataset, fold)
+    folder = out_dir / f"fold-{fold}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if ranks.is_first:
+        for left_behind in folder.glob(".*.partial.*"):  # by a process killed while writing
+            left_behind.unlink(missing_ok=True)
+
+    observer = Observers(observers)
+    observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
+    result = None
+    if config.resume:
+        result = load_result(config, dataset, fold, folder, test_indices, stages)
+    if result is None:
+        with reproducible(placement.device):
+            training = _FoldTraining(
+                config, dataset, fold, folder, placement, observer, stages, ranks
+            )
+            result = training.run()
+    observer.on_fold_end(result)
+    return result
+
+
+@contextmanager
+def reproducible(device: torch.device) -> Iterator[None]:
+    """Hold torch to the same bits each time in the block, and keep its random state out of it."""
+    devices = [device] if device.type == "cuda" else []
+    with deterministic_algorithms(device), torch.random.fork_rng(devices=devices):
+        yield
+
+
+def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the indices of the training clips (all other folds) and of the test clips.
+
+    Raises:
+        InputError: The fold has no clip, or a class has none outside it.
+    """
+    test_indices = np.flatnonzero(dataset.folds == fold)
+    train_indices = np.flatnonzero(dataset.folds != fold)
+    if len(test_indices) == 0:
+        known = ", ".join(str(name) for name in np.unique(dataset.folds))
+        raise InputError(f"fold must be one of the data set's folds ({known}), got {fold}")
+    if missing := untrained_classes(dataset, fold):
+        raise InputError(
+            f"every class must have a training clip outside fold {fold}, "
+            f"but there is none of {', '.join(missing)}"
+        )
+    return train_indices, test_indices
+
+
+class _Drawn(NamedTuple):
+    """What was drawn for the clips of some batches."""
+
+    mixtures: Mixtures
+    changes: FeatureChanges
+    keep: Tensor | None
+
+
+class _Outcome(NamedTuple):
+    """What a test gave."""
+
+    probabilities: NDArray[np.float32]
+    """Shape (num_test, num_classes)."""
+    loss: float
+    accuracy: float
+
+
+class _FoldTraining:
+    """One fold's data, model, average and optimiser, on their way through the epochs."""
+
+    def __init__(
+        self,
+        config: Config,
+        dataset: Dataset,
+        fold: int,
+        folder: Path,
+        placement: Placement,
+        observer: Observer,
+        stages: Stages,
+        ranks: Ranks,
+    ) -> None:
+        self.config = config
+        self.dataset = dataset
+        self.fold = fold
+        self.folder = folder
+        self.placement = placement
+        self.observer = observer
+        self.stages = stages
+        self.ranks = ranks
+        self.train_indices, self.test_indices = split_fold(dataset, fold)
+        self.steps_per_epoch = math.ceil(len(self.train_indices) / config.training.batch_size)
+        self.num_steps = self.steps_per_epoch * config.training.epochs
+        self.history: list[EpochRow] = []
+        self.statistics: Statistics | None = None
+        self.outcome: _Outcome | None = None  # of the last test
+
+        torch.manual_seed(epoch_seeds(config.seed, fold, 0)[1])
+        num_classes = len(dataset.class_names)
+        self.model = AudioSpectrogramTransformer.of(config, num_classes).to(placement.device)
+        self.trained: nn.Module = self.model
+        if ranks.count > 1:
+            self.trained = DistributedDataParallel(self.model)
+        self.tested = self.model
+        if config.training.ema_decay > 0:
+            self.tested = copy.deepcopy(self.model).requires_grad_(False)
+        self.optimiser = Optimiser(self.model, config.training)
+        self.scaler = torch.amp.GradScaler(
+            placement.device.type, enabled=placement.amp == torch.float16
+        )
+
+    def run(self) -> FoldResult:
+        """Train from the checkpoint or from scratch, test, and write what a finished fold has."""
+        if not self._restore() and not self.config.features.norm_per_sample:
+            with self.stages("features"):
+                self.statistics = compute_statistics(
+                    self.dataset.waveforms,
+                    self.train_indices,
+                    self.config,
+                    device=self.placement.device,
+                )
+        batches = Batches(self.config, self.dataset, self.statistics, self.placement.device)
+        last = self.config.training.epochs
+        for epoch in range(len(self.history) + 1, last + 1):
+            row = self._train_epoch(epoch, batches)
+            if epoch == last or epoch % max(1, last // CURVE_POINTS) == 0:
+                self.outcome = self._test()
+                row = dataclasses.replace(
+                    row, test_loss=self.outcome.loss, test_accuracy=self.outcome.accuracy
+                )
+            self.history.append(row)
+            if self.ranks.is_first:
+                with self.stages("other"):
+                    self._save_checkpoint()
+                    write_history(self.folder, self.history)
+            self.observer.on_epoch(row)
+        return self._finish()
+
+    def _train_epoch(self, epoch: int, batches: Batches) -> EpochRow:
+        training = self.config.training
+        data_seed, torch_seed = epoch_seeds(self.config.seed, self.fold, epoch, self.ranks.rank)
+        torch.manual_seed(torch_seed)  # dropout and dither
+        generator = torch.Generator().manual_seed(data_seed)
+        order = self.train_indices[torch.randperm(len(self.train_indices), generator=generator)]
+        self.model.train()
+        total_loss, num_right, rate = 0.0, 0, 0.0
+        begin = perf_counter()
+        for index in range(self.steps_per_epoch):
+            first = index * training.batch_size
+            clips = order[first : first + training.batch_size]
+            step = (epoch - 1) * self.steps_per_epoch + index
+            rate = learning_rate(step, self.num_steps, self.steps_per_epoch, training)
+            with self.stages("features"):
+                if first % batches.ahead == 0:
+                    drawn = batches.draw(order[first : first + batches.ahead], generator)
+                rows = self.ranks.part(len(clips))
+                batch = batches.make(drawn, clips, first % batches.ahead, rows)
+            with self.stages("forward"):
+                with self.placement.autocast():
+                    logits = self.trained(batch.features, keep=batch.keep)
+                losses = soft_cross_entropy(logits, batch.targets, training.label_smoothing)
+                right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).sum()
+                loss_sum, right_sum = self.ranks.sum(losses.sum().item(), right.item())
+                loss_value = loss_sum / len(clips)
+            if not math.isfinite(loss_value):
+                raise self._diverged(f"epoch {epoch}, step {index + 1}", loss_value)
+            with self.stages("backward"):
+                # Gradients are averaged over processes, whose rows can differ by one.
+                self._update(losses.sum() * (self.ranks.count / len(clips)), rate, step)
+            total_loss += loss_sum
+            num_right += int(right_sum)
+            self.observer.on_step(
+                self.fold, epoch, index + 1, self.steps_per_epoch, loss_value, len(clips)
+            )
+        seconds = perf_counter() - begin
+        return EpochRow(
+            epoch=epoch,
+            learning_rate=rate,
+            train_loss=total_loss / len(order),
+            train_accuracy=num_right / len(order),
+            test_loss=None,
+            test_accuracy=None,
+            seconds=seconds,
+            clips_per_second=len(order) / seconds,
+        )
+
+    def _update(self, loss: Tensor, rate: float, step: int) -> None:
+        """Take one optimiser step and move the average towards the new weights."""
+        training = self.config.training
+        self.optimiser.step(loss, rate, self.scaler)
+        if training.ema_decay > 0:
+            with torch.no_grad():
+                decay = ema_decay(step, training.ema_decay)
+                update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+                update(list(self.tested.parameters()), list(self.model.parameters()), 0)
+
+    @torch.inference_mode()
+    def _test(self) -> _Outcome:
+        """Test the weights' average on the test fold, in training's precision."""
+        config, device = self.config, self.placement.device
+        self.tested.eval()
+        mine = self.test_indices[self.ranks.part(len(self.test_indices))]
+        logits = []
+        for first in range(0, len(mine), config.training.batch_size):
+            indices = mine[first : first + config.training.batch_size]
+            with self.stages("features"):
+                waveforms = load_batch(self.dataset.waveforms, indices, device)
+                features = model_input(waveforms, config, self.statistics)
+            with self.stages("forward"), self.placement.autocast():
+                logits.append(self.tested(features).float().cpu().numpy())
+        labels = torch.from_numpy(self.dataset.labels[self.test_indices])
+        width = (0, len(self.dataset.class_names))  # of a process whose part is empty
+        all_logits = torch.from_numpy(
+            self.ranks.gather(np.concatenate([np.empty(width, np.float32), *logits]))
+        )
+        loss = functional.cross_entropy(all_logits, labels).item()
+        if not math.isfinite(loss):
+            raise self._diverged("the test", loss)
+        accuracy = int((all_logits.argmax(dim=1) == labels).sum()) / len(labels)
+        return _Outcome(all_logits.softmax(dim=1).numpy(), loss, accuracy)
+
+    def _diverged(self, where: str, loss: float) -> DivergedError:
+        training = self.config.training
+        return DivergedError(
+            f"the loss of fold {self.fold} became {loss} at {where}; lower "
+            f"training.learning_rate ({training.learning_rate:g}), or set "
+            f"training.clip_grad_norm (now {training.clip_grad_norm:g}) or training.amp off"
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "run": fold_identity(self.config, self.fold, self.dataset.key),
+            "class_names": self.dataset.class_names,
+            "statistics": self.statistics and dataclasses.asdict(self.statistics),
+            "history": [dataclasses.asdict(row) for row in self.history],
+            "stages": self.stages.state(),
+        }
+
+    def _save_checkpoint(self) -> None:
+        tensors = prefixed("model", self.model.state_dict())
+        if self.tested is not self.model:
+            tensors |= prefixed("average", self.tested.state_dict())
+        tensors |= prefixed("optimizer", self.optimiser.state())
+        facts = self._facts() | {"scaler": self.scaler.state_dict()}
+        checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
+
+    def _restore(self) -> bool:
+        """Take up the checkpoint, if there is one to resume from; say whether."""
+        path = self.folder / CHECKPOINT
+        if not self.config.resume:
+            if self.ranks.is_first:
+                for name in (CHECKPOINT, MODEL):
+                    (self.folder / name).unlink(missing_ok=True)
+            return False
+        if not path.exists():
+            return False
+        tensors, facts = checkpoint.load(path)
+        check_same_fold(path, facts["run"], fold_identity(self.config, self.fold, self.dataset.key))
+        self.model.load_state_dict(without_prefix("model", tensors))
+        if self.tested is not self.model:
+            self.tested.load_state_dict(without_prefix("average", tensors))
+        self.optimiser.load_state(without_prefix("optimizer", tensors))
+        self.scaler.load_state_dict(facts["scaler"])
+        self.stages.take_up(facts["stages"])
+        self.statistics = facts["statistics"] and Statistics(**facts["statistics"])
+        self.history = [EpochRow(**row) for row in facts["history"]]
+        return True
+
+    def _finish(self) -> FoldResult:
+        """Write what a finished fold has; model.safetensors comes last and says that it is."""
+        outcome = self.outcome or self._test()
+        if self.ranks.is_first:
+            with self.stages("other"):
+                write_history(self.folder, self.history)
+                write_predictions(
+                    self.folder, self.dataset, self.test_indices, outcome.probabilities
+                )
+                facts = self._facts() | {"accuracy": outcome.accuracy, "loss": outcome.loss}
+                checkpoint.save(self.folder / MODEL, self.tested.state_dict(), facts)
+                (self.folder / CHECKPOINT).unlink()
+        return FoldResult(
+            fold=self.fold,
+            accuracy=outcome.accuracy,
+            loss=outcome.loss,
+            history=self.history,
+            test_indices=self.test_indices,
+            probabilities=outcome.probabilities,
+        )

@@ -1,0 +1,65 @@
+"""What a training step follows from: learning rate, decay of the average, seeds, loss."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from torch import Tensor
+
+from ast_fast.settings.config import (
+    TrainingConfig,
+)
+
+
+def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """Return the learning rate of a step: linear warm-up, then half a cosine.
+
+    The peak is reached at the warm-up's last step and `final_learning_rate` at the last of all. A
+    warm-up longer than half of the run is cut to that half.
+
+    Args:
+        step: From 0.
+        num_steps: Steps of the whole run.
+        steps_per_epoch: Steps of an epoch.
+        config: Peak, end and length of the warm-up.
+    """
+    warmup_steps = min(round(config.warmup_epochs * steps_per_epoch), num_steps // 2)
+    if step < warmup_steps:
+        return config.learning_rate * (step + 1) / warmup_steps
+    progress = (step - warmup_steps + 1) / (num_steps - warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    span = config.learning_rate - config.final_learning_rate
+    return config.final_learning_rate + span * cosine
+
+
+def ema_decay(step: int, decay: float) -> float:
+    """Return the decay of the weights' average at a step (from 0): young averages forget faster.
+
+    Source: TensorFlow's ExponentialMovingAverage with num_updates: min(decay, (1 + n) / (10 + n)).
+    """
+    return min(decay, (1 + step) / (10 + step))
+
+
+def epoch_seeds(seed: int, fold: int, epoch: int, rank: int = 0) -> tuple[int, int]:
+    """Return two independent seeds of an epoch: for its data, and for torch's global generator.
+
+    Processes that train together have the first in common, and each a second of its own. Epoch 0 is
+    the initialisation of the weights.
+    """
+    data_seed, torch_seed = np.random.SeedSequence((seed, fold, epoch)).generate_state(2, np.uint64)
+    return int(data_seed), int(torch_seed) + rank
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Return each clip's cross-entropy against label shares, smoothed towards all classes.
+
+    Args:
+        logits: Shape (batch, num_classes).
+        targets: Label shares, shape (batch, num_classes), each row summing to 1.
+        label_smoothing: Share of each label spread evenly over all classes.
+    Returns:
+        Losses, shape (batch,), float32 or wider.
+    """
+    targets = targets * (1 - label_smoothing) + label_smoothing / targets.shape[1]
+    return -(targets * logits.float().log_softmax(dim=1)).sum(dim=1)
