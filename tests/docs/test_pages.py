@@ -32,7 +32,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-site = load("site")
+site = load("hooks")
 
 
 def anchors(page: Path) -> set[str]:
