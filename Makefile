@@ -1,9 +1,9 @@
 # What a change passes before review: make check. PYTHON names another interpreter.
 PYTHON ?= python
-# Where `make record` writes; README shows it afterwards.
+# Where `make record` writes. docs/ shows it once bench/page.py names it and `make pages` has run.
 RECORD ?= bench/history/$(shell date +%F)-$(shell uname -m).json
 
-.PHONY: check format lint types test bench record gpu-record
+.PHONY: check format lint types test bench record pages docs gpu-record
 
 check: lint types test
 
@@ -26,8 +26,16 @@ bench:
 
 record:
 	$(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(RECORD)
-	$(PYTHON) -m bench.table $(RECORD) --readme
-	$(PYTHON) -m bench.plot $(RECORD) docs/fbank.svg
+
+# The pages of docs/ that are made from records, and the picture of the filterbank's.
+FBANK ?= $(shell $(PYTHON) -c 'from bench.page import RECORDS; print(RECORDS["fbank"])')
+pages:
+	$(PYTHON) -m bench.page
+	$(PYTHON) -m bench.plot $(FBANK) docs/fbank.svg
+	$(PYTHON) docs/settings.py
+
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 # On a machine with a CUDA GPU: its tests, errors and times, in one JSON under bench/history.
 gpu-record:

@@ -44,6 +44,10 @@ EXTRAS_REQUIRE["bench"] = [  # peers of benchmarks, where the tests' own are not
     "lhotse>=1.30",  # Kaldi's filterbank in plain torch; brings cytoolz, intervaltree, audioread
     "python_speech_features>=0.6",  # an old favourite; needs numpy and scipy, which it doesn't say
 ]
+EXTRAS_REQUIRE["docs"] = [
+    "mkdocs-material>=9.6",  # the site: theme and search; brings mkdocs and pymdown-extensions
+    "mkdocstrings-python>=2.0",  # the reference from docstrings; brings mkdocstrings, griffe
+]
 EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], "ruff>=0.14", "mypy>=1.18", "build>=1.2"]
 
 setup(

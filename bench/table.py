@@ -1,23 +1,18 @@
-"""Print a benchmark record as the tables that README holds.
+"""Turn a benchmark record into the filterbank's tables, and say in words what machine it is of.
 
-python -m bench.table RECORD.json            prints them
-python -m bench.table RECORD.json --readme   writes them into README.md, between its markers
+python -m bench.table RECORD.json   prints the tables
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
-BLOCK = re.compile(r"<!-- bench/table.py (\S+) -->\n.*?<!-- end -->\n", re.DOTALL)
-"""README's block of tables, and the record that it is made from."""
 
 
 class Column(NamedTuple):
@@ -124,35 +119,55 @@ def _share(case: Case) -> str:
 
 
 def _header(titles: list[str], columns: list[Column]) -> list[str]:
-    titles = [*titles, *map(str, columns)]
-    return [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    return header([*titles, *map(str, columns)])
 
 
 def _line(titles: list[str], columns: list[Column], row: Row, cell: Callable[[Case], str]) -> str:
-    cells = [cell(row[column]) if column in row else "–" for column in columns]
-    return f"| {' | '.join([*titles, *cells])} |"
+    return line([*titles, *(cell(row[column]) if column in row else "–" for column in columns)])
 
 
-def block(record_path: str) -> str:
-    """Return README's block for a record, named by its path from the root."""
-    cases = read_cases(json.loads((ROOT / record_path).read_text(encoding="utf-8")))
-    source = f"From [{record_path}]({record_path})."
-    tables = ["\n".join(table) for table in (speed_table(cases), library_table(cases)) if table]
-    begin = f"<!-- bench/table.py {record_path} -->"
-    return "\n\n".join([begin, *tables, source, "<!-- end -->\n"])
+def header(titles: Sequence[str]) -> list[str]:
+    """Return the two lines that begin a table."""
+    return [line(titles), "|---" * len(titles) + "|"]
+
+
+def line(cells: Sequence[str]) -> str:
+    """Return one line of a table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def read_record(path: str) -> dict[str, Any]:
+    """Return the record that a path from the root names."""
+    record: dict[str, Any] = json.loads((ROOT / path).read_text(encoding="utf-8"))
+    return record
+
+
+def machine(record: dict[str, Any]) -> str:
+    """Name the machine of a record in short: maker and vectors."""
+    cpu = record["machine_info"]["cpu"]
+    maker = "Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"].removeprefix("AMD ")
+    return f"the {maker} with {'AVX-512' if 'avx512f' in cpu['flags'] else 'AVX2'}"
+
+
+def machine_row(record: dict[str, Any]) -> list[str]:
+    """Describe the machine of a record: its name, processor, cores, and caches of one core."""
+    info, cpu = record["machine_info"], record["machine_info"]["cpu"]
+    cores, flags = info["cores"], set(cpu["flags"])
+    brand = "Intel Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"]
+    vectors = [words for flag, words in VECTORS.items() if flag in flags]
+    l1, l2 = (cpu[f"{level}_cache_size"] // cores // 1024 for level in ("l1_data", "l2"))
+    return [machine(record), brand, str(cores), ", ".join(vectors), f"{l1} KiB", f"{l2:,} KiB"]
+
+
+VECTORS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
+"""Vector units, by the flag that a processor shows for each."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("record", type=Path)
-    parser.add_argument("--readme", action="store_true")
-    args = parser.parse_args()
-    text = block(args.record.resolve().relative_to(ROOT).as_posix())
-    if args.readme:
-        readme = README.read_text(encoding="utf-8")
-        README.write_text(BLOCK.sub(lambda _: text, readme), encoding="utf-8")
-    else:
-        print(text, end="")
+    cases = read_cases(json.loads(parser.parse_args().record.read_text(encoding="utf-8")))
+    print("\n\n".join("\n".join(rows) for rows in (speed_table(cases), library_table(cases))))
 
 
 if __name__ == "__main__":

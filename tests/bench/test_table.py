@@ -1,4 +1,4 @@
-"""The tables that README shows are those of the record that it names."""
+"""The tables and pictures of the documentation are those of their records."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bench import plot, table
+from bench import board, page, plot, table
 from bench.table import Column
 
 
@@ -39,11 +39,44 @@ RECORD: dict[str, Any] = {
 CASES = table.read_cases(RECORD)
 
 
-def test_readme_shows_the_record_that_it_names() -> None:
-    readme = table.README.read_text(encoding="utf-8")
-    blocks = list(table.BLOCK.finditer(readme))
-    assert len(blocks) == 1
-    assert blocks[0].group() == table.block(blocks[0].group(1))
+@pytest.mark.parametrize("path", page.PAGES)
+def test_a_page_is_what_its_records_give(path: str) -> None:
+    committed = (table.ROOT / path).read_text(encoding="utf-8")
+    assert page.PAGES[path]() == committed, "python -m bench.page"
+
+
+def test_the_picture_is_what_its_record_gives(tmp_path: Path) -> None:
+    plot.draw(table.read_record(page.RECORDS["fbank"]), tmp_path / "fbank.svg")
+    committed = table.ROOT / "docs" / "fbank.svg"
+    assert (tmp_path / "fbank.svg").read_bytes() == committed.read_bytes()
+
+
+def test_readme_states_the_figures_of_the_records() -> None:
+    readme = " ".join((table.ROOT / "README.md").read_text(encoding="utf-8").split())
+    for of, figure in page.headlines().items():
+        assert figure in readme, of
+
+
+def test_a_machine_is_named_by_its_maker_vectors_and_caches() -> None:
+    flags = ["avx2", "avx512f"]
+    cpu = {"brand_raw": "AMD EPYC", "flags": flags}
+    cpu |= {"l1_data_cache_size": 2 * 48 * 1024, "l2_cache_size": 2 * 1024 * 1024}
+    record = {"machine_info": {"cores": 2, "cpu": cpu}}
+    name = "the EPYC with AVX-512"
+    assert table.machine_row(record) == [
+        name, "AMD EPYC", "2", "AVX2, AVX-512", "48 KiB", "1,024 KiB",
+    ]  # fmt: skip
+
+
+def test_a_run_of_several_jobs_takes_as_long_as_the_longest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(board, "FOLDER", tmp_path)
+    (tmp_path / "a").mkdir()
+    for folds, end in (("1-2", "10:42:10"), ("3", "10:25:00")):
+        job = {"started": "2026-11-28T10:00:00+00:00", "ended": f"2026-11-28T{end}+00:00"}
+        (tmp_path / "a" / f"run-folds-{folds}.json").write_text(json.dumps(job))
+    assert board.minutes("a") == 42
 
 
 def test_speeds_are_ours_first_then_from_fast_to_slow() -> None:
@@ -86,24 +119,12 @@ def test_columns_say_clips_and_threads(clips: int, threads: int, words: str) -> 
     assert str(Column(clips, threads)) == words
 
 
-def test_readme_is_rewritten_between_its_markers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "record.json").write_text(json.dumps(RECORD))
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- bench/table.py old.json -->\nold\n<!-- end -->\nafter\n")
-    monkeypatch.setattr(table, "ROOT", tmp_path)
-    monkeypatch.setattr(table, "README", readme)
-    monkeypatch.setattr("sys.argv", ["table", str(tmp_path / "record.json"), "--readme"])
-    table.main()
-    assert readme.read_text() == f"before\n{table.block('record.json')}after\n"
-
-
-def test_plot_names_every_candidate_and_is_the_same_each_time(tmp_path: Path) -> None:
-    plot.draw(RECORD, tmp_path / "a.svg")
-    plot.draw(RECORD, tmp_path / "b.svg")
+def test_plot_names_every_candidate_but_our_own_oracle(tmp_path: Path) -> None:
+    oracle = make_case("reference-batched", 2, 900.0, ours_is_faster_by=9.0)
+    torchaudio = make_case("torchaudio-kaldi.fbank", 2, 500.0, ours_is_faster_by=10.0)
+    plot.draw({"benchmarks": [*RECORD["benchmarks"], oracle, torchaudio]}, tmp_path / "a.svg")
     svg = (tmp_path / "a.svg").read_text()
-    for text in ("ours", "fast", "slow", "10,000, 1 thread", "2,500"):
+    for text in ("ast-fast", "fast", "torchaudio", "20,000", "4,762", "2,000"):
         assert f">{text}</text>" in svg
     assert "library" not in svg
-    assert svg == (tmp_path / "b.svg").read_text()
+    assert "reference" not in svg

@@ -226,11 +226,11 @@ def test_tables_in_the_documentation_are_what_the_script_prints(
     assert_same_table(capsys.readouterr().out.splitlines(), written.splitlines())
 
 
-def test_table_in_readme_is_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_in_the_guide_is_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
     conventions.main(["--short"])
-    readme = (GOLDEN.parents[1] / "README.md").read_text()
+    guide = (GOLDEN.parents[1] / "docs" / "guides" / "filterbank.md").read_text()
     begin = "<!-- python -m ast_fast_kernels.testing.conventions --short -->\n\n"
-    written = readme.partition(begin)[2].partition("\n\n<!-- end -->")[0]
+    written = guide.partition(begin)[2].partition("\n\n<!-- end -->")[0]
     assert_same_table(capsys.readouterr().out.splitlines(), written.splitlines())
 
 

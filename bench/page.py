@@ -1,0 +1,384 @@
+"""Write docs/benchmarks.md and docs/board.md: every table of figures, each made from its record.
+
+python -m bench.page
+
+A test makes both pages again and compares. After `make record`, name the new record in `RECORDS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench import board
+from bench.table import (
+    ROOT,
+    header,
+    library_table,
+    line,
+    machine,
+    machine_row,
+    read_cases,
+    read_record,
+)
+from bench.table import speed_table as fbank_table
+
+HISTORY = "bench/history"
+RECORDS = {
+    "fbank": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
+    "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
+    "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
+    "sizes": f"{HISTORY}/2026-11-27-training-epyc-avx512-2core.json",
+    "stem": f"{HISTORY}/2026-11-28-stem-epyc-avx512-2core.json",
+    "training": f"{HISTORY}/2026-11-28-features-epyc-avx512-2core.json",
+    "amx": f"{HISTORY}/2026-11-25-step-xeon-amx-2core.json",
+}
+"""What the page shows, by the part that shows it."""
+
+
+def link(name: str, words: str = "record") -> str:
+    """Return a link from a page in docs/ to a record."""
+    return f"[{words}](../{RECORDS[name]})"
+
+
+def on(name: str) -> str:
+    """Name the machine of a record, and link to it."""
+    return f"{machine(read_record(RECORDS[name]))} ({link(name)})"
+
+
+def machines_table() -> str:
+    rows = {tuple(machine_row(read_record(path))) for path in RECORDS.values()}
+    titles = ["name here", "processor", "cores", "vectors", "L1 data cache a core", "L2 a core"]
+    return "\n".join([*header(titles), *(line(row) for row in sorted(rows, reverse=True))])
+
+
+def cases(name: str, group: str) -> list[dict[str, Any]]:
+    """Return a record's cases of one group, each as its parameters and what it measured."""
+    found = [case for case in read_record(RECORDS[name])["benchmarks"] if case["group"] == group]
+    return [
+        {**case["params"], **case["extra_info"], "precision": _precision(case)} for case in found
+    ]
+
+
+def _precision(case: dict[str, Any]) -> str:
+    return "bfloat16" if "bfloat16" in case["name"] else "float32"
+
+
+def times(ratio: float | None, digits: int = 2) -> str:
+    """Return how many times as fast, in words."""
+    return "–" if ratio is None else f"{ratio:.{digits}f} ×"
+
+
+def percent(share: float) -> str:
+    """Return a share of 1 in per cent, with one digit."""
+    return f"{100 * share:.1f} %"
+
+
+def one(found: list[dict[str, Any]], **which: object) -> dict[str, Any]:
+    """Return the one case with these parameters."""
+    (case,) = (case for case in found if all(case.get(key) == which[key] for key in which))
+    return case
+
+
+def fbank_tables() -> str:
+    read = read_cases(read_record(RECORDS["fbank"]))
+    return "\n\n".join("\n".join(rows) for rows in (fbank_table(read), library_table(read)))
+
+
+def attention_table(name: str) -> str:
+    groups = {title: cases(name, group) for title, group in ATTENTION.items()}
+    rows = header(["clips, heads, tokens, head_dim", *ATTENTION, "GFLOP/s"])
+    for case in groups["both"]:
+        batch, tokens, heads, head_dim = case["shape"]
+        ratios = [
+            times(one(found, shape=case["shape"])["faster_than_sdpa_by"])
+            for found in groups.values()
+        ]
+        rows.append(
+            line([f"{batch}, {heads}, {tokens}, {head_dim}", *ratios, f"{case['gflops']:.0f}"])
+        )
+    return "\n".join(rows)
+
+
+ATTENTION = {
+    "forward": "attention-forward",
+    "backward": "attention-backward",
+    "both": "attention-both",
+    "a whole block": "block",
+}
+
+
+def projection_table() -> str:
+    name = "attention-avx512"
+    rows = header(["rows, width, out", *PROJECTIONS])
+    for case in cases(name, "linear-forward"):
+        found = [one(cases(name, group), size=case["size"]) for group in PROJECTIONS.values()]
+        cells = [f"{one['gflops']:.0f} ({times(one['faster_than_reference_by'])})" for one in found]
+        rows.append(line([", ".join(map(str, case["size"])), *cells]))
+    return "\n".join(rows)
+
+
+PROJECTIONS = {
+    "`linear`, forward": "linear-forward",
+    "both": "linear-both",
+    "`linear_gelu`, forward": "linear_gelu-forward",
+    "both ": "linear_gelu-both",
+}
+
+
+def stem_table() -> str:
+    rows = header(["clips, freq, time, width", "dtype", "pass", "1 thread", "2 threads"])
+    for passes, words in (("forward", "forward"), ("both", "forward and backward")):
+        found = cases("stem", f"stem-{passes}")
+        for case in found:
+            if case["threads"] == 1:
+                which = {key: case[key] for key in ("shape", "precision")}
+                ratios = [
+                    times(one(found, threads=threads, **which)["faster_than_reference_by"], 1)
+                    for threads in (1, 2)
+                ]
+                shape = ", ".join(map(str, case["shape"]))
+                rows.append(line([shape, case["precision"], words, *ratios]))
+    return "\n".join(rows)
+
+
+def data_path_table() -> str:
+    rows = header(["operation", "1 thread", "2 threads"])
+    for group in ("mix", "normalise"):
+        cells = [
+            f"{case['microseconds_per_clip']:.0f} µs ({times(case['faster_than_reference_by'], 1)})"
+            for case in (one(cases("training", group), threads=threads) for threads in (1, 2))
+        ]
+        rows.append(line([f"`{group}`", *cells]))
+    return "\n".join(rows)
+
+
+def step_table() -> str:
+    titles = ["machine, precision"]
+    for width in (128, 192):
+        titles += [f"{width} wide: a step", "with half the patches", "inference"]
+    rows = header(titles)
+    for name, note in STEPS.items():
+        steps, inference = cases(name, "step-model"), cases(name, "inference")
+        for precision in ("float32", "bfloat16"):
+            if not any(case["precision"] == precision for case in steps):
+                continue  # the machine only emulates it
+            words = f"{machine(read_record(RECORDS[name])).removeprefix('the ')}, {precision}{note}"
+            cells = []
+            for width in (128, 192):
+                case = one(steps, width=width, precision=precision)
+                cells += [
+                    times(case["ours_faster_than_transformers_by"]),
+                    times(case["half_faster_than_transformers_by"]),
+                    times(
+                        one(inference, width=width, precision=precision)[
+                            "ours_faster_than_transformers_by"
+                        ]
+                        if inference
+                        else None
+                    ),
+                ]
+            rows.append(line([f"{words} ({link(name)})", *cells]))
+    return "\n".join(rows)
+
+
+STEPS = {"training": "", "attention-avx2": "", "amx": ", version of 2026-11-25"}
+"""Records of the table of steps, and what its rows say besides."""
+
+
+def recipe_table() -> str:
+    found = cases("training", "step-recipe")
+    titles = [f"{t} thread{'s' * (t > 1)}, {p}" for t in (1, 2) for p in ("float32", "bfloat16")]
+    rows = header(["recipe", *titles])
+    for recipe in ("esc50", "esc10"):
+        cells = [
+            times(
+                one(found, recipe=recipe, threads=threads, precision=precision)[
+                    "ours_faster_than_transformers_by"
+                ],
+                1,
+            )
+            for threads in (1, 2)
+            for precision in ("float32", "bfloat16")
+        ]
+        rows.append(line([f"`recipes/{recipe}.toml`", *cells]))
+    return "\n".join(rows)
+
+
+def share_table() -> str:
+    found = cases("training", "fold-of-recipe")
+    stages = ("features", "forward", "backward", "other")
+    rows = header(["recipe", "threads", "clips/s", *stages])
+    for recipe in ("esc50", "esc10", "minimal"):
+        for threads in (1, 2):
+            (case,) = (
+                case
+                for case in found
+                if f"{recipe}.toml" in case["recipe"] and case["threads"] == threads
+            )
+            shares = [percent(case["shares"][stage]) for stage in stages]
+            speed = f"{case['training_clips_per_second']:.0f}"
+            rows.append(line([f"`recipes/{recipe}.toml`", str(threads), speed, *shares]))
+    return "\n".join(rows)
+
+
+def headlines() -> dict[str, str]:
+    """Return the figures that README states, each rounded as it stands there."""
+    fbank = [case for case in read_cases(read_record(RECORDS["fbank"])) if case.dtype == "float32"]
+    batch = {case.name: case for case in fbank if str(case.column) == "64 clips, 2 threads"
+             and case.preset in ("ast", "kaldi")}  # fmt: skip
+    (ours,) = (case for case in fbank if case.preset == "ast" and not case.name
+               and str(case.column) == "64 clips, 2 threads")  # fmt: skip
+    step = one(cases("training", "step-model"), width=192, precision="float32", threads=2)
+    recipe = one(cases("training", "step-recipe"), recipe="esc50", threads=2, precision="float32")
+    return {
+        "FBANK": f"{ours.microseconds:.0f} µs",
+        "torchaudio": f"{batch['torchaudio-kaldi.fbank'].ratio:.1f} ×",
+        "asrfront": f"{batch['asrfront'].ratio:.1f} ×",
+        "kaldi-native-fbank": f"{batch['kaldi-native-fbank'].ratio:.0f} ×",
+        "ESC-50": board.accuracy("2026-11-28-esc50-block"),
+        "minutes": f"{board.minutes('2026-11-28-esc50-block')} minutes",
+        "step": times(step["ours_faster_than_transformers_by"], 1),
+        "recipe's step": times(recipe["ours_faster_than_transformers_by"], 1),
+    }
+
+
+def benchmarks() -> str:
+    """Return docs/benchmarks.md."""
+    return f"""# Benchmarks
+
+<!-- python -m bench.page -->
+
+How fast each part is, beside what one would use otherwise. Every figure comes from a committed
+record in `bench/history/`, which holds the machine, the versions, the command and the commit.
+`python -m bench.page` makes this page from the records; a test makes it again and compares.
+
+Before a case is timed, its result is compared with the reference's. Then both sides take turns in
+one process, and the ratio is that of their medians. `2.5 ×` means that ours is 2.5 times as fast.
+
+{machines_table()}
+
+To measure your own machine, install the peers and run one file:
+`pip install -c constraints.txt -e '.[bench]'`, then
+`pytest bench/bench_fbank.py --benchmark-only`. [CONTRIBUTING.md](../CONTRIBUTING.md) says how
+torchaudio joins in and how a record is kept.
+
+## Filterbank
+
+Real clips of 5 s at 16 kHz become 498 × 128 features, the convention of the AST. The table gives
+microseconds a clip and, in brackets, our speed-up. Each library runs by its own conventions, and
+our filterbank follows them. Measured on {on("fbank")}.
+
+![Clips per second of each library](fbank.svg)
+
+{fbank_tables()}
+
+- `asrfront` 0.2.2 is a C library with its own FFT and SIMD code, the fastest filterbank on a CPU
+  that we know of. `kaldi-native-fbank` 1.23.0 is C++; it refuses 128 filters, one of which is
+  empty, so it runs with 80.
+- torchaudio 2.9.1 runs in a process of its own, on its own torch 2.9.1.
+- `reference` is our own filterbank in plain torch, with its tables kept between calls.
+- `torch-eager` and `torch-compile` are the AST's recipe as one writes it in torch, batched.
+- `transformers` runs its numpy path, as it does when torchaudio is missing.
+- The floor is the larger of two times: the arithmetic and the memory traffic that no filterbank
+  avoids, at this machine's own measured rates (`bench/floor.py`). At 100 % nothing would be left to
+  gain.
+
+## Attention
+
+Backend `numba` against `scaled_dot_product_attention`, float32, from the same packed projections,
+two threads. A whole block adds the projections and the MLP, which are torch's in both. GFLOP/s are
+ours, forward and backward.
+
+On {on("attention-avx512")}:
+
+{attention_table("attention-avx512")}
+
+On {on("attention-avx2")}:
+
+{attention_table("attention-avx2")}
+
+A call costs a few tens of microseconds more than torch's, so for a handful of tokens torch is
+faster. `auto` takes ours all the same, so that the bits of a result do not depend on the number of
+clips.
+
+## Projections
+
+GFLOP/s of float32 by oneDNN on two threads, and in brackets the speed-up over torch's own product.
+The MKL inside torch keeps to AVX2 on CPUs that are not Intel's; oneDNN, which is inside torch too,
+does not. Measured on {on("attention-avx512")}.
+
+{projection_table()}
+
+## A stage of the convolution stem
+
+`norm_gelu_conv` in one pass by `numba`, against torch's operators. Measured on
+{on("stem")}.
+
+{stem_table()}
+
+## Mixing and normalising
+
+Microseconds a clip of 5 s in batches of 32, and in brackets the speed-up over torch's operators.
+`mix` sums two rotated clips read from int16; `normalise` masks, centres and scales 498 × 128
+features. Measured on {on("training")}.
+
+{data_path_table()}
+
+## A training step
+
+Our model against transformers' `ASTForAudioClassification` of the same sizes: 32 clips of 256
+patches, two threads; transformers' model adds two tokens of its design. A step is forward, backward
+and AdamW. bfloat16 is autocast in both. "With half the patches" means that ours drops half of them,
+as it does in training.
+
+{step_table()}
+
+The next table compares a step of a recipe as it really trains with a step of transformers' model
+of that width on all patches. The recipe keeps a quarter of the patches and adds a convolution stem
+(`esc50` a convolution block too); ours is stepped by Muon, transformers' by AdamW.
+Measured on {on("training")}.
+
+{recipe_table()}
+
+## Where the time of a fold goes
+
+Features are everything from int16 samples to what the model sees: mixing, filterbank, normalising
+and masking, and their random numbers. Measured on {on("training")}.
+
+{share_table()}
+
+## A step by its sizes
+
+Milliseconds a clip of one training step, and what its arithmetic alone would take at the rate of
+the multiply-adds (float32) or of torch's best product (bfloat16). Measured on
+{on("sizes")}. The same step, measured four times in that record, varies by up to a fifth.
+
+![Milliseconds a clip by tokens, width, blocks and batch](model.svg)
+
+## GPU
+
+GPU speed has not been recorded yet. The kernels have run and trained a model on one H200
+([log](log.md)); [The Triton kernels](triton.md) has what the compiler makes of them.
+`make gpu-record` on a CUDA machine runs the tests marked `gpu`, checks every kernel against
+float64, times it beside torch's, and writes one JSON into `bench/history/`.
+
+## Accuracy
+
+[Accuracy for time](board.md) has ESC-50 and ESC-10: every recorded run, with its minutes.
+"""
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/benchmarks.md": benchmarks,
+    "docs/board.md": board.page,
+}
+
+
+def main() -> None:
+    for path, make in PAGES.items():
+        (ROOT / path).write_text(make(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
