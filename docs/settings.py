@@ -15,9 +15,10 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ast_fast import cli as command_line
 from ast_fast import compare, predict
-from ast_fast.config import Config
+from ast_fast.settings import command_line
+from ast_fast.settings.config import Config
+from ast_fast.settings.values import settings
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 TABLES = {
@@ -71,7 +72,7 @@ def shown(value: Any) -> str:
 def settings_tables() -> str:
     """Return the tables of every setting of a run, one for each of its dataclasses."""
     rows: dict[str, list[str]] = {table: [] for table in TABLES}
-    for setting in command_line.settings().values():
+    for setting in settings().values():
         *parents, name = setting.fields
         owner: Any = Config()
         for parent in parents:
@@ -90,9 +91,9 @@ def settings_tables() -> str:
 
 def extra_flags() -> str:
     """Return the table of flags that are no settings of one run."""
-    words = words_of(command_line._CommandLine)
+    words = words_of(command_line.CommandLine)
     rows = [row(f"`--{name}`", words[name]) for name in ("config", "seeds", "merge")]
-    rows.append(row("`--fbank.preset`", words_of(command_line._FbankFlags)["named"]))
+    rows.append(row("`--fbank.preset`", words_of(command_line.FbankFlags)["named"]))
     return "\n".join([row("flag", ""), "|---|---|", *rows])
 
 

@@ -183,7 +183,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
 def print_help() -> None:
     """Print every flag with its help, by group."""
     tyro.cli(
-        _CommandLine,
+        CommandLine,
         prog=PROGRAM,
         description=DESCRIPTION,
         args=["--help"],
@@ -192,17 +192,17 @@ def print_help() -> None:
 
 
 @dataclass(frozen=True)
-class _FbankFlags(FbankConfig):
+class FbankFlags(FbankConfig):
     named: Annotated[PresetName, tyro.conf.arg(name="preset")] = "ast"
     """Named convention to begin with; the other settings of the filterbank change it."""
 
 
 @dataclass(frozen=True)
-class _CommandLine(Config, Paths):
+class CommandLine(Config, Paths):
     """What `--help` lists: the paths first, then everything else of a run."""
 
     paths: tyro.conf.Suppress[Paths] = field(default_factory=Paths)
-    fbank: _FbankFlags = field(default_factory=_FbankFlags)
+    fbank: FbankFlags = field(default_factory=FbankFlags)
     config: Path | None = None
     """TOML file of settings, read before the flags; config.toml of an earlier run is one."""
     seeds: tuple[int, ...] = ()

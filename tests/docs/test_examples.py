@@ -13,9 +13,8 @@ import pytest
 import tyro
 
 from ast_fast import compare, predict
-from ast_fast.cli import parse_config, split_flags
 from ast_fast.errors import InputError
-from ast_fast.seeds import take_seeds
+from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
 
 ROOT = Path(__file__).parents[2]
 PAGES = ["README.md", "docs/index.md", "docs/board.md", "docs/log.md", "CONTRIBUTING.md"]
@@ -77,12 +76,12 @@ def check(words: Sequence[str]) -> None:
         return
     module, given = arguments[1], arguments[2:]
     if module == "ast_fast.cv":
-        flags = dict(split_flags(given))
-        if "--merge" in flags:
-            assert flags.keys() == {"--merge", "--out"}
-            assert len(flags["--out"]) == 1
-        else:
-            parse_config(take_seeds(given)[1])
+        run = Arguments(tuple(given))
+        match read_job(run):
+            case SeedsJob() as job:
+                parse_config(job.arguments)
+            case None:
+                parse_config(run)
     elif module in PROGRAMS:
         tyro.cli(PROGRAMS[module], args=given)
     else:
