@@ -57,6 +57,9 @@ setup(
     packages=[
         "ast_fast",
         "ast_fast_kernels",
+        "ast_fast_kernels._cpu",
+        "ast_fast_kernels._gpu",
+        "ast_fast_kernels._torch",
         "ast_fast_kernels.attention",
         "ast_fast_kernels.fbank",
         "ast_fast_kernels.gelu",

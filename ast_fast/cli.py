@@ -23,7 +23,8 @@ import tyro
 
 from ast_fast.config import Config, Paths
 from ast_fast.errors import InputError
-from ast_fast_kernels.fbank.config import FbankConfig, PresetName
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PresetName
 
 PROGRAM = "python -m ast_fast.cv"
 

@@ -82,8 +82,8 @@ from ast_fast.train import (
 )
 from ast_fast.training_progress import TrainingProgress
 from ast_fast_kernels import mix, use_backend
-from ast_fast_kernels._checks import dtype_name
 from ast_fast_kernels._dispatch import requested_backend
+from ast_fast_kernels._torch.checks import dtype_name
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
 from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
 from ast_fast_kernels.gelu.api import choose_backend as choose_gelu

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from ast_fast.errors import InputError
-from ast_fast_kernels._checks import cpu_capabilities
+from ast_fast_kernels._torch.checks import cpu_capabilities
 
 CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
 """Of `torch.cpu.get_capabilities`, those that multiply bfloat16 in hardware."""

@@ -21,7 +21,7 @@ from ast_fast.model import (
     sees_all_patches,
     stem_sizes,
 )
-from ast_fast_kernels.simd import host_lanes
+from ast_fast_kernels._cpu.simd import host_lanes
 from bench import floor
 
 SIZES = ((2048, 2048, 2048), (8192, 512, 512))

@@ -17,7 +17,7 @@ from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from ast_fast_kernels._tracing import constant_in_graphs
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 if TYPE_CHECKING:
     import torch
@@ -35,12 +35,12 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("attention", "numba"): "ast_fast_kernels.attention.numba_cpu:attention_numba",
     ("attention", "triton"): "ast_fast_kernels.attention.triton_gpu:attention_triton",
     ("layer_norm", "reference"): "ast_fast_kernels.layer_norm.reference:add_layer_norm_reference",
-    ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.ops:add_layer_norm_triton",
+    ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.triton_gpu:add_layer_norm_triton",
     ("linear", "reference"): "ast_fast_kernels.linear.reference:linear_reference",
     ("linear", "onednn"): "ast_fast_kernels.linear.onednn:linear_onednn",
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
     ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
-    ("gelu", "triton"): "ast_fast_kernels.gelu.ops:linear_gelu_triton",
+    ("gelu", "triton"): "ast_fast_kernels.gelu.triton_gpu:linear_gelu_triton",
     ("stem", "reference"): "ast_fast_kernels.stem.reference:norm_gelu_conv_reference",
     ("stem", "numba"): "ast_fast_kernels.stem.numba_cpu:norm_gelu_conv_numba",
 }

@@ -19,7 +19,8 @@ from ast_fast.cli import (
 from ast_fast.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.errors import InputError
 from ast_fast.train import check_config
-from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PRESETS
 
 DATA = ["--data", "somewhere"]
 

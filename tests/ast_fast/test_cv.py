@@ -24,7 +24,7 @@ from ast_fast import checkpoint, cv
 from ast_fast.cv import exhausted_resource, main
 from ast_fast.train import EpochRow
 from ast_fast.training_progress import TrainingProgress
-from ast_fast_kernels._onednn import IS_FASTER
+from ast_fast_kernels._torch.onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
 NUM_FOLDS = 2

@@ -17,7 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ast_fast_kernels import Fbank, FbankConfig, fbank, use_backend
 from ast_fast_kernels.fbank import api, ops
-from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
 from ast_fast_kernels.testing.processes import modules_loaded_by, run_program
 

@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.fbank.config import FbankConfig
 
 Lengths = int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tensor
@@ -105,7 +106,7 @@ def fbank(
         raise TypeError(f"config must be an FbankConfig, got {_type(config)}")
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
-    if _checks.is_traced(waveform):
+    if checks.is_traced(waveform):
         return _through_operator(waveform, config, lengths, out, backend)
     return compute(waveform, config, lengths, out, backend)
 
@@ -225,7 +226,7 @@ def _fbank_numpy(
         raise TypeError(f"out must be {np.dtype(dtype)}, got {out.dtype}")
     out_tensor = None if out is None else torch.from_numpy(out)
     result = fbank(
-        _checks.tensor_over(waveform), config, lengths=lengths, out=out_tensor, backend=backend
+        checks.tensor_over(waveform), config, lengths=lengths, out=out_tensor, backend=backend
     )
     return result.numpy() if out is None else out
 
@@ -239,7 +240,7 @@ def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
     """Raise unless dtype and length fit (one frame at least, where nothing is padded)."""
     if waveform.dtype not in _DTYPES:
         raise TypeError(
-            f"waveform must be float32, float64 or int16, got {_checks.dtype_name(waveform.dtype)}"
+            f"waveform must be float32, float64 or int16, got {checks.dtype_name(waveform.dtype)}"
         )
     least = config.window_size if config.snip_edges and not config.pad_tail else 0
     if waveform.dim() == 0 or waveform.shape[-1] < least:
@@ -254,7 +255,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
     dtype = result_dtype(waveform)
     if out.dtype != dtype:
         raise TypeError(
-            f"out must be {_checks.dtype_name(dtype)}, got {_checks.dtype_name(out.dtype)}"
+            f"out must be {checks.dtype_name(dtype)}, got {checks.dtype_name(out.dtype)}"
         )
     if tuple(out.shape) != shape:
         raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
@@ -304,7 +305,7 @@ def _as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
         ) from None
     no_integers = counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool
     if no_integers and counts.numel():  # an empty list has no type of its own
-        raise TypeError(f"lengths must be integers, got {_checks.dtype_name(counts.dtype)}")
+        raise TypeError(f"lengths must be integers, got {checks.dtype_name(counts.dtype)}")
     if counts.shape != leading:
         raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
     return counts
@@ -329,7 +330,7 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     if samples.device.type != "cpu":
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
-        return f"numba needs a float32 or int16 waveform, got {_checks.dtype_name(samples.dtype)}"
+        return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba runs under no transform of torch.func"
     # Loads Numba, so not before there is something for it to do.
@@ -340,11 +341,11 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
 
 def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
-    obstacle = _checks.triton_obstacle("a waveform", samples)
+    obstacle = checks.triton_obstacle("a waveform", samples)
     if obstacle is not None:
         return obstacle
     if samples.dtype not in (torch.float32, torch.int16):
-        return f"triton needs a float32 or int16 waveform, got {_checks.dtype_name(samples.dtype)}"
+        return f"triton needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
     if samples.shape[-1] >= MOST_PLACES:

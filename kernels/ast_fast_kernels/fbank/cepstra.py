@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._autocast import exact_product
+from ast_fast_kernels._torch.autocast import exact_product
 from ast_fast_kernels.fbank.api import Lengths, fbank, outside_compilation
 from ast_fast_kernels.fbank.config import FbankConfig
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.fbank import api
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -113,7 +113,7 @@ class OnlineFbank:
             raise TypeError(
                 f"waveform must be a tensor or a numpy array, got {type(waveform).__name__}"
             )
-        if _checks.dtype_name(waveform.dtype) not in DTYPES:
+        if checks.dtype_name(waveform.dtype) not in DTYPES:
             raise TypeError(f"waveform must be {', '.join(DTYPES)}, got {waveform.dtype}")
         if waveform.ndim == 0:
             raise ValueError("waveform must be (..., num_samples), got ()")

@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.fbank import api
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.gradient import waveform_gradient
@@ -81,7 +81,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     waveform, lengths = ctx.saved_tensors
     # Outside of the operator, autograd sees how the gradient comes about, for another one.
-    twice = torch.is_grad_enabled() and not _checks.is_traced(grad)
+    twice = torch.is_grad_enabled() and not checks.is_traced(grad)
     run = _gradient if twice else torch.ops.ast_fast.fbank_backward
     return run(grad, waveform, ctx.config, lengths), None, None, None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 MOST_WIDE = 8192
 """Widest row that a Triton program holds in registers."""
@@ -63,15 +64,15 @@ def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None)
 
 def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
-    obstacle = _checks.triton_obstacle("tokens", tokens)
+    obstacle = checks.triton_obstacle("tokens", tokens)
     if obstacle is not None:
         return obstacle
     for name, tensor in (("tokens", tokens), ("update", update)):
         if tensor is not None and tensor.dtype not in _DTYPES:
-            kind = _checks.dtype_name(tensor.dtype)
+            kind = checks.dtype_name(tensor.dtype)
             return f"triton needs {name} in float32, bfloat16 or float16, got {kind}"
     if update is not None and torch.promote_types(tokens.dtype, update.dtype) != tokens.dtype:
-        kinds = f"{_checks.dtype_name(tokens.dtype)} + {_checks.dtype_name(update.dtype)}"
+        kinds = f"{checks.dtype_name(tokens.dtype)} + {checks.dtype_name(update.dtype)}"
         return f"triton needs an update whose sum with the tokens has their dtype, got {kinds}"
     if tokens.shape[-1] > MOST_WIDE:
         return f"triton needs a width of at most {MOST_WIDE}, got {tokens.shape[-1]}"
@@ -79,7 +80,7 @@ def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
 
 
 def _check(tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor) -> None:
-    _checks.check_floating("tokens", tokens)
+    checks.check_floating("tokens", tokens)
     if tokens.dim() == 0 or tokens.shape[-1] == 0:
         raise ValueError(
             f"tokens must be (..., width) with a width of at least 1, got {tuple(tokens.shape)}"
@@ -88,7 +89,7 @@ def _check(tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor) 
     for name, tensor in (("update", update), ("weight", weight), ("bias", bias)):
         if name == "update" and tensor is None:
             continue
-        _checks.check_floating(name, tensor)
+        checks.check_floating(name, tensor)
         assert tensor is not None
         if tensor.shape != expected[name]:
             shape = tuple(expected[name])

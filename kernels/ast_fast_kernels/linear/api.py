@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch, _onednn
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks, onednn
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
@@ -27,7 +28,7 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _checks.check_projection(tokens, weight, bias)
+    checks.check_projection(tokens, weight, bias)
     chosen = choose_backend(_dispatch.requested_backend("linear", backend), tokens, weight, bias)
     projected: Tensor = _dispatch.load_backend("linear", chosen)(tokens, weight, bias)
     return projected
@@ -35,5 +36,5 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
 
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
     """Return the backend that runs; auto takes onednn on CPUs where that is the faster."""
-    obstacles = {"onednn": lambda: _onednn.obstacle(requested, tokens, weight, bias)}
+    obstacles = {"onednn": lambda: onednn.obstacle(requested, tokens, weight, bias)}
     return _dispatch.choose_kernel("linear", requested, tokens.device, obstacles, "reference")

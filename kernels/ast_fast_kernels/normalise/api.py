@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 
 def normalise(
@@ -48,7 +49,7 @@ def normalise(
     _check(features, target_frames)
     batch, num_frames, num_bins = features.shape
     if offsets is not None:
-        _checks.check_floating("offsets", offsets)
+        checks.check_floating("offsets", offsets)
         _check_shape("offsets", offsets, (batch, num_bins))
     for name, masked, size in (
         ("masked_frames", masked_frames, num_frames),
@@ -87,12 +88,12 @@ def choose_backend(requested: str, features: Tensor) -> str:
 
 def _obstacle(features: Tensor) -> str | None:
     """Say why numba cannot run this input; None when it can."""
-    obstacle = _checks.numba_obstacle("features", features)
-    return obstacle or _checks.trace_obstacle("numba", features)
+    obstacle = checks.numba_obstacle("features", features)
+    return obstacle or checks.trace_obstacle("numba", features)
 
 
 def _check(features: Tensor, target_frames: int) -> None:
-    _checks.check_floating("features", features)
+    checks.check_floating("features", features)
     if features.dim() != 3 or 0 in features.shape[1:]:
         raise ValueError(
             f"features must be (batch, num_frames, num_bins), got {tuple(features.shape)}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 LEAST_LANES = 4
 """Of the narrowest vectors."""
@@ -71,19 +72,19 @@ def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
 def _obstacle(cells: Tensor, parameters: tuple[Tensor, ...]) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if cells.device.type != "cpu" or cells.dtype not in (torch.float32, torch.bfloat16):
-        kind = _checks.dtype_name(cells.dtype)
+        kind = checks.dtype_name(cells.dtype)
         return f"numba needs cells in float32 or bfloat16 on the CPU, got {kind} on {cells.device}"
     for parameter in parameters:
         if parameter.dtype != torch.float32:
-            kind = _checks.dtype_name(parameter.dtype)
+            kind = checks.dtype_name(parameter.dtype)
             return f"numba needs parameters in float32, got {kind}"
     if cells.shape[3] % LEAST_LANES:
         return f"numba needs a width divisible by {LEAST_LANES}, got {cells.shape[3]}"
-    return _checks.transform_obstacle("numba")
+    return checks.transform_obstacle("numba")
 
 
 def _check(cells: Tensor, parameters: dict[str, Tensor]) -> None:
-    _checks.check_floating("cells", cells)
+    checks.check_floating("cells", cells)
     if cells.dim() != 4 or cells.shape[1] % 2 or cells.shape[2] % 2 or 0 in cells.shape[1:]:
         raise ValueError(
             "cells must be (batch, freq, time, width) with freq and time even, none of them 0, "
@@ -91,7 +92,7 @@ def _check(cells: Tensor, parameters: dict[str, Tensor]) -> None:
         )
     width = cells.shape[3]
     for name, tensor in parameters.items():
-        _checks.check_floating(name, tensor)
+        checks.check_floating(name, tensor)
         shape = (width, 1, 3, 3) if name == "conv_weight" else (width,)
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")

@@ -5,7 +5,7 @@ milliseconds; a thread of another kind that wants their cores gets half of them.
 between torch's operators runs on torch's threads: `GOMP_parallel`, the function behind every
 parallel region that gcc compiles, in the library that torch loaded. Where there is none, in a
 process that was forked, whose team a fork does not copy, and where many threads may call at once,
-the plain threads of `_threads` do the same work.
+the plain threads of `threads.py` do the same work.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ import torch
 from llvmlite import ir
 from numba.core import types
 
-from ast_fast_kernels import _threads
-from ast_fast_kernels._numba import callback, intrinsic
+from ast_fast_kernels._cpu import threads as plain_threads
+from ast_fast_kernels._cpu.compile import callback, intrinsic
 
 NEXT_ITEM, NEXT_WORKER, HEADER = 0, 1, 2
 """Integers at the front of a task's memory, for `take`: the next item, the next worker's number."""
@@ -53,7 +53,7 @@ def run_items(
         numbers: What it finds behind the header.
         threads: How many may find an item.
         team: Torch's threads, as the caller knows them who has memory for each.
-        shared: Whether any thread but the main one is helped by those of `_threads`: what many
+        shared: Whether any thread but the main one is helped by those of `threads.py`: what many
             threads call at once, as a server's do, would start a team for each of them.
     """
     task = array("q", (*[0] * HEADER, *numbers))  # numpy takes longer to say where one lies
@@ -67,12 +67,12 @@ def run_items(
             parallel(worker.address, address, team, 0)
             return
 
-    _threads.call_at_once(partial(worker.ctypes, address), threads)
+    plain_threads.call_at_once(partial(worker.ctypes, address), threads)
 
 
 def compile_worker(function: Callable[[int], None]) -> Any:
     """Compile what takes a task's address, and takes items from it by `take`."""
-    with _threads.compile_lock:
+    with plain_threads.compile_lock:
         return callback(types.void(types.intp), function)
 
 
