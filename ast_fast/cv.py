@@ -85,7 +85,7 @@ from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels._dispatch import requested_backend
 from ast_fast_kernels._torch.checks import dtype_name
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.fbank.eager import choose_backend as choose_fbank
 from ast_fast_kernels.gelu.api import choose_backend as choose_gelu
 from ast_fast_kernels.layer_norm.api import choose_backend as choose_layer_norm
 from ast_fast_kernels.linear.api import choose_backend as choose_linear

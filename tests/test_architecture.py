@@ -6,6 +6,7 @@ import ast
 import inspect
 import pickle
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,19 +60,23 @@ def test_kernels_never_import_ast_fast(module: str) -> None:
     assert not [name for name in imports(path) if within(name, "ast_fast")]
 
 
-def test_every_package_is_installed() -> None:
-    packages = {
-        package if path.parent == folder else f"{package}.{path.parent.name}"
-        for package, folder in PACKAGES.items()
-        for path in folder.rglob("__init__.py")
-    }
-    named = {
-        node.value
-        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    assert len(packages) > 5
-    assert packages <= named
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_file_is_installed(package: str) -> None:
+    """Both distributions find their packages themselves: folders with an `__init__.py`."""
+    data = {"ast_fast": {".html", ".css", ""}, "ast_fast_kernels": {""}}[package]
+    files = [path for path in PACKAGES[package].rglob("*") if path.is_file()]
+    modules_found = [path for path in files if path.suffix == ".py"]
+    assert len(modules_found) > 10
+    assert not [path for path in modules_found if not (path.parent / "__init__.py").is_file()]
+    others = [path for path in files if path.suffix not in (".py", ".pyc", ".nbi", ".nbc")]
+    assert {path.suffix for path in others} <= data
+    assert [path.name for path in others if not path.suffix] == ["py.typed"]
+
+
+def test_both_distributions_have_one_version_and_one_license() -> None:
+    kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
+    assert f'VERSION = "{kernels["version"]}"' in (ROOT / "setup.py").read_text()
+    assert (ROOT / "kernels/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize("module", BACKEND_MODULES)
@@ -122,6 +127,7 @@ def test_public_names_are_these() -> None:
         "OnlineFbank",
         "add_layer_norm",
         "attention",
+        "chosen_backend",
         "fbank",
         "kaldi",
         "linear",

@@ -34,7 +34,7 @@ _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": Tr
 
 _PACKAGE = Path(__file__).parents[1]
 
-_EMITS = re.compile(rb"^(?:from|import) (?:numba|llvmlite|ast_fast_kernels\._cpu)", re.MULTILINE)
+_EMITS = re.compile(rb"^(?:from|import) (?:numba|llvmlite|ast_fast_kernels\._cpu)\b", re.MULTILINE)
 """An import of the compiler, or of what emits code with it."""
 
 

@@ -14,6 +14,7 @@ import ctypes
 import logging
 import os
 import re
+import sys
 import threading
 from array import array
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numba
 from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._cpu import threads as plain_threads
 from ast_fast_kernels._cpu.compile import callback, intrinsic
+from ast_fast_kernels._torch.tracing import is_loaded
 
 NEXT_ITEM, NEXT_WORKER, HEADER = 0, 1, 2
 """Integers at the front of a task's memory, for `take`: the next item, the next worker's number."""
@@ -61,13 +63,35 @@ def run_items(
     if threads <= 1:
         worker.ctypes(address)
         return
-    if not _was_forked(os.getpid()) and not (shared and not _is_main_thread()):
+    if is_loaded() and not (_was_forked(os.getpid()) or (shared and not _is_main_thread())):
         parallel = _gomp_parallel()
         if parallel is not None:
             parallel(worker.address, address, team, 0)
             return
 
     plain_threads.call_at_once(partial(worker.ctypes, address), threads)
+
+
+def team_size() -> int:
+    """Return how many threads a call may have: torch's number, where torch is loaded.
+
+    Elsewhere the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
+    CPUs that the process may use.
+    """
+    if is_loaded():
+        import torch
+
+        return torch.get_num_threads()
+    return _threads_without_torch()
+
+
+@cache
+def _threads_without_torch() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return threads
 
 
 def compile_worker(function: Callable[[int], None]) -> Any:
@@ -97,7 +121,7 @@ def _is_main_thread() -> bool:
 @cache
 def _gomp_parallel() -> Any:
     """Return torch's `GOMP_parallel(function, data, threads, flags)`; None where it has none."""
-    beside_torch = str(Path(torch.__file__).parent)
+    beside_torch = str(Path(sys.modules["torch"].__file__ or "").parent)
     for library in sorted(_loaded_openmp(), key=lambda path: not path.startswith(beside_torch)):
         try:
             function = ctypes.CDLL(library).GOMP_parallel

@@ -50,13 +50,18 @@ def attention(
         ValueError: A shape, length or device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(qkv)
+    chosen = chosen_backend(qkv, scale=scale, backend=backend)
     lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
-    requested = _dispatch.requested_backend("attention", backend)
     scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
-    run = _dispatch.load_backend("attention", choose_backend(requested, qkv, scale))
-    out: Tensor = run(qkv, lengths, scale)
+    out: Tensor = _dispatch.load_backend("attention", chosen)(qkv, lengths, scale)
     return out
+
+
+def chosen_backend(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> str:
+    """Return the backend that `attention` runs for these arguments; raise what it would."""
+    _check(qkv)
+    requested = _dispatch.requested_backend("attention", backend)
+    return choose_backend(requested, qkv, 1.0 if scale is None else float(scale))
 
 
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
@@ -67,7 +72,7 @@ def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
     return _dispatch.choose_kernel(
         "attention",
         requested,
-        qkv.device,
+        qkv.device.type,
         {"numba": lambda: _numba_obstacle(qkv), "triton": lambda: _triton_obstacle(qkv, scale)},
         "sdpa",
     )

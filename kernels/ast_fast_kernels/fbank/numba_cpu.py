@@ -9,15 +9,14 @@ what a thread does with its blocks is in numba_kernel.py.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.fft import (
@@ -29,13 +28,8 @@ from ast_fast_kernels._cpu.fft import (
     twiddles,
     used_rows,
 )
-from ast_fast_kernels._cpu.simd import (
-    aligned,
-    host_lanes,
-)
-from ast_fast_kernels._cpu.team import (
-    run_items,
-)
+from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
+from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_kernel import (
@@ -51,8 +45,14 @@ from ast_fast_kernels.fbank.numba_kernel import (
     compiled_worker,
 )
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Samples = npt.NDArray[Any] | Tensor
+
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
+
 BLOCKS_PER_THREAD = 64
 """Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
 
@@ -65,16 +65,16 @@ FRAMES_AT_ONCE = 256
 
 
 def fbank_numba(
-    waveform: Tensor,
+    waveform: Samples,
     config: FbankConfig,
-    out: Tensor | None = None,
+    out: Samples | None = None,
     counts: Sequence[int] | None = None,
-) -> Tensor:
-    """Return log-mel energies of a batch on the CPU.
+) -> Any:
+    """Return log-mel energies of a batch on the CPU, of the waveform's kind.
 
     Args:
-        waveform: Shape (batch, num_samples), float32 or int16 (taken as sample / 32768), of any
-            strides; it is read where it lies.
+        waveform: Array or tensor, shape (batch, num_samples), float32 or int16 (taken as sample /
+            32768), of any strides; it is read where it lies.
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
@@ -82,14 +82,30 @@ def fbank_numba(
     batch, num_samples = waveform.shape
     if out is None:
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
-        out = torch.empty(shape, dtype=torch.float32, device="cpu")
+        out = _empty(shape, waveform)
     run_blocks(waveform, out, config, host_lanes(), counts)
     if config.needs_whole_clip:
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
-        for clip, num_frames in zip(out.numpy(), frames, strict=True):
+        for clip, num_frames in zip(np.asarray(out), frames, strict=True):
             _over_whole_clip(clip, config, num_frames)
     return out
+
+
+def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
+    """Return uninitialised float32 of the waveform's kind, at the beginning of a cache line."""
+    if isinstance(waveform, np.ndarray):
+        return aligned(math.prod(shape)).reshape(shape)
+    import torch  # as the waveform's owner has
+
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
+def _in_memory_at(values: Samples) -> tuple[int, ...]:
+    """Return where values lie: their address, and their strides in items."""
+    if not isinstance(values, np.ndarray):
+        return values.data_ptr(), *values.stride()
+    return address_of(values), *(stride // values.itemsize for stride in values.strides)
 
 
 def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
@@ -129,8 +145,8 @@ def unsupported(config: FbankConfig) -> str | None:
 
 
 def run_blocks(
-    waveform: Tensor,
-    out: Tensor,
+    waveform: Samples,
+    out: Samples,
     config: FbankConfig,
     lanes: int,
     counts: Sequence[int] | None = None,
@@ -142,24 +158,24 @@ def run_blocks(
         valid = np.array(counts, np.intp)
         frames = config.num_frames(valid).astype(np.intp)
         samples_of, frames_of = valid.ctypes.data, frames.ctypes.data
-    clip_stride, sample_stride = waveform.stride()
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
-    team = torch.get_num_threads()
+    samples, clip_stride, sample_stride = _in_memory_at(waveform)
+    team = team_size()
     threads = max(1, min(team, total // BLOCKS_PER_THREAD))
     # Where not all threads are wanted all may come, and find a chunk for each that is.
     chunk = BLOCKS_AT_ONCE if 1 < threads == team else -(-total // threads)
     batch = Batch(
-        samples=waveform.data_ptr(),
+        samples=samples,
         clip_stride=clip_stride,
         sample_stride=sample_stride,
-        is_int16=waveform.dtype == torch.int16,
+        is_int16=waveform.itemsize == 2,
         num_samples=waveform.shape[1],
         num_frames=num_frames,
         samples_of=samples_of,
         frames_of=frames_of,
-        out=out.data_ptr(),
+        out=_in_memory_at(out)[0],
     )
     ready = _take_ready(config, lanes, threads)
     prepared = ready.prepared

@@ -29,10 +29,15 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    checks.check_projection(tokens, weight, bias)
-    chosen = choose_backend(_dispatch.requested_backend("gelu", backend), tokens, weight, bias)
+    chosen = chosen_backend(tokens, weight, bias, backend=backend)
     hidden: Tensor = _dispatch.load_backend("gelu", chosen)(tokens, weight, bias)
     return hidden
+
+
+def chosen_backend(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> str:
+    """Return the backend that `linear_gelu` runs for these arguments; raise what it would."""
+    checks.check_projection(tokens, weight, bias)
+    return choose_backend(_dispatch.requested_backend("gelu", backend), tokens, weight, bias)
 
 
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
@@ -44,7 +49,7 @@ def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor)
         "onednn": lambda: onednn.obstacle(requested, tokens, weight, bias),
         "triton": lambda: _triton_obstacle(tokens),
     }
-    return _dispatch.choose_kernel("gelu", requested, tokens.device, obstacles, "reference")
+    return _dispatch.choose_kernel("gelu", requested, tokens.device.type, obstacles, "reference")
 
 
 def _triton_obstacle(tokens: Tensor) -> str | None:

@@ -44,11 +44,19 @@ def add_layer_norm(
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(tokens, update, weight, bias)
-    requested = _dispatch.requested_backend("layer_norm", backend)
-    run = _dispatch.load_backend("layer_norm", choose_backend(requested, tokens, update))
+    chosen = chosen_backend(tokens, update, weight, bias, backend=backend)
+    run = _dispatch.load_backend("layer_norm", chosen)
     result: tuple[Tensor, Tensor] = run(tokens, update, weight, bias, eps)
     return result
+
+
+def chosen_backend(
+    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, backend: str = "auto"
+) -> str:
+    """Return the backend that `add_layer_norm` runs for these arguments; raise what it would."""
+    _check(tokens, update, weight, bias)
+    requested = _dispatch.requested_backend("layer_norm", backend)
+    return choose_backend(requested, tokens, update)
 
 
 def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None) -> str:
@@ -56,7 +64,7 @@ def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None)
     return _dispatch.choose_kernel(
         "layer_norm",
         requested,
-        tokens.device,
+        tokens.device.type,
         {"triton": lambda: _obstacle(tokens, update)},
         "reference",
     )

@@ -37,18 +37,27 @@ def mix(
         RuntimeError: The backend asked for cannot run this input.
     """
     clips = _checked(waveforms)
+    chosen = chosen_backend(clips, backend=backend)
     _check_terms(clips, sources, starts, factors)
-    chosen = choose_backend(_dispatch.requested_backend("mix", backend), clips)
     run = _dispatch.load_backend("mix", chosen)
     with torch.no_grad():
         mixed: Tensor = run(clips.detach(), sources, starts, factors)
     return mixed
 
 
+def chosen_backend(waveforms: Waveforms, *, backend: str = "auto") -> str:
+    """Return the backend that `mix` runs for these clips; raise what it would."""
+    return choose_backend(_dispatch.requested_backend("mix", backend), _checked(waveforms))
+
+
 def choose_backend(requested: str, waveforms: Tensor) -> str:
     """Return the backend that runs; auto takes numba for tensors on the CPU."""
     return _dispatch.choose_kernel(
-        "mix", requested, waveforms.device, {"numba": lambda: _obstacle(waveforms)}, "reference"
+        "mix",
+        requested,
+        waveforms.device.type,
+        {"numba": lambda: _obstacle(waveforms)},
+        "reference",
     )
 
 

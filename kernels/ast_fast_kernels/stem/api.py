@@ -45,6 +45,22 @@ def norm_gelu_conv(
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
+    parameters = (norm_weight, norm_bias, conv_weight, conv_bias)
+    chosen = chosen_backend(cells, *parameters, backend=backend)
+    joined: Tensor = _dispatch.load_backend("stem", chosen)(cells, *parameters, eps)
+    return joined
+
+
+def chosen_backend(
+    cells: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> str:
+    """Return the backend that `norm_gelu_conv` runs for these arguments; raise what it would."""
     parameters = {
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,
@@ -53,9 +69,7 @@ def norm_gelu_conv(
     }
     _check(cells, parameters)
     requested = _dispatch.requested_backend("stem", backend)
-    run = _dispatch.load_backend("stem", choose_backend(requested, cells, *parameters.values()))
-    joined: Tensor = run(cells, *parameters.values(), eps)
-    return joined
+    return choose_backend(requested, cells, *parameters.values())
 
 
 def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
@@ -63,7 +77,7 @@ def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
     return _dispatch.choose_kernel(
         "stem",
         requested,
-        cells.device,
+        cells.device.type,
         {"numba": lambda: _obstacle(cells, parameters)},
         "reference",
     )
