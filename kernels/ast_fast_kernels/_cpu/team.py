@@ -78,11 +78,17 @@ def team_size() -> int:
     Elsewhere the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
     CPUs that the process may use.
     """
-    if is_loaded():
+    global _torch_threads
+    if _torch_threads is None:
+        if not is_loaded():
+            return _threads_without_torch()
         import torch
 
-        return torch.get_num_threads()
-    return _threads_without_torch()
+        _torch_threads = torch.get_num_threads
+    return _torch_threads()
+
+
+_torch_threads: Callable[[], int] | None = None
 
 
 @cache

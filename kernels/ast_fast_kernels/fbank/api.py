@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from ast_fast_kernels._torch.optional import is_tensor, needs_torch
-from ast_fast_kernels._torch.tracing import outside_compilation
+from ast_fast_kernels._torch.optional import needs_torch
+from ast_fast_kernels._torch.tracing import constant_in_graphs, is_loaded, outside_compilation
 from ast_fast_kernels.fbank import arrays
-from ast_fast_kernels.fbank.checks import check_config
 from ast_fast_kernels.fbank.config import FbankConfig
 
 if TYPE_CHECKING:
@@ -77,18 +78,10 @@ def fbank(
     """
     if isinstance(waveform, np.ndarray):
         return _fbank_of_array(waveform, config, lengths, out, backend)
-    if not is_tensor(waveform):
-        raise TypeError(f"waveform must be a tensor or a numpy array, got {_type(waveform)}")
-    check_config(config)
-    if out is not None and not is_tensor(out):
-        raise TypeError(f"out must be a tensor, as the waveform is, got {_type(out)}")
-    from ast_fast_kernels.fbank import eager  # loads torch, as the waveform has
-
-    if eager.needs_operator(waveform, config, backend):
-        from ast_fast_kernels.fbank import ops  # registers the operator
-
-        return ops.fbank(waveform, config, lengths, out, backend)
-    return eager.compute(waveform, config, lengths, out, backend)
+    if not hasattr(_loaded, "tensors"):
+        _load_tensors(type(waveform).__name__)
+    log_mel: Tensor = _loaded.tensors.compute(waveform, config, lengths, out, backend)
+    return log_mel
 
 
 def chosen_backend(
@@ -99,12 +92,22 @@ def chosen_backend(
         chosen = arrays.chosen_backend(waveform, config, backend)
         if chosen == "numba":
             return chosen
-        return chosen_backend(_as_tensor(waveform, config, chosen), config, backend=chosen)
-    if not is_tensor(waveform):
-        raise TypeError(f"waveform must be a tensor or a numpy array, got {_type(waveform)}")
-    from ast_fast_kernels.fbank import eager  # loads torch, as the waveform has
+        waveform, backend = _as_tensor(waveform, config, chosen), chosen
+    _load_tensors(type(waveform).__name__)
+    of_tensor: str = _loaded.tensors.chosen_backend(waveform, config, backend)
+    return of_tensor
 
-    return eager.chosen_backend(waveform, config, backend)
+
+# A module, whose attributes dynamo looks up anew, as in `_dispatch`.
+_loaded: Any = ModuleType("ast_fast_kernels.fbank._loaded")
+
+
+@constant_in_graphs
+def _load_tensors(kind: str) -> None:
+    """Import what needs torch, which is loaded already if the waveform's kind is a tensor."""
+    if not is_loaded():
+        raise TypeError(f"waveform must be a tensor or a numpy array, got {kind}")
+    _loaded.tensors = import_module("ast_fast_kernels.fbank.tensors")
 
 
 @outside_compilation
@@ -139,7 +142,3 @@ def _as_tensor(waveform: npt.NDArray[Any], config: FbankConfig, chosen: str) -> 
         reason = "" if obstacle is None else f"{obstacle}; "
         raise needs_torch(f'{reason}backend "{chosen}"') from error
     return tensor_over(waveform)
-
-
-def _type(value: object) -> str:
-    return type(value).__name__

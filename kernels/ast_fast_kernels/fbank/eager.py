@@ -52,15 +52,6 @@ def compute(
     return log_mel if len(shape) == 3 else log_mel.view(shape)
 
 
-def needs_operator(waveform: Tensor, config: FbankConfig, backend: str) -> bool:
-    """Say whether a call is traced, or wants a gradient of a backend that keeps no graph."""
-    if checks.is_traced(waveform):
-        return True
-    if not (waveform.requires_grad and torch.is_grad_enabled()):
-        return False
-    return chosen_backend(waveform, config, backend) != "reference"
-
-
 def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:
     """Check a waveform, and return the backend that runs."""
     check_waveform(waveform, config)
@@ -158,13 +149,20 @@ def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend that runs; auto takes the device's own kernels wherever they can."""
-    obstacles = {
-        "numba": lambda: _numba_obstacle(samples, config),
-        "triton": lambda: _triton_obstacle(samples, config),
-    }
-    device = samples.device.type
-    return _dispatch.choose_kernel("fbank", requested, device, obstacles, "reference")
+    """Return the backend that runs; auto takes the device's own kernels wherever they can.
+
+    Not by `choose_kernel`, which asks by closures: a short clip's call would see them.
+    """
+    own = "triton" if samples.is_cuda else "numba"
+    named = own if requested == "auto" else requested
+    obstacle = _OBSTACLES[named](samples, config) if named in _OBSTACLES else None
+    if requested == "auto":
+        chosen = own if obstacle is None else "reference"
+        _dispatch.log_choice("fbank", chosen, obstacle)
+        return chosen
+    if obstacle is not None:
+        raise RuntimeError(f'{obstacle}; use backend="reference"')
+    return requested
 
 
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
@@ -193,3 +191,6 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     if samples.shape[-1] >= MOST_PLACES:
         return f"triton needs fewer than 2 ** 31 samples a clip, got {samples.shape[-1]}"
     return unsupported(config)
+
+
+_OBSTACLES = {"numba": _numba_obstacle, "triton": _triton_obstacle}

@@ -101,13 +101,6 @@ def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
-def _in_memory_at(values: Samples) -> tuple[int, ...]:
-    """Return where values lie: their address, and their strides in items."""
-    if not isinstance(values, np.ndarray):
-        return values.data_ptr(), *values.stride()
-    return address_of(values), *(stride // values.itemsize for stride in values.strides)
-
-
 def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
     """Do what looks at a whole clip to one, (num_frames, num_mel_bins), in its own memory.
 
@@ -146,12 +139,15 @@ def unsupported(config: FbankConfig) -> str | None:
 
 def run_blocks(
     waveform: Samples,
-    out: Samples,
+    out: Any,
     config: FbankConfig,
     lanes: int,
     counts: Sequence[int] | None = None,
 ) -> None:
-    """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples)."""
+    """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples).
+
+    Both are arrays, or both tensors.
+    """
     clips, num_frames, _ = out.shape
     samples_of = frames_of = 0
     if counts is not None:
@@ -161,7 +157,12 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
-    samples, clip_stride, sample_stride = _in_memory_at(waveform)
+    if isinstance(waveform, np.ndarray):
+        samples, out_at = address_of(waveform), address_of(out)
+        clip_stride, sample_stride = (stride // waveform.itemsize for stride in waveform.strides)
+    else:
+        samples, out_at = waveform.data_ptr(), out.data_ptr()
+        clip_stride, sample_stride = waveform.stride()
     team = team_size()
     threads = max(1, min(team, total // BLOCKS_PER_THREAD))
     # Where not all threads are wanted all may come, and find a chunk for each that is.
@@ -175,7 +176,7 @@ def run_blocks(
         num_frames=num_frames,
         samples_of=samples_of,
         frames_of=frames_of,
-        out=_in_memory_at(out)[0],
+        out=out_at,
     )
     ready = _take_ready(config, lanes, threads)
     prepared = ready.prepared

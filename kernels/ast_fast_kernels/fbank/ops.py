@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import eager
 from ast_fast_kernels.fbank.checks import Lengths
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -51,6 +52,7 @@ def fbank(
 
 
 @torch.library.impl("ast_fast::fbank", "default")
+@outside_compilation  # else torch.compile looks into what runs after it broke a graph
 def _fbank(
     waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
