@@ -60,17 +60,18 @@ def test_kernels_never_import_ast_fast(module: str) -> None:
     assert not [name for name in imports(path) if within(name, "ast_fast")]
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_every_file_is_installed(package: str) -> None:
-    """Both distributions find their packages themselves: folders with an `__init__.py`."""
-    data = {"ast_fast": {".html", ".css", ""}, "ast_fast_kernels": {""}}[package]
+@pytest.mark.parametrize(
+    ("package", "data"),
+    [("ast_fast", {".html", ".css", ".typed"}), ("ast_fast_kernels", {".typed"})],
+)
+def test_every_file_is_installed(package: str, data: set[str]) -> None:
+    """Both distributions take every folder with an `__init__.py`, and data by these endings."""
     files = [path for path in PACKAGES[package].rglob("*") if path.is_file()]
-    modules_found = [path for path in files if path.suffix == ".py"]
-    assert len(modules_found) > 10
-    assert not [path for path in modules_found if not (path.parent / "__init__.py").is_file()]
-    others = [path for path in files if path.suffix not in (".py", ".pyc", ".nbi", ".nbc")]
-    assert {path.suffix for path in others} <= data
-    assert [path.name for path in others if not path.suffix] == ["py.typed"]
+    sources = [path for path in files if path.suffix == ".py"]
+    assert len(sources) > 10
+    assert not [path for path in sources if not (path.parent / "__init__.py").is_file()]
+    compiled = (".pyc", ".nbi", ".nbc")
+    assert {path.suffix for path in files} - {".py", *compiled} == data
 
 
 def test_both_distributions_have_one_version_and_one_license() -> None:
