@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 SPINS = 3000
 """Turns that an idle OpenMP thread of torch waits at full speed before it sleeps.

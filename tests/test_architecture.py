@@ -6,6 +6,7 @@ import ast
 import inspect
 import pickle
 import sys
+import tomllib
 from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
@@ -217,20 +218,24 @@ def test_kernels_never_import_ast_fast(module: str) -> None:
     assert not [name for name in imports(path) if within(name, "ast_fast")]
 
 
-def test_every_package_is_installed() -> None:
-    packages = {
-        module
-        for package in PACKAGES
-        for module, path in modules(package).items()
-        if path.name == "__init__.py"
-    }
-    named = {
-        node.value
-        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    assert len(packages) > 5
-    assert packages <= named
+@pytest.mark.parametrize(
+    ("package", "data"),
+    [("ast_fast", {".html", ".css", ".typed"}), ("ast_fast_kernels", {".typed"})],
+)
+def test_every_file_is_installed(package: str, data: set[str]) -> None:
+    """Both distributions take every folder with an `__init__.py`, and data by these endings."""
+    files = [path for path in (ROOT / PACKAGES[package]).rglob("*") if path.is_file()]
+    sources = [path for path in files if path.suffix == ".py"]
+    assert len(sources) > 10
+    assert not [path for path in sources if not (path.parent / "__init__.py").is_file()]
+    compiled = (".pyc", ".nbi", ".nbc")
+    assert {path.suffix for path in files} - {".py", *compiled} == data
+
+
+def test_both_distributions_have_one_version_and_one_license() -> None:
+    kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
+    assert f'VERSION = "{kernels["version"]}"' in (ROOT / "setup.py").read_text()
+    assert (ROOT / "kernels/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize("module", BACKEND_MODULES)
@@ -281,6 +286,7 @@ def test_public_names_are_these() -> None:
         "OnlineFbank",
         "add_layer_norm",
         "attention",
+        "chosen_backend",
         "fbank",
         "kaldi",
         "linear",

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 from ast_fast.errors import InputError
-from ast_fast_kernels._checks import cpu_capabilities
+from ast_fast_kernels._torch.checks import cpu_capabilities
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bfloat16", "float16"]

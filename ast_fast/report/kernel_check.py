@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ast_fast.features import undithered
 from ast_fast.settings.config import Config
 from ast_fast_kernels import attention, fbank, norm_gelu_conv
-from ast_fast_kernels._autocast import no_autocast
 from ast_fast_kernels._dispatch import requested_backend
+from ast_fast_kernels._torch.autocast import no_autocast
 from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels.fbank.eager import choose_backend as choose_fbank
 from ast_fast_kernels.fbank.reference import as_floating
 from ast_fast_kernels.stem.api import choose_backend as choose_stem
 from ast_fast_kernels.testing.budgets import log_mel_error

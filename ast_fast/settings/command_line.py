@@ -25,7 +25,8 @@ from ast_fast.settings.values import (
     settings,
     strip_optional,
 )
-from ast_fast_kernels.fbank.config import FbankConfig, PresetName
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PresetName
 
 PROGRAM = "python -m ast_fast.cv"
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from ast_fast.errors import InputError
 from ast_fast.settings.config import Config
-from ast_fast_kernels.fbank.config import PresetName
+from ast_fast_kernels.fbank.presets import PresetName
 
 LARGEST_INT = 2**31 - 1
 

@@ -28,7 +28,7 @@ from ast_fast.run.endings import exhausted_resource
 from ast_fast.training import checkpoint
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import EpochRow
-from ast_fast_kernels._onednn import IS_FASTER
+from ast_fast_kernels._torch.onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
 NUM_FOLDS = 2

@@ -14,7 +14,8 @@ from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.settings.rules import check_config
 from ast_fast.settings.toml import config_to_toml, config_values
 from ast_fast.settings.values import settings
-from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PRESETS
 
 DATA = ["--data", "somewhere"]
 
