@@ -788,7 +788,7 @@ def test_a_run_goes_on_when_its_reader_leaves(base: list[str], tmp_path: Path) -
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait(timeout=60) == 0
-    assert errors == "standard output was closed; the run goes on without it\n"
+    assert errors == "standard output was closed; the run continues without it\n"
     assert (out / "report.html").is_file()
 
 
