@@ -318,11 +318,11 @@ def test_resuming_a_finished_run_rewrites_the_report_alone(
 @pytest.mark.parametrize(
     ("given", "difference"),
     [
-        (["--seed", "1"], "seed is 0 there and 1 here"),
-        (["--training.epochs", "21"], "training.epochs is 20 there and 21 here"),
-        (["--folds", "1"], "folds is [] there and [1] here"),
-        (["--backend", "auto"], "backend is reference there and auto here"),
-        (["--threads", "2"], "threads is 1 there and 2 here"),
+        (["--seed", "1"], "seed was 0 and is now 1"),
+        (["--training.epochs", "21"], "training.epochs was 20 and is now 21"),
+        (["--folds", "1"], "folds was [] and is now [1]"),
+        (["--backend", "auto"], "backend was reference and is now auto"),
+        (["--threads", "2"], "threads was 1 and is now 2"),
     ],
     ids=["seed", "epochs", "folds", "backend", "threads"],
 )
@@ -335,8 +335,8 @@ def test_a_resume_with_other_settings_is_refused(
     before = {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
     assert main(["--resume", "--out", str(finished), *given]) == 2
     assert capsys.readouterr().err == (
-        f"error: --resume must have the settings of the run in {finished}: {difference}; "
-        "leave it out, or name another --out without --resume\n"
+        f"error: --resume must keep the settings of the run in {finished}: {difference}; "
+        "leave it out, or start a new run with another --out\n"
     )
     assert before == {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
 
@@ -484,7 +484,7 @@ def test_settings_beyond_the_machine_s_memory_are_named_and_leave_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert most in error
-    assert re.search(r"need at least [0-9.e+]+ GiB of memory, and there are [0-9.]+\n$", error)
+    assert re.search(r"need at least [0-9.e+]+ GiB of memory; this machine has [0-9.]+\n$", error)
     assert not any(tmp_path.iterdir())
 
 
