@@ -84,18 +84,22 @@ def test_a_later_seed_joins_those_before_it(tmp_path: Path, capsys) -> None:
     assert run_seeds(seeds_of([7], argv), Runs({7: [0.7]}), Path) == 0
     assert "accuracy 60.0% ± 14.1% over seeds 0 7 (" in capsys.readouterr().out
     other = Runs({8: [0.7]})
-    with pytest.raises(InputError, match=r"seed-0 must differ .*epochs is 10 there and 20 here"):
+    with pytest.raises(
+        InputError, match=r"seed-0 must differ .*epochs is 10 there and 20 in the others"
+    ):
         run_seeds(seeds_of([8], [*argv[:-1], "20"]), other, Path)
     assert not other.calls  # nothing was trained in vain
     unlike = Runs({8: [0.7]}, **{"training.epochs": 20})
-    with pytest.raises(InputError, match=r"seed-8 must differ .*epochs is 20 there and 10 here"):
+    with pytest.raises(
+        InputError, match=r"seed-8 must differ .*epochs is 20 there and 10 in the others"
+    ):
         run_seeds(seeds_of([8], argv), unlike, Path)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--resume needs --out, the folder of the runs to go on with"),
+        ([], "--resume needs --out, the folder of the runs to resume"),
         (["--out", "nowhere"], "--out must hold runs to resume, got nowhere, which has no seed-N"),
     ],
 )
@@ -134,9 +138,9 @@ def test_no_seeds_are_no_runs_of_their_own() -> None:
     ("argv", "message"),
     [
         (["--seeds"], "--seeds takes at least one value, got none"),
-        (["--seeds", "1", "x"], "--seeds must be different whole numbers from 0 on, got x"),
-        (["--seeds", "1", "1"], "--seeds must be different whole numbers from 0 on, got 1"),
-        (["--seeds", "-1"], "--seeds must be different whole numbers from 0 on, got -1"),
+        (["--seeds", "1", "x"], "--seeds must be distinct integers from 0 up, got x"),
+        (["--seeds", "1", "1"], "--seeds must be distinct integers from 0 up, got 1"),
+        (["--seeds", "-1"], "--seeds must be distinct integers from 0 up, got -1"),
         (["--seeds", "1", "--seed", "2"], "--seeds must be given without --seed"),
         (["--seeds", "1", "--seeds", "2"], "--seeds is given twice"),
         (["--seeds", "1", "--merge", "a", "b"], "--seeds must be given without --merge"),
