@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from ast_fast.data.dataset import Dataset, check_folds, open_dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.console import RunConsole, fail, send_nowhere
-from ast_fast.machine.device import Placement, available_cores, resolve_device, resolve_placement
+from ast_fast.machine.device import Placement, available_cores, resolve_placement
 from ast_fast.machine.distributed import (
     Ranks,
     end_process,
@@ -42,7 +42,7 @@ from ast_fast.run.folder import (
 from ast_fast.run.kernels import chosen_backends, compare_kernels, kernels_in_use, warm_up
 from ast_fast.run.merge import merge
 from ast_fast.run.say import how_to_resume, say_results, say_what_runs
-from ast_fast.run.seeds import of_new_runs, run_seeds
+from ast_fast.run.seeds import run_seeds
 from ast_fast.settings.agree import check_resumed_settings
 from ast_fast.settings.command_line import Arguments, MergeJob, SeedsJob, parse_config, read_job
 from ast_fast.settings.config import Config
@@ -70,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         match read_job(arguments):
             case SeedsJob() as job:
-                device = resolve_device(parse_config(of_new_runs(job.arguments)).device)
-                ranks = join_ranks(device)
-                return run_seeds(job, main, lambda: ranks.same(choose_out(Config())), ranks)
+                return run_seeds(job, main)
             case MergeJob() as job:
                 return merge(job, arguments.tokens)
     except InputError as error:

@@ -9,22 +9,20 @@ from typing import Any
 
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.device import resolve_device
+from ast_fast.machine.distributed import join_ranks
 from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
+from ast_fast.run.folder import choose_out
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
+from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, config_values
 
 SUMMARY = "seeds.json"
 
 
-def run_seeds(
-    job: SeedsJob,
-    run: Callable[[Sequence[str]], int],
-    default_out: Callable[[], Path],
-    ranks: Ranks = ALONE,
-) -> int:
+def run_seeds(job: SeedsJob, run: Callable[[Sequence[str]], int]) -> int:
     """Run every seed in `out/seed-N`, then write and print their summary.
 
     With `--resume`, existing runs are resumed, and missing ones start with the same settings.
@@ -32,18 +30,18 @@ def run_seeds(
     Args:
         job: The seeds, and the arguments of every run.
         run: Makes one run from its arguments and returns its exit code; other than 0, all end.
-        default_out: Names the folder where `--out` does not.
-        ranks: The processes that make each run together; the first writes and prints.
     Returns:
         The exit code.
     Raises:
         InputError: The folder holds a run itself, or two seeds' runs differ in more than the seed.
     """
-    new = of_new_runs(job.arguments)
-    out = _named_out(job.arguments) or default_out()
+    new = arguments_of_new_runs(job.arguments)
+    config = parse_config(new)
+    ranks = join_ranks(resolve_device(config.device))
+    out = _named_out(job.arguments) or ranks.same(choose_out(Config()))
     if (out / CONFIG).is_file():
-        raise InputError(f"--out must be a folder for the runs of {SEEDS}, got {out}, a run itself")
-    planned = config_values(parse_config(new))
+        raise InputError(f"--out must be a folder for the runs of {SEEDS}, got {out}, itself a run")
+    planned = config_values(config)
     for folder in _finished(out).values():
         _check_alike(folder, read_report(folder)["config"], planned)
     resumes = bool(job.arguments.of("--resume"))
@@ -63,7 +61,7 @@ def run_seeds(
     return 0
 
 
-def of_new_runs(arguments: Arguments) -> Arguments:
+def arguments_of_new_runs(arguments: Arguments) -> Arguments:
     """Return the arguments of a new seed's run, without its seed and folder.
 
     With `--resume`, the settings are those of the first existing run, changed by the flags given.
