@@ -71,7 +71,7 @@ class Arguments:
         return groups
 
     @property
-    def ask_for_help(self) -> bool:
+    def asks_for_help(self) -> bool:
         """Whether `--help` or `-h` is given."""
         return not {"--help", "-h"}.isdisjoint(self.tokens)
 
@@ -110,7 +110,7 @@ def read_job(arguments: Arguments) -> SeedsJob | MergeJob | None:
     Raises:
         InputError: The arguments cannot be used together; the message says why.
     """
-    if arguments.ask_for_help:
+    if arguments.asks_for_help:
         return None
     if arguments.of(SEEDS):
         return _read_seeds(arguments)
@@ -164,7 +164,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
         InputError: A flag or key is unknown, or its value is of the wrong type; one line for each.
     """
     arguments = argv if isinstance(argv, Arguments) else Arguments(tuple(argv))
-    if arguments.ask_for_help:
+    if arguments.asks_for_help:
         print_help()
         raise SystemExit(0)
     flags, config_file = _read_flags(arguments)
