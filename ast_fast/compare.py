@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -32,7 +33,7 @@ UNKNOWN = "not known then"
 class Options:
     """Compare finished runs on the same data: differences of accuracy, paired by fold."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUNS ...")]
     """Folders of finished runs; each is compared with the first."""
     html: Path | None = None
     """HTML page to write the comparison to."""

@@ -1,4 +1,4 @@
-"""Classify audio files with a trained model: `python -m ast_fast.predict CHECKPOINT FILE …`."""
+"""Classify audio files with a trained model: `python -m ast_fast.predict CHECKPOINT AUDIO …`."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Options:
     then 1.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """Model: fold-N/model.safetensors in a run's folder."""
-    audio: tyro.conf.Positional[tuple[Path, ...]]
+    audio: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIO ...")]
     """Audio files, or folders to search for them, subfolders included."""
     top: int = 5
     """Number of most probable classes to print."""
@@ -110,7 +110,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
 
 
 @dataclass
-class _File:
+class ClassifiedFile:
     """An audio file, and the results of its clips so far."""
 
     path: Path
@@ -159,16 +159,18 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
-def classify(classifier: Classifier, paths: Sequence[Path], batch_size: int) -> Iterator[_File]:
+def classify(
+    classifier: Classifier, paths: Sequence[Path], batch_size: int
+) -> Iterator[ClassifiedFile]:
     """Yield each file in order, with its probabilities or its error.
 
     Batches span files, so many short files take no longer than one long file.
     """
     settings = decode_settings(classifier.config)
-    waiting: deque[_File] = deque()
-    pending: list[tuple[_File, NDArray[np.int16]]] = []
+    waiting: deque[ClassifiedFile] = deque()
+    pending: list[tuple[ClassifiedFile, NDArray[np.int16]]] = []
     for path in paths:
-        file = _File(path)
+        file = ClassifiedFile(path)
         waiting.append(file)
         try:
             for window in read_windows(
@@ -180,16 +182,18 @@ def classify(classifier: Classifier, paths: Sequence[Path], batch_size: int) -> 
                 pending.append((file, window))
                 file.pending += 1
                 if len(pending) == batch_size:
-                    _run(classifier, pending)
+                    _classify_batch(classifier, pending)
         except BadAudioError as error:
             file.error = str(error)
         while waiting and not waiting[0].pending:
             yield waiting.popleft()
-    _run(classifier, pending)
+    _classify_batch(classifier, pending)
     yield from waiting
 
 
-def _run(classifier: Classifier, pending: list[tuple[_File, NDArray[np.int16]]]) -> None:
+def _classify_batch(
+    classifier: Classifier, pending: list[tuple[ClassifiedFile, NDArray[np.int16]]]
+) -> None:
     if not pending:
         return
     windows = torch.from_numpy(np.stack([window for _, window in pending]))
@@ -235,20 +239,9 @@ def _classify_all(options: Options) -> int:
         raise InputError("AUDIO must name at least one file or folder, got none")
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
-    precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
-    trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
-    if trained_in not in ("auto", "off", precision):
-        print(
-            f"note: the model was trained with training.amp {trained_in}, which this {kind} does "
-            f"not support; classifying in {precision}",
-            file=sys.stderr,
-        )
+    _say_if_less_precise(classifier)
     if options.explain is not None:
-        try:
-            options.explain.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"--explain {options.explain} cannot be made: {error.strerror}"
-            raise InputError(message) from error
+        _make_folder(options.explain)
     num_bad = 0
     drawn: set[str] = set()
     with show_progress(Console(stderr=True), "classifying", len(paths)) as advance:
@@ -271,7 +264,27 @@ def _classify_all(options: Options) -> int:
     return 1 if num_bad else 0
 
 
-def _print_result(file: _File, class_names: Sequence[str], options: Options) -> None:
+def _say_if_less_precise(classifier: Classifier) -> None:
+    """Print a note if the device lacks the precision of training."""
+    precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
+    trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
+    if trained_in not in ("auto", "off", precision):
+        print(
+            f"note: the model was trained with training.amp {trained_in}, which this {kind} does "
+            f"not support; classifying in {precision}",
+            file=sys.stderr,
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder of `--explain`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--explain {folder} cannot be made: {error.strerror}") from error
+
+
+def _print_result(file: ClassifiedFile, class_names: Sequence[str], options: Options) -> None:
     order = np.argsort(-file.probabilities, kind="stable")
     if options.json:
         classes = {class_names[k]: float(file.probabilities[k]) for k in order}
@@ -284,7 +297,7 @@ def _print_result(file: _File, class_names: Sequence[str], options: Options) -> 
         print(f"  {100 * file.probabilities[k]:5.1f} %  {class_names[k]}", flush=True)
 
 
-def _draw(file: _File, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
+def _draw(file: ClassifiedFile, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
     """Draw the clip with the highest probability; files of the same name get numbers."""
     assert file.clearest is not None
     window = torch.from_numpy(file.clearest)[None].to(classifier.placement.device)
