@@ -1,4 +1,4 @@
-"""A run's kernels: which are chosen, compiled before any clock runs, compared after each fold."""
+"""A run's kernels: chosen, compiled before training, compared with the reference after it."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from ast_fast.training.results import MODEL, FoldResult
 from ast_fast_kernels import chosen_backend, mix, use_backend
 
 CLIPS_COMPARED = 32
-"""Most clips of a test fold that kernels are compared on."""
+"""Largest number of test clips on which kernels are compared."""
 
 
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context in which kernels are those of `--backend`.
+    """Return the context that applies `--backend`.
 
-    Where numba has no attention, for a head dimension or mixed precision, auto takes torch's.
+    With numba, attention is chosen by auto: it takes torch's where the head dimension or the
+    precision has no Numba kernel.
 
     Raises:
-        InputError: The backend needs a device or a kernel that is not there.
+        InputError: The backend needs another device.
     """
     match config.backend:
         case "auto":
@@ -51,7 +52,7 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
 
 
 def check_backend(config: Config, placement: Placement) -> None:
-    """Raise if the kernels that `--backend` asks for cannot run here.
+    """Raise if the kernels of `--backend` cannot run on this machine.
 
     Raises:
         InputError: They need another device, or other settings.
@@ -65,7 +66,7 @@ def check_backend(config: Config, placement: Placement) -> None:
 
 
 def kernels_in_use(config: Config, placement: Placement) -> dict[str, str]:
-    """Return the backend of each operation in a run of these settings."""
+    """Return the backend of each operation in a run with these settings."""
     model, device = config.model, placement.device
     amp = placement.amp or torch.float32
     width = model.embed_dim
@@ -107,29 +108,29 @@ def warm_up(
     model: AudioSpectrogramTransformer,
     console: Console,
 ) -> float:
-    """Run everything that is compiled on first use, so that no clock of training sees it.
+    """Run everything that compiles on first use, so that training times do not include it.
 
     Args:
         config: The run's settings.
         dataset: Its clips.
         placement: Where it trains; the model is moved there.
-        model: A model of its sizes.
-        console: Where compilations are named.
+        model: A model with the run's sizes.
+        console: Console on which each compilation is printed.
     Returns:
-        Seconds that it took.
+        Seconds that this took.
     """
     begin = time.perf_counter()
     device = placement.device
     waveforms = torch.zeros(1, dataset.waveforms.shape[1], device=device)
     model.to(device)
     if device.type == "cuda":
-        console.print("compiling kernels for the GPU, where its cache lacks them …")
+        console.print("compiling kernels for the GPU, unless they are cached …")
     with show_compilations(console), chosen_backends(config, device):
         if device.type == "cpu":
             nothing = torch.zeros(1, 1, dtype=torch.int64)
             mix(dataset.waveforms, nothing, nothing, nothing.float())
         log_mel(waveforms, config, dither=True)
-        log_mel(waveforms.to(torch.int16), config)  # as tests and statistics have them
+        log_mel(waveforms.to(torch.int16), config)  # as in tests and statistics
         features = model_input(waveforms, config, Statistics(0.0, 1.0))
         with placement.autocast():
             logits = model(features)
@@ -147,16 +148,16 @@ def warm_up(
 def compare_kernels(
     config: Config, dataset: Dataset, placement: Placement, result: FoldResult, folder: Path
 ) -> dict[str, Any]:
-    """Compare the kernels in use with the reference on test clips and the tested weights.
+    """Compare the kernels in use with the reference, on test clips and the tested weights.
 
     Args:
         config: The run's settings.
         dataset: Its clips.
         placement: Where it trained.
-        result: The fold's.
-        folder: The fold's own, which holds its model.
+        result: The fold's result.
+        folder: The fold's folder, which holds its model.
     Returns:
-        What `kernel_check.check_kernels` found.
+        The result of `kernel_check.check_kernels`.
     """
     tensors, facts = checkpoint.load(folder / MODEL)
     model = AudioSpectrogramTransformer.of(config, len(dataset.class_names))

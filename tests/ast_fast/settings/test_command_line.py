@@ -147,7 +147,7 @@ WRONG_FLAGS = [
         "--fbank.low-freq 9000",
         "fbank.low_freq must be from 0 to below the upper edge (8000 Hz), got 9000.0",
     ),
-    ("--resume", "--resume needs --out, the folder of the run to go on with"),
+    ("--resume", "--resume needs --out, the folder of the run to resume"),
 ]
 
 
