@@ -21,12 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.data.audio import SAMPLE_RATES, BadAudioError, read_clip
-from ast_fast.data.metadata import (
-    AUDIO,
-    Clip,
-    bad_files_of,
-    check_bad_files,
-)
+from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress

@@ -23,7 +23,6 @@ from ast_fast_kernels.fbank.tables import filter_edges
 LISTED_BAD_FILES = 50
 """Bad files that the page names before it counts the rest."""
 
-
 MOST_ROWS = 16
 """Classes that one column of the page's table holds; more stand in two."""
 

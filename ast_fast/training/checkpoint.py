@@ -19,6 +19,8 @@ from torch import Tensor
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and facts to `path`, whole or not at all.
@@ -66,9 +68,6 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
         value = zlib.crc32(name.encode(), value)
         value = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy().data, value)
     return value
-
-
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

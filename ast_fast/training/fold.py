@@ -25,10 +25,6 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ast_fast.augment import (
-    FeatureChanges,
-    Mixtures,
-)
 from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
@@ -37,9 +33,7 @@ from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.agree import check_same_fold, fold_identity
-from ast_fast.settings.config import (
-    Config,
-)
+from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config
 from ast_fast.training import checkpoint
 from ast_fast.training.batches import Batches
@@ -151,14 +145,6 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
             f"but there is none of {', '.join(missing)}"
         )
     return train_indices, test_indices
-
-
-class _Drawn(NamedTuple):
-    """What was drawn for the clips of some batches."""
-
-    mixtures: Mixtures
-    changes: FeatureChanges
-    keep: Tensor | None
 
 
 class _Outcome(NamedTuple):

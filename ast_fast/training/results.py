@@ -16,9 +16,7 @@ from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
-from ast_fast.settings.config import (
-    Config,
-)
+from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.checkpoint import CHECKPOINT
 

@@ -7,9 +7,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from ast_fast.settings.config import (
-    TrainingConfig,
-)
+from ast_fast.settings.config import TrainingConfig
 
 
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
