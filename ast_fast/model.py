@@ -261,36 +261,54 @@ class PatchEmbedding(nn.Module):
         Raises:
             ValueError: The features have another shape than the model was built for.
         """
+        self._check(features)
+        image = features.transpose(1, 2)
+        if keep is not None and not self.sees_all:
+            return self._kept_tokens(image, keep)
+        tokens = self._all_tokens(image)
+        if self.blocks:
+            tokens = self.blocks[-1](self.blocks[:-1](tokens), keep)
+        elif keep is not None:
+            tokens = _picked(tokens, keep)
+        return tokens.flatten(1, 2) if keep is None else tokens
+
+    def _check(self, features: Tensor) -> None:
         if features.ndim != 3 or features.shape[1:] != self.features_shape:
             num_frames, num_mel_bins = self.features_shape
             raise ValueError(
                 f"features must be (batch, {num_frames} frames, {num_mel_bins} mel bins), "
                 f"got {tuple(features.shape)}"
             )
-        image = features.transpose(1, 2)
-        (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
-        if self.stem is not None:
-            covered = image.narrow(1, 0, self.grid[0] * height).narrow(2, 0, self.grid[1] * width)
-            patches = self.stem(covered)
+
+    def _kept_tokens(self, image: Tensor, keep: Tensor) -> Tensor:
+        """Return the tokens of the kept patches, (batch, num_kept, embed_dim); project those alone.
+
+        Args:
+            image: Shape (batch, num_mel_bins, num_frames).
+            keep: Shape (batch, num_kept), int64.
+        """
+        clips = torch.arange(len(image), device=image.device).unsqueeze(1)
+        patches = self._cut(image)[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+        tokens: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
+        return tokens
+
+    def _all_tokens(self, image: Tensor) -> Tensor:
+        """Return the grid of all tokens, (batch, grid freq, grid time, embed_dim)."""
+        if self.stem is None:
+            patches = self._cut(image).flatten(3)
         else:
-            cut = image.unfold(1, height, step_freq).unfold(2, width, step_time)
-            # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-            if keep is not None and not self.sees_all:
-                clips = torch.arange(len(features), device=features.device).unsqueeze(1)
-                cut = cut[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
-                kept: Tensor = self.projection(cut) + functional.embedding(keep, self.position)
-                return kept
-            patches = cut.flatten(3)
+            (height, width), (num_freq, num_time) = self.patch_size, self.grid
+            patches = self.stem(image[:, : num_freq * height, : num_time * width])
         tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
-        if self.neighbours is not None:
-            tokens = self.neighbours(tokens)
-        if keep is None:
-            every: Tensor = self.blocks(tokens).flatten(1, 2)
-            return every
-        if not self.blocks:
-            return _picked(tokens, keep)
-        picked: Tensor = self.blocks[-1](self.blocks[:-1](tokens), keep)
-        return picked
+        return tokens if self.neighbours is None else self.neighbours(tokens)
+
+    def _cut(self, image: Tensor) -> Tensor:
+        """Return the patches, which may overlap, as a view of the image.
+
+        Its shape is (batch, grid freq, grid time, patch height, patch width).
+        """
+        (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
+        return image.unfold(1, height, step_freq).unfold(2, width, step_time)
 
 
 class Attention(nn.Module):
