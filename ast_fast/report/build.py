@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.report import metrics
+from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
@@ -34,8 +35,22 @@ class Measured:
     """Wall time of the fold, kernel check included; if it was taken up again, of what was kept."""
     stages: dict[str, float]
     """Seconds of each stage."""
-    kernels: dict[str, Any]
-    """`kernel_check.check_kernels` on a batch of the fold."""
+    kernels: KernelChecks
+    """On a batch of the fold."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: It is incomplete.
+        """
+        return cls(**{**document, "kernels": KernelChecks.from_json(document["kernels"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of measured.json."""
+        kernels = self.kernels.to_json()
+        return {"seconds": self.seconds, "stages": self.stages, "kernels": kernels}
 
 
 def write_report(
@@ -161,21 +176,22 @@ def _confusion(dataset: Dataset, result: FoldResult) -> NDArray[np.int64]:
 
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
     """Gather the folds' checks: the largest error, the median ratio, and each fold's own."""
-    ops: dict[str, Any] = {}
-    for op in ("fbank", "attention", "stem"):
-        if not measured or any(op not in fold.kernels for fold in measured.values()):
+    by_fold = {str(fold): cost.kernels.by_operation() for fold, cost in measured.items()}
+    operations: dict[str, Any] = {}
+    for operation in next(iter(by_fold.values()), {}):
+        if not all(operation in checks for checks in by_fold.values()):
             continue
-        checks = {str(fold): fold_measured.kernels[op] for fold, fold_measured in measured.items()}
-        rows = list(checks.values())
-        gathered: dict[str, Any] = {"backend": rows[0]["backend"]}
-        for key, gather in (("max_abs_error", max), ("speed_ratio", statistics.median)):
-            values = [row[key] for row in rows if row[key] is not None]
-            gathered[key] = gather(values) if values else None
-        reason = rows[0].get("reason")
-        if reason:
-            gathered["reason"] = reason
-        ops[op] = {**gathered, "per_fold": checks}
-    return ops
+        rows = [checks[operation] for checks in by_fold.values()]
+        errors = [row.max_abs_error for row in rows if row.max_abs_error is not None]
+        ratios = [row.speed_ratio for row in rows if row.speed_ratio is not None]
+        operations[operation] = {
+            "backend": rows[0].backend,
+            "max_abs_error": max(errors, default=None),
+            "speed_ratio": statistics.median(ratios) if ratios else None,
+            **({"reason": rows[0].reason} if rows[0].reason else {}),
+            "per_fold": {fold: checks[operation].to_json() for fold, checks in by_fold.items()},
+        }
+    return operations
 
 
 def _timing(
