@@ -114,50 +114,54 @@ def build_report(
     become null, because JSON has none.
     """
     labels, predicted = _pooled(dataset, results)
-    matrices = {result.fold: _confusion(dataset, result) for result in results}
-    matrix = sum(matrices.values(), np.zeros_like(matrices[results[0].fold]))
-    mean, std = metrics.mean_and_std([result.accuracy for result in results])
+    names = dataset.class_names
+    matrix = metrics.confusion_matrix(labels, predicted, len(names))
     report = {
-        "accuracy": {
-            "mean": mean,
-            "std": std,
-            "per_fold": {str(result.fold): result.accuracy for result in results},
-        },
-        "folds": {
-            str(result.fold): {
-                "accuracy": result.accuracy,
-                "loss": result.loss,
-                "num_train": int(np.sum(dataset.folds != result.fold)),
-                "num_test": len(result.test_indices),
-                "confusion": matrices[result.fold].tolist(),
-                "history": [asdict(row) for row in result.history],
-            }
-            for result in results
-        },
-        "classes": [
-            asdict(row) for row in metrics.class_metrics(labels, predicted, dataset.class_names)
-        ],
+        "accuracy": _accuracy(results),
+        "folds": {str(result.fold): _fold(dataset, result) for result in results},
+        "classes": [asdict(row) for row in metrics.class_metrics(labels, predicted, names)],
         "confusion": matrix.tolist(),
-        "most_confused": [
-            asdict(pair) for pair in metrics.most_confused(matrix, dataset.class_names)
-        ],
+        "most_confused": [asdict(pair) for pair in metrics.most_confused(matrix, names)],
         "kernels": _kernels(measured),
         "timing": _timing(dataset, results, measured),
-        "data": {
-            "path": None if dataset.synthesised else str(dataset.root),
-            "synthesised": dataset.synthesised,
-            "subset": config.subset,
-            "num_clips": len(dataset.clips),
-            "num_classes": len(dataset.class_names),
-            "folds": sorted({int(fold) for fold in dataset.folds}),
-            "key": dataset.key,
-            "bad_files": [asdict(bad) for bad in dataset.bad_files],
-        },
+        "data": _data(config, dataset),
         "config": config_values(config),
         "run": dict(run),
     }
     finite: dict[str, Any] = _finite(report)
     return finite
+
+
+def _accuracy(results: Sequence[FoldResult]) -> dict[str, Any]:
+    mean, std = metrics.mean_and_std([result.accuracy for result in results])
+    per_fold = {str(result.fold): result.accuracy for result in results}
+    return {"mean": mean, "std": std, "per_fold": per_fold}
+
+
+def _fold(dataset: Dataset, result: FoldResult) -> dict[str, Any]:
+    labels, predicted = _pooled(dataset, [result])
+    matrix = metrics.confusion_matrix(labels, predicted, len(dataset.class_names))
+    return {
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "num_train": int(np.sum(dataset.folds != result.fold)),
+        "num_test": len(result.test_indices),
+        "confusion": matrix.tolist(),
+        "history": [asdict(row) for row in result.history],
+    }
+
+
+def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": None if dataset.synthesised else str(dataset.root),
+        "synthesised": dataset.synthesised,
+        "subset": config.subset,
+        "num_clips": len(dataset.clips),
+        "num_classes": len(dataset.class_names),
+        "folds": sorted({int(fold) for fold in dataset.folds}),
+        "key": dataset.key,
+        "bad_files": [asdict(bad) for bad in dataset.bad_files],
+    }
 
 
 def _pooled(
@@ -167,11 +171,6 @@ def _pooled(
     labels = np.concatenate([dataset.labels[result.test_indices] for result in results])
     predicted = np.concatenate([result.probabilities.argmax(axis=1) for result in results])
     return labels, predicted
-
-
-def _confusion(dataset: Dataset, result: FoldResult) -> NDArray[np.int64]:
-    """Return how often each class was taken for each, among the clips that a fold tested."""
-    return metrics.confusion_matrix(*_pooled(dataset, [result]), len(dataset.class_names))
 
 
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
