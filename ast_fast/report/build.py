@@ -29,14 +29,14 @@ STAGES = ("decode", "features", "forward", "backward")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one fold cost."""
+    """Times of one fold, and the check of its kernels."""
 
     seconds: float
-    """Wall time of the fold, kernel check included; if it was taken up again, of what was kept."""
+    """Wall time of the fold, with its kernel check; of a resumed fold, of the epochs kept."""
     stages: dict[str, float]
     """Seconds of each stage."""
     kernels: KernelChecks
-    """On a batch of the fold."""
+    """On one batch of the fold's test clips."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -62,15 +62,15 @@ def write_report(
     measured: Mapping[int, Measured],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write report.json and report.html into the run's folder, and return what report.json holds.
+    """Write report.json and report.html into the run's folder; return report.json's content.
 
     Args:
         out_dir: The run's folder.
         config: The run's settings.
-        dataset: The clips it was trained and tested on.
+        dataset: The clips for training and testing.
         results: One for each fold tested.
         measured: Times and kernel checks, by fold.
-        run: What `run_info.describe_run` found, with the end of the run.
+        run: The content of run.json, with the end of the run.
     """
     report = build_report(config, dataset, results, measured=measured, run=run)
     with atomic_write(out_dir / "report.json") as path:
@@ -82,10 +82,10 @@ def write_report(
 
 
 def read_report(out_dir: Path) -> dict[str, Any]:
-    """Return report.json of a finished run's folder.
+    """Return the content of report.json in a finished run's folder.
 
     Raises:
-        InputError: There is none, or it is no run's report.
+        InputError: It is missing, or is not a run's report.
     """
     path = out_dir / "report.json"
     try:
@@ -110,8 +110,8 @@ def build_report(
 ) -> dict[str, Any]:
     """Return report.json's content: accuracy, classes, kernels, times, settings and machine.
 
-    The deviation over folds is the sample's (n - 1), 0 for one fold. Numbers that are not finite
-    become null, because JSON has none.
+    The deviation over folds is the sample standard deviation (n - 1), 0 for one fold. Numbers that
+    are not finite become null, because JSON has only finite ones.
     """
     labels, predicted = _pooled(dataset, results)
     names = dataset.class_names
@@ -167,14 +167,14 @@ def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
 def _pooled(
     dataset: Dataset, results: Sequence[FoldResult]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return labels and predictions of every tested clip; each is tested in one fold only."""
+    """Return the labels and predictions of every tested clip."""
     labels = np.concatenate([dataset.labels[result.test_indices] for result in results])
     predicted = np.concatenate([result.probabilities.argmax(axis=1) for result in results])
     return labels, predicted
 
 
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
-    """Gather the folds' checks: the largest error, the median ratio, and each fold's own."""
+    """Summarise the folds' checks: the largest error, the median ratio, and each fold's check."""
     by_fold = {str(fold): cost.kernels.by_operation() for fold, cost in measured.items()}
     operations: dict[str, Any] = {}
     for operation in next(iter(by_fold.values()), {}):
@@ -196,10 +196,10 @@ def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
 def _timing(
     dataset: Dataset, results: Sequence[FoldResult], measured: Mapping[int, Measured]
 ) -> dict[str, Any]:
-    """Return training speed, and where the time went, in seconds over all folds.
+    """Return training speed, and the seconds of each stage over all folds.
 
-    The speed counts training steps only. What a process did after its last checkpoint, before it
-    was ended, is in no time.
+    The speed counts training steps only. The work that a killed process did after its last
+    checkpoint is not counted.
     """
     total = dataset.decode_seconds + sum(fold.seconds for fold in measured.values())
     stages = {
@@ -219,7 +219,7 @@ def _timing(
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON data with null in the place of NaN and infinities."""
+    """Return JSON data with null in place of NaN and infinities."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

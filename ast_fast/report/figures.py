@@ -1,4 +1,4 @@
-"""The report's figures, as SVG that takes its colours from the page (light, dark, print)."""
+"""The report's figures: SVG with colours from the page's style sheet (light, dark, print)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 NUM_COLOURS = 8
-"""Line colours that the page's style sheet has, as `--series-1` and so on."""
+"""Number of line colours in the page's style sheet: `--series-1` and so on."""
 
 Line = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y of one line of a chart."""
@@ -27,7 +27,7 @@ def line_chart(
     """Return a chart of a few lines over a common x axis, with a legend below.
 
     Args:
-        lines: The lines, each drawn in the next colour; points that are not finite are left out.
+        lines: The lines, each in the next colour; points that are not finite are left out.
         x_label: What x counts.
         y_label: What y measures.
         percent: Whether y is a share of 1, shown from 0 to 100 %.
@@ -111,7 +111,7 @@ class _Plane:
 
 
 def legend(names: Iterable[str]) -> Markup:
-    """Return the names beside the colours that charts draw them in."""
+    """Return the names, each beside its colour in the charts."""
     items = (
         Markup('<li><span class="swatch" style="background:{}"></span>{}</li>').format(
             _colour(index), name
@@ -122,7 +122,7 @@ def legend(names: Iterable[str]) -> Markup:
 
 
 def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Markup:
-    """Return one bar for each fold's accuracy, with the mean and chance as lines across.
+    """Return a bar for each fold's accuracy, and lines for the mean and for chance.
 
     Args:
         accuracies: Accuracy by fold, from 0 to 1.
@@ -156,10 +156,10 @@ def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Mark
 
 
 def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
-    """Return the confusion matrix: a row for each true class, shaded by its share of the row.
+    """Return the confusion matrix: a row for each true class, cells shaded by share of the row.
 
-    Cells are sized by the number of classes, so that 10 fill a column of text and 50 still carry
-    their counts.
+    The number of classes sets the size of the cells: 10 classes fill a column of text, and the
+    cells of 50 still have room for their counts.
 
     Args:
         matrix: Counts, shape (num_classes, num_classes), true classes down, predicted across.
@@ -212,10 +212,10 @@ def _matrix_cell(
 
 
 def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
-    """Return one bar split by the shares of a whole.
+    """Return one bar divided into shares.
 
     Args:
-        shares: Name and share, the shares adding up to 1.
+        shares: Names and shares; the shares add up to 1.
     """
     width, height, at = 900, 34, 0.0
     parts = []
@@ -241,13 +241,13 @@ def spectrogram(
     centres: NDArray[np.floating],
     value_range: tuple[float, float],
 ) -> Markup:
-    """Return log-mel features as an image with time in seconds and mel bins in Hz on its axes.
+    """Return log-mel features as an image, with axes in seconds and in Hz of the mel bins.
 
     Args:
         log_mel: Features, shape (num_frames, num_mel_bins).
         seconds: Time from the first frame to the last frame's end.
         centres: Centre frequency of each mel bin in Hz, shape (num_mel_bins,).
-        value_range: Features at the dark and at the bright end of the colour scale.
+        value_range: Values at the dark and at the bright end of the colour scale.
     """
     left, top, inner_width, inner_height = 40, 6, 270, 104
     num_bins = len(centres)
@@ -280,7 +280,7 @@ def spectrogram(
 
 
 def _frequency_ticks(centres: NDArray[np.floating]) -> list[tuple[int, str]]:
-    """Return mel bins nearest to round frequencies, far enough apart to be read."""
+    """Return the mel bins nearest to round frequencies, far enough apart for labels."""
     ticks: list[tuple[int, str]] = []
     for hertz in (125, 250, 500, 1000, 2000, 4000, 8000, 16000):
         index = int(np.argmin(np.abs(centres - hertz)))
@@ -292,7 +292,7 @@ def _frequency_ticks(centres: NDArray[np.floating]) -> list[tuple[int, str]]:
 
 
 def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return round numbers from low to high, about `count` of them."""
+    """Return about `count` round numbers from low to high."""
     span = max(high - low, 1e-9)
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -329,7 +329,7 @@ def _rect(name: str, x: float, y: float, width: float, height: float, *, style: 
 
 
 def _titled(title: str, *parts: str) -> str:
-    """Group shapes under a text that the browser shows when the pointer rests on them."""
+    """Group shapes with a text that the browser shows as a tooltip."""
     return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
 
 

@@ -1,4 +1,4 @@
-"""Every run's check of its own kernels: what it used against the reference, on a real batch."""
+"""The check of a run's kernels: each against the reference, on a real batch."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from ast_fast_kernels.testing.budgets import log_mel_error
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 MOST_SCORES = 2**25
-"""Attention scores of the largest batch compared: the reference keeps them all in memory."""
+"""Most attention scores of a batch to compare: the reference holds them all in memory."""
 
 ROUNDS = 7
-"""Interleaved rounds of each timing; their medians are compared."""
+"""Interleaved rounds of each timing."""
 
 SAME = "the run itself used the reference, so there is nothing to compare"
 
@@ -171,12 +171,12 @@ def check_kernels(
 def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
     """Compare the filterbank in use, without dither, with the reference on the same clips.
 
-    `max_abs_error` is the largest difference of its log-mel values from those of the reference in
-    float64, and `reference_max_abs_error` that of the reference in the dtype in use: both over the
-    bins within 60 dB of their frame's loudest, because below that a pure tone leaves nothing but
-    the rounding of whoever computes it. `max_abs_difference` is the largest difference between the
-    two over every bin. `relative_norm_before_log` is the norm of the difference of mel energies
-    over the reference's norm: a quiet bin cannot hide or invent error there.
+    - `max_abs_error`: largest difference of its log-mel values from the reference in float64, over
+      the bins within 60 dB of their frame's loudest. Below that, a pure tone leaves only rounding.
+    - `reference_max_abs_error`: the same for the reference in the dtype in use.
+    - `max_abs_difference`: largest difference between those two, over every bin.
+    - `relative_norm_before_log`: norm of the difference of their mel energies, over the norm of the
+      reference's. There a quiet bin cannot hide or invent error.
 
     Args:
         config: `config.fbank` is used.
@@ -223,8 +223,8 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     """Compare the attention in use with the reference on the same queries, keys and values.
 
     `max_abs_error` is the largest difference between the two, in their dtype. `forward_backward`
-    holds the times and the ratio of forward and backward together, and the largest error of the
-    gradient of queries, keys or values over its largest value.
+    has the times of forward and backward together, and the largest error of the gradient of
+    queries, keys or values, over the largest value of that gradient.
 
     Args:
         qkv: Shape (batch, num_tokens, 3, num_heads, head_dim).
@@ -246,16 +246,17 @@ def check_attention(qkv: Tensor) -> GradientCheck:
 
 
 def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> GradientCheck:
-    """Compare the stem's kernel with the reference on what a stage projects.
+    """Compare the stem's kernel with the reference, on the projection of a stage.
 
-    The stage is the first that a kernel runs. Figures as `check_attention` gives them; gradients
-    are of the cells and of each parameter. Errors are from the reference in float32 on the same
-    cells: in bfloat16 torch's own gradients of a norm's weight and bias are off by a third.
+    The stage is the first that a kernel runs. Figures are as in `check_attention`; gradients are
+    those of the cells and of each parameter. Errors are differences from the reference in float32
+    on the same cells: in bfloat16, torch's own gradients of a norm's weight and bias are off by a
+    third.
 
     Args:
         model: An `AudioSpectrogramTransformer` with a stem.
-        features: Its input, shape (batch, num_frames, num_mel_bins).
-        amp: The dtype that the run computes in.
+        features: The model's input, shape (batch, num_frames, num_mel_bins).
+        amp: The dtype of matrix products.
     """
     for stage, module in model.get_submodule("patch_embedding.stem").named_children():
         projection = f"patch_embedding.stem.{stage}.projection"
@@ -273,7 +274,7 @@ def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> Gradient
     leaves = [tensor.detach().clone().requires_grad_() for tensor in (cells, *parameters)]
 
     def run(backend: str) -> Tensor:
-        return norm_gelu_conv(*leaves, backend=backend).to(amp)  # as the next product casts it
+        return norm_gelu_conv(*leaves, backend=backend).to(amp)  # as the next product does
 
     def gradients(backend: str, grad: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(run(backend), leaves, grad)
@@ -334,13 +335,13 @@ def _both_ways(
 
 
 def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:
-    """Return what the model's first attention sees of a batch, as `attention` takes it.
+    """Return the input of the model's first attention for a batch.
 
     Args:
         model: An `AudioSpectrogramTransformer`.
         features: The model's input, shape (batch, num_frames, num_mel_bins).
     Returns:
-        Queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
+        Packed queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
     """
     projected = _projected(model, "blocks.0.attention.qkv", features)
     num_heads: Any = model.get_submodule("blocks.0.attention").num_heads
@@ -348,7 +349,7 @@ def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:
 
 
 def _projected(model: nn.Module, name: str, features: Tensor) -> Tensor:
-    """Return what the submodule of that name gives when the model sees the features."""
+    """Return the output of the submodule called `name` when the model runs on the features."""
     projected: list[Tensor] = []
     handle = model.get_submodule(name).register_forward_hook(
         lambda _, __, output: projected.append(output)
