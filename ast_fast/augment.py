@@ -1,7 +1,7 @@
 """Augmentation of training clips: of waveforms, of features and of patches.
 
-Every random number is drawn on the CPU from the generator given, so a batch is augmented alike on
-every device. Nothing here is used when testing.
+Every random number is drawn on the CPU from a given generator, so a batch is augmented alike on
+every device. Tests use nothing from here.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from ast_fast.settings.config import AugmentConfig
 from ast_fast_kernels.fbank.config import FbankConfig
 
 SILENT_RMS = 1e-4
-"""Level (−80 dB of full scale) below which a clip counts as silent and is mixed with no other."""
+"""Level (−80 dB of full scale) below which a clip counts as silent and is not mixed."""
 
 
 class FeatureChanges(NamedTuple):
-    """What training does to features, drawn for each clip, for `model_input`."""
+    """Augmentation of features, drawn for each clip; `model_input` applies it."""
 
     offsets: Tensor | None
     """Added to the log-mel features, shape (rows, num_mel_bins); None adds nothing."""
@@ -32,14 +32,14 @@ class FeatureChanges(NamedTuple):
 
 
 class Mixtures(NamedTuple):
-    """What becomes of the waveforms and labels of clips, drawn for each row of them."""
+    """Augmentation of waveforms and labels, drawn for each row."""
 
     clips: Tensor
-    """Which of them are summed, as rows of what was drawn for, shape (rows, num_terms), int64."""
+    """The clips to sum, each named by its row, shape (rows, num_terms), int64."""
     starts: Tensor
-    """The sample that comes first, the same shape."""
+    """The sample at which each begins, same shape."""
     factors: Tensor
-    """What they are multiplied by, the same shape."""
+    """The factor of each, same shape."""
     targets: Tensor
     """Label shares of the sums, shape (rows, num_classes)."""
 
@@ -65,17 +65,17 @@ def draw_mixtures(
 
     Args:
         num_samples: Of a clip.
-        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU; for mixing.
+        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU; needed for mixing.
         targets: Their label shares, shape (rows, num_classes), each row summing to 1, on the CPU;
             not changed.
         config: What to do, and how much.
         generator: Source of randomness, on the CPU.
-        batch_size: Rows of a batch, where they are of several: a clip is mixed with one of its own
-            batch. The last may be shorter; None is one batch.
+        batch_size: Rows of each batch; a clip is mixed with one of its own batch. The last batch
+            may be shorter. None: all rows are one batch.
     Returns:
-        For each row, in order: sums of one clip, or of two where clips are mixed at all.
+        Sums of one clip for each row, in order; of two if `mix_probability` is above 0.
     Raises:
-        ValueError: Clips are to be mixed, and there are no levels.
+        ValueError: `mix_probability` is above 0 and `levels` is None.
     """
     count = len(targets)
     starts = torch.zeros(count, dtype=torch.int64)
@@ -88,7 +88,7 @@ def draw_mixtures(
         )
     if levels is None:
         raise ValueError(
-            f"levels must be given where clips are mixed (mix_probability "
+            f"levels must be given if clips are mixed (mix_probability "
             f"{config.mix_probability:g}), got None"
         )
     partners, shares, amplitudes = draw_mixing(
@@ -109,19 +109,20 @@ def draw_mixing(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw which clips of each batch are mixed, with which others, and how.
 
-    The ratio r of the first clip is uniform in [0, 1). Amplitudes are chosen so that r is the ratio
-    of sound levels (here the RMS of the whole clip), and the sum keeps their energy. A clip is not
-    mixed when it or its partner is silent (half a label would then have no sound), or when it is
-    alone in its batch.
+    The share r of the first clip is uniform in [0, 1). Amplitudes are chosen so that the clips'
+    sound levels (here the RMS of the whole clip) have the ratio r : 1 − r and the sum keeps the
+    energy. A clip is not mixed if it or its partner is silent (a part of the label would have no
+    sound), or if it is alone in its batch.
 
     Args:
         levels: RMS of each clip, shape (rows,), batch after batch.
-        config: `mix_probability` is the chance of a clip to be mixed.
+        config: `mix_probability` is the probability that a clip is mixed.
         generator: Source of randomness, on the CPU.
-        batch_size: Rows of a batch; the last may be shorter.
+        batch_size: Rows of each batch; the last may be shorter.
     Returns:
-        Each clip's partner, shape (rows,); the clip's own share of the label, shape (rows,), 1
-        where it is not mixed; and both clips' amplitudes, shape (rows, 2), 1 and 0 there.
+        Each clip's partner, shape (rows,); the clip's own share of the label, shape (rows,); and
+        the amplitudes of both clips, shape (rows, 2). A clip that is not mixed has share 1 and
+        amplitudes 1 and 0.
     Source: Tokozume, Ushiku, Harada, "Learning from Between-class Examples for Deep Sound
         Recognition" (ICLR 2018), section 3.2.
     """
@@ -151,16 +152,16 @@ def draw_feature_changes(
     fbank: FbankConfig,
     generator: Generator,
 ) -> FeatureChanges:
-    """Draw a random filter, and the bands of frames and mel bins that are masked, for each clip.
+    """Draw for each clip a random filter, and the bands of frames and mel bins to mask.
 
-    A mask's width is uniform from 0 to the largest, its position over those where it fits whole.
-    The filter's gains are normal at evenly spaced mel bins, the lowest and the highest among them.
+    A mask's width is uniform from 0 to the largest; its position is uniform over those where it
+    fits. The filter's gains are normal at evenly spaced mel bins, from the lowest to the highest.
 
     Args:
-        batch: How many clips.
+        batch: Number of clips.
         num_frames: Frames of a clip, before padding.
-        config: Widths and number of the masks, deviation and points of the filter.
-        fbank: What the features are.
+        config: Widths and number of the masks; standard deviation and points of the filter.
+        fbank: The features' settings.
         generator: Source of randomness, on the CPU.
     Source: Park et al., "SpecAugment" (Interspeech 2019), section 2, without time warping; Nam,
         Kim, Park, "FilterAugment" (ICASSP 2022), section 2.2, with normal gains at fixed places.
@@ -183,7 +184,7 @@ def draw_feature_changes(
 def kept_patches(
     batch: int, num_patches: int, config: AugmentConfig, generator: Generator
 ) -> Tensor | None:
-    """Return the patches that a training step looks at, drawn for each clip; None when all.
+    """Draw the patches that a training step keeps of each clip; None keeps all.
 
     Returns:
         Indices in ascending order, shape (batch, num_kept), at least one patch a clip.
@@ -194,7 +195,7 @@ def kept_patches(
     if num_kept == num_patches:
         return None
     draws = torch.rand(batch, num_patches, generator=generator).numpy()
-    kept = draws.argpartition(num_kept - 1, axis=1)[:, :num_kept]  # in half of torch's time
+    kept = draws.argpartition(num_kept - 1, axis=1)[:, :num_kept]  # takes half of torch's time
     return torch.from_numpy(np.sort(kept, axis=1))
 
 
@@ -210,7 +211,7 @@ def _factors(batch: int, config: AugmentConfig, generator: Generator) -> Tensor:
 
 
 def _through(values: Tensor, size: int) -> Tensor:
-    """Return straight lines through values evenly apart, shape (batch, size)."""
+    """Interpolate linearly between evenly spaced values, shape (batch, size)."""
     lines = functional.interpolate(
         values.unsqueeze(1), size=size, mode="linear", align_corners=True
     )
@@ -218,12 +219,12 @@ def _through(values: Tensor, size: int) -> Tensor:
 
 
 def _bands(batch: int, size: int, largest: int, count: int, generator: Generator) -> Tensor:
-    """Draw `count` bands of at most `largest` out of `size` places, shape (batch, size)."""
+    """Draw `count` bands of up to `largest` of `size` places; return a mask, (batch, size)."""
     width = torch.randint(largest + 1, (batch, count, 1), generator=generator)
     begin = (torch.rand(batch, count, 1, generator=generator) * (size - width + 1)).long()
     end = begin + width
     place = torch.arange(size)
     within = torch.zeros(batch, size, dtype=torch.bool)
-    for band in range(count):  # all at once would take that many times the memory
+    for band in range(count):  # all at once would take `count` times the memory
         within |= (place >= begin[:, band]) & (place < end[:, band])
     return within

@@ -1,4 +1,4 @@
-"""From waveforms to what the model sees: log-mel, normalised and padded to one length."""
+"""From waveforms to the model's input: log-mel features, normalised and padded to one length."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ast_fast_kernels import fbank, normalise
 from ast_fast_kernels.fbank.config import FbankConfig
 
 STD_FLOOR = 1e-2
-"""Deviation of a clip's log-mel below which it is not stretched further: rounding noise of a silent
-clip stays at 0 instead of becoming a sound."""
+"""Standard deviation of a clip's log-mel values below which it is not scaled up further: the
+rounding noise of a silent clip stays near 0 instead of becoming a sound."""
 
 BATCH_SIZE = 64
 """Clips at a time when statistics are computed."""
@@ -26,7 +26,7 @@ BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and deviation of the log-mel values of a set of clips."""
+    """Mean and standard deviation of the log-mel values of a set of clips."""
 
     mean: float
     std: float
@@ -45,8 +45,8 @@ def log_mel(waveforms: Tensor, config: Config, *, dither: bool = False) -> Tenso
     Args:
         waveforms: Shape (batch, num_samples), floating in [-1, 1] or int16.
         config: `config.fbank` is used.
-        dither: Whether `config.fbank.dither` counts. Only training is random: tests, statistics
-            and figures are the same each time.
+        dither: Whether to apply `config.fbank.dither`. Only training does: tests, statistics and
+            figures are the same each time.
     Returns:
         Features, shape (batch, num_frames, num_mel_bins).
     """
@@ -55,7 +55,7 @@ def log_mel(waveforms: Tensor, config: Config, *, dither: bool = False) -> Tenso
 
 
 def undithered(config: FbankConfig) -> FbankConfig:
-    """Return the filterbank without its random part."""
+    """Return the filterbank's settings without dither."""
     return config.replace(dither=0.0) if config.dither else config
 
 
@@ -66,17 +66,17 @@ def model_input(
     *,
     changes: FeatureChanges | None = None,
 ) -> Tensor:
-    """Return what the model sees of clips: log-mel features, normalised and of one length.
+    """Return the model's input for clips: log-mel features, normalised and of one length.
 
-    Per sample, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip: digital silence
-    becomes 0. By statistics, (x − mean) / (2 · std), as the AST does. Shorter clips are padded with
-    what silence becomes.
+    With `norm_per_sample`, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip, so
+    that digital silence becomes 0. Otherwise, (x − mean) / (2 · std) of the statistics, as the AST
+    does. Shorter clips are padded with the value of silence.
 
     Args:
         waveforms: As `log_mel` takes them.
         config: The run's settings; `config.features.norm_per_sample` chooses.
         statistics: Of the training clips; needed unless `norm_per_sample`.
-        changes: Training's; with them `config.fbank.dither` counts too. None: nothing is random.
+        changes: Augmentation to apply; with it, `config.fbank.dither` applies too. None: neither.
     Returns:
         Features, shape (batch, target_frames, num_mel_bins).
     Raises:
@@ -111,7 +111,7 @@ def compute_statistics(
     *,
     device: torch.device | None = None,
 ) -> Statistics:
-    """Return mean and deviation of the log-mel values of the named clips, and of no others.
+    """Return mean and standard deviation of the log-mel values of the clips in `indices`.
 
     Sums accumulate in float64, around the first batch's mean.
 
@@ -121,8 +121,8 @@ def compute_statistics(
         config: `config.fbank` is used.
         device: Where to compute; None is the CPU.
     Raises:
-        InputError: The values hardly differ, so that nothing can be scaled by it: a logarithm's by
-            less than `STD_FLOOR`, energies not at all.
+        InputError: The values are too alike to scale by their standard deviation: it is below
+            `STD_FLOOR` with a logarithm, 0 without.
     """
     count, total, total_squared, centre = 0, 0.0, 0.0, 0.0
     for begin in range(0, len(indices), BATCH_SIZE):
@@ -140,7 +140,7 @@ def compute_statistics(
     std = math.sqrt(max(0.0, total_squared / count - mean**2))
     if std == 0 or (config.fbank.use_log_fbank and std < STD_FLOOR):
         raise InputError(
-            f"the {len(indices)} training clips hold only silence, or are all alike: the deviation "
-            f"of their log-mel values must be at least {STD_FLOOR:g}, got {std:.3g}"
+            f"the {len(indices)} training clips hold only silence, or are all alike: the standard "
+            f"deviation of their log-mel values must be at least {STD_FLOOR:g}, got {std:.3g}"
         )
     return Statistics(centre + mean, std)

@@ -19,7 +19,8 @@ from ast_fast_kernels import add_layer_norm, attention, linear, linear_gelu, nor
 from ast_fast_kernels.stem.reference import add_neighbours
 
 INIT_STD = 0.02
-"""Deviation of the truncated normal that every weight matrix starts from: AST, as ViT and BERT."""
+"""Standard deviation of the truncated normal that initialises every weight matrix, as in AST, ViT
+and BERT."""
 
 
 class AudioSpectrogramTransformer(nn.Module):
@@ -63,7 +64,7 @@ class AudioSpectrogramTransformer(nn.Module):
 
     @property
     def num_patches(self) -> int:
-        """How many patches the whole spectrogram has."""
+        """The number of patches of the whole spectrogram."""
         return self.patch_embedding.num_patches
 
     def forward(self, features: Tensor, *, keep: Tensor | None = None) -> Tensor:
@@ -71,9 +72,9 @@ class AudioSpectrogramTransformer(nn.Module):
 
         Args:
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
-            keep: Indices of the patches to look at, shape (batch, num_kept); None takes all. What
-                is left out costs nothing, not even its projection, unless patches hear their
-                neighbours (`ModelConfig.sees_all_patches`).
+            keep: Indices of the patches to keep, shape (batch, num_kept); None keeps all. Dropped
+                patches cost nothing, not even a projection, unless patches see their neighbours
+                (`ModelConfig.sees_all_patches`).
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -103,7 +104,7 @@ class AudioSpectrogramTransformer(nn.Module):
 
 
 class Linear(nn.Linear):
-    """A projection by the fastest product of the machine."""
+    """A projection by the machine's fastest matrix product."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the projected tokens: (..., in_features) to (..., out_features)."""
@@ -124,7 +125,7 @@ class Neighbours(nn.Conv2d):
 
 
 class StemStage(nn.Module):
-    """Project every cell of a grid, normalise it, let it hear its neighbours, and join 2 × 2."""
+    """Project each cell of a grid, normalise it, convolve with its neighbours, and join 2 × 2."""
 
     def __init__(self, in_features: int, width: int) -> None:
         super().__init__()
@@ -148,11 +149,11 @@ class StemStage(nn.Module):
 
 
 class ConvolutionStem(nn.Sequential):
-    """Stages over ever coarser cells, each of 2 × 2 of the stage before, up to a patch.
+    """Stages over ever coarser cells, each of 2 × 2 cells of the stage before, up to a patch.
 
-    Convolutions with strides in front of a transformer (Xiao et al., "Early Convolutions Help
-    Transformers See Better", NeurIPS 2021), made cheap: what strides does not overlap, so that it
-    is a product of matrices, and what overlaps is depth-wise.
+    A cheap form of strided convolutions in front of a transformer (Xiao et al., "Early Convolutions
+    Help Transformers See Better", NeurIPS 2021). The strided part does not overlap, so it is a
+    matrix product; the overlapping part is depth-wise.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -160,10 +161,10 @@ class ConvolutionStem(nn.Sequential):
         self.cell_size = config.stem_cell
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return what the stages make of every patch.
+        """Return the last stage's values of every patch.
 
         Args:
-            image: Shape (batch, num_mel_bins, num_frames), a whole number of patches.
+            image: Shape (batch, num_mel_bins, num_frames), a whole number of patches each way.
         Returns:
             Shape (batch, grid freq, grid time, 4 * the last stage's width).
         """
@@ -176,23 +177,24 @@ class ConvolutionStem(nn.Sequential):
 
 
 class Mlp(nn.Sequential):
-    """Two projections with GELU between, the first one's bias and GELU in one pass."""
+    """Two projections with GELU between; the first one's bias and GELU take one pass."""
 
     def __init__(self, embed_dim: int, hidden_dim: int) -> None:
         super().__init__(Linear(embed_dim, hidden_dim), nn.GELU(), Linear(hidden_dim, embed_dim))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the tokens after both, same shape: (..., embed_dim)."""
+        """Return the tokens after both projections, same shape: (..., embed_dim)."""
         expansion: Any = self[0]
         contracted: Tensor = self[2](linear_gelu(tokens, expansion.weight, expansion.bias))
         return contracted
 
 
 class ConvolutionBlock(nn.Module):
-    """What a transformer block does, with a convolution over a grid in attention's place.
+    """A transformer block with a convolution over the grid in place of attention.
 
-    Source: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), figure 4, here with a convolution of
-        3 × 3 that is added; Dai et al., "CoAtNet" (NeurIPS 2021), for its place before attention.
+    Source: Liu et al., "A ConvNet for the 2020s" (CVPR 2022), figure 4, here with a 3 × 3
+        convolution added to its input; Dai et al., "CoAtNet" (NeurIPS 2021), for its place before
+        attention.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -203,11 +205,11 @@ class ConvolutionBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return all tokens, same shape, or those named by `keep`, in its order.
+        """Return all tokens, same shape, or those that `keep` names, in its order.
 
         Args:
             tokens: Shape (batch, grid freq, grid time, embed_dim).
-            keep: Shape (batch, num_kept), int64: for the others the MLP costs nothing.
+            keep: Shape (batch, num_kept), int64: the MLP runs for these alone. None keeps all.
         """
         tokens = self.neighbours(tokens)
         if keep is not None:
@@ -218,11 +220,11 @@ class ConvolutionBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Cut features into patches, project each one and add its position's embedding.
+    """Cut features into patches, project each patch and add its position's embedding.
 
-    With `stem_widths` a patch is what a `ConvolutionStem` makes of it. With `conditional_position`
-    the grid of all tokens goes through `Neighbours`, and with `conv_depth` through so many
-    `ConvolutionBlock`s, so that what is kept knows its neighbours that are not.
+    With `stem_widths` a `ConvolutionStem` turns each patch into the values that are projected. With
+    `conditional_position` the grid of all tokens goes through `Neighbours`, and then through
+    `conv_depth` `ConvolutionBlock`s. There, kept patches see their dropped neighbours.
 
     Source of `conditional_position`: Chu et al., "Conditional Positional Encodings for Vision
         Transformers" (ICLR 2023), section 3, here before any block and beside the embedding.
@@ -249,44 +251,64 @@ class PatchEmbedding(nn.Module):
         self.sees_all = config.sees_all_patches
 
     def forward(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Return the tokens of all patches, or of those named by `keep`, in its order.
+        """Return the tokens of all patches, or of those that `keep` names, in its order.
 
         Args:
             features: Shape (batch, num_frames, num_mel_bins).
-            keep: Shape (batch, num_kept), int64; None takes all patches.
+            keep: Shape (batch, num_kept), int64; None keeps all.
         Returns:
             Tokens, shape (batch, num_patches or num_kept, embed_dim).
+        Raises:
+            ValueError: The features have another shape than the model was built for.
         """
+        self._check(features)
+        image = features.transpose(1, 2)
+        if keep is not None and not self.sees_all:
+            return self._kept_tokens(image, keep)
+        tokens = self._all_tokens(image)
+        if self.blocks:
+            tokens = self.blocks[-1](self.blocks[:-1](tokens), keep)
+        elif keep is not None:
+            tokens = _picked(tokens, keep)
+        return tokens.flatten(1, 2) if keep is None else tokens
+
+    def _check(self, features: Tensor) -> None:
         if features.ndim != 3 or features.shape[1:] != self.features_shape:
             num_frames, num_mel_bins = self.features_shape
             raise ValueError(
                 f"features must be (batch, {num_frames} frames, {num_mel_bins} mel bins), "
                 f"got {tuple(features.shape)}"
             )
-        image = features.transpose(1, 2)
-        (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
-        if self.stem is not None:
-            covered = image.narrow(1, 0, self.grid[0] * height).narrow(2, 0, self.grid[1] * width)
-            patches = self.stem(covered)
+
+    def _kept_tokens(self, image: Tensor, keep: Tensor) -> Tensor:
+        """Return the tokens of the kept patches, (batch, num_kept, embed_dim); project those alone.
+
+        Args:
+            image: Shape (batch, num_mel_bins, num_frames).
+            keep: Shape (batch, num_kept), int64.
+        """
+        clips = torch.arange(len(image), device=image.device).unsqueeze(1)
+        patches = self._cut(image)[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
+        tokens: Tensor = self.projection(patches) + functional.embedding(keep, self.position)
+        return tokens
+
+    def _all_tokens(self, image: Tensor) -> Tensor:
+        """Return the grid of all tokens, (batch, grid freq, grid time, embed_dim)."""
+        if self.stem is None:
+            patches = self._cut(image).flatten(3)
         else:
-            cut = image.unfold(1, height, step_freq).unfold(2, width, step_time)
-            # (batch, grid freq, grid time, height, width): a view, in which patches may overlap
-            if keep is not None and not self.sees_all:
-                clips = torch.arange(len(features), device=features.device).unsqueeze(1)
-                cut = cut[clips, keep // self.grid[1], keep % self.grid[1]].flatten(2)
-                kept: Tensor = self.projection(cut) + functional.embedding(keep, self.position)
-                return kept
-            patches = cut.flatten(3)
+            (height, width), (num_freq, num_time) = self.patch_size, self.grid
+            patches = self.stem(image[:, : num_freq * height, : num_time * width])
         tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
-        if self.neighbours is not None:
-            tokens = self.neighbours(tokens)
-        if keep is None:
-            every: Tensor = self.blocks(tokens).flatten(1, 2)
-            return every
-        if not self.blocks:
-            return _picked(tokens, keep)
-        picked: Tensor = self.blocks[-1](self.blocks[:-1](tokens), keep)
-        return picked
+        return tokens if self.neighbours is None else self.neighbours(tokens)
+
+    def _cut(self, image: Tensor) -> Tensor:
+        """Return the patches, which may overlap, as a view of the image.
+
+        Its shape is (batch, grid freq, grid time, patch height, patch width).
+        """
+        (height, width), (step_freq, step_time) = self.patch_size, self.patch_stride
+        return image.unfold(1, height, step_freq).unfold(2, width, step_time)
 
 
 class Attention(nn.Module):
@@ -306,9 +328,9 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then an MLP, each added to what came in.
+    """Pre-norm transformer block: attention, then an MLP, each added to its input.
 
-    What it adds last it hands on, so that the next norm adds it in the same pass over memory.
+    The MLP's result is returned apart, so that the next norm adds it in the same pass over memory.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -320,11 +342,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, tokens: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the tokens after attention, and what the MLP adds to them.
+        """Return the tokens after attention, and the MLP's result to add to them.
 
         Args:
             tokens: The residual stream, shape (batch, tokens, embed_dim).
-            update: What the block before adds to it, the same shape; None for the first block.
+            update: The MLP's result of the block before, same shape; None for the first block.
         """
         tokens, normed = _add_norm(tokens, update, self.norm1)
         tokens, normed = _add_norm(tokens, self.dropout(self.attention(normed)), self.norm2)
@@ -357,9 +379,10 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
-    """Return of a grid's tokens those named by `keep`, shape (batch, num_kept, embed_dim).
+    """Return the tokens of a grid that `keep` names, shape (batch, num_kept, embed_dim).
 
-    As rows of one table, whose gradient is the same to the bit each time, whatever torch is told.
+    They are looked up as rows of one table: the gradient has the same bits each time, even without
+    torch's deterministic algorithms.
     """
     batch, grid_freq, grid_time, width = tokens.shape
     num_tokens = grid_freq * grid_time

@@ -1,1 +1,1 @@
-"""ESC-50's layout on the disk, and the clips that it becomes: decoded once, labelled, in folds."""
+"""From a folder in ESC-50's layout to a data set: clips decoded once, with labels and folds."""

@@ -1,4 +1,4 @@
-"""One audio file in, one clip out: mono int16 at the sample rate and length asked for."""
+"""Decode an audio file to clips: mono int16, at one sample rate and length."""
 
 from __future__ import annotations
 
@@ -17,25 +17,24 @@ import soxr
 from numpy.typing import NDArray
 
 RESAMPLE_MARGIN = 0.1
-"""Seconds read beyond a clip's end, so that soxr's filter sees what follows, not a cliff."""
+"""Seconds read beyond a clip's end, so that soxr's filter does not see the signal stop there."""
 SAMPLE_RATES = (100, 1_000_000)
-"""Sample rates that a file may claim, in Hz; beyond them a header is taken for damaged."""
+"""Sample rates that a header may claim, in Hz; any other means that it is damaged."""
 BLOCK_VALUES = 2**20
-"""Samples of all channels decoded at once: bounds memory whatever a header claims."""
+"""Samples decoded at once, over all channels: bounds memory whatever a header claims."""
 UNKNOWN_LENGTH = 0x7FFF0000
-"""Data sizes from here on are what streaming writers put into a header, not a promise."""
+"""Data size, in bytes, from which a header holds a streaming writer's placeholder."""
 SHORT_READ = 0.99
-"""Share of the promised frames that counts as all of them: MP3 headers promise roughly."""
-
+"""Share of the promised frames that counts as all of them: MP3 headers only estimate."""
 LARGEST_OGG_PAGE = 27 + 255 + 255 * 255
-"""Bytes: header, lengths of 255 segments, and the segments."""
+"""Bytes of a header, the lengths of 255 segments, and the segments."""
 
 _CUT_CHUNK = re.compile(r"^\s*(?:data|SSND|Data Size)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _CUT_OGG = "Last page lacks an end-of-stream bit"
 
 
 class BadAudioError(Exception):
-    """A file holds no usable audio; the message is the reason, to be put after the file's name."""
+    """A file holds no usable audio; the message is a reason that follows the file's name."""
 
 
 def read_clip(
@@ -43,9 +42,9 @@ def read_clip(
 ) -> NDArray[np.int16]:
     """Decode the beginning of an audio file to a clip of fixed length.
 
-    Takes any format, sample rate and number of channels that libsndfile reads: channels are
-    averaged, the rest is resampled, cut or padded with zeros. Values beyond ±1.0, as lossy formats
-    give, are clipped. Only what the clip needs is read, so damage after it goes unseen.
+    Takes any format, sample rate and number of channels that libsndfile reads. Channels are
+    averaged; the mean is resampled, then cut or padded with zeros. Values beyond ±1.0, which lossy
+    formats give, are clipped. Only what the clip needs is read, so later damage stays unseen.
 
     Args:
         path: The file.
@@ -55,7 +54,7 @@ def read_clip(
     Returns:
         Samples, shape (num_samples,).
     Raises:
-        BadAudioError: The file is absent, empty, no audio, cut short, or holds NaN or infinity.
+        BadAudioError: The file is absent, empty, not audio, cut short, or holds NaN or infinity.
     """
     with _opened(path) as file:
         return _first_clip(file, sample_rate, num_samples, resample_quality)
@@ -78,8 +77,9 @@ def read_windows(
 ) -> Iterator[NDArray[np.int16]]:
     """Yield a whole audio file as clips of fixed length, however long it is.
 
-    Each begins where the one before ends; the last ends with the file, so it may overlap. A file
-    that is no longer than one gives `read_clip`'s. No more than a few clips are held at a time.
+    Each clip begins where the one before ends. The last clip ends with the file, so it may overlap
+    the one before. A file no longer than one clip gives the clip of `read_clip`. Memory holds only
+    a few clips at a time.
 
     Args:
         path: The file.
@@ -87,7 +87,7 @@ def read_windows(
         num_samples: Of a clip.
         resample_quality: soxr's quality: QQ, LQ, MQ, HQ or VHQ.
     Raises:
-        BadAudioError: As `read_clip`; what is wrong late in a file is found after its first clips.
+        BadAudioError: As `read_clip`. Damage late in a file is found after its first clips.
     """
     with _opened(path) as file:
         if file.frames * sample_rate > num_samples * file.samplerate:
@@ -138,7 +138,7 @@ def _as_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """Open a file, every error of opening and reading it being BadAudioError."""
+    """Open a file, and raise BadAudioError for every error of opening or reading it."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -153,7 +153,7 @@ def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
         raise BadAudioError(f"cannot be read: {error.strerror or error}") from None
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: headerless .raw
         reason = getattr(error, "error_string", str(error)).strip(" .")
-        raise BadAudioError(f"is no audio that libsndfile can decode ({reason})") from None
+        raise BadAudioError(f"is not audio that libsndfile can decode ({reason})") from None
 
 
 def _check_rate(file: soundfile.SoundFile) -> None:
@@ -165,7 +165,7 @@ def _check_rate(file: soundfile.SoundFile) -> None:
 def _read_mono(
     file: soundfile.SoundFile, sample_rate: int, num_samples: int
 ) -> NDArray[np.float32]:
-    """Read what a clip needs of a file, as the mean of its channels."""
+    """Read the part of a file that a clip needs, as the mean of its channels."""
     _check_rate(file)
     needed = math.ceil(num_samples * file.samplerate / sample_rate)
     if file.frames < needed:
@@ -180,7 +180,7 @@ def _mono_blocks(
     """Yield up to `wanted` frames, as the mean of their channels, in blocks of bounded size.
 
     Raises:
-        BadAudioError: There are none, too few of those needed, or one that is not finite.
+        BadAudioError: No frames, fewer than needed, or one that is not finite.
     """
     block_size = max(1, BLOCK_VALUES // file.channels)
     count = 0
@@ -202,7 +202,7 @@ def _mono_blocks(
 
 
 def _check_whole(file: soundfile.SoundFile) -> None:
-    """Raise where libsndfile noted, without failing, that a file ends before its header says."""
+    """Raise if a file ends before its header says; libsndfile only notes that."""
     notes: str = file.extra_info
     for promised, found in _CUT_CHUNK.findall(notes):
         if int(found) < int(promised) < UNKNOWN_LENGTH:
@@ -216,10 +216,10 @@ def _check_whole(file: soundfile.SoundFile) -> None:
 
 
 def _last_ogg_page_is_whole(path: Path) -> bool:
-    """Say whether a file's last Ogg page is all there: libsndfile drops one that is not, silently.
+    """Return whether a file's last Ogg page is complete: libsndfile silently drops a partial one.
 
-    Source: RFC 3533, section 6: capture pattern and version; at byte 26 the number of segments,
-    then the length of each.
+    Source: RFC 3533, section 6: a page begins with the capture pattern and version; byte 26 is the
+        number of segments, and their lengths follow.
     """
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - LARGEST_OGG_PAGE))

@@ -1,4 +1,4 @@
-"""Decoded audio in a memory-mapped folder for each content, written whole or not at all."""
+"""The cache of decoded audio: one memory-mapped folder for each content, written whole."""
 
 from __future__ import annotations
 
@@ -21,29 +21,24 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.data.audio import SAMPLE_RATES, BadAudioError, read_clip
-from ast_fast.data.metadata import (
-    AUDIO,
-    Clip,
-    bad_files_of,
-    check_bad_files,
-)
+from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
 from ast_fast.settings.config import Config
 
 FORMAT_VERSION = 1
-"""Raised when the same files and settings give other samples, or are stored otherwise."""
+"""Increased when the samples of a file, or the way they are stored, change."""
 HASHED_BYTES = 64 * 2**20
-"""Files are hashed up to here: far beyond any clip, and a ten-hour file costs no more."""
+"""Bytes of a file that are hashed: more than any clip has, and little for a ten-hour file."""
 MAX_CLIP_SECONDS = 3600.0
 BATCH = 64
-"""Clips per worker between two writes: bounds the memory that decoded clips wait in."""
+"""Clips per worker between two writes: bounds the memory of decoded clips."""
 
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """What else the waveforms of a file follow from; part of a cache's key."""
+    """What determines the samples of a clip, besides its file; part of a cache's key."""
 
     sample_rate: int
     num_samples: int
@@ -54,7 +49,7 @@ class DecodeSettings:
 
 
 def decode_settings(config: Config) -> DecodeSettings:
-    """Return what files are decoded to.
+    """Return how files are decoded.
 
     Raises:
         InputError: The sample rate or the length of a clip is out of range.
@@ -72,17 +67,17 @@ def decode_settings(config: Config) -> DecodeSettings:
 
 
 def cache_folder(config: Config) -> Path:
-    """Return the folder of caches: `config.paths.cache`, or the user's own."""
+    """Return the folder of caches: `config.paths.cache`, or the user's default."""
     return config.paths.cache or Path(platformdirs.user_cache_dir("ast-fast", appauthor=False))
 
 
 def content_key(
     root: Path, clips: Sequence[Clip], settings: DecodeSettings, *, workers: int
 ) -> str:
-    """Hash what decoded waveforms follow from: the files' content, their order, the settings.
+    """Hash what determines the decoded waveforms: the files' content, their order, the settings.
 
-    Names of folders and times of change do not count, so a copied or touched data set keeps its
-    cache; beyond HASHED_BYTES a file counts by its size and time of change.
+    Names of folders and modification times do not count, so a copied or touched data set keeps its
+    cache. A file longer than HASHED_BYTES also counts by its size and modification time.
     """
     with ThreadPoolExecutor(workers) as pool:
         digests = list(pool.map(lambda clip: _file_digest(root / AUDIO / clip.filename), clips))
@@ -92,7 +87,7 @@ def content_key(
 
 
 def _file_digest(path: Path) -> str:
-    """Hash a file's content, or say why there is none."""
+    """Hash a file's content, or say why it has none."""
     try:
         status = path.stat()
         if not path.is_file():
@@ -114,7 +109,7 @@ def _file_digest(path: Path) -> str:
 def read_cache(
     folder: Path, num_clips: int, num_samples: int
 ) -> tuple[NDArray[np.int16], dict[str, str]] | None:
-    """Open a finished cache; None when it is absent or not what its name promises."""
+    """Open a finished cache; None if it is absent or holds something else than its name says."""
     try:
         about = json.loads((folder / "about.json").read_text("utf-8"))
         reasons: dict[str, str] = dict(about["bad_files"])
@@ -135,10 +130,10 @@ def build_cache(
     skip_bad_files: bool,
     console: Console,
 ) -> tuple[NDArray[np.int16], dict[str, str]]:
-    """Decode every clip into a folder that appears under its name once it is whole.
+    """Decode every clip into a folder, which appears under its name once it is complete.
 
-    Nothing is published when there are bad files that must not be skipped. Rows are written to a
-    file, not through a memory map, where a full disk would be a crash instead of an error.
+    Publishes nothing if there are bad files and `skip_bad_files` is off. Rows are written to a
+    file, not through a memory map: there, a full disk would crash the process.
     """
 
     def decode(clip: Clip) -> NDArray[np.int16] | str:
@@ -153,7 +148,7 @@ def build_cache(
             return str(error)
 
     for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
-        shutil.rmtree(left_behind, ignore_errors=True)  # of a killed process: the lock is ours now
+        shutil.rmtree(left_behind, ignore_errors=True)  # by a killed process: we hold the lock now
     reasons: dict[str, str] = {}
     with atomic_folder(folder) as temporary:
         with (
@@ -184,14 +179,14 @@ def _map(path: Path) -> NDArray[np.int16]:
 
 
 def _write_header(file: IO[bytes], num_clips: int, num_samples: int) -> None:
-    """Write the .npy header; NumPy pads it so that any number of clips takes the same space."""
+    """Write the .npy header, which NumPy pads to the same size for any number of clips."""
     header = {"descr": "<i2", "fortran_order": False, "shape": (num_clips, num_samples)}
     np.lib.format.write_array_header_1_0(file, header)
 
 
 @contextmanager
 def cache_errors(cache: Path) -> Iterator[None]:
-    """Turn what the system says of the cache folder into a message with a next step."""
+    """Turn an OSError of the cache folder into a message with a next step."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Data sets in ESC-50's layout, decoded once into a memory-mapped cache.
 
-`meta/esc50.csv` lists the clips of `audio/`. Whatever format, sample rate, channels and length they
-have, a `Dataset` holds each as one row of int16 samples at one rate and one length.
+`meta/esc50.csv` lists the clips of `audio/`, in any format, sample rate, length and number of
+channels. A `Dataset` holds each as one row of int16 samples, at one rate and of one length.
 """
 
 from __future__ import annotations
@@ -62,15 +62,15 @@ class Dataset:
     """Files left out by skip_bad_files."""
     root: Path
     key: str
-    """Hash of the files' content, of the settings that shape the waveforms, and of every row of the
-    table that is used: two data sets with the same key train and test the same."""
+    """Hash of the files' content, of the settings that shape the waveforms, and of the table's rows
+    in use: two data sets with the same key train and test the same."""
     decode_seconds: float
-    """Time spent decoding; 0.0 when the cache was there."""
+    """Time spent decoding; 0.0 if the cache existed."""
     synthesised: bool
 
     @cached_property
     def sound_levels(self) -> NDArray[np.float32]:
-        """RMS of every clip, full scale being 1, shape (num_clips,); clips are read once for it."""
+        """RMS of every clip, 1 at full scale, shape (num_clips,). Reads every clip once."""
         norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
         return np.array(norms, np.float32) / np.float32(32768 * self.waveforms.shape[1] ** 0.5)
 
@@ -78,13 +78,13 @@ class Dataset:
 def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     """Return the data set that `config` names, decoded.
 
-    Downloads ESC-50 when `config.download` is set, synthesises a data set when there is no
-    `config.paths.data`, and decodes audio only when no cache holds just these files at just these
-    settings. Any number of processes may call it at once: one decodes, the others wait.
+    Downloads ESC-50 if `config.download` is set, synthesises a data set if `config.paths.data` is
+    None, and decodes audio only if no cache holds these files at these settings. Any number of
+    processes may call it at once: one decodes, the others wait.
 
     Args:
         config: The run's settings.
-        console: Where progress goes; none: standard error.
+        console: Where progress goes; None is standard error.
     Raises:
         InputError: The data set, the settings or the cache folder cannot be used.
     """
@@ -132,24 +132,26 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
 
 
 def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
-    """Return the folds to test on, once it is sure that each can be trained for and tested.
+    """Return the folds to test on, after checking that each can be trained and tested.
 
     Args:
         dataset: The data set.
-        folds: Folds as numbered in the csv; none named: all of them.
+        folds: Folds as numbered in the csv; empty takes all.
     Raises:
-        InputError: A fold does not exist, is named twice or has no clip left to test, or leaves a
-            class without a training clip; or the data set has one fold or one class only.
+        InputError: A fold does not exist, is named twice, has no clip left to test, or leaves a
+            class without a training clip; or the data set has only one fold or one class.
     """
     table = dataset.root / METADATA
     used = sorted({*dataset.folds.tolist()} | {bad.fold for bad in dataset.bad_files})
     named = ", ".join(map(str, used))
     if len(used) < 2:
         raise InputError(
-            f"{table} must have at least 2 folds to cross-validate, it has fold {named}"
+            f"{table} must have at least 2 folds to cross-validate, got only fold {named}"
         )
     if len(dataset.class_names) < 2:
-        raise InputError(f"{table} must have at least 2 classes, it has {dataset.class_names[0]!r}")
+        raise InputError(
+            f"{table} must have at least 2 classes, got only {dataset.class_names[0]!r}"
+        )
     check_fold_names(folds, used, table)
     for fold in folds:
         if list(folds).count(fold) > 1:
@@ -179,7 +181,7 @@ def untrained_classes(dataset: Dataset, fold: int) -> list[str]:
 
 
 def check_fold_names(folds: Sequence[int], known: Sequence[int], table: Path) -> None:
-    """Raise if `--folds` names one that the table at `table` does not have."""
+    """Raise if `--folds` names a fold that the table does not have."""
     for fold in folds:
         if fold not in known:
             named = ", ".join(map(str, known))
@@ -187,7 +189,7 @@ def check_fold_names(folds: Sequence[int], known: Sequence[int], table: Path) ->
 
 
 def _dataset_key(audio_key: str, clips: Sequence[Clip]) -> str:
-    """Hash what a training follows from: the audio, and each clip's fold, target and category."""
+    """Hash what determines a training: the audio, and each clip's fold, target and category."""
     rows = json.dumps([audio_key, *(asdict(clip) for clip in clips)])
     return hashlib.sha256(rows.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Fetches ESC-50: resumed where it broke off, verified, unpacked without trust."""
+"""Download ESC-50: resume a broken transfer, verify the archive, check each member, unpack."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ BLOCK_BYTES = 2**18
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as cut."""
 BACK_OFF = (1.0, 2.0, 4.0, 8.0)
-"""Seconds before each new attempt that follows one without progress; then it is given up."""
+"""Seconds before each new attempt in a row without progress; after the last, give up."""
 PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses that may be gone at the next attempt."""
+"""HTTP statuses that may pass by the next attempt."""
 MAX_ARCHIVE_BYTES = 4 * 2**30
 MAX_UNPACKED_BYTES = 4 * 2**30
-"""Five times what ESC-50 takes; more is no data set but a bomb."""
+"""Five times the size of ESC-50; a larger archive is taken for a zip bomb."""
 MAX_MEMBERS = 100_000
 
 _NETWORK_ERRORS = (
@@ -51,17 +51,17 @@ _NETWORK_ERRORS = (
 
 
 def download_esc50(config: Config, destination: Path, *, console: Console) -> Path:
-    """Return the folder of ESC-50, fetched and unpacked unless it is there already.
+    """Return the folder of ESC-50; download and unpack it first if needed.
 
-    A transfer that broke off, in this process or an earlier one, goes on where it ended. The
-    archive is unpacked once its checksum is right, and the folder appears whole.
+    A transfer that broke off, in this process or an earlier one, resumes where it ended. The
+    archive is unpacked only if its checksum matches, and the folder appears complete.
 
     Args:
-        config: `audio.download_url` and `audio.download_sha256` say what is fetched.
+        config: `audio.download_url` and `audio.download_sha256` are used.
         destination: The folder to make; must be absent, empty or a data set in ESC-50's layout.
         console: Where progress goes.
     Raises:
-        InputError: The archive cannot be fetched, is not what the checksum says, is no data set or
+        InputError: The archive cannot be downloaded, has another checksum, holds no data set or
             would write outside its folder; or the folder cannot be written.
     """
     with _folder_errors(destination):
@@ -69,8 +69,8 @@ def download_esc50(config: Config, destination: Path, *, console: Console) -> Pa
             return destination
         if destination.is_dir() and any(destination.iterdir()):
             raise InputError(
-                f"--download needs an empty or new folder, {destination} holds something else; "
-                "name another with --data"
+                f"--download needs a new or empty folder, got {destination}, which holds other "
+                "files; name another folder with --data"
             )
     url = config.audio.download_url
     if urlsplit(url).scheme not in ("http", "https"):
@@ -90,7 +90,7 @@ def download_esc50(config: Config, destination: Path, *, console: Console) -> Pa
 
 
 def _fetch(url: str, archive: Path, console: Console) -> None:
-    """Fetch to `<archive>.part`, in as many attempts as bring progress, and rename it."""
+    """Fetch to `<archive>.part`, retrying while attempts make progress, and rename it."""
     part = archive.with_name(f"{archive.name}.part")
     notes = archive.with_name(f"{archive.name}.part.json")
     if _read_notes(notes).get("url") != url:
@@ -118,23 +118,25 @@ def _fetch(url: str, archive: Path, console: Console) -> None:
         if failures > len(BACK_OFF):
             raise InputError(
                 f"audio.download-url {url}: {problem}, {failures} times without progress; "
-                f"{size / 1e6:.1f} MB are kept, the same command goes on from there"
+                f"{size / 1e6:.1f} MB are kept, and the same command resumes from there"
             )
         pause = BACK_OFF[max(0, failures - 1)]
-        console.print(f"Download: {problem}; again in {pause:g} s", highlight=False, markup=False)
+        console.print(
+            f"Download: {problem}; retrying in {pause:g} s", highlight=False, markup=False
+        )
         time.sleep(pause)
     os.replace(part, archive)
     notes.unlink(missing_ok=True)
 
 
 def _fetch_once(url: str, part: Path, notes: Path, console: Console) -> bool:
-    """Add to `part` what one connection gives; say whether it is complete now."""
+    """Append the bytes of one connection to `part`; return whether it is complete."""
     done = part.stat().st_size if part.exists() else 0
     headers = {"User-Agent": "ast-fast", "Accept-Encoding": "identity"}
     if done:
         headers["Range"] = f"bytes={done}-"
         if validator := _read_notes(notes).get("validator"):
-            headers["If-Range"] = validator  # a changed file comes whole instead
+            headers["If-Range"] = validator  # the server sends a changed file from its start
     request = urllib.request.Request(url, headers=headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
@@ -151,7 +153,7 @@ def _fetch_once(url: str, part: Path, notes: Path, console: Console) -> bool:
             if start != done:
                 part.unlink()
                 return False
-        else:  # the server does not resume, or the file is another now: it comes whole
+        else:  # the server cannot resume, or the file has changed: it sends all of it
             done = 0
             total = _whole_number(response.headers.get("Content-Length"))
         if (total or 0) > MAX_ARCHIVE_BYTES:
@@ -172,7 +174,7 @@ def _fetch_once(url: str, part: Path, notes: Path, console: Console) -> bool:
 
 
 def _read_block(response: http.client.HTTPResponse) -> bytes:
-    """Read from the network alone, so that its errors are not taken for the disk's."""
+    """Read a block; turn an OSError of the network into a URLError, apart from the disk's."""
     try:
         return response.read(BLOCK_BYTES)
     except OSError as error:
@@ -191,7 +193,7 @@ def _whole_number(header: str | None) -> int | None:
 
 
 def _write_notes(notes: Path, url: str, response: http.client.HTTPResponse) -> None:
-    """Note what the server says the file's version is: only a strong ETag or a date will do."""
+    """Note the URL and the version of the file: a strong ETag, or the date of its change."""
     etag = response.headers.get("ETag", "")
     validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
     with atomic_write(notes) as temporary:
@@ -220,7 +222,7 @@ def _verify(url: str, archive: Path, sha256: str) -> None:
 
 
 def _unpack(url: str, archive: Path, destination: Path, console: Console) -> None:
-    """Unpack the data set in a zip archive, once every member is known to be harmless."""
+    """Unpack the data set in a zip archive, after checking every member."""
     try:
         with zipfile.ZipFile(archive) as opened:
             members = _checked_members(url, opened)
@@ -241,7 +243,7 @@ def _unpack(url: str, archive: Path, destination: Path, console: Console) -> Non
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         archive.unlink()
         raise InputError(
-            f"audio.download-url {url}: is no zip archive that can be read ({error}); the file was "
+            f"audio.download-url {url}: is not a readable zip archive ({error}); the file was "
             "removed"
         ) from None
 
@@ -264,13 +266,13 @@ def _checked_members(
         ):
             problem = "would be written outside its folder"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            problem = "is a link" if kind == stat.S_IFLNK else "is no plain file"
+            problem = "is a link" if kind == stat.S_IFLNK else "is not a regular file"
         elif member.flag_bits & 1:
             problem = "is encrypted"
         elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            problem = "is not packed by deflate"
+            problem = "is compressed, but not by deflate"
         elif path in found:
-            problem = "is there twice"
+            problem = "appears twice"
         if problem:
             raise InputError(
                 f"audio.download-url {url}: member {member.orig_filename!r} {problem}; nothing was "
@@ -298,8 +300,8 @@ def _checked_members(
 
 def _too_large(url: str) -> InputError:
     return InputError(
-        f"audio.download-url {url}: must have at most {MAX_ARCHIVE_BYTES / 2**30:g} GiB, unpacked "
-        f"{MAX_UNPACKED_BYTES / 2**30:g} GiB and {MAX_MEMBERS} files"
+        f"audio.download-url {url}: must have at most {MAX_ARCHIVE_BYTES / 2**30:g} GiB, "
+        f"{MAX_UNPACKED_BYTES / 2**30:g} GiB unpacked, and {MAX_MEMBERS} files"
     )
 
 

@@ -1,4 +1,4 @@
-"""ESC-50's layout: where the table and the audio lie, and the table, every row of it checked."""
+"""ESC-50's layout: where the table and the audio are, and the table with every row checked."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ast_fast.errors import InputError
 METADATA = Path("meta", "esc50.csv")
 AUDIO = Path("audio")
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
-"""Columns of the table; the last three may be missing where nothing asks for them."""
+"""Columns of the table; the last three are optional, except esc10 for ESC-10."""
 REQUIRED_COLUMNS = COLUMNS[:4]
 
 LISTED = 20
-"""Things that an error names before it counts the rest."""
+"""Items that an error names before it counts the rest."""
 
 Subset = Literal["all", "esc10"]
 
@@ -44,17 +44,17 @@ class BadFile:
 
 
 def read_metadata(root: Path, *, subset: Subset = "all") -> list[Clip]:
-    """Read `meta/esc50.csv`, every row of it checked.
+    """Read `meta/esc50.csv` and check every row.
 
-    Columns may stand in any order and others may be there; src_file and take are not read.
+    Columns may have any order, and there may be others; src_file and take are not read.
 
     Args:
         root: Folder that holds audio/ and meta/.
-        subset: `"esc10"` keeps the rows whose column esc10 says True.
+        subset: `"esc10"` keeps the rows whose column esc10 is True.
     Returns:
         The clips, in the csv's order.
     Raises:
-        InputError: The folder or the csv is missing or malformed: which line, which column, why.
+        InputError: The folder or the csv is missing or malformed; the message says where and why.
     """
     table = root / METADATA
     _check_layout(root, table)
@@ -77,9 +77,11 @@ def _check_layout(root: Path, table: Path) -> None:
         if not table.is_file():
             inside = sorted(path.parent.parent for path in root.glob(f"*/{METADATA.as_posix()}"))
             hint = f"; did you mean --data {inside[0]}?" if inside else ""
-            raise InputError(f"--data {root} must hold {METADATA.as_posix()}, there is none{hint}")
+            raise InputError(
+                f"--data {root} must hold {METADATA.as_posix()}, which is missing{hint}"
+            )
         if not (root / AUDIO).is_dir():
-            raise InputError(f"--data {root} must hold the folder {AUDIO}/, there is none")
+            raise InputError(f"--data {root} must hold the folder {AUDIO}/, which is missing")
     except OSError as error:  # no permission, or a name longer than the system takes
         raise InputError(f"--data {root} cannot be read: {error.strerror}") from error
 
@@ -89,21 +91,20 @@ def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list
     rows = _numbered_rows(table, reader)
     header_line, header = next(rows, (1, []))
     if not header:
-        raise InputError(f"{table} must begin with the columns {', '.join(required)}, it is empty")
+        raise InputError(f"{table} must begin with the columns {', '.join(required)}, but is empty")
     for column in required:
         if header.count(column) != 1:
             found = ", ".join(repr(name) for name in header[:LISTED])
-            times = "twice" if header.count(column) else "not"
             raise InputError(
-                f"{table}, line {header_line}: column {column} must be there once, it is {times} "
-                f"among {found}"
+                f"{table}, line {header_line}: column {column} must appear once, "
+                f"got {header.count(column)} among {found}"
             )
     clips: list[Clip] = []
     checker = _RowChecker(table)
     for line, row in rows:
         if len(row) != len(header):
             raise InputError(
-                f"{table}, line {line}: must have {len(header)} values as the header has, "
+                f"{table}, line {line}: must have {len(header)} values, as many as the header, "
                 f"got {len(row)}"
             )
         values = dict(zip(header, row, strict=True))
@@ -112,12 +113,12 @@ def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list
             clips.append(clip)
     if not clips:
         what = "no row with esc10 True" if checker.lines else "no row below its header"
-        raise InputError(f"{table} must list at least one clip, it has {what}")
+        raise InputError(f"{table} must list at least one clip, but has {what}")
     return clips
 
 
 def _numbered_rows(table: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
-    """Yield each row that is not blank with the 1-based line that it ends on."""
+    """Yield each row that is not blank, with the 1-based line on which it ends."""
     while True:
         try:
             row = next(reader)
@@ -125,13 +126,13 @@ def _numbered_rows(table: Path, reader: Iterator[list[str]]) -> Iterator[tuple[i
             return
         except csv.Error as error:
             line = reader.line_num  # type: ignore[attr-defined]
-            raise InputError(f"{table}, line {line}: is no valid csv ({error})") from None
+            raise InputError(f"{table}, line {line}: is not valid csv ({error})") from None
         if row:
             yield reader.line_num, row  # type: ignore[attr-defined]
 
 
 class _RowChecker:
-    """Checks rows one by one, and each against those before it."""
+    """Checks each row by itself, and against the rows before it."""
 
     def __init__(self, table: Path) -> None:
         self.table = table
@@ -148,11 +149,11 @@ class _RowChecker:
             self._fail(line, "category", "must be a name", category)
         known, first = self.categories.setdefault(target, (category, line))
         if known != category:
-            rule = f"must be {known!r} as on line {first}, which has target {target} too"
+            rule = f"must be {known!r} as on line {first}, which also has target {target}"
             self._fail(line, "category", rule, category)
         known_target, first = self.targets.setdefault(category, (target, line))
         if known_target != target:
-            rule = f"must be {known_target} as on line {first}, which is {category!r} too"
+            rule = f"must be {known_target} as on line {first}, which is also {category!r}"
             self._fail(line, "target", rule, values["target"])
         return Clip(filename, fold, target, category)
 
@@ -169,7 +170,7 @@ class _RowChecker:
                 self._fail(line, "filename", f"must stay inside {AUDIO}/", value)
         path = str(PurePosixPath(value))  # ./a.wav is a.wav
         if path in self.lines:
-            rule = f"must be listed once, line {self.lines[path]} has it too"
+            rule = f"must be listed once, but is on line {self.lines[path]} too"
             self._fail(line, "filename", rule, value)
         self.lines[path] = line
         return value
@@ -190,7 +191,7 @@ def class_names_of(clips: Sequence[Clip]) -> tuple[str, ...]:
 
 
 def bad_files_of(clips: Sequence[Clip], reasons: dict[str, str]) -> tuple[BadFile, ...]:
-    """Return the clips whose file cannot be used, by the reasons for each file name."""
+    """Return the clips whose file cannot be used, given the reason for each file name."""
     return tuple(
         BadFile(clip.filename, clip.fold, clip.category, reasons[clip.filename])
         for clip in clips
@@ -201,12 +202,12 @@ def bad_files_of(clips: Sequence[Clip], reasons: dict[str, str]) -> tuple[BadFil
 def check_bad_files(
     root: Path, clips: Sequence[Clip], bad_files: Sequence[BadFile], *, skip: bool
 ) -> None:
-    """Raise when bad files are not to be skipped, or leave a class without a clip."""
+    """Raise if there are bad files and `skip` is off, or if they leave a class without a clip."""
     if bad_files and not skip:
         listed = list_some([f"{bad.filename} {bad.reason}" for bad in bad_files])
         raise InputError(
             f"{len(bad_files)} of {len(clips)} files in {root / AUDIO} cannot be used: {listed}; "
-            "--skip-bad-files goes on without them"
+            "--skip-bad-files leaves them out"
         )
     bad = {file.filename for file in bad_files}
     left = {clip.category for clip in clips if clip.filename not in bad}

@@ -1,7 +1,7 @@
-"""A synthesised data set in ESC-50's layout, for runs with no data at hand.
+"""Synthesise a data set in ESC-50's layout, for runs without data.
 
-Ten classes of plain sounds, real files in real folds: what reads ESC-50 reads it too. Some files
-are stereo, at 44.1 kHz, short or long, so that a run on them exercises the loader as well.
+Ten classes of plain sounds, in files and folds like ESC-50's. Some files are stereo, at 44.1 kHz,
+short or long, so that a run on them exercises the loader as well.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ NUM_FOLDS = 5
 CLIPS_PER_FOLD = 6
 """Clips of each class in each fold."""
 VERSION = 1
-"""Raised when the sounds change."""
+"""Increased when the sounds change."""
 
 Waveform = NDArray[np.float64]
 
 
 def synthesise(cache: Path, *, console: Console) -> Path:
-    """Return the folder of the synthesised data set, made on the first call.
+    """Return the folder of the synthesised data set; make it on the first call.
 
-    Every byte follows from the module's constants. The folder appears whole or not at all, and two
+    The module's constants determine every byte. The folder appears complete or not at all, and two
     processes that ask at once get the same one.
 
     Args:
-        cache: Folder that holds it; must exist.
+        cache: The folder above it; must exist.
         console: Where progress goes.
     """
     root = cache / f"synthetic-v{VERSION}-{SAMPLE_RATE}"
@@ -88,13 +88,13 @@ def _write_clip(
     if kind == 4:
         balance = rng.uniform(0.4, 1.0)
         waveform = np.stack([waveform, balance * waveform], axis=1)
-    encoded = io.BytesIO()  # a full disk is the system's error then, not a riddle of libsndfile's
+    encoded = io.BytesIO()  # so that a full disk raises OSError, not an unclear libsndfile error
     soundfile.write(encoded, waveform, rate, format="WAV", subtype="PCM_16")
     path.write_bytes(encoded.getvalue())
 
 
 def _sweep(rng: np.random.Generator, times: Waveform, *, rising: bool) -> Waveform:
-    """Return sweeps over two octaves or more, one after the other."""
+    """Return consecutive sweeps over two octaves or more."""
     low = rng.uniform(200, 600)
     high = low * rng.uniform(4, 9)
     period = rng.uniform(0.6, 1.2)
@@ -123,7 +123,7 @@ def _pure_tone(rng: np.random.Generator, times: Waveform) -> Waveform:
 
 
 def _harmonic_buzz(rng: np.random.Generator, times: Waveform) -> Waveform:
-    """Return two dozen harmonics of a low pitch, each of its own strength and phase."""
+    """Return 24 harmonics of a low pitch, each with its own strength and phase."""
     fundamental = np.exp(2j * np.pi * rng.uniform(80, 250) * times)
     harmonics = np.zeros_like(fundamental)
     for k in range(24, 0, -1):  # Horner's scheme: one product a harmonic instead of one sine
@@ -176,7 +176,7 @@ def _bell(rng: np.random.Generator, times: Waveform) -> Waveform:
 
 
 def _rumble(rng: np.random.Generator, times: Waveform) -> Waveform:
-    """Return noise below some 150 Hz."""
+    """Return noise below about 150 Hz."""
     rate = len(times) / (times[-1] + times[1])
     frequencies = np.fft.rfftfreq(len(times), 1 / rate)
     spectrum = np.fft.rfft(rng.standard_normal(len(times)))

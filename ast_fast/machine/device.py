@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from ast_fast.errors import InputError
-from ast_fast_kernels._torch.checks import cpu_capabilities
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bfloat16", "float16"]
@@ -74,8 +73,13 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = cpu_capabilities()
-    return any(capabilities.get(unit, False) for unit in CPU_BFLOAT16_UNITS)
+    return any(cpu_capabilities().get(unit, False) for unit in CPU_BFLOAT16_UNITS)
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what torch knows of this CPU: nothing in torch 2.9, which cannot say."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:

@@ -1,1 +1,1 @@
-"""The end of a run: figures, a page, and the check of its own kernels."""
+"""The report of a run: report.json, its page and figures, and the check of the run's kernels."""

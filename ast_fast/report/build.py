@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.report import metrics
+from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
@@ -28,14 +29,28 @@ STAGES = ("decode", "features", "forward", "backward")
 
 @dataclass(frozen=True)
 class Measured:
-    """What one fold cost."""
+    """Times of one fold, and the check of its kernels."""
 
     seconds: float
-    """Wall time of the fold, kernel check included; if it was taken up again, of what was kept."""
+    """Wall time of the fold, with its kernel check; of a resumed fold, of the epochs kept."""
     stages: dict[str, float]
     """Seconds of each stage."""
-    kernels: dict[str, Any]
-    """`kernel_check.check_kernels` on a batch of the fold."""
+    kernels: KernelChecks
+    """On one batch of the fold's test clips."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        """Return what `to_json` gave.
+
+        Raises:
+            KeyError, TypeError: It is incomplete.
+        """
+        return cls(**{**document, "kernels": KernelChecks.from_json(document["kernels"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of measured.json."""
+        kernels = self.kernels.to_json()
+        return {"seconds": self.seconds, "stages": self.stages, "kernels": kernels}
 
 
 def write_report(
@@ -47,15 +62,15 @@ def write_report(
     measured: Mapping[int, Measured],
     run: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write report.json and report.html into the run's folder, and return what report.json holds.
+    """Write report.json and report.html into the run's folder; return report.json's content.
 
     Args:
         out_dir: The run's folder.
         config: The run's settings.
-        dataset: The clips it was trained and tested on.
+        dataset: The clips for training and testing.
         results: One for each fold tested.
         measured: Times and kernel checks, by fold.
-        run: What `run_info.describe_run` found, with the end of the run.
+        run: The content of run.json, with the end of the run.
     """
     report = build_report(config, dataset, results, measured=measured, run=run)
     with atomic_write(out_dir / "report.json") as path:
@@ -67,10 +82,10 @@ def write_report(
 
 
 def read_report(out_dir: Path) -> dict[str, Any]:
-    """Return report.json of a finished run's folder.
+    """Return the content of report.json in a finished run's folder.
 
     Raises:
-        InputError: There is none, or it is no run's report.
+        InputError: It is missing, or is not a run's report.
     """
     path = out_dir / "report.json"
     try:
@@ -95,49 +110,21 @@ def build_report(
 ) -> dict[str, Any]:
     """Return report.json's content: accuracy, classes, kernels, times, settings and machine.
 
-    The deviation over folds is the sample's (n - 1), 0 for one fold. Numbers that are not finite
-    become null, because JSON has none.
+    The deviation over folds is the sample standard deviation (n - 1), 0 for one fold. Numbers that
+    are not finite become null, because JSON has only finite ones.
     """
     labels, predicted = _pooled(dataset, results)
-    matrices = {result.fold: _confusion(dataset, result) for result in results}
-    matrix = sum(matrices.values(), np.zeros_like(matrices[results[0].fold]))
-    mean, std = metrics.mean_and_std([result.accuracy for result in results])
+    names = dataset.class_names
+    matrix = metrics.confusion_matrix(labels, predicted, len(names))
     report = {
-        "accuracy": {
-            "mean": mean,
-            "std": std,
-            "per_fold": {str(result.fold): result.accuracy for result in results},
-        },
-        "folds": {
-            str(result.fold): {
-                "accuracy": result.accuracy,
-                "loss": result.loss,
-                "num_train": int(np.sum(dataset.folds != result.fold)),
-                "num_test": len(result.test_indices),
-                "confusion": matrices[result.fold].tolist(),
-                "history": [asdict(row) for row in result.history],
-            }
-            for result in results
-        },
-        "classes": [
-            asdict(row) for row in metrics.class_metrics(labels, predicted, dataset.class_names)
-        ],
+        "accuracy": _accuracy(results),
+        "folds": {str(result.fold): _fold(dataset, result) for result in results},
+        "classes": [asdict(row) for row in metrics.class_metrics(labels, predicted, names)],
         "confusion": matrix.tolist(),
-        "most_confused": [
-            asdict(pair) for pair in metrics.most_confused(matrix, dataset.class_names)
-        ],
+        "most_confused": [asdict(pair) for pair in metrics.most_confused(matrix, names)],
         "kernels": _kernels(measured),
         "timing": _timing(dataset, results, measured),
-        "data": {
-            "path": None if dataset.synthesised else str(dataset.root),
-            "synthesised": dataset.synthesised,
-            "subset": config.subset,
-            "num_clips": len(dataset.clips),
-            "num_classes": len(dataset.class_names),
-            "folds": sorted({int(fold) for fold in dataset.folds}),
-            "key": dataset.key,
-            "bad_files": [asdict(bad) for bad in dataset.bad_files],
-        },
+        "data": _data(config, dataset),
         "config": config_values(config),
         "run": dict(run),
     }
@@ -145,46 +132,74 @@ def build_report(
     return finite
 
 
+def _accuracy(results: Sequence[FoldResult]) -> dict[str, Any]:
+    mean, std = metrics.mean_and_std([result.accuracy for result in results])
+    per_fold = {str(result.fold): result.accuracy for result in results}
+    return {"mean": mean, "std": std, "per_fold": per_fold}
+
+
+def _fold(dataset: Dataset, result: FoldResult) -> dict[str, Any]:
+    labels, predicted = _pooled(dataset, [result])
+    matrix = metrics.confusion_matrix(labels, predicted, len(dataset.class_names))
+    return {
+        "accuracy": result.accuracy,
+        "loss": result.loss,
+        "num_train": int(np.sum(dataset.folds != result.fold)),
+        "num_test": len(result.test_indices),
+        "confusion": matrix.tolist(),
+        "history": [asdict(row) for row in result.history],
+    }
+
+
+def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "path": None if dataset.synthesised else str(dataset.root),
+        "synthesised": dataset.synthesised,
+        "subset": config.subset,
+        "num_clips": len(dataset.clips),
+        "num_classes": len(dataset.class_names),
+        "folds": sorted({int(fold) for fold in dataset.folds}),
+        "key": dataset.key,
+        "bad_files": [asdict(bad) for bad in dataset.bad_files],
+    }
+
+
 def _pooled(
     dataset: Dataset, results: Sequence[FoldResult]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return labels and predictions of every tested clip; each is tested in one fold only."""
+    """Return the labels and predictions of every tested clip."""
     labels = np.concatenate([dataset.labels[result.test_indices] for result in results])
     predicted = np.concatenate([result.probabilities.argmax(axis=1) for result in results])
     return labels, predicted
 
 
-def _confusion(dataset: Dataset, result: FoldResult) -> NDArray[np.int64]:
-    """Return how often each class was taken for each, among the clips that a fold tested."""
-    return metrics.confusion_matrix(*_pooled(dataset, [result]), len(dataset.class_names))
-
-
 def _kernels(measured: Mapping[int, Measured]) -> dict[str, Any]:
-    """Gather the folds' checks: the largest error, the median ratio, and each fold's own."""
-    ops: dict[str, Any] = {}
-    for op in ("fbank", "attention", "stem"):
-        if not measured or any(op not in fold.kernels for fold in measured.values()):
+    """Summarise the folds' checks: the largest error, the median ratio, and each fold's check."""
+    by_fold = {str(fold): cost.kernels.by_operation() for fold, cost in measured.items()}
+    operations: dict[str, Any] = {}
+    for operation in next(iter(by_fold.values()), {}):
+        if not all(operation in checks for checks in by_fold.values()):
             continue
-        checks = {str(fold): fold_measured.kernels[op] for fold, fold_measured in measured.items()}
-        rows = list(checks.values())
-        gathered: dict[str, Any] = {"backend": rows[0]["backend"]}
-        for key, gather in (("max_abs_error", max), ("speed_ratio", statistics.median)):
-            values = [row[key] for row in rows if row[key] is not None]
-            gathered[key] = gather(values) if values else None
-        reason = rows[0].get("reason")
-        if reason:
-            gathered["reason"] = reason
-        ops[op] = {**gathered, "per_fold": checks}
-    return ops
+        rows = [checks[operation] for checks in by_fold.values()]
+        errors = [row.max_abs_error for row in rows if row.max_abs_error is not None]
+        ratios = [row.speed_ratio for row in rows if row.speed_ratio is not None]
+        operations[operation] = {
+            "backend": rows[0].backend,
+            "max_abs_error": max(errors, default=None),
+            "speed_ratio": statistics.median(ratios) if ratios else None,
+            **({"reason": rows[0].reason} if rows[0].reason else {}),
+            "per_fold": {fold: checks[operation].to_json() for fold, checks in by_fold.items()},
+        }
+    return operations
 
 
 def _timing(
     dataset: Dataset, results: Sequence[FoldResult], measured: Mapping[int, Measured]
 ) -> dict[str, Any]:
-    """Return training speed, and where the time went, in seconds over all folds.
+    """Return training speed, and the seconds of each stage over all folds.
 
-    The speed counts training steps only. What a process did after its last checkpoint, before it
-    was ended, is in no time.
+    The speed counts training steps only. The work that a killed process did after its last
+    checkpoint is not counted.
     """
     total = dataset.decode_seconds + sum(fold.seconds for fold in measured.values())
     stages = {
@@ -204,7 +219,7 @@ def _timing(
 
 
 def _finite(value: Any) -> Any:
-    """Return JSON data with null in the place of NaN and infinities."""
+    """Return JSON data with null in place of NaN and infinities."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The report's figures, as SVG that takes its colours from the page (light, dark, print)."""
+"""The report's figures: SVG with colours from the page's style sheet (light, dark, print)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import base64
 import io
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -13,7 +15,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 NUM_COLOURS = 8
-"""Line colours that the page's style sheet has, as `--series-1` and so on."""
+"""Number of line colours in the page's style sheet: `--series-1` and so on."""
 
 Line = tuple[str, Sequence[float], Sequence[float]]
 """Name, x and y of one line of a chart."""
@@ -25,45 +27,79 @@ def line_chart(
     """Return a chart of a few lines over a common x axis, with a legend below.
 
     Args:
-        lines: The lines, each drawn in the next colour; points that are not finite are left out.
+        lines: The lines, each in the next colour; points that are not finite are left out.
         x_label: What x counts.
         y_label: What y measures.
         percent: Whether y is a share of 1, shown from 0 to 100 %.
     """
-    width, height, left, right, top, bottom = 460, 270, 46, 12, 14, 40
     kept = [(name, _finite(xs, ys)) for name, xs, ys in lines]
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     if not xs:
         return Markup('<p class="note">No epoch was recorded.</p>')
-    x_ticks = _ticks(min(xs), max(xs), 6, whole=True)
     y_ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0] if percent else _ticks(0.0, max(ys), 5)
-    x_low, x_high = min(xs), max(max(xs), min(xs) + 1)
-    y_high = max(y_ticks[-1], max(ys)) or 1.0
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = (x - x_low) / (x_high - x_low)
-        return (
-            left + across * (width - left - right),
-            height - bottom - y / y_high * (height - top - bottom),
-        )
-
+    plane = _Plane(min(xs), max(max(xs), min(xs) + 1), max(y_ticks[-1], max(ys)) or 1.0)
     parts = []
     for tick in y_ticks:
-        _, y = place(x_low, tick)
-        label = f"{100 * tick:.0f} %" if percent else f"{tick:g}"
-        parts.append(
-            f'<line class="grid" x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        )
-        parts.append(_text(left - 6, y + 3.5, label, "end"))
-    for tick in x_ticks:
-        x, _ = place(tick, 0)
-        parts.append(_text(x, height - bottom + 16, f"{tick:g}", "middle"))
-    parts.append(_text((left + width - right) / 2, height - 6, x_label, "middle", "axis"))
+        parts += plane.y_tick(tick, f"{100 * tick:.0f} %" if percent else f"{tick:g}")
+    for tick in _ticks(min(xs), max(xs), 6, whole=True):
+        parts.append(plane.x_tick(tick))
+    parts.append(plane.x_title(x_label))
     for index, (_, points) in enumerate(kept):
-        placed = [place(x, y) for x, y in points]
+        parts += plane.line(points, _colour(index))
+    title = Markup('<div class="chart-title">{}</div>').format(y_label)
+    return (
+        Markup('<div class="chart">')
+        + title
+        + _svg(plane.width, plane.height, parts, f"{y_label} over {x_label}")
+        + legend([name for name, _ in kept])
+        + Markup("</div>")
+    )
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """The plane of a line chart, from (x_low, 0) to (x_high, y_high), and what is drawn on it."""
+
+    x_low: float
+    x_high: float
+    y_high: float
+    width: ClassVar = 460
+    height: ClassVar = 270
+    left: ClassVar = 46
+    right: ClassVar = 12
+    top: ClassVar = 14
+    bottom: ClassVar = 40
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Return a point's place in the drawing."""
+        across = (x - self.x_low) / (self.x_high - self.x_low)
+        return (
+            self.left + across * (self.width - self.left - self.right),
+            self.height - self.bottom - y / self.y_high * (self.height - self.top - self.bottom),
+        )
+
+    def y_tick(self, value: float, label: str) -> list[str]:
+        """Draw a grid line with its label."""
+        _, y = self.place(self.x_low, value)
+        ends = f'x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"'
+        return [f'<line class="grid" {ends}/>', _text(self.left - 6, y + 3.5, label, "end")]
+
+    def x_tick(self, value: float) -> str:
+        """Draw a label below the x axis."""
+        x, _ = self.place(value, 0)
+        return _text(x, self.height - self.bottom + 16, f"{value:g}", "middle")
+
+    def x_title(self, title: str) -> str:
+        """Draw what x counts."""
+        middle = (self.left + self.width - self.right) / 2
+        return _text(middle, self.height - 6, title, "middle", "axis")
+
+    def line(self, points: Sequence[tuple[float, float]], colour: str) -> list[str]:
+        """Draw a line through points, and the points themselves if they are few."""
+        placed = [self.place(x, y) for x, y in points]
         path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
-        colour = _colour(index)
+        parts = []
         if len(placed) > 1:
             parts.append(f'<polyline class="line" style="stroke:{colour}" points="{path}"/>')
         if len(placed) <= 12:
@@ -71,19 +107,11 @@ def line_chart(
                 f'<circle r="2.4" style="fill:{colour}" cx="{x:.1f}" cy="{y:.1f}"/>'
                 for x, y in placed
             )
-    drawing = _svg(width, height, parts, f"{y_label} over {x_label}")
-    title = Markup('<div class="chart-title">{}</div>').format(y_label)
-    return (
-        Markup('<div class="chart">')
-        + title
-        + drawing
-        + legend([n for n, _ in kept])
-        + Markup("</div>")
-    )
+        return parts
 
 
 def legend(names: Iterable[str]) -> Markup:
-    """Return the names beside the colours that charts draw them in."""
+    """Return the names, each beside its colour in the charts."""
     items = (
         Markup('<li><span class="swatch" style="background:{}"></span>{}</li>').format(
             _colour(index), name
@@ -94,7 +122,7 @@ def legend(names: Iterable[str]) -> Markup:
 
 
 def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Markup:
-    """Return one bar for each fold's accuracy, with the mean and chance as lines across.
+    """Return a bar for each fold's accuracy, and lines for the mean and for chance.
 
     Args:
         accuracies: Accuracy by fold, from 0 to 1.
@@ -128,10 +156,10 @@ def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Mark
 
 
 def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
-    """Return the confusion matrix: a row for each true class, shaded by its share of the row.
+    """Return the confusion matrix: a row for each true class, cells shaded by share of the row.
 
-    Cells are sized by the number of classes, so that 10 fill a column of text and 50 still carry
-    their counts.
+    The number of classes sets the size of the cells: 10 classes fill a column of text, and the
+    cells of 50 still have room for their counts.
 
     Args:
         matrix: Counts, shape (num_classes, num_classes), true classes down, predicted across.
@@ -161,39 +189,33 @@ def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
         parts.append(f'<path class="grid" d="{across}{down}"/>')
     totals = matrix.sum(axis=1)
     for row, column in np.argwhere(matrix > 0):
-        value = int(matrix[row, column])
-        share = value / totals[row]
-        x, y = left + column * cell, top + row * cell
-        parts.append(
-            _titled(
-                f"{names[row]} taken for {names[column]}: {value} of {totals[row]}",
-                _rect(
-                    "hit" if row == column else "miss",
-                    x + 0.5,
-                    y + 0.5,
-                    cell - 1,
-                    cell - 1,
-                    style=f"fill-opacity:{0.12 + 0.88 * share:.2f}",
-                ),
-                _text(
-                    x + cell / 2,
-                    y + cell / 2 + font * 0.35,
-                    str(value),
-                    "middle",
-                    "on" if share > 0.55 else "",
-                    size=font,
-                ),
-            )
+        value, total = int(matrix[row, column]), int(totals[row])
+        shapes = _matrix_cell(
+            left + column * cell, top + row * cell, cell, font, value, total, hit=row == column
         )
+        title = f"{names[row]} taken for {names[column]}: {value} of {total}"
+        parts.append(_titled(title, *shapes))
     width = left + size + int(longest * 0.62) + 8
     return _svg(width, top + size + 8, parts, "Confusion matrix", natural=True)
 
 
+def _matrix_cell(
+    x: float, y: float, cell: int, font: float, value: int, total: int, *, hit: bool
+) -> tuple[str, str]:
+    """Draw a cell at (x, y): its shade by the share of its row, and its count."""
+    share = value / total
+    opacity = f"fill-opacity:{0.12 + 0.88 * share:.2f}"
+    shade = _rect("hit" if hit else "miss", x + 0.5, y + 0.5, cell - 1, cell - 1, style=opacity)
+    style = "on" if share > 0.55 else ""
+    middle = y + cell / 2 + font * 0.35
+    return shade, _text(x + cell / 2, middle, str(value), "middle", style, size=font)
+
+
 def stage_bar(shares: Sequence[tuple[str, float]]) -> Markup:
-    """Return one bar split by the shares of a whole.
+    """Return one bar divided into shares.
 
     Args:
-        shares: Name and share, the shares adding up to 1.
+        shares: Names and shares; the shares add up to 1.
     """
     width, height, at = 900, 34, 0.0
     parts = []
@@ -219,13 +241,13 @@ def spectrogram(
     centres: NDArray[np.floating],
     value_range: tuple[float, float],
 ) -> Markup:
-    """Return log-mel features as an image with time in seconds and mel bins in Hz on its axes.
+    """Return log-mel features as an image, with axes in seconds and in Hz of the mel bins.
 
     Args:
         log_mel: Features, shape (num_frames, num_mel_bins).
         seconds: Time from the first frame to the last frame's end.
         centres: Centre frequency of each mel bin in Hz, shape (num_mel_bins,).
-        value_range: Features at the dark and at the bright end of the colour scale.
+        value_range: Values at the dark and at the bright end of the colour scale.
     """
     left, top, inner_width, inner_height = 40, 6, 270, 104
     num_bins = len(centres)
@@ -258,7 +280,7 @@ def spectrogram(
 
 
 def _frequency_ticks(centres: NDArray[np.floating]) -> list[tuple[int, str]]:
-    """Return mel bins nearest to round frequencies, far enough apart to be read."""
+    """Return the mel bins nearest to round frequencies, far enough apart for labels."""
     ticks: list[tuple[int, str]] = []
     for hertz in (125, 250, 500, 1000, 2000, 4000, 8000, 16000):
         index = int(np.argmin(np.abs(centres - hertz)))
@@ -270,7 +292,7 @@ def _frequency_ticks(centres: NDArray[np.floating]) -> list[tuple[int, str]]:
 
 
 def _ticks(low: float, high: float, count: int, *, whole: bool = False) -> list[float]:
-    """Return round numbers from low to high, about `count` of them."""
+    """Return about `count` round numbers from low to high."""
     span = max(high - low, 1e-9)
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
@@ -307,7 +329,7 @@ def _rect(name: str, x: float, y: float, width: float, height: float, *, style: 
 
 
 def _titled(title: str, *parts: str) -> str:
-    """Group shapes under a text that the browser shows when the pointer rests on them."""
+    """Group shapes with a text that the browser shows as a tooltip."""
     return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
 
 

@@ -1,4 +1,4 @@
-"""How good predictions are, from labels and predicted classes alone."""
+"""Metrics of predictions, from labels and predicted classes."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class ClassMetrics:
 
     name: str
     precision: float
-    """Share of the clips predicted as this class that belong to it; 0 when there are none."""
+    """Share of the clips predicted as this class that belong to it; 0 without such clips."""
     recall: float
-    """Share of this class's clips that were predicted as it; 0 when there are none."""
+    """Share of this class's clips that were predicted as it; 0 without clips."""
     f1: float
-    """Harmonic mean of precision and recall; 0 when both are."""
+    """Harmonic mean of precision and recall; 0 if both are 0."""
     support: int
     """Clips of this class."""
 
@@ -37,7 +37,7 @@ class ConfusedPair:
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean of the folds' values and their sample deviation (n − 1; 0 for one fold).
+    """Return the mean and the sample standard deviation (n − 1; 0 for one value).
 
     Raises:
         ValueError: `values` is empty.
@@ -54,7 +54,7 @@ def confusion_matrix(
     """Return how often class `row` was predicted as class `column`.
 
     Returns:
-        Counts, shape (num_classes, num_classes), also for classes without clips.
+        Counts, shape (num_classes, num_classes); classes without clips have rows of zeros.
     """
     matrix = sklearn_metrics.confusion_matrix(labels, predicted, labels=np.arange(num_classes))
     return np.asarray(matrix, dtype=np.int64)
@@ -76,12 +76,12 @@ def class_metrics(
 def most_confused(
     matrix: NDArray[np.int64], class_names: Sequence[str], *, limit: int = 10
 ) -> list[ConfusedPair]:
-    """Return the most frequent mistakes, most frequent first, ties in the order of the classes.
+    """Return the most frequent mistakes, most frequent first; ties keep the order of the classes.
 
     Args:
         matrix: Counts from `confusion_matrix`.
         class_names: Names of its rows and columns.
-        limit: Longest list to return.
+        limit: Most mistakes to return.
     """
     mistakes = matrix.copy()
     np.fill_diagonal(mistakes, 0)

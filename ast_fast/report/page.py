@@ -1,4 +1,4 @@
-"""report.html: what report.json holds, for people."""
+"""report.html: the content of report.json, for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from ast_fast.data.dataset import Dataset
 from ast_fast.features import log_mel
 from ast_fast.report import figures
-from ast_fast.report.kernel_check import FBANK_ERRORS
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
 from ast_fast.training.results import FoldResult
@@ -21,11 +20,13 @@ from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.tables import filter_edges
 
 LISTED_BAD_FILES = 50
-"""Bad files that the page names before it counts the rest."""
+"""Most bad files that the page names; it counts the rest."""
 
+FBANK_ERRORS = ("reference_max_abs_error", "max_abs_difference", "relative_norm_before_log")
+"""Columns of the kernel table that only the filterbank fills."""
 
 MOST_ROWS = 16
-"""Classes that one column of the page's table holds; more stand in two."""
+"""Most classes in one column of the page's table; more take two columns."""
 
 
 def render_page(
@@ -33,7 +34,7 @@ def render_page(
 ) -> str:
     """Return report.html: one page with its style and figures inside, and no script.
 
-    Names of files and classes are escaped: they come from the data set.
+    Names of files and classes are escaped, because the data set chooses them.
     """
     environment = page_environment()
     chance = 1 / len(dataset.class_names)
@@ -62,7 +63,7 @@ def render_page(
 
 
 def page_environment() -> Environment:
-    """Return the templates of this package's pages, with the filters that they use."""
+    """Return the environment of this package's page templates, with their filters."""
     environment = Environment(
         loader=PackageLoader("ast_fast.report", "."),
         autoescape=True,
@@ -80,7 +81,7 @@ def _shares(timing: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 
 def _curves(results: Sequence[FoldResult]) -> list[Any]:
-    """Return a chart for each quantity that the folds' histories hold."""
+    """Return a chart of the training loss and one of the test accuracy, if they have values."""
     charts = []
     for column, label, percent in (
         ("train_loss", "Training loss", False),
@@ -101,9 +102,9 @@ def _curves(results: Sequence[FoldResult]) -> list[Any]:
 def _examples(
     config: Config, dataset: Dataset, results: Sequence[FoldResult]
 ) -> tuple[list[dict[str, Any]], tuple[float, float]]:
-    """Return each class's first tested clip, and the features' values at the colour scale's ends.
+    """Return an example for each class, its first tested clip, and the ends of the colour scale.
 
-    An example has its figure and what the model took the clip for.
+    An example has the clip's figure and the predicted class.
     """
     tested = {
         int(index): (result.fold, probabilities)
@@ -148,7 +149,7 @@ def mel_centres(config: FbankConfig) -> NDArray[np.float64]:
 
 
 def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the page's kernel table: a group for each operation, in it a row for each fold."""
+    """Return the page's kernel table: groups by operation, each with a row for every fold."""
     groups = []
     for op, title in (("fbank", "FBANK"), ("attention", "Attention"), ("stem", "Stem")):
         if op not in kernels:
@@ -170,7 +171,7 @@ def _kernel_rows(kernels: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _in_columns(rows: list[Any]) -> list[list[Any]]:
-    """Split a long list into two that stand side by side."""
+    """Split a long list into two columns."""
     if len(rows) <= MOST_ROWS:
         return [rows]
     half = (len(rows) + 1) // 2

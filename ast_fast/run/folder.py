@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -252,10 +252,10 @@ def read_facts(out: Path) -> RunFacts:
 def read_measured(folder: Path) -> Measured | None:
     """Return the cost of a finished fold; None if the file is missing or incomplete."""
     try:
-        measured = Measured(**json.loads((folder / MEASURED).read_text(encoding="utf-8")))
-        whole = {"fbank", "attention"} <= measured.kernels.keys()
-        whole = whole and math.isfinite(measured.seconds + sum(measured.stages.values()))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        document = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+        measured = Measured.from_json(document)
+        whole = math.isfinite(measured.seconds + sum(measured.stages.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     return measured if whole else None
 
@@ -263,4 +263,4 @@ def read_measured(folder: Path) -> Measured | None:
 def write_measured(folder: Path, measured: Measured) -> None:
     """Write the cost of a finished fold."""
     with atomic_write(folder / MEASURED) as path:
-        path.write_text(json.dumps(asdict(measured), indent=2))
+        path.write_text(json.dumps(measured.to_json(), indent=2))

@@ -17,7 +17,7 @@ from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.machine.console import show_compilations
 from ast_fast.machine.device import Placement
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.report.kernel_check import check_kernels
+from ast_fast.report.kernel_check import KernelChecks, check_kernels
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.results import MODEL, FoldResult
@@ -147,7 +147,7 @@ def warm_up(
 
 def compare_kernels(
     config: Config, dataset: Dataset, placement: Placement, result: FoldResult, folder: Path
-) -> dict[str, Any]:
+) -> KernelChecks:
     """Compare the kernels in use with the reference, on test clips and the tested weights.
 
     Args:
@@ -156,8 +156,6 @@ def compare_kernels(
         placement: Where it trained.
         result: The fold's result.
         folder: The fold's folder, which holds its model.
-    Returns:
-        The result of `kernel_check.check_kernels`.
     """
     tensors, facts = checkpoint.load(folder / MODEL)
     model = AudioSpectrogramTransformer.of(config, len(dataset.class_names))

@@ -1,1 +1,1 @@
-"""One fold: its batches, its steps, its tests, and what is kept of it."""
+"""Training one fold: batches, steps, tests, and the files that keep its result."""

@@ -1,4 +1,4 @@
-"""Training batches: what becomes of each clip is drawn, for many batches at once, then applied."""
+"""Training batches: draw the augmentation of many batches at once, then apply it to each."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from ast_fast.settings.config import Config
 from ast_fast_kernels import mix
 
 DRAWN_AHEAD = 512
-"""Clips that random numbers are drawn for at once, in whole batches: a small operation among a
-step's large ones finds nothing in the caches, and costs about as much for one batch as for many.
-Another value gives a seed other numbers."""
+"""Clips for which random numbers are drawn at once, rounded down to whole batches. Between a step's
+large operations a small one finds its data out of the caches, so one batch costs about as much as
+many. Changing the value changes the numbers that a seed gives."""
 
 
 class Drawn(NamedTuple):
-    """What was drawn for the clips of some batches."""
+    """The augmentation drawn for the clips of one or more batches."""
 
     mixtures: Mixtures
     changes: FeatureChanges
     keep: Tensor | None
-    """Patches to look at, shape (rows, num_kept); None takes all."""
+    """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
 
 
 class Batch(NamedTuple):
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
     targets: Tensor
     """Label shares, shape (rows, num_classes)."""
     keep: Tensor | None
-    """Patches to look at, shape (rows, num_kept); None takes all."""
+    """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
 
 
 class Batches:
@@ -55,7 +55,7 @@ class Batches:
     Args:
         config: The run's settings.
         dataset: The clips.
-        statistics: Of the training clips; None where each clip is normalised by its own.
+        statistics: Of the training clips; None if each clip is normalised by its own.
         device: Where the model trains.
     """
 
@@ -73,12 +73,17 @@ class Batches:
 
     @property
     def ahead(self) -> int:
-        """How many clips are drawn for at once: whole batches, one at least."""
+        """How many clips one `draw` is for: whole batches, at least one."""
         batch_size = self._config.training.batch_size
         return max(1, DRAWN_AHEAD // batch_size) * batch_size
 
     def draw(self, clips: NDArray[np.int64], generator: torch.Generator) -> Drawn:
-        """Draw what becomes of the clips of some batches, named by their indices."""
+        """Draw the augmentation of the clips of one or more batches.
+
+        Args:
+            clips: Indices of the clips, batch after batch, shape (rows,).
+            generator: Source of randomness, on the CPU.
+        """
         config, dataset = self._config, self._dataset
         num_samples = dataset.waveforms.shape[1]
         levels = None
@@ -107,9 +112,9 @@ class Batches:
         """Make rows of one batch.
 
         Args:
-            drawn: What `draw` gave for this batch and others.
+            drawn: The result of `draw` for this batch and others.
             clips: Indices of the whole batch's clips.
-            first: Where they begin in what was drawn.
+            first: Row of `drawn` at which the batch begins.
             rows: Which of the batch's rows to make.
         """
         among = slice(first + rows.start, first + rows.stop)
@@ -117,7 +122,7 @@ class Batches:
         terms = mixtures.clips - first
         waveforms: Tensor | NDArray[np.int16] = self._dataset.waveforms
         if self._device.type == "cpu":
-            terms = torch.from_numpy(clips)[terms]  # read where they lie
+            terms = torch.from_numpy(clips)[terms]  # read from the memory map, without a copy
         else:
             waveforms = load_batch(self._dataset.waveforms, clips, self._device)
         mixed = mix(waveforms, terms, mixtures.starts, mixtures.factors)

@@ -1,4 +1,4 @@
-"""Tensors and facts in one safetensors file: written whole, read without executing anything.
+"""Tensors and facts in one safetensors file: written whole, and read without running code.
 
 The facts are JSON in the file's header, so a single rename publishes both.
 """
@@ -19,20 +19,22 @@ from torch import Tensor
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 
+CHECKPOINT = "checkpoint.safetensors"
+
 
 def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
     """Write tensors and facts to `path`, whole or not at all.
 
     Args:
         path: File to create or replace; its folder must exist.
-        tensors: Any device; written from the CPU.
-        facts: Anything JSON can say. Floats come back equal to the bit.
+        tensors: On any device; the file holds them as CPU tensors.
+        facts: Anything JSON can hold. Floats come back equal to the bit.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     header = {"facts": text, "checksum": str(_checksum(text, plain))}
     with atomic_write(path) as temporary:
-        # Not save_file: it turns a full disk into an error that names neither disk nor file.
+        # Not save_file: on a full disk it raises an error that names neither disk nor file.
         temporary.write_bytes(serialise(plain, metadata=header))
 
 
@@ -40,7 +42,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the tensors (on the CPU) and facts that `save` wrote.
 
     Raises:
-        InputError: The file is cut off, damaged, or was not written by `save`.
+        InputError: The file is truncated, damaged, or was not written by `save`.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -68,11 +70,8 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> int:
     return value
 
 
-CHECKPOINT = "checkpoint.safetensors"
-
-
 def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors with `prefix.` before their names."""
+    """Return the tensors with `prefix.` put before their names."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 

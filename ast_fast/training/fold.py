@@ -1,9 +1,9 @@
-"""Train on all folds but one, test on that one, and survive being killed in between.
+"""Train on all folds except one, test on that one, and resume after being killed.
 
-All randomness of an epoch is derived from (seed, fold, epoch) when it begins, and a checkpoint is
-published whole after every epoch; so a fold that was killed and resumed ends with the same bits as
-one that was not, on the same machine with the same number of threads. On CUDA torch is held to its
-deterministic algorithms for that; so is cuBLAS, by the setting that importing the package makes.
+All randomness of an epoch is derived from (seed, fold, epoch) when it begins, and a complete
+checkpoint is published after every epoch. So a fold that was killed and resumed gives the same bits
+as one that was not, on the same machine with the same number of threads. On CUDA this needs torch's
+deterministic algorithms, set here, and cuBLAS's, set when the package is imported.
 """
 
 from __future__ import annotations
@@ -25,10 +25,6 @@ from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from ast_fast.augment import (
-    FeatureChanges,
-    Mixtures,
-)
 from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
@@ -37,9 +33,7 @@ from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.agree import check_same_fold, fold_identity
-from ast_fast.settings.config import (
-    Config,
-)
+from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config
 from ast_fast.training import checkpoint
 from ast_fast.training.batches import Batches
@@ -57,11 +51,11 @@ from ast_fast.training.results import (
 from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
 
 CURVE_POINTS = 10
-"""About how often a fold is tested while it trains: for the learning curve and nothing else."""
+"""About how often a fold is tested while it trains, for the learning curve only."""
 
 
 class DivergedError(InputError, RuntimeError):
-    """The loss stopped being a number: the message says where, and which settings to change."""
+    """The loss is not finite; the message says where, and which settings to change."""
 
 
 def train_fold(
@@ -75,26 +69,26 @@ def train_fold(
     ranks: Ranks = ALONE,
     placement: Placement | None = None,
 ) -> FoldResult:
-    """Train on every other fold and return how the last epoch does on this one.
+    """Train on every other fold and return the last epoch's result on this one.
 
-    Writes into `out_dir/fold-N`: history.csv after every epoch; predictions.csv and
-    model.safetensors (the weights that were tested) at the end; checkpoint.safetensors in between.
-    With `config.resume` it goes on from the checkpoint, or returns the finished fold's result;
-    without, what an earlier run left there is replaced. Kernels are chosen by the caller, with
-    `ast_fast_kernels.use_backend`.
+    Writes into `out_dir/fold-N`: history.csv and checkpoint.safetensors after every epoch;
+    predictions.csv and model.safetensors (the tested weights) at the end, when the checkpoint is
+    removed. With `config.resume` it continues from the checkpoint, or returns the result of a
+    finished fold; otherwise it replaces the files of an earlier run. The caller chooses the
+    kernels, with `ast_fast_kernels.use_backend`.
 
     Args:
         config: The run's settings.
-        dataset: All clips; only those of other folds are trained on or counted in statistics.
+        dataset: All clips; training and statistics use only those of the other folds.
         fold: The fold to test on.
         out_dir: The run's folder; created if missing.
-        observers: Are told about every step and epoch.
-        stages: Takes the time spent in features, forward, backward and other; with `config.resume`
-            that of the epochs in the checkpoint too.
-        ranks: The processes that train it together, each calling this with all else equal. They
-            must see the same `out_dir`, to which the first alone writes.
-        placement: Where the model trains, of a caller who has checked the settings for it. None:
-            both are done here.
+        observers: Called for every step and epoch.
+        stages: Counts the seconds spent in features, forward, backward and other; with
+            `config.resume`, those of the epochs in the checkpoint too.
+        ranks: The processes that train the fold together; each calls this with the other arguments
+            equal. They must see the same `out_dir`; only the first writes to it.
+        placement: Where the model trains, if the caller has checked the settings for it. None
+            resolves and checks here.
     Raises:
         InputError: A setting or the data cannot be used, or a file to resume from is damaged or
             belongs to another run.
@@ -108,7 +102,7 @@ def train_fold(
     folder = out_dir / f"fold-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
-        for left_behind in folder.glob(".*.partial.*"):  # by a process killed while writing
+        for left_behind in folder.glob(".*.partial.*"):  # by a process that was killed writing
             left_behind.unlink(missing_ok=True)
 
     observer = Observers(observers)
@@ -128,7 +122,7 @@ def train_fold(
 
 @contextmanager
 def reproducible(device: torch.device) -> Iterator[None]:
-    """Hold torch to the same bits each time in the block, and keep its random state out of it."""
+    """Make torch deterministic in the block, and restore its random state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with deterministic_algorithms(device), torch.random.fork_rng(devices=devices):
         yield
@@ -148,21 +142,13 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
     if missing := untrained_classes(dataset, fold):
         raise InputError(
             f"every class must have a training clip outside fold {fold}, "
-            f"but there is none of {', '.join(missing)}"
+            f"got none of {', '.join(missing)}"
         )
     return train_indices, test_indices
 
 
-class _Drawn(NamedTuple):
-    """What was drawn for the clips of some batches."""
-
-    mixtures: Mixtures
-    changes: FeatureChanges
-    keep: Tensor | None
-
-
 class _Outcome(NamedTuple):
-    """What a test gave."""
+    """The result of a test."""
 
     probabilities: NDArray[np.float32]
     """Shape (num_test, num_classes)."""
@@ -171,7 +157,7 @@ class _Outcome(NamedTuple):
 
 
 class _FoldTraining:
-    """One fold's data, model, average and optimiser, on their way through the epochs."""
+    """One fold in training: its data, model, weights' average and optimiser."""
 
     def __init__(
         self,
@@ -214,7 +200,7 @@ class _FoldTraining:
         )
 
     def run(self) -> FoldResult:
-        """Train from the checkpoint or from scratch, test, and write what a finished fold has."""
+        """Train from the checkpoint or from scratch, test, and write the files of the fold."""
         if not self._restore() and not self.config.features.norm_per_sample:
             with self.stages("features"):
                 self.statistics = compute_statistics(
@@ -269,7 +255,7 @@ class _FoldTraining:
             if not math.isfinite(loss_value):
                 raise self._diverged(f"epoch {epoch}, step {index + 1}", loss_value)
             with self.stages("backward"):
-                # Gradients are averaged over processes, whose rows can differ by one.
+                # Ranks average their gradients, and their numbers of rows can differ by one.
                 self._update(losses.sum() * (self.ranks.count / len(clips)), rate, step)
             total_loss += loss_sum
             num_right += int(right_sum)
@@ -313,7 +299,7 @@ class _FoldTraining:
             with self.stages("forward"), self.placement.autocast():
                 logits.append(self.tested(features).float().cpu().numpy())
         labels = torch.from_numpy(self.dataset.labels[self.test_indices])
-        width = (0, len(self.dataset.class_names))  # of a process whose part is empty
+        width = (0, len(self.dataset.class_names))  # for a process whose part is empty
         all_logits = torch.from_numpy(
             self.ranks.gather(np.concatenate([np.empty(width, np.float32), *logits]))
         )
@@ -327,8 +313,8 @@ class _FoldTraining:
         training = self.config.training
         return DivergedError(
             f"the loss of fold {self.fold} became {loss} at {where}; lower "
-            f"training.learning_rate ({training.learning_rate:g}), or set "
-            f"training.clip_grad_norm (now {training.clip_grad_norm:g}) or training.amp off"
+            f"training.learning_rate (now {training.learning_rate:g}), change "
+            f"training.clip_grad_norm (now {training.clip_grad_norm:g}), or turn training.amp off"
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -349,7 +335,7 @@ class _FoldTraining:
         checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
 
     def _restore(self) -> bool:
-        """Take up the checkpoint, if there is one to resume from; say whether."""
+        """Load the checkpoint to resume from, if any; return whether it did."""
         path = self.folder / CHECKPOINT
         if not self.config.resume:
             if self.ranks.is_first:
@@ -371,7 +357,7 @@ class _FoldTraining:
         return True
 
     def _finish(self) -> FoldResult:
-        """Write what a finished fold has; model.safetensors comes last and says that it is."""
+        """Write the files of a finished fold; model.safetensors, the last, marks it finished."""
         outcome = self.outcome or self._test()
         if self.ranks.is_first:
             with self.stages("other"):

@@ -1,4 +1,4 @@
-"""Who is told how training goes."""
+"""Observers of training: what they can see, and several as one."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from ast_fast.training.results import EpochRow, FoldResult
 
 
 class Observer:
-    """What is told how training goes, and does nothing: subclass it and override what matters."""
+    """Sees training happen and does nothing; subclass it and override the methods you need."""
 
     def on_fold_start(self, fold: int, num_train: int, num_test: int, epochs: int) -> None:
-        """See a fold begin, or be taken up again."""
+        """See a fold begin or resume."""
 
     def on_step(
         self, fold: int, epoch: int, step: int, num_steps: int, loss: float, clips: int
     ) -> None:
-        """See a training step of `clips` clips done: `step` of `num_steps`, both from 1."""
+        """See the end of a training step of `clips` clips: `step` of `num_steps`, from 1."""
 
     def on_epoch(self, row: EpochRow) -> None:
-        """See an epoch done and its checkpoint written."""
+        """See the end of an epoch, after its checkpoint is written."""
 
     def on_fold_end(self, result: FoldResult) -> None:
-        """See a fold done, or found done by an earlier run."""
+        """See the end of a fold, trained now or by an earlier run."""
 
 
 class Observers(Observer):
-    """Tells each of several in turn."""
+    """Calls several observers in turn."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = observers
 
     def on_fold_start(self, *what: Any) -> None:
-        """Tell them that a fold begins."""
+        """Tell each that a fold begins."""
         for observer in self._observers:
             observer.on_fold_start(*what)
 
     def on_step(self, *what: Any) -> None:
-        """Tell them of a training step."""
+        """Tell each of a training step."""
         for observer in self._observers:
             observer.on_step(*what)
 
     def on_epoch(self, *what: Any) -> None:
-        """Tell them of an epoch."""
+        """Tell each of an epoch."""
         for observer in self._observers:
             observer.on_epoch(*what)
 
     def on_fold_end(self, *what: Any) -> None:
-        """Tell them that a fold is done."""
+        """Tell each that a fold has ended."""
         for observer in self._observers:
             observer.on_fold_end(*what)

@@ -1,4 +1,4 @@
-"""What moves the weights: Muon on all matrices but the head's if asked for, AdamW on all else."""
+"""The optimiser: AdamW, or Muon on all matrices except the head's and AdamW on the rest."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ast_fast.settings.config import TrainingConfig
 
 
 class Float32Muon(torch.optim.Muon):
-    """Muon whose arithmetic is float32's, for devices that only emulate torch's bfloat16.
+    """Muon in float32, for devices that only emulate the bfloat16 of torch's.
 
-    The rest of `torch.optim.Muon` holds, with `adjust_lr_fn="match_rms_adamw"`.
+    Otherwise as `torch.optim.Muon` with `adjust_lr_fn="match_rms_adamw"`.
     """
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move the weights against their gradients."""
+        """Update the weights from their gradients."""
         for group in self.param_groups:
             rate, momentum = group["lr"], group["momentum"]
             for weights in group["params"]:
@@ -41,17 +41,18 @@ class Float32Muon(torch.optim.Muon):
 def orthogonalise(
     matrix: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> Tensor:
-    """Return the matrix with its singular values taken to about 1, by Newton–Schulz iteration.
+    """Return the matrix with its singular values moved to about 1, by Newton–Schulz iteration.
 
-    The iteration X ← (a + b XXᵀ + c (XXᵀ)²) X is carried out on XXᵀ alone, of which all its factors
-    are polynomials: half the arithmetic for a matrix four times as wide as high. Off by up to 7e-4
-    of the result in float32, where the iteration in bfloat16 is off by 3e-2 and more (docs/log.md).
+    Every factor of the iteration X ← (a + b XXᵀ + c (XXᵀ)²) X is a polynomial of XXᵀ, so the
+    factors are computed on XXᵀ alone and applied to X once: half the arithmetic for a matrix four
+    times as wide as high. The relative error is up to 7e-4 in float32; the iteration in bfloat16
+    has 3e-2 and more (docs/log.md).
 
     Args:
-        matrix: Of any size, float32; unchanged.
+        matrix: Any size, float32; not changed.
         coefficients: a, b and c.
         steps: Iterations, at least 1.
-        eps: Smallest norm that is divided by.
+        eps: Lower bound of the norm that the matrix is divided by.
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024).
     """
     if matrix.shape[0] > matrix.shape[1]:
@@ -71,10 +72,10 @@ def orthogonalise(
 
 
 class _Whole(torch.optim.Optimizer):
-    """Several optimizers as one, so that a GradScaler leaves out the step of all or of none.
+    """Several optimizers as one, so that a GradScaler skips the step of all or of none.
 
-    It looks for overflows in each optimizer that it is given; but gradients are clipped together,
-    and one that is not a number makes all of them so.
+    A GradScaler looks for overflows in each optimizer by itself. But gradients are clipped
+    together, so one NaN spreads to all of them.
     """
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
@@ -83,7 +84,7 @@ class _Whole(torch.optim.Optimizer):
         self._parts = parts
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move what each of them moves."""
+        """Take a step with each of them."""
         for part in self._parts:
             part.step()
 
@@ -91,11 +92,11 @@ class _Whole(torch.optim.Optimizer):
 class Optimiser:
     """AdamW, or Muon and AdamW, as one: one learning rate, one step, one state by names.
 
-    Muon's steps are scaled to the size that AdamW's have (Liu et al., "Muon is Scalable for LLM
-    Training", section 2.2), so that one learning rate and one weight decay serve both.
+    Muon's steps are scaled to the size of AdamW's (Liu et al., "Muon is Scalable for LLM Training",
+    section 2.2), so that one learning rate and one weight decay serve both.
 
     Args:
-        model: Whose parameters are moved.
+        model: The model to train.
         config: `optimizer`, `learning_rate`, `weight_decay` and `clip_grad_norm` are used.
     """
 
@@ -124,12 +125,12 @@ class Optimiser:
         self._parameters = list(model.parameters())
 
     def step(self, loss: Tensor, rate: float, scaler: torch.amp.GradScaler) -> None:
-        """Move the weights down the loss's gradient, clipped, at a learning rate.
+        """Compute the loss's gradient, clip it, and update the weights.
 
         Args:
-            loss: A scalar with a graph behind it.
+            loss: A scalar with its graph.
             rate: The learning rate.
-            scaler: Scales the loss for half precision; a step whose gradients overflow is left out.
+            scaler: Scales the loss for float16; a step whose gradients overflow is skipped.
         """
         for _, optimizer in self._parts:
             optimizer.zero_grad()
@@ -143,7 +144,7 @@ class Optimiser:
         scaler.update()
 
     def state(self) -> dict[str, Tensor]:
-        """Return what it remembers, as `parameter name.entry` → tensor."""
+        """Return the optimizers' state, as `parameter name.entry` → tensor."""
         return {
             f"{names[index]}.{key}": value
             for names, optimizer in self._parts
@@ -152,7 +153,7 @@ class Optimiser:
         }
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take up what `state` returned."""
+        """Load what `state` returned."""
         for names, optimizer in self._parts:
             entries: dict[int, dict[str, Tensor]] = {}
             for index, name in enumerate(names):
@@ -169,8 +170,8 @@ def parameter_groups(
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """Return the parameters by name: matrices, the head's matrix, and the rest.
 
-    Weight decay holds for the weights of linear layers. Biases, norms, the class token and position
-    embeddings stay free: pulling them to zero regularises nothing.
+    Weight decay applies to the weights of linear layers only. Pulling biases, norms, the class
+    token and position embeddings to zero regularises nothing.
     """
     weights = {
         f"{name}.weight" for name, part in model.named_modules() if isinstance(part, nn.Linear)

@@ -1,4 +1,4 @@
-"""What a run says while it trains: one live line in a terminal, a line now and then elsewhere."""
+"""Progress of a run in training: one live line in a terminal, a line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ast_fast.training.observers import Observer
 from ast_fast.training.results import EpochRow, FoldResult
 
 LINES_PER_FOLD = 10
-"""About how many lines a fold gets where there is no terminal."""
+"""About how many lines a fold gets without a terminal."""
 
 
 class TrainingProgress(Observer):
     """Shows fold, epoch, loss, accuracy, clips a second and the time left.
 
     Args:
-        console: Where it goes; only a terminal gets a live line.
+        console: Where to print; only a terminal gets a live line.
         folds: The folds of the run, in order.
     """
 
@@ -29,7 +29,7 @@ class TrainingProgress(Observer):
         self._folds = folds
         self._fold, self._epochs, self._num_train = 0, 1, 1
         self.epochs_seen = 0
-        """Epochs trained of the fold at hand."""
+        """Epochs of the current fold that this process trained."""
         self._last_test = ""
         self._speed = _Speed()
         self._progress: Progress | None = None
@@ -57,7 +57,7 @@ class TrainingProgress(Observer):
             self._progress.stop()
 
     def on_fold_start(self, fold: int, num_train: int, num_test: int, epochs: int) -> None:
-        """See a fold begin, or be taken up again."""
+        """See a fold begin or resume."""
         self._fold, self._epochs, self._num_train = fold, epochs, num_train
         self.epochs_seen, self._last_test = 0, ""
         self._speed.restart()
@@ -69,7 +69,7 @@ class TrainingProgress(Observer):
     def on_step(
         self, fold: int, epoch: int, step: int, num_steps: int, loss: float, clips: int
     ) -> None:
-        """See a training step done."""
+        """Show a training step."""
         self._speed.add(clips)
         if self._progress is not None:
             done = epoch - 1 + step / num_steps
@@ -82,7 +82,7 @@ class TrainingProgress(Observer):
             self._progress.update(self._task, completed=done, state=state, refresh=last)
 
     def on_epoch(self, row: EpochRow) -> None:
-        """See an epoch done."""
+        """Count an epoch; without a terminal, print a line for some of them."""
         self.epochs_seen += 1
         if row.test_accuracy is not None:
             self._last_test = f", test {100 * row.test_accuracy:.1f} %"
@@ -96,7 +96,7 @@ class TrainingProgress(Observer):
             )
 
     def on_fold_end(self, result: FoldResult) -> None:
-        """See a fold done, or found done by an earlier run."""
+        """Print the accuracy of a fold, trained now or by an earlier run."""
         earlier = "" if self.epochs_seen else ", finished earlier"
         correct = round(result.accuracy * len(result.test_indices))
         self._console.print(
@@ -111,7 +111,7 @@ class TrainingProgress(Observer):
 
 
 class _Speed:
-    """Clips a second of the last epoch, of this process's first one as far as it has come."""
+    """Clips a second in the last epoch; in a process's first epoch, so far."""
 
     def __init__(self) -> None:
         self._before = 0.0

@@ -1,4 +1,4 @@
-"""What a trained fold came to, and the files that keep it."""
+"""The result of a trained fold, and the files that keep it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
-from ast_fast.settings.config import (
-    Config,
-)
+from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.checkpoint import CHECKPOINT
 
@@ -36,11 +34,11 @@ class EpochRow:
     learning_rate: float
     """Of the epoch's last step."""
     train_loss: float
-    """Mean over the epoch's clips as the model saw them: augmented, labels smoothed."""
+    """Mean over the epoch's clips as the model saw them: augmented, with smoothed labels."""
     train_accuracy: float
-    """Share of those clips whose largest label share was predicted."""
+    """Share of those clips for which the class of the largest label share was predicted."""
     test_loss: float | None
-    """Mean over the test fold, labels not smoothed; None in epochs that do not test."""
+    """Mean over the test fold, without label smoothing; None if the epoch did not test."""
     test_accuracy: float | None
     seconds: float
     """Time of the training steps."""
@@ -49,7 +47,7 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """What one fold came to, after its last epoch."""
+    """The result of one fold after its last epoch."""
 
     fold: int
     accuracy: float
@@ -69,17 +67,17 @@ def load_result(
     test_indices: NDArray[np.int64],
     stages: Stages | None = None,
 ) -> FoldResult | None:
-    """Return the result of a fold that an earlier run finished; None if it did not.
+    """Return the result of a fold that an earlier run finished; None if none did.
 
     Args:
         config: The run's settings.
         dataset: Its clips.
         fold: The fold.
-        folder: The fold's own.
-        test_indices: Of the clips that it was tested on.
-        stages: Takes up the time that the fold took.
+        folder: The fold's folder.
+        test_indices: The clips that it was tested on, shape (num_test,).
+        stages: Receives the time that the fold took.
     Raises:
-        InputError: The file is damaged, or of another run.
+        InputError: A file is damaged or belongs to another run.
     """
     path = folder / MODEL
     if not path.exists():
@@ -119,8 +117,8 @@ def write_predictions(
     """Write predictions.csv: one line a clip, with probabilities that read back to the same bits.
 
     Args:
-        folder: The fold's own.
-        dataset: The clips; targets are those of its table.
+        folder: The fold's folder.
+        dataset: The clips; targets are as numbered in its table.
         test_indices: The clips that were tested, shape (num_test,).
         probabilities: Shape (num_test, num_classes).
     """
@@ -134,7 +132,7 @@ def write_predictions(
         for index, row in zip(test_indices, probabilities, strict=True):
             clip = dataset.clips[index]
             predicted = targets[int(row.argmax())]
-            shares = [f"{share:.9g}" for share in row]  # nine digits name a float32
+            shares = [f"{share:.9g}" for share in row]  # nine digits identify a float32
             writer.writerow([clip.filename, clip.fold, clip.target, predicted, *shares])
 
 

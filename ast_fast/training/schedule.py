@@ -1,4 +1,4 @@
-"""What a training step follows from: learning rate, decay of the average, seeds, loss."""
+"""The rules of a training step: learning rate, decay of the weights' average, seeds, loss."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import math
 import numpy as np
 from torch import Tensor
 
-from ast_fast.settings.config import (
-    TrainingConfig,
-)
+from ast_fast.settings.config import TrainingConfig
 
 
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """Return the learning rate of a step: linear warm-up, then half a cosine.
 
-    The peak is reached at the warm-up's last step and `final_learning_rate` at the last of all. A
+    The warm-up's last step has the peak, and the run's last step has `final_learning_rate`. A
     warm-up longer than half of the run is cut to that half.
 
     Args:
@@ -34,7 +32,7 @@ def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: Train
 
 
 def ema_decay(step: int, decay: float) -> float:
-    """Return the decay of the weights' average at a step (from 0): young averages forget faster.
+    """Return the decay of the weights' average at a step (from 0): it is lower at first.
 
     Source: TensorFlow's ExponentialMovingAverage with num_updates: min(decay, (1 + n) / (10 + n)).
     """
@@ -44,8 +42,8 @@ def ema_decay(step: int, decay: float) -> float:
 def epoch_seeds(seed: int, fold: int, epoch: int, rank: int = 0) -> tuple[int, int]:
     """Return two independent seeds of an epoch: for its data, and for torch's global generator.
 
-    Processes that train together have the first in common, and each a second of its own. Epoch 0 is
-    the initialisation of the weights.
+    Processes that train together share the first seed; each has its own second seed. Epoch 0 seeds
+    the initial weights.
     """
     data_seed, torch_seed = np.random.SeedSequence((seed, fold, epoch)).generate_state(2, np.uint64)
     return int(data_seed), int(torch_seed) + rank

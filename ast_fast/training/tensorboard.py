@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class TensorBoardLog(Observer):
     """Writes history.csv's figures as scalars into each fold's folder, one point an epoch.
 
-    A resumed fold goes on in a file of its own, which hides what a killed process wrote of later
-    epochs.
+    A resumed fold continues in a new file, which hides the later epochs that a killed process had
+    written.
 
     Args:
         out: The run's folder.
@@ -32,7 +32,7 @@ class TensorBoardLog(Observer):
         self._writer: SummaryWriter | None = None
 
     def on_fold_start(self, fold: int, num_train: int, num_test: int, epochs: int) -> None:
-        """See a fold begin, or be taken up again."""
+        """See a fold begin or resume."""
         self._fold = fold
 
     def on_epoch(self, row: EpochRow) -> None:
@@ -54,11 +54,11 @@ class TensorBoardLog(Observer):
         self._writer.flush()
 
     def on_fold_end(self, result: FoldResult) -> None:
-        """See a fold done, or found done by an earlier run."""
+        """Finish the curves of the fold."""
         self.close()
 
     def close(self) -> None:
-        """Have the curves of the fold at hand on disk."""
+        """Write the current fold's curves to disk."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

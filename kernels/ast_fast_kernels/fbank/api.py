@@ -138,6 +138,8 @@ def _as_tensor(waveform: npt.NDArray[Any], config: FbankConfig, chosen: str) -> 
     try:
         from ast_fast_kernels._torch.checks import tensor_over
     except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
         obstacle = arrays.obstacle(waveform, config)
         reason = "" if obstacle is None else f"{obstacle}; "
         raise needs_torch(f'{reason}backend "{chosen}"') from error

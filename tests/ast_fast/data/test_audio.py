@@ -136,11 +136,11 @@ def _cut_last_page(path, kept):
     [
         ("wav", _cut(0.5), r"is cut short: its header promises 32000 bytes of audio, it holds"),
         ("wav", _cut(0.99), r"is cut short: its header promises 32000 bytes of audio, it holds"),
-        ("wav", _cut(0.0005), r"is no audio that libsndfile can decode \("),
+        ("wav", _cut(0.0005), r"is not audio that libsndfile can decode \("),
         ("aiff", _cut(0.5), r"is cut short: its header promises"),
         ("au", _cut(0.5), r"is cut short: its header promises 32000 bytes of audio, it holds"),
-        ("flac", _cut(0.5), r"is no audio that libsndfile can decode \(.*lost sync\)"),
-        ("flac", _scramble, r"is no audio that libsndfile can decode \("),
+        ("flac", _cut(0.5), r"is not audio that libsndfile can decode \(.*lost sync\)"),
+        ("flac", _scramble, r"is not audio that libsndfile can decode \("),
         ("ogg", _cut(0.7), r"is cut short: its last Ogg page does not end the stream"),
         ("ogg", _cut(0.97), r"is cut short: its last Ogg page is not whole"),
         ("ogg", lambda path: _cut_last_page(path, 20), r"its last Ogg page is not whole"),
@@ -198,7 +198,7 @@ def _wave(values):
         (_folder, r"^is not a file$"),
         (_fifo, r"^is not a file$"),
         (lambda path: path.write_bytes(b""), r"^is empty \(0 bytes\)$"),
-        (lambda path: path.write_text("hello " * 99), r"is no audio .*\(Format not recognised\)$"),
+        (lambda path: path.write_text("hello " * 99), r"is not audio .*\(Format not recognised\)$"),
         (_wave([]), r"^holds no samples$"),
         (_wave([0, 0, np.nan, np.inf]), r"^holds NaN or infinity \(first at frame 2\)$"),
         (_wave([0, -np.inf]), r"^holds NaN or infinity \(first at frame 1\)$"),
@@ -214,7 +214,7 @@ def test_a_file_without_usable_audio_says_why(tmp_path, write, reason):
 
 def test_a_headerless_file_is_no_audio(tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(1000))
-    with pytest.raises(BadAudioError, match="is no audio that libsndfile can decode"):
+    with pytest.raises(BadAudioError, match="is not audio that libsndfile can decode"):
         clip_of(tmp_path / "a.raw")
 
 

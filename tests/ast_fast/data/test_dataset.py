@@ -114,31 +114,34 @@ ROWS_AND_MESSAGES = {
     "target-is-a-name": ("d.wav,1,dog,dog,True,1,A", "column target: .* got 'dog'"),
     "target-has-two-names": (
         "d.wav,1,0,wolf,True,1,A",
-        "column category: must be 'dog' as on line 2, which has target 0 too, got 'wolf'",
+        "column category: must be 'dog' as on line 2, which also has target 0, got 'wolf'",
     ),
     "name-has-two-targets": (
         "d.wav,1,5,dog,True,1,A",
-        "column target: must be 0 as on line 2, which is 'dog' too, got '5'",
+        "column target: must be 0 as on line 2, which is also 'dog', got '5'",
     ),
     "category-is-blank": ("d.wav,1,5, ,True,1,A", "column category: must be a name, got ' '"),
     "category-hides-a-bell": ("d.wav,1,5,\a,True,1,A", "column category: must be a name"),
     "filename-is-empty": (",1,0,dog,True,1,A", "column filename: must name a file, got ''"),
     "filename-twice": (
         "a.wav,2,0,dog,True,1,A",
-        "column filename: must be listed once, line 2 has it too, got 'a.wav'",
+        "column filename: must be listed once, but is on line 2 too, got 'a.wav'",
     ),
     "filename-twice-in-disguise": (
         "./a.wav,2,0,dog,True,1,A",
-        "column filename: must be listed once, line 2 has it too, got './a.wav'",
+        "column filename: must be listed once, but is on line 2 too, got './a.wav'",
     ),
     "filename-goes-up": ("../d.wav,1,0,dog,True,1,A", "column filename: must stay inside audio/"),
     "filename-goes-up-inside": ("x/../../d.wav,1,0,dog,True,1,A", "must stay inside audio/, got"),
     "filename-goes-up-windows": ("..\\d.wav,1,0,dog,True,1,A", "must stay inside audio/, got"),
     "filename-is-absolute": ("/etc/passwd,1,0,dog,True,1,A", "must stay inside audio/, got"),
     "filename-has-a-drive": ("C:d.wav,1,0,dog,True,1,A", "must stay inside audio/, got 'C:d"),
-    "too-few-values": ("d.wav,1,0", "must have 7 values as the header has, got 3"),
-    "too-many-values": ("d.wav,1,0,dog,True,1,A,B", "must have 7 values .*, got 8"),
-    "open-quote": ('"d.wav,1,0,dog,True,1,A', "is no valid csv"),
+    "too-few-values": ("d.wav,1,0", "must have 7 values, as many as the header, got 3"),
+    "too-many-values": (
+        "d.wav,1,0,dog,True,1,A,B",
+        "must have 7 values, as many as the header, got 8",
+    ),
+    "open-quote": ('"d.wav,1,0,dog,True,1,A', "is not valid csv"),
 }
 
 
@@ -161,13 +164,13 @@ def test_a_wrong_esc10_matters_only_to_the_subset(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "subset", "message"),
     [
-        ((), "all", "must begin with the columns filename, fold, target, category, it is empty"),
-        ((HEADER,), "all", "must list at least one clip, it has no row below its header"),
-        ((HEADER, "a.wav,1,0,dog,False,1,A"), "esc10", "it has no row with esc10 True"),
-        (("filename,fold,target", "a,1,0"), "all", "line 1: column category must be there once"),
-        (("filename;fold;target;category",), "all", "it is not among 'filename;fold;target;cat"),
-        (("filename,fold,fold,target,category",), "all", "column fold must be there once, it is t"),
-        (("filename,fold,target,category", "a,1,0,b"), "esc10", "column esc10 must be there once"),
+        ((), "all", "must begin with the columns filename, fold, target, category, but is empty"),
+        ((HEADER,), "all", "must list at least one clip, but has no row below its header"),
+        ((HEADER, "a.wav,1,0,dog,False,1,A"), "esc10", "but has no row with esc10 True"),
+        (("filename,fold,target", "a,1,0"), "all", "line 1: column category must appear once"),
+        (("filename;fold;target;category",), "all", "got 0 among 'filename;fold;target;cat"),
+        (("filename,fold,fold,target,category",), "all", "column fold must appear once, got 2 "),
+        (("filename,fold,target,category", "a,1,0,b"), "esc10", "column esc10 must appear once"),
     ],
     ids=[
         "empty-file",
@@ -193,7 +196,7 @@ def test_a_table_that_is_no_text_is_named(tmp_path):
 
 def test_a_table_with_null_bytes_is_named(tmp_path):
     write_table(tmp_path, HEADER, "a\0.wav,1,0,dog,True,1,A")
-    with pytest.raises(InputError, match=r"line 2.*(no valid csv|must name a file)"):
+    with pytest.raises(InputError, match=r"line 2.*(not valid csv|must name a file)"):
         read_metadata(tmp_path)
 
 
@@ -209,7 +212,7 @@ def test_a_file_instead_of_a_folder_is_named(tmp_path):
 
 
 def test_a_folder_without_a_table_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"must hold meta/esc50\.csv, there is none$"):
+    with pytest.raises(InputError, match=r"must hold meta/esc50\.csv, which is missing$"):
         read_metadata(tmp_path)
 
 
@@ -222,7 +225,7 @@ def test_a_folder_one_too_high_gets_a_hint(tmp_path):
 def test_a_folder_without_audio_is_named(tmp_path):
     write_table(tmp_path, HEADER, *GOOD_ROWS)
     (tmp_path / "audio").rmdir()
-    with pytest.raises(InputError, match="must hold the folder audio/, there is none"):
+    with pytest.raises(InputError, match="must hold the folder audio/, which is missing"):
         read_metadata(tmp_path)
 
 
@@ -321,8 +324,8 @@ def test_all_bad_files_are_listed_at_once(tmp_path, cache):
     assert message == (
         f"4 of 12 files in {root}/audio cannot be used: 1-0-0.wav is absent; "
         "1-1-0.wav is empty (0 bytes); 2-0-1.wav is cut short: its header promises 16000 bytes of "
-        "audio, it holds 4956; 3-1-1.wav is no audio that libsndfile can decode (Format not "
-        "recognised); --skip-bad-files goes on without them"
+        "audio, it holds 4956; 3-1-1.wav is not audio that libsndfile can decode (Format not "
+        "recognised); --skip-bad-files leaves them out"
     )
     assert not list(cache.glob("audio-*/"))
     assert not list(cache.glob(".*"))
@@ -424,8 +427,8 @@ def test_a_fold_whose_files_are_all_bad_has_nothing_to_test(root, cache):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({"folds": 1}, "must have at least 2 folds to cross-validate, it has fold 1"),
-        ({"classes": 1}, "must have at least 2 classes, it has 'class0'"),
+        ({"folds": 1}, "must have at least 2 folds to cross-validate, got only fold 1"),
+        ({"classes": 1}, "must have at least 2 classes, got only 'class0'"),
     ],
     ids=["one-fold", "one-class"],
 )

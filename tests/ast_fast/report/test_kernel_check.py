@@ -1,3 +1,4 @@
+import json
 import time
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,12 @@ from torch import Tensor
 
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report.kernel_check import (
-    FBANK_ERRORS,
     ROUNDS,
+    SAME,
+    BothWays,
+    FbankCheck,
+    GradientCheck,
+    KernelChecks,
     check_attention,
     check_fbank,
     check_kernels,
@@ -78,18 +83,18 @@ def test_both_operations_are_checked_as_the_run_uses_them(
     waveforms: Tensor, model: AudioSpectrogramTransformer, features: Tensor
 ) -> None:
     checks = check_kernels(CONFIG, waveforms, model, features)
-    fbank, attention = checks["fbank"], checks["attention"]
-    assert (fbank["backend"], fbank["shape"]) == ("numba", [3, 4000])
-    assert (attention["backend"], attention["shape"]) == ("sdpa", [3, 4, 3, 2, 8])
-    assert 0 < fbank["max_abs_error"] < LOG_MEL_MAX
-    assert 0 < fbank["reference_max_abs_error"] < LOG_MEL_MAX
-    assert 0 < fbank["max_abs_difference"] < 2 * LOG_MEL_MAX
-    assert 0 <= fbank["relative_norm_before_log"] < 1e-5
-    assert 0 <= attention["max_abs_error"] < 1e-5
-    assert 0 <= attention["forward_backward"]["max_gradient_error"] < 1e-4
-    for timed in (fbank, attention, attention["forward_backward"]):
-        ratio = timed["reference_seconds"] / timed["fast_seconds"]
-        assert timed["speed_ratio"] == pytest.approx(ratio)
+    fbank, attention = checks.fbank, checks.attention
+    assert (fbank.backend, fbank.shape) == ("numba", [3, 4000])
+    assert (attention.backend, attention.shape) == ("sdpa", [3, 4, 3, 2, 8])
+    assert 0 < fbank.max_abs_error < LOG_MEL_MAX
+    assert 0 < fbank.reference_max_abs_error < LOG_MEL_MAX
+    assert 0 < fbank.max_abs_difference < 2 * LOG_MEL_MAX
+    assert 0 <= fbank.relative_norm_before_log < 1e-5
+    assert 0 <= attention.max_abs_error < 1e-5
+    assert 0 <= attention.forward_backward.max_gradient_error < 1e-4
+    for timed in (fbank, attention, attention.forward_backward):
+        ratio = timed.reference_seconds / timed.fast_seconds
+        assert timed.speed_ratio == pytest.approx(ratio)
 
 
 def test_a_wrong_and_slow_filterbank_is_found_out(
@@ -98,40 +103,40 @@ def test_a_wrong_and_slow_filterbank_is_found_out(
     replace_backend(monkeypatch, "fbank", "numba", louder_fbank)
     with use_backend(fbank="numba"):
         check = check_fbank(CONFIG, waveforms)
-    assert check["max_abs_error"] == pytest.approx(0.5, abs=LOG_MEL_MAX)
-    assert check["relative_norm_before_log"] == pytest.approx(0.5, abs=1e-5)
-    assert check["fast_seconds"] > 0.02
-    assert check["speed_ratio"] < 1
+    assert check.max_abs_error == pytest.approx(0.5, abs=LOG_MEL_MAX)
+    assert check.relative_norm_before_log == pytest.approx(0.5, abs=1e-5)
+    assert check.fast_seconds > 0.02
+    assert check.speed_ratio < 1
 
 
 def test_a_quiet_bin_s_rounding_is_a_difference_and_no_error() -> None:
     tone = 16000 * torch.sin(2 * torch.pi * 1000 * torch.arange(8000) / 16000)
     config = replace(CONFIG, fbank=FbankConfig(num_mel_bins=128, log_floor=1e-30))
     check = check_fbank(config, tone.to(torch.int16).unsqueeze(0))
-    assert check["max_abs_error"] < LOG_MEL_MAX
-    assert check["reference_max_abs_error"] < LOG_MEL_MAX
-    assert check["max_abs_difference"] > 2 * LOG_MEL_MAX
+    assert check.max_abs_error < LOG_MEL_MAX
+    assert check.reference_max_abs_error < LOG_MEL_MAX
+    assert check.max_abs_difference > 2 * LOG_MEL_MAX
 
 
 def test_a_filterbank_without_logarithm_is_compared_as_it_is(waveforms: Tensor) -> None:
     config = replace(CONFIG, fbank=CONFIG.fbank.replace(use_log_fbank=False))
     check = check_fbank(config, waveforms)
     largest = fbank_reference(waveforms.double() / 32768, config.fbank).max().item()
-    assert 0 < check["max_abs_error"] < 1e-5 * largest
+    assert 0 < check.max_abs_error < 1e-5 * largest
 
 
 def test_dither_is_left_out_of_the_comparison(waveforms: Tensor) -> None:
     dithered = replace(CONFIG, fbank=CONFIG.fbank.replace(dither=100.0))
     check = check_fbank(dithered, waveforms)
-    assert check["backend"] == "numba"
-    assert check["max_abs_error"] == check_fbank(CONFIG, waveforms)["max_abs_error"]
+    assert check.backend == "numba"
+    assert check.max_abs_error == check_fbank(CONFIG, waveforms).max_abs_error
 
 
 def test_a_wrong_attention_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     replace_backend(monkeypatch, "attention", "sdpa", shifted_attention)
     check = check_attention(torch.randn(2, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0)))
-    assert check["max_abs_error"] == pytest.approx(0.25, abs=1e-5)
-    assert check["forward_backward"]["max_gradient_error"] < 1e-5
+    assert check.max_abs_error == pytest.approx(0.25, abs=1e-5)
+    assert check.forward_backward.max_gradient_error < 1e-5
 
 
 @pytest.fixture
@@ -151,20 +156,21 @@ def test_a_stem_is_checked_on_what_its_first_stage_projects(
     config = replace(CONFIG, model=replace(CONFIG.model, stem_widths=(8, 12)))
     with torch.autocast("cpu", amp, enabled=amp != torch.float32):
         checks = check_kernels(config, waveforms, model_with_stem, features, amp)
-    assert list(checks) == ["fbank", "attention", "stem"]
-    stem = checks["stem"]
-    assert (stem["backend"], stem["shape"]) == ("numba", [3, 8, 8, 8])
+    assert list(checks.to_json()) == ["fbank", "attention", "stem"]
+    stem = checks.stem
+    assert stem is not None
+    assert (stem.backend, stem.shape) == ("numba", [3, 8, 8, 8])
     rounding = 2.0**-8 if amp == torch.bfloat16 else 1e-6
-    assert stem["max_abs_error"] < 4 * rounding  # of values up to 4
-    assert stem["forward_backward"]["max_gradient_error"] < rounding
-    assert stem["speed_ratio"] > 0
+    assert stem.max_abs_error < 4 * rounding  # of values up to 4
+    assert stem.forward_backward.max_gradient_error < rounding
+    assert stem.speed_ratio > 0
 
 
 def test_a_stem_is_checked_where_a_kernel_runs(features: Tensor) -> None:
     config = replace(CONFIG.model, stem_widths=(6, 12))  # no kernel is 6 wide
     model = AudioSpectrogramTransformer(config, num_mel_bins=32, num_frames=32, num_classes=3)
     check = check_stem(model, features, torch.float32)
-    assert (check["backend"], check["shape"]) == ("numba", [3, 4, 4, 12])
+    assert (check.backend, check.shape) == ("numba", [3, 4, 4, 12])
 
 
 def test_a_wrong_stem_is_found_out(
@@ -177,8 +183,8 @@ def test_a_wrong_stem_is_found_out(
 
     replace_backend(monkeypatch, "stem", "numba", shifted)
     check = check_stem(model_with_stem, features, torch.float32)
-    assert check["max_abs_error"] >= 0.25
-    assert check["forward_backward"]["max_gradient_error"] == pytest.approx(1, abs=1e-3)
+    assert check.max_abs_error >= 0.25
+    assert check.forward_backward.max_gradient_error == pytest.approx(1, abs=1e-3)
 
 
 def test_a_stem_on_the_reference_is_not_compared_with_itself(
@@ -186,8 +192,8 @@ def test_a_stem_on_the_reference_is_not_compared_with_itself(
 ) -> None:
     with use_backend(stem="reference"):
         check = check_stem(model_with_stem, features, torch.float32)
-    assert (check["backend"], check["speed_ratio"]) == ("reference", None)
-    assert check["forward_backward"] is None
+    assert (check.backend, check.speed_ratio) == ("reference", None)
+    assert check.forward_backward is None
 
 
 def test_a_run_on_the_reference_is_not_compared_with_itself(
@@ -195,12 +201,12 @@ def test_a_run_on_the_reference_is_not_compared_with_itself(
 ) -> None:
     with use_backend("reference"):
         checks = check_kernels(CONFIG, waveforms, model, features)
-    for check in checks.values():
-        assert check["backend"] == "reference"
-        assert "nothing to compare" in check["reason"]
-        assert all(check.get(key) is None for key in FBANK_ERRORS)
-        for key in ("max_abs_error", "fast_seconds", "reference_seconds", "speed_ratio"):
-            assert check[key] is None
+    for check in checks.by_operation().values():
+        assert check.backend == "reference"
+        assert check.reason == SAME
+        figures = check.to_json().keys() - {"backend", "shape", "reason"}
+        assert {"max_abs_error", "fast_seconds", "reference_seconds", "speed_ratio"} < figures
+        assert all(check.to_json()[key] is None for key in figures)
 
 
 def test_the_two_take_turns(waveforms: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,4 +243,22 @@ def test_attention_is_checked_on_what_the_first_block_sees(
 def test_a_large_attention_is_checked_on_fewer_clips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ast_fast.report.kernel_check.MOST_SCORES", 2 * 5 * 5 * 2)
     qkv = torch.randn(4, 5, 3, 2, 8, generator=torch.Generator().manual_seed(0))
-    assert check_attention(qkv)["shape"] == [2, 5, 3, 2, 8]
+    assert check_attention(qkv).shape == [2, 5, 3, 2, 8]
+
+
+def test_checks_read_back_from_json_as_they_were() -> None:
+    times = {"fast_seconds": 0.1, "reference_seconds": 0.3, "speed_ratio": 3.0}
+    both = BothWays(max_gradient_error=1e-6, **times)
+    fbank = FbankCheck(backend="numba", shape=[3, 4000], max_abs_error=1e-4, **times)
+    attention = GradientCheck(backend="sdpa", shape=[3, 4, 3, 2, 8], forward_backward=both, **times)
+    stem = GradientCheck(backend="reference", shape=[3, 8, 8, 8], reason=SAME)
+    for checks in (KernelChecks(fbank, attention, stem), KernelChecks(fbank, attention)):
+        assert KernelChecks.from_json(json.loads(json.dumps(checks.to_json()))) == checks
+    assert "reason" not in fbank.to_json()
+
+
+def test_checks_of_a_version_that_had_fewer_figures_are_read() -> None:
+    figures = dict.fromkeys(("max_abs_error", "fast_seconds", "reference_seconds"), 0.5)
+    older = {"backend": "numba", "shape": [3, 4000], **figures, "relative_norm_before_log": 1e-7}
+    check = FbankCheck.from_json(older)
+    assert (check.max_abs_error, check.reference_max_abs_error) == (0.5, None)

@@ -15,6 +15,7 @@ from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import BadFile, Clip
 from ast_fast.report.build import Measured, build_report, write_report
 from ast_fast.report.figures import line_chart, stage_bar
+from ast_fast.report.kernel_check import BothWays, FbankCheck, GradientCheck, KernelChecks
 from ast_fast.report.page import mel_centres
 from ast_fast.settings.config import AudioConfig, Config, FeatureConfig, TrainingConfig
 from ast_fast.training.results import EpochRow, FoldResult
@@ -35,23 +36,27 @@ RUN: dict[str, Any] = {
     "ended": "2030-01-01T00:01:00+00:00",
     "peak_memory_gib": 0.5,
 }
-COMPARED: dict[str, Any] = {
-    "backend": "numba",
-    "shape": [4, 4000],
-    "max_abs_error": 1e-3,
-    "reference_max_abs_error": 2.3e-4,
-    "max_abs_difference": 3.7e-2,
-    "relative_norm_before_log": 1e-7,
-    "fast_seconds": 0.001,
-    "reference_seconds": 0.01,
-    "speed_ratio": 10.0,
-}
-NOT_COMPARED: dict[str, Any] = {
-    **dict.fromkeys(COMPARED),
-    "backend": "reference",
-    "shape": [4, 4000],
-    "reason": "nothing to compare",
-}
+TIMES = {"fast_seconds": 0.001, "reference_seconds": 0.01, "speed_ratio": 10.0}
+COMPARED = KernelChecks(
+    FbankCheck(
+        backend="numba",
+        shape=[4, 4000],
+        max_abs_error=1e-3,
+        reference_max_abs_error=2.3e-4,
+        max_abs_difference=3.7e-2,
+        relative_norm_before_log=1e-7,
+        **TIMES,
+    ),
+    GradientCheck(
+        backend="numba",
+        shape=[4, 4, 3, 2, 8],
+        max_abs_error=1e-3,
+        forward_backward=BothWays(max_gradient_error=1e-6, **TIMES),
+        **TIMES,
+    ),
+)
+NOTHING: dict[str, Any] = {"backend": "reference", "shape": [4], "reason": "nothing to compare"}
+NOT_COMPARED = KernelChecks(FbankCheck(**NOTHING), GradientCheck(**NOTHING))
 CONFIG = Config(
     audio=AudioConfig(clip_seconds=0.25),
     features=FeatureConfig(target_frames=32),
@@ -104,16 +109,10 @@ def make_results(dataset: Dataset, *, wrong: int = 1) -> list[FoldResult]:
 
 
 def make_measured(
-    results: list[FoldResult], kernel: dict[str, Any] = COMPARED
+    results: list[FoldResult], kernels: KernelChecks = COMPARED
 ) -> dict[int, Measured]:
-    both = {**kernel, "forward_backward": {**kernel, "max_gradient_error": 1e-6}}
-    if kernel["speed_ratio"] is None:
-        both["forward_backward"] = None
     stages = {"features": 1.0, "forward": 3.0, "backward": 4.0, "other": 0.5}
-    return {
-        result.fold: Measured(10.0, stages, {"fbank": kernel, "attention": both})
-        for result in results
-    }
+    return {result.fold: Measured(10.0, stages, kernels) for result in results}
 
 
 Page = tuple[dict[str, Any], str]
@@ -123,9 +122,9 @@ Page = tuple[dict[str, Any], str]
 def write(tmp_path: Path) -> Callable[..., Page]:
     """Write a report and return its JSON, read back, and its page."""
 
-    def run(dataset: Dataset, *, kernel: dict[str, Any] = COMPARED, **changes: Any) -> Page:
+    def run(dataset: Dataset, *, kernels: KernelChecks = COMPARED, **changes: Any) -> Page:
         results = changes.pop("results", make_results(dataset))
-        arguments = {"measured": make_measured(results, kernel), "run": RUN} | changes
+        arguments = {"measured": make_measured(results, kernels), "run": RUN} | changes
         write_report(tmp_path, CONFIG, dataset, results, **arguments)
         report = json.loads((tmp_path / "report.json").read_text())
         return report, (tmp_path / "report.html").read_text()
@@ -211,8 +210,8 @@ def test_a_kernel_is_reported_by_its_worst_error_and_median_ratio() -> None:
     results = make_results(dataset)
     measured = make_measured(results)
     for fold, (error, ratio) in {1: (1e-3, 8.0), 2: (5e-3, 9.0), 3: (2e-3, 30.0)}.items():
-        check = {**COMPARED, "max_abs_error": error, "speed_ratio": ratio}
-        measured[fold].kernels["fbank"] = check
+        check = replace(COMPARED.fbank, max_abs_error=error, speed_ratio=ratio)
+        measured[fold] = replace(measured[fold], kernels=replace(COMPARED, fbank=check))
     kernel = build_report(CONFIG, dataset, results, measured=measured, run=RUN)["kernels"]["fbank"]
     assert (kernel["max_abs_error"], kernel["speed_ratio"]) == (5e-3, 9)
 
@@ -294,7 +293,7 @@ def test_the_page_shows_every_error_of_the_filterbank(write: Callable[..., Page]
 
 
 def test_the_page_says_why_kernels_were_not_compared(write: Callable[..., Page]) -> None:
-    report, page = write(make_dataset(), kernel=NOT_COMPARED)
+    report, page = write(make_dataset(), kernels=NOT_COMPARED)
     assert report["kernels"]["fbank"]["speed_ratio"] is None
     assert report["kernels"]["fbank"]["reason"] == "nothing to compare"
     assert "not compared: nothing to compare" in page
