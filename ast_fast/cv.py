@@ -97,7 +97,7 @@ def cross_validate(arguments: Arguments) -> int:
         print(f"\n{what}; {how_to_resume(settled.folder if settled else None)}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:
-        if settled is not None and settled.folder.begun:
+        if settled is not None and settled.folder.holds_run:
             raise
         send_nowhere(sys.stdout)  # the reader of --help has left
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:

@@ -47,8 +47,8 @@ class RunFolder:
     def __init__(self, path: Path, *, is_named: bool, is_resumed: bool, ranks: Ranks) -> None:
         self.path = path
         self.ranks = ranks
-        self.begun = is_resumed
-        """Whether it holds a run that can be resumed."""
+        self.holds_run = is_resumed
+        """Whether the folder holds a run that can be resumed."""
         self._is_named = is_named
         self._is_resumed = is_resumed
         self._lock: FileLock | None = None
@@ -63,7 +63,7 @@ class RunFolder:
         with _reported_by_name(self.path):
             if self.ranks.is_first:
                 self._make(config, facts)
-        self.path, self.begun = self.ranks.same((self.path, True))
+        self.path, self.holds_run = self.ranks.same((self.path, True))
 
     def resume(self, facts: RunFacts) -> RunFacts:
         """Resume the run in the folder; return its facts, with those of this process added.
@@ -97,7 +97,7 @@ class RunFolder:
 
     def remove_untrained(self) -> None:
         """Remove what this process created of the folder, unless it finished an epoch there."""
-        if not (self.begun and self.ranks.is_first) or self._is_resumed:
+        if not (self.holds_run and self.ranks.is_first) or self._is_resumed:
             return
         if any(self.path.glob("fold-*/*.safetensors")):
             return
@@ -105,7 +105,7 @@ class RunFolder:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         self._remove_files(CONFIG, RUN, LOCK)
-        self.begun = False
+        self.holds_run = False
 
     def close(self) -> None:
         """Release the folder for other processes."""
@@ -127,7 +127,7 @@ class RunFolder:
             unfinished = self._lock is not None and not (self.path / CONFIG).exists()
             self._remove_files(*((RUN, LOCK) if unfinished else ()))
             raise
-        self.begun = True
+        self.holds_run = True
 
     def _claim(self) -> None:
         """Create the folder; without `--out`, one that did not exist."""

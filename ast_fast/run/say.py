@@ -82,7 +82,7 @@ def say_results(
 
 def how_to_resume(folder: RunFolder | None) -> str:
     """Return what is kept of a run that ended early, and the command that resumes it."""
-    if folder is None or not folder.begun:
+    if folder is None or not folder.holds_run:
         return "no run was started, and nothing is left behind"
     again = [*shlex.split(program(folder.ranks)), "--resume", "--out", str(folder.path)]
     return f"finished epochs are kept; resume with: {shlex.join(again)}"

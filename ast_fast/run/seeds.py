@@ -75,12 +75,12 @@ def arguments_of_new_runs(arguments: Arguments) -> Arguments:
     out = _named_out(arguments)
     if out is None:
         raise InputError("--resume needs --out, the folder of the runs to resume")
-    begun = sorted(out.glob(f"seed-*/{CONFIG}"))
-    if not begun:
+    existing = sorted(out.glob(f"seed-*/{CONFIG}"))
+    if not existing:
         raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
     if given.of("--config"):
         return given
-    return Arguments(("--config", str(begun[0]), *given.tokens))
+    return Arguments(("--config", str(existing[0]), *given.tokens))
 
 
 def _write_summary(out: Path) -> None:

@@ -145,7 +145,7 @@ def test_another_number_of_processes_may_not_resume(
     process = start(cache, together[0], "--resume")
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 2
-    assert "processes is 2 there and 1 here" in output
+    assert "processes was 2 and is now 1\n" in output
 
 
 def test_bad_settings_end_the_job_with_their_error(cache: Path, tmp_path: Path) -> None:
