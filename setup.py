@@ -1,14 +1,15 @@
-"""Packaging of ast-fast: every dependency stands here with its reason."""
+"""Packaging of ast-fast, without its kernels: every dependency stands here with its reason."""
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
+
+VERSION = "0.2.0"  # and that of the kernels, kernels/pyproject.toml: one checkout, one version
 
 INSTALL_REQUIRES = [
-    "torch>=2.9",  # the model, its training, and the reference of every kernel
-    "triton>=3.5; platform_system == 'Linux'",  # the GPU kernels; imported when one is used
+    f"ast-fast-kernels[torch]=={VERSION}",  # features and the transformer's kernels, in kernels/
+    "torch>=2.9",  # the model and its training
     "numpy>=1.26",  # arrays at the package's borders
-    "numba>=0.62",  # the CPU kernels
     "soundfile>=0.13",  # decodes every format that libsndfile reads
     "soxr>=0.5",  # resampling
     "tyro>=1.0",  # command line from the config dataclasses
@@ -29,6 +30,7 @@ EXTRAS_REQUIRE = {
     "tensorboard": [TENSORBOARD],
     "test": [
         TENSORBOARD,
+        f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",
         "pytest-benchmark>=5",
         "threadpoolctl>=3.5",  # benchmarks hold every library's BLAS to the same threads
@@ -52,36 +54,14 @@ EXTRAS_REQUIRE["dev"] = [*EXTRAS_REQUIRE["test"], "ruff>=0.14", "mypy>=1.18", "b
 
 setup(
     name="ast-fast",
-    version="0.1.0",
+    version=VERSION,
     description="Fast log-mel filterbanks and a minimal Audio Spectrogram Transformer",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
     python_requires=">=3.11",
-    packages=[
-        "ast_fast",
-        "ast_fast.data",
-        "ast_fast.machine",
-        "ast_fast.report",
-        "ast_fast.run",
-        "ast_fast.settings",
-        "ast_fast.training",
-        "ast_fast_kernels",
-        "ast_fast_kernels.attention",
-        "ast_fast_kernels.fbank",
-        "ast_fast_kernels.gelu",
-        "ast_fast_kernels.layer_norm",
-        "ast_fast_kernels.linear",
-        "ast_fast_kernels.mix",
-        "ast_fast_kernels.normalise",
-        "ast_fast_kernels.stem",
-        "ast_fast_kernels.testing",
-    ],
-    package_dir={"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"},
-    package_data={
-        "ast_fast": ["py.typed", "report/*.html", "report/*.css"],
-        "ast_fast_kernels": ["py.typed"],
-    },
+    packages=find_packages(include=["ast_fast", "ast_fast.*"]),
+    package_data={"": ["*.html", "*.css", "py.typed"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
 )

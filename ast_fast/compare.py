@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 from rich.console import Console
@@ -25,17 +26,17 @@ PROGRAM = "python -m ast_fast.compare"
 CONFIDENCE = 0.95
 
 UNKNOWN = "not known then"
-"""A setting that an earlier version's run did not have."""
+"""Shown for a setting that an earlier version's run did not have."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Compare finished runs on the same data: differences of accuracy, paired by fold."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs, each with its report.json; the others are compared with the first."""
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUNS ...")]
+    """Folders of finished runs; each is compared with the first."""
     html: Path | None = None
-    """Page to write the comparison to."""
+    """HTML page to write the comparison to."""
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class Difference:
 
     @property
     def shown(self) -> str:
-        """The interval in points; one fold has none."""
+        """The interval in percentage points; a single fold has none."""
         if math.isnan(self.low):
-            return "one fold has none"
+            return "none (one fold)"
         return f"{100 * self.low:+.1f} to {100 * self.high:+.1f}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run, against the first."""
+    """One run, compared with the first."""
 
     name: str
     mean: float
@@ -72,7 +73,7 @@ def paired_difference(run: Mapping[int, float], baseline: Mapping[int, float]) -
 
     Args:
         run: Accuracy by fold.
-        baseline: The same folds' of another run.
+        baseline: The baseline's accuracy, of the same folds.
     """
     differences = [run[fold] - baseline[fold] for fold in sorted(run)]
     mean, std = mean_and_std(differences)
@@ -84,10 +85,10 @@ def paired_difference(run: Mapping[int, float], baseline: Mapping[int, float]) -
 
 
 def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
-    """Return a row for each run, and the settings in which they differ.
+    """Return a row for each run, and the values of each setting in which runs differ.
 
     Raises:
-        InputError: There are not two runs, one has no report, or their data or folds differ.
+        InputError: There are fewer than two runs, a report is missing, or data or folds differ.
     """
     if len(paths) < 2:
         raise InputError(f"RUNS must be at least 2 folders, got {len(paths)}")
@@ -98,7 +99,7 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
     ]
     for path, report, accuracy in zip(paths[1:], reports[1:], accuracies[1:], strict=True):
         if report["data"]["key"] != reports[0]["data"]["key"]:
-            raise InputError(f"{path} must be of the same clips as {paths[0]}, and is of others")
+            raise InputError(f"{paths[0]} and {path} must hold the same clips; they do not")
         if accuracy.keys() != accuracies[0].keys():
             raise InputError(
                 f"{path} must have the folds of {paths[0]} ({_listed(accuracies[0])}), "
@@ -121,7 +122,7 @@ def _listed(folds: Mapping[int, float]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the comparison that the arguments ask for; return the exit code.
+    """Compare the runs that the arguments name; return the exit code.
 
     Args:
         argv: The arguments; None takes the command line's.
@@ -137,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     console = Console()
     table = Table()
-    table.add_column("run", overflow="fold")  # whose ends tell runs apart
+    table.add_column("run", overflow="fold")  # paths often differ only at their end
     for title in ("accuracy", "difference", "95 % interval", "minutes"):
         table.add_column(title)
     for row in rows:

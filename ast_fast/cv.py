@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from ast_fast.data.dataset import Dataset, check_folds, open_dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.console import RunConsole, fail, send_nowhere
-from ast_fast.machine.device import Placement, available_cores, resolve_device, resolve_placement
+from ast_fast.machine.device import Placement, available_cores, resolve_placement
 from ast_fast.machine.distributed import (
     Ranks,
     end_process,
@@ -41,8 +41,8 @@ from ast_fast.run.folder import (
 )
 from ast_fast.run.kernels import chosen_backends, compare_kernels, kernels_in_use, warm_up
 from ast_fast.run.merge import merge
-from ast_fast.run.say import how_to_go_on, say_results, say_what_runs
-from ast_fast.run.seeds import of_new_runs, run_seeds
+from ast_fast.run.say import how_to_resume, say_results, say_what_runs
+from ast_fast.run.seeds import run_seeds
 from ast_fast.settings.agree import check_resumed_settings
 from ast_fast.settings.command_line import Arguments, MergeJob, SeedsJob, parse_config, read_job
 from ast_fast.settings.config import Config
@@ -57,22 +57,20 @@ from ast_fast.training.tensorboard import TensorBoardLog
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the cross-validation that the arguments describe and return the exit code.
 
-    0 when the report is written; 2, after one line for each problem on standard error, when
-    something given cannot be used or a resource is exhausted; 130 when interrupted, 143 when
-    terminated. A reader of standard output that leaves does not end the run.
+    0 when the report is written; 2, after one line for each problem on standard error, when the
+    input cannot be used or a resource is exhausted; 130 when interrupted, 143 when terminated. If
+    standard output is closed, the run continues.
 
     Args:
         argv: The arguments; None takes the command line's.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, `±` for one
+        sys.stdout.reconfigure(errors="replace")  # an encoding may lack `±`
     arguments = Arguments(tuple(sys.argv[1:] if argv is None else argv))
     try:
         match read_job(arguments):
             case SeedsJob() as job:
-                device = resolve_device(parse_config(of_new_runs(job.arguments)).device)
-                ranks = join_ranks(device)
-                return run_seeds(job, main, lambda: ranks.same(choose_out(Config())), ranks)
+                return run_seeds(job, main)
             case MergeJob() as job:
                 return merge(job, arguments.tokens)
     except InputError as error:
@@ -81,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def cross_validate(arguments: Arguments) -> int:
-    """Make one run, from its settings to its report, and return the exit code."""
+    """Run one cross-validation, from its settings to its report, and return the exit code."""
     settled: Settled | None = None
     try:
         with Interrupts() as interrupts:
@@ -96,17 +94,17 @@ def cross_validate(arguments: Arguments) -> int:
     except KeyboardInterrupt as error:
         terminated = isinstance(error, Terminated)
         what = "terminated" if terminated else "interrupted"
-        print(f"\n{what}; {how_to_go_on(settled.folder if settled else None)}", file=sys.stderr)
+        print(f"\n{what}; {how_to_resume(settled.folder if settled else None)}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:
         if settled is not None and settled.folder.begun:
             raise
-        send_nowhere(sys.stdout)  # --help was read as far as it was wanted
+        send_nowhere(sys.stdout)  # the reader of --help has left
     except (MemoryError, OSError, RuntimeError, SafetensorError) as error:
         reason = why_it_ended(error)
         if reason is None:
             raise
-        return fail(f"{reason}; {how_to_go_on(settled.folder if settled else None)}")
+        return fail(f"{reason}; {how_to_resume(settled.folder if settled else None)}")
     finally:
         if settled is not None:
             settled.folder.close()
@@ -115,7 +113,7 @@ def cross_validate(arguments: Arguments) -> int:
 
 @dataclass(frozen=True)
 class Settled:
-    """What is known before anything is read or made."""
+    """The settings, and what follows from them before any data is read."""
 
     arguments: Arguments
     config: Config
@@ -128,17 +126,17 @@ class Settled:
 
 @dataclass(frozen=True)
 class Prepared(Settled):
-    """What training and the report need."""
+    """Everything that training and the report need."""
 
     dataset: Dataset
     folds: tuple[int, ...]
-    """To test on, in order."""
+    """Folds to test on, in order."""
     facts: RunFacts
     warm_up_seconds: float
 
 
 def settle(arguments: Arguments) -> Settled:
-    """Read the settings, meet the run's other processes, and check all that needs no data."""
+    """Read the settings, join the run's other processes, and check all that needs no data."""
     config = parse_config(arguments)
     placement = resolve_placement(config.device, config.training.amp)
     ranks = join_ranks(placement.device)
@@ -154,7 +152,7 @@ def settle(arguments: Arguments) -> Settled:
 
 
 def prepare(settled: Settled) -> Prepared:
-    """Open the data set, warm up model and kernels, and make the run's folder or take it up."""
+    """Open the data set, warm up model and kernels, and create the run's folder or resume it."""
     config, placement, ranks = settled.config, settled.placement, settled.ranks
     torch.set_num_threads(choose_threads(settled))
     dataset = open_dataset(config, console=RunConsole(stderr=True))
@@ -173,9 +171,9 @@ def prepare(settled: Settled) -> Prepared:
         settled.arguments.tokens, placement, ranks, kernels=kernels, data_key=dataset.key
     )
     warm_up_seconds = warm_up(config, dataset, placement, model, settled.console)
-    ranks.same(None)  # all have looked at the folder
+    ranks.same(None)  # all have checked the folder
     if config.resume:
-        facts = settled.folder.take_up(facts)
+        facts = settled.folder.resume(facts)
     else:
         settled.folder.begin(config, facts)
     say_what_runs(settled.console, dataset, folds, model, facts, settled.folder)
@@ -189,7 +187,7 @@ def prepare(settled: Settled) -> Prepared:
 
 
 def choose_threads(settled: Settled) -> int:
-    """Return the CPU threads of this process: those set, those it began with, or its cores."""
+    """Return this process's CPU threads: the setting, else a resumed run's, else all its cores."""
     if settled.config.threads:
         return settled.config.threads
     if settled.config.resume:
@@ -201,7 +199,7 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
     """Train and test every fold, and compare the kernels on a batch of each.
 
     Returns:
-        Each fold's result; and by fold what it cost, in the first process alone.
+        The result of each fold; and the cost of each, by fold, in the first process only.
     """
     results: list[FoldResult] = []
     measured: dict[int, Measured] = {}
@@ -235,13 +233,13 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
 
 
 def measure(run: Prepared, result: FoldResult, stages: Stages, *, was_trained: bool) -> Measured:
-    """Return what a fold cost, and write it; read it where an earlier process did both.
+    """Return the cost of a fold and write it; read it if an earlier process wrote it.
 
     Args:
         run: The fold's run.
-        result: Of the fold.
-        stages: Where its time went.
-        was_trained: Whether this process trained an epoch of it.
+        result: The fold's result.
+        stages: Its time by stage.
+        was_trained: Whether this process trained an epoch of the fold.
     """
     folder = run.folder.of_fold(result.fold)
     earlier = None if was_trained else read_measured(folder)
@@ -254,7 +252,7 @@ def measure(run: Prepared, result: FoldResult, stages: Stages, *, was_trained: b
 
 
 def report(run: Prepared, results: Sequence[FoldResult], measured: Mapping[int, Measured]) -> None:
-    """Write the report and print its figures; the first process does it for all."""
+    """Write the report and print its figures, in the first process only."""
     (peak,) = run.ranks.sum(peak_memory_gib())
     if not run.ranks.is_first:
         return

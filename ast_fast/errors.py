@@ -2,4 +2,4 @@
 
 
 class InputError(ValueError):
-    """Something that the user gave cannot be used: the message names what, where and the rule."""
+    """The user's input cannot be used; the message names the argument, the rule and the value."""

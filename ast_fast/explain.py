@@ -14,18 +14,18 @@ from ast_fast.model import AudioSpectrogramTransformer
 
 
 def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> Tensor:
-    """Return how much of each patch reaches what the head reads, by the attention of all blocks.
+    """Return the share of each patch's token in what the head reads, by all blocks' attention.
 
-    Of each patch's token, that is, which holds neighbours too where patches hear them.
-    Heads are averaged, and each block's residual counts as half: the product over the blocks of
-    (attention + identity) / 2, then the mean of its rows, or the class token's row.
+    Heads are averaged, and each block's residual counts as half: the rollout is the product over
+    blocks of (attention + identity) / 2. The shares are the mean of its rows, or the class token's
+    row. With a stem or convolutions, a patch's token also holds parts of its neighbours.
 
     Args:
         model: In eval mode.
         features: The model's input, shape (batch, num_frames, num_mel_bins).
     Returns:
-        Shares, shape (batch, patches along frequency, patches along time); each clip's add up to 1
-        (less the class token's own, with one).
+        Shares, shape (batch, patches along frequency, patches along time). A clip's sum is 1, or
+        1 less the class token's own share.
     Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3.
     """
     projected: list[Tensor] = []
@@ -62,15 +62,15 @@ def save_explanation(
     frame_shift: float,
     title: str,
 ) -> None:
-    """Draw a clip's spectrogram and, beside it, the same under what the model attends to.
+    """Draw a clip's spectrogram, and below it the model's attention over the same.
 
     Args:
         path: PNG file to write.
-        features: Of one clip, shape (num_frames, num_mel_bins).
-        shares: Of its patches, shape (patches along frequency, along time).
+        features: Features of one clip, shape (num_frames, num_mel_bins).
+        shares: Shares of its patches, shape (patches along frequency, along time).
         covered: Mel bins and frames that the patches cover.
-        frame_shift: Between frames, in milliseconds.
-        title: Written above.
+        frame_shift: Hop between frames, in milliseconds.
+        title: Title of the figure.
     """
     num_frames, num_mel_bins = features.shape
     seconds = num_frames * frame_shift / 1000.0
@@ -88,7 +88,7 @@ def save_explanation(
         alpha=0.6, interpolation="bilinear", vmin=0.0,
         extent=(0.0, covered[1] * frame_shift / 1000.0, 0, covered[0]),
     )  # fmt: skip
-    figure.colorbar(overlay, ax=axes, label="share of attention, 1 is even")
+    figure.colorbar(overlay, ax=axes, label="attention, relative to an even share")
     axes[0].set_xlim(0.0, seconds)
     axes[1].set_xlabel("seconds")
     with atomic_write(path) as temporary:

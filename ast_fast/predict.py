@@ -1,4 +1,4 @@
-"""Classify audio files with a trained model: `python -m ast_fast.predict CHECKPOINT FILE …`."""
+"""Classify audio files with a trained model: `python -m ast_fast.predict CHECKPOINT AUDIO …`."""
 
 from __future__ import annotations
 
@@ -37,50 +37,51 @@ PROGRAM = "python -m ast_fast.predict"
 SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {
     ".aif", ".oga", ".opus", ".mp3",
 }  # fmt: skip
-"""What a file's name ends in to be taken from a folder; a file that is named is always tried."""
+"""Suffixes of the files taken from a folder; a file named by itself is always tried."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Classify audio files with a trained model.
 
-    A file of any length is cut into clips of the model's length, whose probabilities are averaged.
-    A file that cannot be used is named on standard error and left out; the exit code is then 1.
+    A file of any length is cut into clips of the model's length, and their probabilities are
+    averaged. A file that cannot be used is named on standard error and skipped; the exit code is
+    then 1.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """The model: fold-N/model.safetensors of a run."""
-    audio: tyro.conf.Positional[tuple[Path, ...]]
-    """Audio files, or folders of them (searched to the bottom)."""
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Model: fold-N/model.safetensors in a run's folder."""
+    audio: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIO ...")]
+    """Audio files, or folders to search for them, subfolders included."""
     top: int = 5
-    """Most probable classes to name."""
+    """Number of most probable classes to print."""
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Print one JSON object a file, on a line of its own, with every class."""
+    """Print one line of JSON for each file, with every class."""
     explain: Path | None = None
-    """Folder that takes a PNG of each file: its spectrogram under what the model attends to."""
+    """Folder for a PNG of each file: its spectrogram, and the model's attention over it."""
     batch_size: int = 32
-    """Clips at a time."""
+    """Clips classified at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto takes CUDA if there is one."""
+    """Device to run on; auto takes CUDA if available."""
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A trained model with all that its input and output mean."""
+    """A trained model with its settings, class names and statistics."""
 
     model: AudioSpectrogramTransformer
     config: Config
     class_names: list[str]
     statistics: Statistics | None
     placement: Placement
-    """With the precision of training, or the nearest that the device has."""
+    """The precision is that of training, or the nearest that the device supports."""
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
         return model_input(windows, self.config, self.statistics)
 
     def probabilities(self, windows: Tensor) -> Tensor:
-        """Return every class's probability for clips, on the CPU, shape (batch, num_classes)."""
+        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
         with torch.inference_mode(), self.placement.autocast():
             logits = self.model(self.features(windows.to(self.placement.device)))
         probabilities: Tensor = logits.float().softmax(dim=1).cpu()
@@ -91,7 +92,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     """Return the model of a finished fold.
 
     Raises:
-        InputError: The file is absent, damaged, or no model of this program.
+        InputError: The file is missing, damaged, or not a model of this program.
     """
     if not path.is_file():
         raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
@@ -109,8 +110,8 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
 
 
 @dataclass
-class _File:
-    """What has been found out about a file so far."""
+class ClassifiedFile:
+    """An audio file, and the results of its clips so far."""
 
     path: Path
     total: NDArray[np.float64] | None = None
@@ -119,10 +120,10 @@ class _File:
     clearest: NDArray[np.int16] | None = None
     error: str | None = None
     pending: int = 0
-    """Clips read that no batch has taken yet."""
+    """Clips read but not yet classified."""
 
     def add(self, probabilities: NDArray[np.float64], window: NDArray[np.int16]) -> None:
-        """Take the probabilities of one more of its clips; keep the clip that says most."""
+        """Add the probabilities of one clip; keep the clip with the highest one."""
         self.total = probabilities if self.total is None else self.total + probabilities
         self.count += 1
         self.pending -= 1
@@ -131,16 +132,16 @@ class _File:
 
     @property
     def probabilities(self) -> NDArray[np.float64]:
-        """The mean over its clips."""
+        """Mean over its clips."""
         assert self.total is not None
         return self.total / self.count
 
 
 def find_audio(paths: Sequence[Path]) -> list[Path]:
-    """Return the files named, and those within the folders named, each folder's in order.
+    """Return the named files, and the audio files in the named folders, sorted by path.
 
     Raises:
-        InputError: A folder holds none.
+        InputError: A folder holds no audio file.
     """
     found: list[Path] = []
     for path in paths:
@@ -151,21 +152,25 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
             file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
         )
         if not inside:
-            raise InputError(f"FILE_OR_FOLDER must hold audio files, there are none in {path}")
+            raise InputError(
+                f"AUDIO must be files or folders of audio files, got {path}, which holds none"
+            )
         found += inside
     return found
 
 
-def classify(classifier: Classifier, paths: Sequence[Path], batch_size: int) -> Iterator[_File]:
-    """Yield each file in order, with its probabilities or what is wrong with it.
+def classify(
+    classifier: Classifier, paths: Sequence[Path], batch_size: int
+) -> Iterator[ClassifiedFile]:
+    """Yield each file in order, with its probabilities or its error.
 
-    Batches are filled across files, so that many short files cost no more than a long one.
+    Batches span files, so many short files take no longer than one long file.
     """
     settings = decode_settings(classifier.config)
-    waiting: deque[_File] = deque()
-    pending: list[tuple[_File, NDArray[np.int16]]] = []
+    waiting: deque[ClassifiedFile] = deque()
+    pending: list[tuple[ClassifiedFile, NDArray[np.int16]]] = []
     for path in paths:
-        file = _File(path)
+        file = ClassifiedFile(path)
         waiting.append(file)
         try:
             for window in read_windows(
@@ -177,16 +182,18 @@ def classify(classifier: Classifier, paths: Sequence[Path], batch_size: int) -> 
                 pending.append((file, window))
                 file.pending += 1
                 if len(pending) == batch_size:
-                    _run(classifier, pending)
+                    _classify_batch(classifier, pending)
         except BadAudioError as error:
             file.error = str(error)
         while waiting and not waiting[0].pending:
             yield waiting.popleft()
-    _run(classifier, pending)
+    _classify_batch(classifier, pending)
     yield from waiting
 
 
-def _run(classifier: Classifier, pending: list[tuple[_File, NDArray[np.int16]]]) -> None:
+def _classify_batch(
+    classifier: Classifier, pending: list[tuple[ClassifiedFile, NDArray[np.int16]]]
+) -> None:
     if not pending:
         return
     windows = torch.from_numpy(np.stack([window for _, window in pending]))
@@ -197,17 +204,17 @@ def _run(classifier: Classifier, pending: list[tuple[_File, NDArray[np.int16]]])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Classify what the arguments name; return the exit code.
+    """Classify the files that the arguments name; return the exit code.
 
     0 when every file was classified; 1 when some could not be used, each named on standard error;
     2, after one line on standard error, when nothing could be done; 130 when interrupted; 141, as
-    of other programs, when the reader of standard output has left.
+    in other programs, when standard output was closed.
 
     Args:
         argv: The arguments; None takes the command line's.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # of what an encoding lacks, names of files too
+        sys.stdout.reconfigure(errors="replace")  # an encoding may lack characters of file names
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
     keep_freed_memory()
@@ -229,23 +236,12 @@ def _classify_all(options: Options) -> int:
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not options.audio:
-        raise InputError("FILE_OR_FOLDER must name at least one file or folder, got none")
+        raise InputError("AUDIO must name at least one file or folder, got none")
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
-    precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
-    trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
-    if trained_in not in ("auto", "off", precision):
-        print(
-            f"note: trained with training.amp {trained_in}, which this {kind} does not have: "
-            f"classified in {precision}",
-            file=sys.stderr,
-        )
+    _say_if_less_precise(classifier)
     if options.explain is not None:
-        try:
-            options.explain.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            message = f"--explain {options.explain} cannot be made: {error.strerror}"
-            raise InputError(message) from error
+        _make_folder(options.explain)
     num_bad = 0
     drawn: set[str] = set()
     with show_progress(Console(stderr=True), "classifying", len(paths)) as advance:
@@ -268,7 +264,27 @@ def _classify_all(options: Options) -> int:
     return 1 if num_bad else 0
 
 
-def _print_result(file: _File, class_names: Sequence[str], options: Options) -> None:
+def _say_if_less_precise(classifier: Classifier) -> None:
+    """Print a note if the device lacks the precision of training."""
+    precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
+    trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
+    if trained_in not in ("auto", "off", precision):
+        print(
+            f"note: the model was trained with training.amp {trained_in}, which this {kind} does "
+            f"not support; classifying in {precision}",
+            file=sys.stderr,
+        )
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder of `--explain`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--explain {folder} cannot be made: {error.strerror}") from error
+
+
+def _print_result(file: ClassifiedFile, class_names: Sequence[str], options: Options) -> None:
     order = np.argsort(-file.probabilities, kind="stable")
     if options.json:
         classes = {class_names[k]: float(file.probabilities[k]) for k in order}
@@ -281,8 +297,8 @@ def _print_result(file: _File, class_names: Sequence[str], options: Options) -> 
         print(f"  {100 * file.probabilities[k]:5.1f} %  {class_names[k]}", flush=True)
 
 
-def _draw(file: _File, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
-    """Draw the clip of a file that says most; files of one name get numbers."""
+def _draw(file: ClassifiedFile, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
+    """Draw the clip with the highest probability; files of the same name get numbers."""
     assert file.clearest is not None
     window = torch.from_numpy(file.clearest)[None].to(classifier.placement.device)
     features = classifier.features(window)

@@ -30,8 +30,8 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from ast_fast_kernels import FbankConfig, fbank
-from ast_fast_kernels.fbank.config import PRESETS
 from ast_fast_kernels.fbank.numba_cpu import unsupported
+from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import log_mel_error, relative_norm
 from bench import floor, peers
 from bench.peers import PEERS, Inputs

@@ -22,11 +22,13 @@ import numpy as np
 from numba import njit
 from numba.core import types
 
-from ast_fast_kernels import FbankConfig, fft
-from ast_fast_kernels._numba import intrinsic
+from ast_fast_kernels import FbankConfig
+from ast_fast_kernels._cpu import fft
+from ast_fast_kernels._cpu.compile import intrinsic
+from ast_fast_kernels._cpu.lanes import Lanes, Value
+from ast_fast_kernels._cpu.simd import aligned, data_pointer, host_lanes
 from ast_fast_kernels.fbank import tables
-from ast_fast_kernels.fbank.config import PRESETS
-from ast_fast_kernels.simd import Lanes, Value, aligned, data_pointer, host_lanes
+from ast_fast_kernels.fbank.presets import PRESETS
 
 CHAINS = 12
 """Multiply-adds in flight: more than latency times ports, fewer than AVX2's registers."""

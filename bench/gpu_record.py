@@ -194,7 +194,7 @@ def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
 
 def _gelu(x: Tensor, bias: Tensor, *, backend: str) -> Tensor:
     """Run bias and GELU alone: a matrix product before them would hide their error."""
-    import ast_fast_kernels.gelu.ops  # noqa: F401 - registers the operator
+    import ast_fast_kernels.gelu.triton_gpu  # noqa: F401 - registers the operator
 
     if backend == "triton":
         hidden: Tensor = torch.ops.ast_fast.bias_gelu_fwd(x, bias)

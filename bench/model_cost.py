@@ -14,7 +14,7 @@ from functools import cache
 import torch
 
 from ast_fast.settings.config import ModelConfig
-from ast_fast_kernels.simd import host_lanes
+from ast_fast_kernels._cpu.simd import host_lanes
 from bench import floor
 
 SIZES = ((2048, 2048, 2048), (8192, 512, 512))

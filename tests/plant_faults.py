@@ -33,7 +33,7 @@ class Fault:
     @property
     def path(self) -> str:
         """The kernels' file, from the package."""
-        return "fft_triton.py" if self.op == "fft" else f"{self.op}/triton_gpu.py"
+        return "_gpu/fft.py" if self.op == "fft" else f"{self.op}/triton_gpu.py"
 
     @property
     def tests(self) -> str:

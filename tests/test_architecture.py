@@ -6,7 +6,8 @@ import ast
 import inspect
 import pickle
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,54 @@ from ast_fast_kernels._dispatch import BACKENDS
 from ast_fast_kernels.testing.processes import modules_loaded_by, run_program
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"ast_fast": ROOT / "ast_fast", "ast_fast_kernels": ROOT / "kernels/ast_fast_kernels"}
+PACKAGES = {"ast_fast": "ast_fast", "ast_fast_kernels": "kernels/ast_fast_kernels"}
 KERNELS = "ast_fast_kernels"
 BACKEND_MODULES = sorted({entry.partition(":")[0] for entry in BACKENDS.values()})
 
+OPERATION = "_dispatch _torch"
+MAY_IMPORT = {
+    "ast_fast": {
+        "errors": "",
+        "machine": "errors",
+        "settings": "errors machine",
+        "data": "errors machine settings",
+        "augment": "settings",
+        "features": "errors settings augment",
+        "model": "settings",
+        "training": "errors machine settings data augment features model",
+        "report": "errors machine settings data features training",
+        "run": "errors machine settings data features model training report",
+        "explain": "machine model",
+        "cv": "errors machine settings data model training report run",
+        "predict": "errors machine settings data features model training explain",
+        "compare": "errors machine settings report",
+    },
+    "ast_fast_kernels": {
+        "_torch": "",
+        "_gpu": "",
+        "_cpu": "_torch",
+        "_dispatch": "_torch",
+        "linear": OPERATION,
+        "gelu": f"{OPERATION} _gpu",
+        "layer_norm": f"{OPERATION} _gpu",
+        "mix": f"{OPERATION} _cpu",
+        "normalise": f"{OPERATION} _cpu",
+        "stem": f"{OPERATION} _cpu",
+        "attention": f"{OPERATION} _cpu _gpu",
+        "fbank": f"{OPERATION} _cpu _gpu",
+        "kaldi": "_torch fbank",
+        "choice": OPERATION,
+        "testing": "_gpu gelu layer_norm attention fbank",
+    },
+}
+"""Room (a folder or file right below a package) → the rooms that it imports, lowest room first.
 
-def modules(package: str) -> dict[str, Path]:
-    folder = PACKAGES[package]
+A room may import those above its line alone, so nothing points upward.
+"""
+
+
+def modules(package: str, root: Path = ROOT) -> dict[str, Path]:
+    folder = root / PACKAGES[package]
     found = {}
     for path in sorted(folder.rglob("*.py")):
         parts = [package, *path.relative_to(folder).with_suffix("").parts]
@@ -42,36 +84,158 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+def module_arrows(package: str, root: Path = ROOT) -> dict[str, set[str]]:
+    """Each module of a package but its face → the modules of the package that it imports."""
+    known = modules(package, root)
+    arrows = {}
+    for module, path in known.items():
+        if module == package:
+            continue
+        named = {nearest(name, known) for name in imports(path)}
+        arrows[module] = named - {None, package, module}
+    return arrows
+
+
+def nearest(name: str, known: Container[str]) -> str | None:
+    """Return the module that a dotted name is in."""
+    while name and name not in known:
+        name = name.rpartition(".")[0]
+    return name or None
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def room_arrows(package: str, root: Path = ROOT) -> dict[str, set[str]]:
+    """Each room of a package → the rooms that it imports."""
+    rooms: dict[str, set[str]] = {}
+    for module, imported in module_arrows(package, root).items():
+        here = rooms.setdefault(room_of(module), set())
+        here |= {room_of(other) for other in imported} - {room_of(module)}
+    return rooms
+
+
+def circles(arrows: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the sets of nodes that can reach each other."""
+    reached = {node: {node} for node in arrows}
+    changed = True
+    while changed:
+        changed = False
+        for node, others in arrows.items():
+            more = set().union(*(reached.get(other, {other}) for other in others)) - reached[node]
+            reached[node] |= more
+            changed = changed or bool(more)
+    found = {
+        tuple(sorted(o for o in reached[node] if node in reached.get(o, ()))) for node in arrows
+    }
+    return [list(circle) for circle in sorted(found) if len(circle) > 1]
+
+
+def summary(root: Path = ROOT) -> str:
+    """Say, package by package, how many rooms, arrows, circles and large files there are."""
+    lines = []
+    for package in PACKAGES:
+        rooms, files = room_arrows(package, root), module_arrows(package, root)
+        floors = list(MAY_IMPORT[package])
+        known = all(room in floors for room in rooms)
+        upward = [
+            f"{room} -> {other}"
+            for room, others in rooms.items()
+            for other in others
+            if known and floors.index(other) > floors.index(room)
+        ]
+        lines += [
+            f"{package}: {len(files)} files in {len(rooms)} rooms, "
+            f"{sum(map(len, rooms.values()))} arrows between rooms, "
+            f"{sum(map(len, files.values()))} between files",
+            f"  circles of rooms {circles(rooms) or 'none'}, of files {circles(files) or 'none'}",
+            f"  upward arrows {(upward or 'none') if known else 'unknown: the rooms are others'}",
+        ]
+        sizes = {
+            str(path.relative_to(root)): len(path.read_text().splitlines())
+            for path in modules(package, root).values()
+        }
+        largest = sorted(sizes, key=lambda name: -sizes[name])[:10]
+        lines += [f"  {sizes[name]:5d} {name}" for name in largest]
+    return "\n".join(lines)
+
+
 def within(name: str, package: str) -> bool:
     return name == package or name.startswith(package + ".")
 
 
 def test_the_walk_sees_imports() -> None:
-    assert "ast_fast_kernels.fbank.tables" in imports(
-        PACKAGES["ast_fast_kernels"] / "fbank" / "reference.py"
-    )
-    assert len(modules("ast_fast_kernels")) > 10
+    tables = "ast_fast_kernels.fbank.tables"
+    assert tables in imports(modules(KERNELS)["ast_fast_kernels.fbank.reference"])
+    assert tables in module_arrows(KERNELS)["ast_fast_kernels.fbank.reference"]
+    assert len(modules(KERNELS)) > 10
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_rooms_import_what_the_table_says(package: str) -> None:
+    table = {room: set(named.split()) for room, named in MAY_IMPORT[package].items()}
+    assert room_arrows(package) == table
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_arrow_runs_upward(package: str) -> None:
+    """So there is no circle of rooms either."""
+    below: set[str] = set()
+    for room, named in MAY_IMPORT[package].items():
+        assert set(named.split()) <= below, room
+        below.add(room)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_files_import_each_other_in_a_circle(package: str) -> None:
+    assert circles(module_arrows(package)) == []
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_an_operation_is_a_folder_and_all_else_begins_with_an_underscore() -> None:
+    """Or is one of the names that callers see."""
+    operations = {operation for operation, _ in BACKENDS}
+    assert set(room_arrows(KERNELS)) == operations | {
+        *("_cpu", "_gpu", "_torch", "_dispatch"),
+        *("kaldi", "choice", "testing"),
+    }
+
+
+@pytest.mark.parametrize("module", modules("ast_fast"))
+def test_the_program_uses_no_private_part_of_the_kernels(module: str) -> None:
+    named = [name for name in imports(modules("ast_fast")[module]) if within(name, KERNELS)]
+    assert not [name for name in named if "._" in name]
 
 
 @pytest.mark.parametrize("module", modules("ast_fast_kernels"))
 def test_kernels_never_import_ast_fast(module: str) -> None:
-    path = modules("ast_fast_kernels")[module]
+    path = modules(KERNELS)[module]
     assert not [name for name in imports(path) if within(name, "ast_fast")]
 
 
-def test_every_package_is_installed() -> None:
-    packages = {
-        package if path.parent == folder else f"{package}.{path.parent.name}"
-        for package, folder in PACKAGES.items()
-        for path in folder.rglob("__init__.py")
-    }
-    named = {
-        node.value
-        for node in ast.walk(ast.parse((ROOT / "setup.py").read_text()))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
-    assert len(packages) > 5
-    assert packages <= named
+@pytest.mark.parametrize(
+    ("package", "data"),
+    [("ast_fast", {".html", ".css", ".typed"}), ("ast_fast_kernels", {".typed"})],
+)
+def test_every_file_is_installed(package: str, data: set[str]) -> None:
+    """Both distributions take every folder with an `__init__.py`, and data by these endings."""
+    files = [path for path in (ROOT / PACKAGES[package]).rglob("*") if path.is_file()]
+    sources = [path for path in files if path.suffix == ".py"]
+    assert len(sources) > 10
+    assert not [path for path in sources if not (path.parent / "__init__.py").is_file()]
+    compiled = (".pyc", ".nbi", ".nbc")
+    assert {path.suffix for path in files} - {".py", *compiled} == data
+
+
+def test_both_distributions_have_one_version_and_one_license() -> None:
+    kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
+    assert f'VERSION = "{kernels["version"]}"' in (ROOT / "setup.py").read_text()
+    assert (ROOT / "kernels/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
 
 
 @pytest.mark.parametrize("module", BACKEND_MODULES)
@@ -122,6 +286,7 @@ def test_public_names_are_these() -> None:
         "OnlineFbank",
         "add_layer_norm",
         "attention",
+        "chosen_backend",
         "fbank",
         "kaldi",
         "linear",
@@ -190,3 +355,7 @@ def test_function_looks_like_one(name: str) -> None:
     assert "backend" in inspect.signature(function).parameters
     assert function.__doc__.startswith("Compute")
     assert pickle.loads(pickle.dumps(function)) is function
+
+
+if __name__ == "__main__":
+    print(summary(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT))

@@ -1,1 +1,1 @@
-"""The machine under a run: devices, processes, threads, the console, files that appear whole."""
+"""The machine under a run: devices, processes, the console, timing, atomic files."""

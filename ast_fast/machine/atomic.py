@@ -1,6 +1,6 @@
 """Files and folders that exist whole or not at all.
 
-What is written goes to a temporary name beside its target, is flushed to disk and then renamed: a
+Data is written under a temporary name beside its target, flushed to disk and then renamed. A
 process killed at any moment leaves the old target or the new one, never half of either.
 """
 
@@ -63,8 +63,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def filled_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder whose contents move into `path` when the block ends well.
 
-    A folder that is there stays the same one: it may be reached by a link, or be somebody's current
-    folder. What sorts first moves last. If the block fails, nothing is left behind.
+    An existing folder is kept, not replaced: a link may lead to it, or it may be a shell's current
+    folder. The name that sorts first moves last. If the block fails, nothing is left behind.
 
     Args:
         path: The folder, new or empty.
@@ -106,7 +106,7 @@ def _beside(path: Path) -> Path:
 
 
 def _flush_all(root: Path) -> None:
-    """Have the system write a folder and all in it to disk."""
+    """Flush a folder and everything in it to disk."""
     for folder, _, names in os.walk(root):
         for name in names:
             _flush(Path(folder, name))
@@ -114,7 +114,7 @@ def _flush_all(root: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Have the system write a file or folder to disk."""
+    """Flush a file or folder to disk."""
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders; its renames are journaled
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -1,4 +1,4 @@
-"""What a program says: one progress display for every long step, errors, readers that leave."""
+"""Console output: one progress display for every long step, errors, a closed output."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def show_compilations(console: Console) -> Iterator[None]:
-    """Print a line before each kernel that is compiled, and one after it."""
+    """Print a line before and after the compilation of each kernel."""
     logger = logging.getLogger("ast_fast_kernels.compile")
     handler, level = _Lines(console), logger.level
     logger.addHandler(handler)
@@ -61,9 +61,9 @@ def show_progress(
     Args:
         console: Where the display goes; only a terminal gets a bar.
         label: What is being done.
-        total: Items in all; None when nobody knows.
-        in_bytes: Whether items are bytes, shown with their unit and speed.
-        done: Items done before (a resumed transfer).
+        total: Number of items; None if unknown.
+        in_bytes: Whether items are bytes, which are shown with unit and speed.
+        done: Items done earlier (of a resumed transfer).
     """
     if console.is_terminal:
         counts: list[ProgressColumn] = (
@@ -93,25 +93,25 @@ def _amount(count: int, total: int | None, in_bytes: bool) -> str:
 
 
 def send_nowhere(stream: IO[str]) -> None:
-    """Have the rest of a stream that nobody reads, its buffer included, vanish without an error."""
+    """Discard the rest of a stream without a reader, its buffer included, without an error."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, stream.fileno())
     os.close(nowhere)
 
 
 class RunConsole(Console):
-    """Says nothing more once its reader has left (`| head`), and lets the run go on."""
+    """A console that falls silent once its reader has left (`| head`); the run continues."""
 
     def on_broken_pipe(self) -> None:
-        """Send what follows to nowhere, and say so where somebody may still read."""
+        """Discard further output, and say so on standard error."""
         self.quiet = True
         send_nowhere(self.file)
         with contextlib.suppress(OSError):
-            print("standard output was closed; the run goes on without it", file=sys.stderr)
+            print("standard output was closed; the run continues without it", file=sys.stderr)
 
 
 def fail(message: str) -> int:
-    """Print an error, `error:` before each of its lines but indented ones; return exit code 2."""
+    """Print an error, with `error:` before each line that is not indented; return exit code 2."""
     for line in message.splitlines():
         print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
     return 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -11,13 +11,12 @@ from typing import Any, Literal
 import torch
 
 from ast_fast.errors import InputError
-from ast_fast_kernels._checks import cpu_capabilities
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bfloat16", "float16"]
 
 CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-"""Of `torch.cpu.get_capabilities`, those that multiply bfloat16 in hardware."""
+"""CPU capabilities, by torch's names, that multiply bfloat16 in hardware."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Placement:
 
     device: torch.device
     amp: torch.dtype | None
-    """What matrix products are computed in; None is float32."""
+    """Dtype of matrix products; None is float32."""
 
     @property
     def precision(self) -> str:
@@ -34,7 +33,7 @@ class Placement:
         return "off" if self.amp is None else str(self.amp).removeprefix("torch.")
 
     def autocast(self) -> torch.autocast:
-        """Return the context of mixed precision; without it, one that changes nothing."""
+        """Return the context of mixed precision; in float32 it changes nothing."""
         return torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None)
 
 
@@ -45,17 +44,17 @@ def resolve_placement(device: DeviceName, amp: AmpName) -> Placement:
         device: The setting `device`.
         amp: The setting `training.amp`.
     Raises:
-        InputError: The machine lacks the device, or the device the precision.
+        InputError: The machine lacks the device, or the device lacks the precision.
     """
     found = resolve_device(device)
     return Placement(found, resolve_amp(amp, found))
 
 
 def resolve_device(name: DeviceName) -> torch.device:
-    """Return the device to train on; auto takes CUDA if there is one.
+    """Return the device to train on; auto takes CUDA if available.
 
     Raises:
-        InputError: CUDA is asked for and there is none.
+        InputError: CUDA is requested but not available.
     """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
@@ -67,22 +66,27 @@ def resolve_device(name: DeviceName) -> torch.device:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Say whether a device multiplies matrices of bfloat16 in hardware, faster than float32's.
+    """Return whether a device multiplies bfloat16 matrices in hardware, faster than float32.
 
-    Of CPUs those do that have AMX, or AVX-512's bfloat16 products. The others are slower than in
-    float32, by ten times and more where torch emulates it.
+    CPUs with AMX or AVX-512's bfloat16 products do. Other CPUs are slower in bfloat16 than in
+    float32: ten times or more where torch emulates it.
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = cpu_capabilities()
-    return any(capabilities.get(unit, False) for unit in CPU_BFLOAT16_UNITS)
+    return any(cpu_capabilities().get(unit, False) for unit in CPU_BFLOAT16_UNITS)
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what torch knows of this CPU: nothing in torch 2.9, which cannot say."""
+    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
-    """Return the dtype that autocast takes for products, or None for none.
+    """Return autocast's dtype for matrix products, or None for float32.
 
     Raises:
-        InputError: The device cannot.
+        InputError: The device does not support it.
     """
     on_cuda = device.type == "cuda"
     if name == "float16" and not on_cuda:
@@ -98,9 +102,9 @@ def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
 
 
 def nearest_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
-    """Return the dtype that autocast takes on a device, which need not be the one trained on.
+    """Return autocast's dtype on a device that may differ from the one trained on.
 
-    What the device cannot becomes what auto takes on it.
+    If the device does not support the dtype, this is the one that auto takes.
     """
     try:
         return resolve_amp(name, device)
@@ -110,10 +114,10 @@ def nearest_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
 
 @contextmanager
 def deterministic_algorithms(device: torch.device) -> Iterator[None]:
-    """Have torch choose, in the block, algorithms that give the same bits each time.
+    """Make torch use algorithms that give the same bits each time, within the block.
 
-    On the CPU they do so anyway, as long as the number of threads stays. On CUDA an operation that
-    cannot raises RuntimeError.
+    On the CPU they always do, for a given number of threads. On CUDA, an operation without such an
+    algorithm raises RuntimeError.
     """
     if device.type != "cuda":
         yield
@@ -132,7 +136,7 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
 
 
 def available_cores() -> int:
-    """Return how many CPU cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

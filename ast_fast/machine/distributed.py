@@ -1,8 +1,8 @@
-"""One run by several processes, as `torchrun` starts them: which of them this is, what they share.
+"""One run by several processes, started by `torchrun`: this process's rank, and what they share.
 
-Every process draws the same numbers for whole batches and works on its part of the rows, so that
-a run of several processes trains as one process would; only dropout and dither, which each draws
-for its own rows, are others. The first process alone prints and writes.
+Every process draws the same random numbers for whole batches and works on its part of the rows, so
+several processes train as one would. Only dropout and dither differ: each process draws them for
+its own rows. Only the first process prints and writes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ast_fast.errors import InputError
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process among those of its run; one alone by default."""
+    """A process's rank among those of its run; by default it is the only one."""
 
     rank: int = 0
     """From 0."""
@@ -36,11 +36,11 @@ class Ranks:
         return self.rank == 0
 
     def part(self, size: int) -> slice:
-        """Return this process's share of `size` rows: in one piece, as even as can be."""
+        """Return this process's share of `size` rows: contiguous, and as even as possible."""
         return slice(size * self.rank // self.count, size * (self.rank + 1) // self.count)
 
     def sum(self, *values: float) -> list[float]:
-        """Return the sums of all processes' values; every process calls it, or none."""
+        """Return the sums of all processes' values; every process must call it."""
         if self.count == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64, device=_device())
@@ -48,7 +48,7 @@ class Ranks:
         return total.tolist()
 
     def gather(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return all processes' rows, in their order; every process calls it, or none."""
+        """Return all processes' rows, in rank order; every process must call it."""
         if self.count == 1:
             return rows
         parts: list[Any] = [None] * self.count
@@ -56,7 +56,7 @@ class Ranks:
         return np.concatenate(parts)
 
     def same(self, value: Any) -> Any:
-        """Return the first process's value; every process calls it, or none."""
+        """Return the first process's value; every process must call it."""
         if self.count == 1:
             return value
         values = [value]
@@ -68,12 +68,13 @@ ALONE = Ranks()
 
 
 def join_ranks(device: torch.device) -> Ranks:
-    """Return this process's place in the run, and meet the others if `torchrun` started any.
+    """Join the other processes that `torchrun` started, if any; return this process's rank.
 
-    On CUDA each takes the GPU of its local rank, and they talk by NCCL; else by Gloo.
+    On CUDA, each process takes the GPU of its local rank, and they communicate by NCCL; on the CPU
+    by Gloo.
 
     Args:
-        device: What the run trains on.
+        device: Device that the run trains on.
     Raises:
         InputError: There are more processes on this machine than GPUs to train on.
     """
@@ -95,34 +96,34 @@ def join_ranks(device: torch.device) -> Ranks:
 
 
 def leave_ranks() -> None:
-    """Let go of the other processes, so that the interpreter can end."""
+    """Leave the other processes, so that the interpreter can exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process with an exit code, once it has written all that it printed.
+    """Flush what was printed and end this process with an exit code.
 
-    One of several ends at once, without what an interpreter does at its end: a thread of torch's
-    that asks for Python meanwhile is thrown out of C++ code, which aborts the process
-    ("terminate called without an active exception") after all its work is done.
+    One of several processes skips the interpreter's shutdown. If a thread of torch needs Python
+    during it, C++ code aborts the process ("terminate called without an active exception") although
+    all its work is done.
     """
     if not torch.distributed.is_initialized():
         sys.exit(code)
     leave_ranks()
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):  # a reader that has left
+        with suppress(OSError):  # the reader has left
             stream.flush()
     os._exit(code)
 
 
 def processes_here() -> int:
-    """Return how many of the run's processes share this machine's cores."""
+    """Return the number of the run's processes that share this machine's cores."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Say whether an error means that another process of the run has ended."""
+    """Return whether an error means that another process of the run has ended."""
     text = str(error)
     signs = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)

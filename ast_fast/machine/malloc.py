@@ -1,4 +1,4 @@
-"""How a process keeps the memory that it frees; needs nothing but the standard library."""
+"""Keeping freed memory in the process; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ LARGEST_KEPT = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Make malloc keep what is freed, as it does in a process that has trained for a while.
+    """Make malloc keep freed memory, as it does in a process that has trained for a while.
 
-    glibc raises these thresholds by itself as blocks are freed, to 32 MiB and twice that at most.
-    Until it has, every pass of a model pays for fresh pages, up to half of its time.
+    glibc raises these thresholds by itself as blocks are freed, up to 32 MiB and twice that. Until
+    then, fresh pages take up to half the time of every pass of a model.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none

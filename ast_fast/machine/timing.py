@@ -13,13 +13,13 @@ import torch
 class Stages:
     """Sum up the wall time of named stages.
 
-    Stages are meant to follow one another: time in a stage inside another counts for both. On a
-    GPU work is queued and the time lands in the stage that waits for it, unless `synchronise` is
-    set, which waits at the end of every stage and slows the run down.
+    Stages should follow one another: time in a nested stage counts for both. A GPU queues its work,
+    whose time counts for the stage that waits for it. With `synchronise` every stage waits for its
+    own work, which slows the run down.
 
     Args:
         synchronise: Wait for the GPU at the end of each stage.
-        elapsed: Seconds that have passed already.
+        elapsed: Seconds to count as already passed.
     """
 
     def __init__(self, *, synchronise: bool = False, elapsed: float = 0.0) -> None:
@@ -30,15 +30,15 @@ class Stages:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it was made, those before it, and those of what was taken up."""
+        """Seconds since creation, plus those of `elapsed` and of earlier processes."""
         return self._earlier + perf_counter() - self._begin
 
     def state(self) -> dict[str, Any]:
-        """Return what another process can take up, as JSON can hold it."""
+        """Return the times so far, as JSON values, for another process's `take_up`."""
         return {"seconds": dict(self.seconds), "elapsed": self.elapsed}
 
     def take_up(self, state: Mapping[str, Any]) -> None:
-        """Add the seconds of an earlier process, whose work this one goes on with."""
+        """Add the times of an earlier process, whose work this one continues."""
         self._earlier += state["elapsed"]
         for name, seconds in state["seconds"].items():
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds

@@ -12,13 +12,8 @@ from torch import Tensor, nn
 
 from ast_fast.features import undithered
 from ast_fast.settings.config import Config
-from ast_fast_kernels import attention, fbank, norm_gelu_conv
-from ast_fast_kernels._autocast import no_autocast
-from ast_fast_kernels._dispatch import requested_backend
-from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
+from ast_fast_kernels import attention, chosen_backend, fbank, norm_gelu_conv
 from ast_fast_kernels.fbank.reference import as_floating
-from ast_fast_kernels.stem.api import choose_backend as choose_stem
 from ast_fast_kernels.testing.budgets import log_mel_error
 from ast_fast_kernels.testing.timing import interleaved_medians
 
@@ -184,7 +179,7 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
     """
     fbank_config = undithered(config.fbank)
     samples = as_floating(waveforms)
-    chosen = choose_fbank(requested_backend("fbank", "auto"), samples, fbank_config)
+    chosen = chosen_backend("fbank", samples, fbank_config)
     shape = [*waveforms.shape]
     if chosen == "reference":
         return FbankCheck(backend=chosen, shape=shape, reason=SAME)
@@ -229,7 +224,7 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     Args:
         qkv: Shape (batch, num_tokens, 3, num_heads, head_dim).
     """
-    chosen = choose_attention(requested_backend("attention", "auto"), qkv)
+    chosen = chosen_backend("attention", qkv)
     qkv = qkv[: max(1, MOST_SCORES // (qkv.shape[3] * qkv.shape[1] ** 2))]
     shape = [*qkv.shape]
     if chosen == "reference":
@@ -265,7 +260,7 @@ def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> Gradient
             module.get_parameter(name)
             for name in ("norm.weight", "norm.bias", "neighbours.weight", "neighbours.bias")
         ]
-        chosen = choose_stem(requested_backend("stem", "auto"), cells, *parameters)
+        chosen = chosen_backend("stem", cells, *parameters)
         shape = [*cells.shape]
         if chosen != "reference":
             break
@@ -280,7 +275,7 @@ def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> Gradient
         return torch.autograd.grad(run(backend), leaves, grad)
 
     def exact(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        with no_autocast(cells.device):
+        with torch.autocast(cells.device.type, enabled=False):
             wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
             out = norm_gelu_conv(*wide, backend="reference")
             return out.detach(), torch.autograd.grad(out, wide, grad.float())

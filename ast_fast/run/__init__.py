@@ -1,1 +1,1 @@
-"""A run around its folds: folder, facts, kernels, checks, endings, and several runs together."""
+"""A run around its folds: folder, facts, kernels, checks, early ends, merged runs, seeds."""

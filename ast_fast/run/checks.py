@@ -1,4 +1,4 @@
-"""What can be checked before any work: the rules of a run that settings alone do not decide."""
+"""Checks of a run before any work, beyond the rules of its settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_THREADS = 1024
 
 
 def check_run(config: Config, out: Path, placement: Placement) -> None:
-    """Check what can be checked before any work: settings, folder, backend, folds.
+    """Check settings, folder, backend and folds before any work.
 
     Raises:
         InputError: The message names what cannot be used.
@@ -42,7 +42,7 @@ def check_run(config: Config, out: Path, placement: Placement) -> None:
 
 
 def check_paths(config: Config, out: Path) -> None:
-    """Check that every path can be written down, in config.toml and the report.
+    """Check that every path can be recorded in config.toml and the report.
 
     Raises:
         InputError: The current folder is gone, or a path is not UTF-8.

@@ -1,4 +1,4 @@
-"""How a run ends before its time: signals, and what a machine runs out of."""
+"""How a run ends early: signals, a full disk or memory, lost processes."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ from ast_fast.training.observers import Observer
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came, by which schedulers and `timeout` end a run: Ctrl-C by another name."""
+    """SIGTERM, with which schedulers and `timeout` end a run; treated as Ctrl-C."""
 
 
 class Interrupts(Observer):
-    """Has Ctrl-C, and SIGTERM as `Terminated`, end a run, at the latest after the step at hand.
+    """Ends a run on Ctrl-C or SIGTERM (as `Terminated`), at the latest after the current step.
 
-    What a signal's handler raises can be lost: in a finalizer, or in a callback from C, Python says
-    that it was ignored. So it is raised again after the next step. In other threads than the main
-    one nothing is changed.
+    Python ignores an exception that a signal's handler raises in a finalizer or in a callback from
+    C. So it is raised again after the next step. Outside the main thread, nothing changes.
     """
 
     def __init__(self) -> None:
@@ -42,7 +41,7 @@ class Interrupts(Observer):
             signal.signal(number, handler)
 
     def on_step(self, *_: object) -> None:
-        """Raise what a signal raised before, and was lost."""
+        """Raise a signal's exception again if it was lost."""
         if self._came is not None:
             raise self._came
 
@@ -52,7 +51,7 @@ class Interrupts(Observer):
 
 
 def why_it_ended(error: BaseException) -> str | None:
-    """Return what ended a run that has no defect, if that is what the error says, else None."""
+    """Return why a run without a defect ended; None if the error may be a defect."""
     reason = exhausted_resource(error)
     if reason is None and is_lost_peer(error):
         return "another process of this run has ended"
@@ -60,7 +59,7 @@ def why_it_ended(error: BaseException) -> str | None:
 
 
 def exhausted_resource(error: BaseException) -> str | None:
-    """Return what ran out (disk or memory) if that is what the error says, else None."""
+    """Return what ran out, disk or memory, and what to do; None for any other error."""
     text = str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(error, SafetensorError) and "No space left" in text):

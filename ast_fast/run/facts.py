@@ -30,7 +30,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class MergedRun:
-    """A run whose folds became part of another run."""
+    """A run whose folds became part of a merged run."""
 
     path: str
     folds: list[int]
@@ -47,27 +47,27 @@ class RunFacts:
     """Operation → backend."""
     threads: int
     amp: str
-    """Dtype of mixed precision, `off` without it."""
+    """Dtype of mixed precision, or `off`."""
     processes: int
     data_key: str
     """`Dataset.key` of the clips."""
     command: str = ""
     commit: dict[str, Any] | None = None
-    """Of a checkout: `hash`, and `dirty` where tracked files differ from it."""
+    """Of a checkout: its `hash`, and whether it is `dirty` (tracked files differ from it)."""
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
     started: str = ""
     resumed: list[dict[str, Any]] = field(default_factory=list)
-    """Command, commit, versions and start of each process that took the run up again."""
+    """Command, commit, versions and start of each process that resumed the run."""
     merged: list[MergedRun] | None = None
-    """The runs that it was made of, if it was."""
+    """The runs that it was merged from; None if it was not merged."""
     ended: str | None = None
     peak_memory_gib: float | None = None
-    """Of all processes of the run together."""
+    """Sum over the processes of the run."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return the facts of a run.json; what it has beyond them is left out."""
+        """Return the facts in a run.json; unknown keys are ignored."""
         known = {item.name for item in dataclasses.fields(cls)}
         values = {name: value for name, value in document.items() if name in known}
         if values.get("merged") is not None:
@@ -75,7 +75,7 @@ class RunFacts:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """Return what run.json holds; facts that are not known yet are left out."""
+        """Return the contents of run.json; facts not yet known are left out."""
         document = dataclasses.asdict(self)
         unknown = [
             name for name in ("merged", "ended", "peak_memory_gib") if document[name] is None
@@ -83,14 +83,14 @@ class RunFacts:
         return {name: value for name, value in document.items() if name not in unknown}
 
     def resumed_by(self, other: RunFacts) -> RunFacts:
-        """Return the facts of the run after the process with these others took it up again."""
+        """Return the facts of this run after a process with the other facts resumed it."""
         again = {
             name: getattr(other, name) for name in ("started", "command", "commit", "versions")
         }
         return dataclasses.replace(self, resumed=[*self.resumed, again])
 
     def finished(self, peak_memory_gib: float) -> RunFacts:
-        """Return the facts of the run after its last fold."""
+        """Return the facts of this run after its last fold."""
         peak = max(peak_memory_gib, self.peak_memory_gib or 0.0)
         return dataclasses.replace(self, ended=now(), peak_memory_gib=peak)
 
@@ -128,7 +128,7 @@ def describe_run(
 
 
 def program(ranks: Ranks) -> str:
-    """Return the command, without arguments, that starts a run of so many processes."""
+    """Return the command, without arguments, that starts a run with as many processes."""
     if ranks.count == 1:
         return PROGRAM
     return f"torchrun --nproc-per-node {processes_here()} {PROGRAM.partition(' ')[2]}"
@@ -163,13 +163,13 @@ def machine() -> dict[str, Any]:
 
 
 def peak_memory_gib() -> float:
-    """Return the largest amount of memory that this process has held, in GiB."""
+    """Return the largest amount of memory that this process has used, in GiB."""
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 
 
 def commit() -> dict[str, Any] | None:
-    """Return the checkout's commit and whether tracked files differ from it; None outside one."""
+    """Return the commit and whether tracked files differ from it; None outside a checkout."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""A run's folder: chosen, made or taken up again, held by one process, and what stands in it."""
+"""A run's folder: its choice, creation, resumption, lock and files."""
 
 from __future__ import annotations
 
@@ -30,46 +30,46 @@ MEASURED = "measured.json"
 LOCK = ".lock"
 
 OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.(json|toml)")
-"""What a process killed between making its folder and writing config.toml leaves there."""
+"""Files left by a process that was killed before it wrote config.toml."""
 
 
 class RunFolder:
     """The folder of one run, for the process that trains it.
 
     Args:
-        path: Where it is, or is to be. One that nobody named may turn out to be another's; then the
-            next free name is taken.
+        path: The folder. If `--out` does not name it and another process takes it first, the next
+            free name is used.
         is_named: Whether `--out` names it.
-        is_resumed: Whether there is a run in it to go on with.
-        ranks: The processes of the run; the first alone writes.
+        is_resumed: Whether the run in it is resumed.
+        ranks: The processes of the run; only the first writes.
     """
 
     def __init__(self, path: Path, *, is_named: bool, is_resumed: bool, ranks: Ranks) -> None:
         self.path = path
         self.ranks = ranks
         self.begun = is_resumed
-        """Whether there is a run in it to go on with."""
+        """Whether it holds a run that can be resumed."""
         self._is_named = is_named
         self._is_resumed = is_resumed
         self._lock: FileLock | None = None
         self._made: list[Path] = []
 
     def begin(self, config: Config, facts: RunFacts) -> None:
-        """Make the folder of a new run, and write its settings and facts there.
+        """Create the folder of a new run, and write its settings and facts there.
 
         Raises:
-            InputError: It cannot be made, or another process was faster.
+            InputError: It cannot be created, or another process took it first.
         """
         with _reported_by_name(self.path):
             if self.ranks.is_first:
                 self._make(config, facts)
         self.path, self.begun = self.ranks.same((self.path, True))
 
-    def take_up(self, facts: RunFacts) -> RunFacts:
-        """Go on with the run in the folder; return its facts, with those of this process added.
+    def resume(self, facts: RunFacts) -> RunFacts:
+        """Resume the run in the folder; return its facts, with those of this process added.
 
         Raises:
-            InputError: It was begun with other facts that results depend on, or is in use.
+            InputError: A fact that results depend on differs, or another process uses the folder.
         """
         with _reported_by_name(self.path):
             if self.ranks.is_first:
@@ -77,14 +77,14 @@ class RunFolder:
             there = read_facts(self.path)
             for name in differing_facts(there.to_json(), facts.to_json(), RESUMED_FACTS):
                 raise InputError(
-                    f"--resume must go on with what the run in {self.path} began with: {name} is "
-                    f"{getattr(there, name)} there and {getattr(facts, name)} here"
+                    f"--resume must keep the facts of the run in {self.path}: {name} was "
+                    f"{getattr(there, name)} and is now {getattr(facts, name)}"
                 )
-            taken_up = there.resumed_by(facts)
+            resumed = there.resumed_by(facts)
             self.ranks.same(None)  # all have read it
             if self.ranks.is_first:
-                self.write_facts(taken_up)
-        return taken_up
+                self.write_facts(resumed)
+        return resumed
 
     def of_fold(self, fold: int) -> Path:
         """Return the folder of one fold."""
@@ -96,7 +96,7 @@ class RunFolder:
             path.write_text(json.dumps(facts.to_json(), indent=2) + "\n", encoding="utf-8")
 
     def remove_untrained(self) -> None:
-        """Remove what this process made of the run's folder, if it finished no epoch there."""
+        """Remove what this process created of the folder, unless it finished an epoch there."""
         if not (self.begun and self.ranks.is_first) or self._is_resumed:
             return
         if any(self.path.glob("fold-*/*.safetensors")):
@@ -108,7 +108,7 @@ class RunFolder:
         self.begun = False
 
     def close(self) -> None:
-        """Let others use the folder."""
+        """Release the folder for other processes."""
         if self._lock is not None:
             self._lock.release()
 
@@ -116,7 +116,7 @@ class RunFolder:
         try:
             self._claim()
             self._acquire()
-            check_out(self.path)  # again: another process may have been faster
+            check_out(self.path)  # again: another process may have been first
             for name in os.listdir(self.path):
                 if name != LOCK:
                     (self.path / name).unlink()  # OWN_FILES of a killed process
@@ -130,7 +130,7 @@ class RunFolder:
         self.begun = True
 
     def _claim(self) -> None:
-        """Make the folder; one that nobody named is this process's alone."""
+        """Create the folder; without `--out`, one that did not exist."""
         self._made = [folder for folder in self.path.parents if not folder.exists()]
         if self._is_named:
             if not self.path.exists():
@@ -154,7 +154,7 @@ class RunFolder:
         self._lock = lock
 
     def _remove_files(self, *names: str) -> None:
-        """Remove these files from the run's folder, then the folders made for it if empty."""
+        """Remove these files from the run's folder, then the folders created for it if empty."""
         for name in names:
             with contextlib.suppress(OSError):
                 (self.path / name).unlink(missing_ok=True)
@@ -165,7 +165,7 @@ class RunFolder:
 
 @contextlib.contextmanager
 def _reported_by_name(out: Path) -> Iterator[None]:
-    """Name the folder in an error of the system, but for a full disk, which has a message."""
+    """Name the folder in errors of the system, except a full disk, which has its own message."""
     try:
         yield
     except OSError as error:
@@ -182,7 +182,7 @@ def choose_out(config: Config) -> Path:
 
 
 def default_outs() -> Iterator[Path]:
-    """Yield the folders that a run begun now may take when none is named, first choice first."""
+    """Yield the folders for a run that starts now without `--out`, first choice first."""
     name = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     yield Path("runs", name)
     for number in itertools.count(2):
@@ -190,10 +190,10 @@ def default_outs() -> Iterator[Path]:
 
 
 def check_out(out: Path) -> None:
-    """Check that the run's folder is new or empty, and that it can be made and written.
+    """Check that the run's folder is new or empty, and that it can be created and written.
 
     Raises:
-        InputError: It cannot; the message says why.
+        InputError: It is not, or cannot; the message says why.
     """
     try:
         _check_out(out)
@@ -204,7 +204,7 @@ def check_out(out: Path) -> None:
 def _check_out(out: Path) -> None:
     if (out / CONFIG).is_file():
         raise InputError(
-            f"--out {out} holds another run; name a new folder, or go on with it by --resume"
+            f"--out {out} holds another run; name a new folder, or resume it with --resume"
         )
     for folder in (out, *out.parents):
         if folder.is_symlink() and not folder.exists():
@@ -224,7 +224,7 @@ def _check_out(out: Path) -> None:
 
 
 def recorded(config: Config) -> Config:
-    """Return the settings as config.toml keeps them: usable from anywhere, for another run too."""
+    """Return the settings for config.toml: with absolute paths, without --out and --resume."""
     data = config.paths.data and config.paths.data.absolute()
     cache = config.paths.cache and config.paths.cache.absolute()
     return replace(
@@ -233,7 +233,7 @@ def recorded(config: Config) -> Config:
 
 
 def read_facts(out: Path) -> RunFacts:
-    """Return what run.json in a run's folder says.
+    """Return the facts in the run.json of a run's folder.
 
     Raises:
         InputError: It is missing, damaged, or lacks a fact that results depend on.
@@ -245,12 +245,12 @@ def read_facts(out: Path) -> RunFacts:
         raise InputError(f"{path} cannot be read: {error}") from error
     for name in (*RESUMED_FACTS, "resumed"):
         if not isinstance(document, dict) or name not in document:
-            raise InputError(f"{path} must say {name}, which it does not")
+            raise InputError(f"{path} must have {name}, which is missing")
     return RunFacts.from_json(document)
 
 
 def read_measured(folder: Path) -> Measured | None:
-    """Return what a finished fold cost; None if the file is missing or incomplete."""
+    """Return the cost of a finished fold; None if the file is missing or incomplete."""
     try:
         document = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
         measured = Measured.from_json(document)
@@ -261,6 +261,6 @@ def read_measured(folder: Path) -> Measured | None:
 
 
 def write_measured(folder: Path, measured: Measured) -> None:
-    """Write what a finished fold cost."""
+    """Write the cost of a finished fold."""
     with atomic_write(folder / MEASURED) as path:
         path.write_text(json.dumps(measured.to_json(), indent=2))

@@ -1,10 +1,9 @@
-"""A run's kernels: which are chosen, compiled before any clock runs, compared after each fold."""
+"""A run's kernels: chosen, compiled before training, compared with the reference after it."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -22,28 +21,20 @@ from ast_fast.report.kernel_check import KernelChecks, check_kernels
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.results import MODEL, FoldResult
-from ast_fast_kernels import mix, use_backend
-from ast_fast_kernels._dispatch import requested_backend
-from ast_fast_kernels.attention.api import choose_backend as choose_attention
-from ast_fast_kernels.fbank.api import choose_backend as choose_fbank
-from ast_fast_kernels.gelu.api import choose_backend as choose_gelu
-from ast_fast_kernels.layer_norm.api import choose_backend as choose_layer_norm
-from ast_fast_kernels.linear.api import choose_backend as choose_linear
-from ast_fast_kernels.mix.api import choose_backend as choose_mix
-from ast_fast_kernels.normalise.api import choose_backend as choose_normalise
-from ast_fast_kernels.stem.api import choose_backend as choose_stem
+from ast_fast_kernels import chosen_backend, mix, use_backend
 
 CLIPS_COMPARED = 32
-"""Most clips of a test fold that kernels are compared on."""
+"""Largest number of test clips on which kernels are compared."""
 
 
 def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
-    """Return the context in which kernels are those of `--backend`.
+    """Return the context that applies `--backend`.
 
-    Where numba has no attention, for a head dimension or mixed precision, auto takes torch's.
+    With numba, attention is chosen by auto: it takes torch's where the head dimension or the
+    precision has no Numba kernel.
 
     Raises:
-        InputError: The backend needs a device or a kernel that is not there.
+        InputError: The backend needs another device.
     """
     match config.backend:
         case "auto":
@@ -61,7 +52,7 @@ def chosen_backends(config: Config, device: torch.device) -> AbstractContextMana
 
 
 def check_backend(config: Config, placement: Placement) -> None:
-    """Raise if the kernels that `--backend` asks for cannot run here.
+    """Raise if the kernels of `--backend` cannot run on this machine.
 
     Raises:
         InputError: They need another device, or other settings.
@@ -75,35 +66,39 @@ def check_backend(config: Config, placement: Placement) -> None:
 
 
 def kernels_in_use(config: Config, placement: Placement) -> dict[str, str]:
-    """Return the backend of each operation in a run of these settings."""
+    """Return the backend of each operation in a run with these settings."""
     model, device = config.model, placement.device
-    samples = torch.zeros(1, config.fbank.window_size, device=device)
-    qkv = torch.zeros(
-        (1, 1, 3, model.num_heads, model.embed_dim // model.num_heads),
-        dtype=placement.amp or torch.float32,
-        device=device,
-    )
-    tokens = torch.zeros(1, 1, model.embed_dim, device=device)
-    weight = torch.zeros(1, 1, device=device)
-    choices: dict[str, tuple[Callable[..., str], tuple[Any, ...]]] = {
-        "mix": (choose_mix, (samples,)),
-        "fbank": (choose_fbank, (samples, config.fbank)),
-        "normalise": (choose_normalise, (samples,)),
-        "layer_norm": (choose_layer_norm, (tokens,)),
-        "attention": (choose_attention, (qkv,)),
-        "linear": (choose_linear, (weight, weight, weight[0])),
-        "gelu": (choose_gelu, (weight, weight, weight[0])),
+    amp = placement.amp or torch.float32
+    width = model.embed_dim
+    waveforms = torch.zeros(1, config.fbank.window_size, device=device)
+    features = torch.zeros(1, 1, config.fbank.num_mel_bins, device=device)
+    tokens = torch.zeros(1, 1, width, device=device)
+    weight, bias = torch.zeros(width, width, device=device), torch.zeros(width, device=device)
+    heads = (model.num_heads, width // model.num_heads)
+    qkv = torch.zeros(1, 1, 3, *heads, dtype=amp, device=device)
+    inputs: dict[str, tuple[Any, ...]] = {
+        "mix": (waveforms,),
+        "fbank": (waveforms, config.fbank),
+        "normalise": (features,),
+        "layer_norm": (tokens, None, bias, bias),
+        "attention": (qkv,),
+        "linear": (tokens, weight, bias),
+        "gelu": (tokens, weight, bias),
     }
     with chosen_backends(config, device), placement.autocast():
         in_use = {
-            name: choose(requested_backend(name, "auto"), *given)
-            for name, (choose, given) in choices.items()
+            operation: chosen_backend(operation, *given) for operation, given in inputs.items()
         }
-        stages = {
-            choose_stem(requested_backend("stem", "auto"), qkv.new_empty(1, 2, 2, width), weight)
-            for width in model.stem_widths
-        }
+        stages = {_stem_backend(width, amp, device) for width in model.stem_widths}
     return in_use | ({"stem": " and ".join(sorted(stages))} if stages else {})
+
+
+def _stem_backend(width: int, amp: torch.dtype, device: torch.device) -> str:
+    """Return the backend of a stem's stage of that width."""
+    cells = torch.zeros(1, 2, 2, width, dtype=amp, device=device)
+    weight = torch.zeros(width, device=device)
+    kernel = torch.zeros(width, 1, 3, 3, device=device)
+    return chosen_backend("stem", cells, weight, weight, kernel, weight)
 
 
 def warm_up(
@@ -113,29 +108,29 @@ def warm_up(
     model: AudioSpectrogramTransformer,
     console: Console,
 ) -> float:
-    """Run everything that is compiled on first use, so that no clock of training sees it.
+    """Run everything that compiles on first use, so that training times do not include it.
 
     Args:
         config: The run's settings.
         dataset: Its clips.
         placement: Where it trains; the model is moved there.
-        model: A model of its sizes.
-        console: Where compilations are named.
+        model: A model with the run's sizes.
+        console: Console on which each compilation is printed.
     Returns:
-        Seconds that it took.
+        Seconds that this took.
     """
     begin = time.perf_counter()
     device = placement.device
     waveforms = torch.zeros(1, dataset.waveforms.shape[1], device=device)
     model.to(device)
     if device.type == "cuda":
-        console.print("compiling kernels for the GPU, where its cache lacks them …")
+        console.print("compiling kernels for the GPU, unless they are cached …")
     with show_compilations(console), chosen_backends(config, device):
         if device.type == "cpu":
             nothing = torch.zeros(1, 1, dtype=torch.int64)
             mix(dataset.waveforms, nothing, nothing, nothing.float())
         log_mel(waveforms, config, dither=True)
-        log_mel(waveforms.to(torch.int16), config)  # as tests and statistics have them
+        log_mel(waveforms.to(torch.int16), config)  # as in tests and statistics
         features = model_input(waveforms, config, Statistics(0.0, 1.0))
         with placement.autocast():
             logits = model(features)
@@ -153,14 +148,14 @@ def warm_up(
 def compare_kernels(
     config: Config, dataset: Dataset, placement: Placement, result: FoldResult, folder: Path
 ) -> KernelChecks:
-    """Compare the kernels in use with the reference on test clips and the tested weights.
+    """Compare the kernels in use with the reference, on test clips and the tested weights.
 
     Args:
         config: The run's settings.
         dataset: Its clips.
         placement: Where it trained.
-        result: The fold's.
-        folder: The fold's own, which holds its model.
+        result: The fold's result.
+        folder: The fold's folder, which holds its model.
     """
     tensors, facts = checkpoint.load(folder / MODEL)
     model = AudioSpectrogramTransformer.of(config, len(dataset.class_names))

@@ -1,4 +1,4 @@
-"""One run with one report, made of the folds of several: `--merge`."""
+"""Merge finished runs of different folds into one run with one report: `--merge`."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ast_fast.training.results import FoldResult, load_result
 
 @dataclass(frozen=True)
 class _Part:
-    """A finished run, one of those that become one."""
+    """A finished run to merge."""
 
     path: Path
     config: Config
@@ -49,13 +49,13 @@ class _Part:
 
 
 def merge(job: MergeJob, argv: Sequence[str]) -> int:
-    """Make one run of those that `--merge` names, report on it, and return the exit code.
+    """Merge the runs that `--merge` names, print the result, and return the exit code.
 
     Args:
         job: The runs, and the folder of the new one.
         argv: The arguments, for its run.json.
     Raises:
-        InputError: As `merge_runs`, or the folder cannot be made.
+        InputError: As in `merge_runs`, or the folder cannot be created.
     """
     check_out(job.out)
     report = merge_runs(job.runs, job.out, argv)
@@ -64,10 +64,10 @@ def merge(job: MergeJob, argv: Sequence[str]) -> int:
     print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
     print(f"report   {job.out / 'report.html'}")
     first, *others = (part["run"] for part in report["run"]["merged"])
-    apart = {name for run in others for name in differing_facts(first, run, MERGED_FACTS)}
-    if apart:
-        named = ", ".join(name for name in MERGED_FACTS if name in apart)
-        print(f"note: of the runs, {named} differ; run.json has each one's")
+    differing = {name for run in others for name in differing_facts(first, run, MERGED_FACTS)}
+    if differing:
+        named = ", ".join(name for name in MERGED_FACTS if name in differing)
+        print(f"note: the runs differ in {named}; run.json has the values of each run")
     return 0
 
 
@@ -75,13 +75,13 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     """Copy the folds of finished runs into one new run, and write its report.
 
     Args:
-        paths: Folders of runs of the same data and settings, no fold in two of them.
+        paths: Folders of runs with the same data and settings, and no fold in common.
         out: The new run's folder.
         argv: The arguments, for its run.json.
     Returns:
-        What its report.json holds.
+        The contents of its report.json.
     Raises:
-        InputError: A run is not finished, or two do not go together.
+        InputError: A run is not finished, or two runs cannot be merged.
     """
     if len(paths) < 2:
         raise InputError(f"{MERGE} must name at least 2 runs, got {len(paths)}")
@@ -94,7 +94,7 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     dataset = open_dataset(config, console=RunConsole(stderr=True))
     if dataset.key != first.data_key:
         raise InputError(
-            f"{dataset.root} must hold the clips of {first.path}, and holds others now"
+            f"{dataset.root} no longer holds the clips that {first.path} was trained on"
         )
     facts = replace(
         first.facts,
@@ -116,28 +116,26 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
             (whole / CONFIG).write_text(config_to_toml(recorded(config)), encoding="utf-8")
             return write_report(whole, config, dataset, results, measured=measured, run=run)
     except (OSError, shutil.Error) as error:
-        reason = exhausted_resource(error) or f"--out {out} cannot be made of these runs: {error}"
+        reason = exhausted_resource(error) or f"--out {out} cannot be made from these runs: {error}"
         raise InputError(reason) from error
 
 
 def _check_alike(first: _Part, other: _Part) -> None:
-    """Raise if two runs are not parts of one."""
+    """Raise if two runs differ too much to be merged."""
     here, there = config_values(first.config), config_values(other.config)
     key = first_difference(there, here, apart_from=MAY_DIFFER_MERGED)
     if key is not None:
         raise InputError(
-            f"{other.path} must have the settings of {first.path}: {key} is {there[key]} there and "
-            f"{here[key]} here"
+            f"{other.path} must have the settings of {first.path} ({key} {here[key]}), got "
+            f"{key} {there[key]}"
         )
     if other.facts.amp != first.facts.amp:
         raise InputError(
-            f"{other.path} must have the precision of {first.path}: training.amp came to "
-            f"{other.facts.amp} there and to {first.facts.amp} here"
+            f"{other.path} must have the precision of {first.path} ({first.facts.amp}), got "
+            f"{other.facts.amp}"
         )
     if other.data_key != first.data_key:
-        raise InputError(
-            f"{other.path} must be of the same clips as {first.path}, and is of others"
-        )
+        raise InputError(f"{first.path} and {other.path} must hold the same clips; they do not")
 
 
 def _home_of_each_fold(parts: Sequence[_Part]) -> dict[int, Path]:
@@ -147,7 +145,7 @@ def _home_of_each_fold(parts: Sequence[_Part]) -> dict[int, Path]:
         for fold in part.folds:
             if fold in homes:
                 raise InputError(
-                    f"fold {fold} must be in one run, it is in {homes[fold]} and {part.path}"
+                    f"fold {fold} must be in only one run; it is in {homes[fold]} and {part.path}"
                 )
             homes[fold] = part.path
     return homes
@@ -163,5 +161,7 @@ def _copy_fold(
     result = load_result(config, dataset, fold, whole / name, split_fold(dataset, fold)[1])
     measured = read_measured(whole / name)
     if result is None or measured is None:
-        raise InputError(f"{home / name} must be a finished fold, and is not whole")
+        raise InputError(
+            f"{home / name} must be a finished fold; its files are missing or incomplete"
+        )
     return result, measured

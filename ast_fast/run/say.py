@@ -1,4 +1,4 @@
-"""What a run says on the console before its first fold, after its last, and when it ends early."""
+"""What a run prints before its first fold, after its last, and when it ends early."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def say_what_runs(
     facts: RunFacts,
     folder: RunFolder,
 ) -> None:
-    """Print what is about to be trained, on what, by which kernels, and where it goes."""
+    """Print the data, the model, the kernels and the output folder of the run."""
     say = console.print
     if dataset.synthesised:
         where = "synthesised (no --data was given): simple artificial sounds, not real audio"
@@ -49,13 +49,13 @@ def say_what_runs(
 def say_results(
     console: Console, report: Mapping[str, Any], folder: Path, *, synthesised: bool
 ) -> None:
-    """Print each fold's accuracy and kernels, then accuracy, time and where the report is.
+    """Print each fold's accuracy and kernels, then accuracy, time and the path of the report.
 
     Args:
-        console: Where to.
-        report: What report.json holds.
-        folder: The run's.
-        synthesised: Whether the data were.
+        console: Console to print on.
+        report: Contents of report.json.
+        folder: The run's folder.
+        synthesised: Whether the data set was synthesised.
     """
     accuracy, timing = report["accuracy"], report["timing"]
     titles = ("FBANK" if op == "fbank" else op for op in report["kernels"])
@@ -80,9 +80,9 @@ def say_results(
     console.print(f"report   {folder / 'report.html'}")
 
 
-def how_to_go_on(folder: RunFolder | None) -> str:
-    """Return what is kept of a run that ended early, and the command that goes on from there."""
+def how_to_resume(folder: RunFolder | None) -> str:
+    """Return what is kept of a run that ended early, and the command that resumes it."""
     if folder is None or not folder.begun:
-        return "no run was begun, and nothing is left behind"
+        return "no run was started, and nothing is left behind"
     again = [*shlex.split(program(folder.ranks)), "--resume", "--out", str(folder.path)]
-    return f"finished epochs are kept; go on with: {shlex.join(again)}"
+    return f"finished epochs are kept; resume with: {shlex.join(again)}"

@@ -1,4 +1,4 @@
-"""One run for each of several seeds, in folders side by side, and their summary: `--seeds`."""
+"""One run for each of several seeds, each in its own folder, and their summary: `--seeds`."""
 
 from __future__ import annotations
 
@@ -9,41 +9,39 @@ from typing import Any
 
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.device import resolve_device
+from ast_fast.machine.distributed import join_ranks
 from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
+from ast_fast.run.folder import choose_out
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
+from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, config_values
 
 SUMMARY = "seeds.json"
 
 
-def run_seeds(
-    job: SeedsJob,
-    run: Callable[[Sequence[str]], int],
-    default_out: Callable[[], Path],
-    ranks: Ranks = ALONE,
-) -> int:
-    """Make a run of every seed in `out/seed-N`, then write and print their summary.
+def run_seeds(job: SeedsJob, run: Callable[[Sequence[str]], int]) -> int:
+    """Run every seed in `out/seed-N`, then write and print their summary.
 
-    With `--resume`, runs that were begun go on, and the others are made with their settings.
+    With `--resume`, existing runs are resumed, and missing ones start with the same settings.
 
     Args:
-        job: The seeds, and the arguments of them all.
-        run: Makes one run of its arguments and returns its exit code; another than 0 ends all.
-        default_out: Names the folder where `--out` does not.
-        ranks: The processes that make each run together; the first writes and prints.
+        job: The seeds, and the arguments of every run.
+        run: Makes one run from its arguments and returns its exit code; other than 0, all end.
     Returns:
         The exit code.
     Raises:
-        InputError: The folder holds a run of its own, or the seeds' runs do not go together.
+        InputError: The folder holds a run itself, or two seeds' runs differ in more than the seed.
     """
-    new = of_new_runs(job.arguments)
-    out = _named_out(job.arguments) or default_out()
+    new = arguments_of_new_runs(job.arguments)
+    config = parse_config(new)
+    ranks = join_ranks(resolve_device(config.device))
+    out = _named_out(job.arguments) or ranks.same(choose_out(Config()))
     if (out / CONFIG).is_file():
         raise InputError(f"--out must be a folder for the runs of {SEEDS}, got {out}, itself a run")
-    planned = config_values(parse_config(new))
+    planned = config_values(config)
     for folder in _finished(out).values():
         _check_alike(folder, read_report(folder)["config"], planned)
     resumes = bool(job.arguments.of("--resume"))
@@ -63,10 +61,10 @@ def run_seeds(
     return 0
 
 
-def of_new_runs(arguments: Arguments) -> Arguments:
-    """Return the arguments of a seed's run that does not exist yet, without its seed and folder.
+def arguments_of_new_runs(arguments: Arguments) -> Arguments:
+    """Return the arguments of a new seed's run, without its seed and folder.
 
-    With `--resume` the settings are those of the first run that was begun, under any flags given.
+    With `--resume`, the settings are those of the first existing run, changed by the flags given.
 
     Raises:
         InputError: There is no run to resume.
@@ -76,7 +74,7 @@ def of_new_runs(arguments: Arguments) -> Arguments:
         return given
     out = _named_out(arguments)
     if out is None:
-        raise InputError("--resume needs --out, the folder of the runs to go on with")
+        raise InputError("--resume needs --out, the folder of the runs to resume")
     begun = sorted(out.glob(f"seed-*/{CONFIG}"))
     if not begun:
         raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
@@ -86,7 +84,7 @@ def of_new_runs(arguments: Arguments) -> Arguments:
 
 
 def _write_summary(out: Path) -> None:
-    """Summarise the runs of all seeds that are finished: in seeds.json, and in a line."""
+    """Summarise the finished runs of all seeds, in seeds.json and on the console."""
     folders = _finished(out)
     summary = summarise(folders)
     with atomic_write(out / SUMMARY) as path:
@@ -104,10 +102,11 @@ def _write_summary(out: Path) -> None:
 def summarise(folders: dict[int, Path]) -> dict[str, Any]:
     """Return the accuracies of finished runs, by seed, with their means and deviations.
 
-    Deviations are the sample's (n - 1): of the seeds' means, and of every fold of every seed.
+    Standard deviations are the sample's (n - 1): over the seeds' means, and over all folds of all
+    seeds.
 
     Args:
-        folders: Of the runs, by seed.
+        folders: Folders of the runs, by seed.
     Raises:
         InputError: Two differ in their clips, their folds or a setting.
     """
@@ -132,12 +131,12 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
 
 
 def _check_alike(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise if a run differs in more than its seed, as far as both versions know the setting."""
+    """Raise if a run differs from others in a setting, known to both, besides the seed."""
     key = first_difference(there, here, apart_from=MAY_DIFFER_BY_SEED)
     if key is not None:
         raise InputError(
-            f"{folder} must differ from the seeds beside it by its seed alone: {key} is "
-            f"{there[key]} there and {here[key]} here; name another --out"
+            f"{folder} must differ from the other runs only in its seed: {key} is {there[key]} "
+            f"there and {here[key]} in the others; name another --out"
         )
 
 

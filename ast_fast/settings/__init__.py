@@ -1,1 +1,1 @@
-"""Every setting of a run: what there is, how it is given and kept, its rules, whether two agree."""
+"""Every setting of a run: definition, command line, TOML, rules, and whether two runs agree."""

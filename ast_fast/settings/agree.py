@@ -1,4 +1,4 @@
-"""Whether two runs are the same: one comparison, and for each question what may differ."""
+"""Whether two runs agree: one comparison, and what may differ for each purpose."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ CHANGES_NO_RESULT = frozenset(
         *("audio.workers", "audio.download_url", "audio.download_sha256"),
     }
 )
-"""Settings, by their keys, that say where things lie, come from and go, and how fast. The content
-of the clips, not `data`, says whether they are the same."""
+"""Keys of settings that change no result: places, sources and speed. Whether the clips are the same
+is decided by their content, not by `data`."""
 
 OF_A_JOB = frozenset({"folds", "device", "threads"})
-"""Settings that say which folds a process trains and where. They change a fold's model by rounding
-alone."""
+"""Settings for which folds a process trains and where. They change a fold's model only by
+rounding."""
 
 MAY_DIFFER_RESUMED = CHANGES_NO_RESULT
-"""Settings in which a run may differ from itself when it is resumed."""
+"""Settings that may change when a run is resumed."""
 
 MAY_DIFFER_MERGED = CHANGES_NO_RESULT | OF_A_JOB
-"""Settings in which the parts of one run may differ; so may those that train one fold."""
+"""Settings that may differ between merged runs, and between two processes that train one fold."""
 
 MAY_DIFFER_BY_SEED = CHANGES_NO_RESULT | OF_A_JOB | {"seed"}
-"""Settings in which the runs of several seeds may differ."""
+"""Settings that may differ between the runs of several seeds."""
 
 NOT_COMPARED = CHANGES_NO_RESULT | {"threads"}
 """Settings that a comparison of runs does not list: where or how a run was made."""
@@ -47,7 +47,7 @@ MERGED_FACTS = ("commit", "versions", "device", "kernels", "threads", "processes
 def first_difference(
     there: Mapping[str, Any], here: Mapping[str, Any], *, apart_from: Set[str]
 ) -> str | None:
-    """Return the first key whose values differ, of those that both have; None if all agree."""
+    """Return the first shared key whose values differ; None if all agree."""
     shared = (key for key in there if key in here and key not in apart_from)
     return next((key for key in shared if there[key] != here[key]), None)
 
@@ -55,14 +55,14 @@ def first_difference(
 def differing_facts(
     there: Mapping[str, Any], here: Mapping[str, Any], names: Iterable[str]
 ) -> list[str]:
-    """Return the facts that differ between two runs, among those named.
+    """Return the named facts that differ between two runs.
 
-    Of kernels, only the operations count that both versions name.
+    Kernels are compared only for operations that both runs name.
 
     Args:
         there: Facts as run.json has them; a missing one is None.
-        here: Those of the other run.
-        names: Which facts to compare.
+        here: Facts of the other run.
+        names: The facts to compare.
     """
 
     def differ(name: str) -> bool:
@@ -75,26 +75,26 @@ def differing_facts(
 
 
 def check_resumed_settings(config: Config, out: Path) -> None:
-    """Check that a resumed run has the settings that it began with.
+    """Check that a resumed run keeps its settings.
 
     Raises:
-        InputError: One differs that could change a result; the message names the first.
+        InputError: A setting that can change a result differs; the message names the first.
     """
     there, here = config_values(recorded_config(out)), config_values(config)
     key = first_difference(there, here, apart_from=MAY_DIFFER_RESUMED)
     if key is not None:
         raise InputError(
-            f"--resume must have the settings of the run in {out}: {key} is {there[key]} there and "
-            f"{here[key]} here; leave it out, or name another --out without --resume"
+            f"--resume must keep the settings of the run in {out}: {key} was {there[key]} and is "
+            f"now {here[key]}; leave it out, or start a new run with another --out"
         )
 
 
 def fold_identity(config: Config, fold: int, data_key: str) -> dict[str, Any]:
-    """Return what two trainings of a fold have in common if they are the same one.
+    """Return what identifies the training of a fold: its settings, the fold and the clips.
 
     Args:
-        config: The run's settings. The paths of this machine are left out.
-        fold: The fold that is tested.
+        config: The run's settings; its paths are left out.
+        fold: The test fold.
         data_key: `Dataset.key` of the clips.
     Returns:
         Settings nested as the dataclasses are, in the types that JSON has, `fold` and `data_key`.
@@ -130,7 +130,7 @@ def check_same_fold(path: Path, recorded: Mapping[str, Any], expected: Mapping[s
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by their keys, dots between tables."""
+    """Return nested settings by key, with dots between tables."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key

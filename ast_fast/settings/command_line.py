@@ -1,7 +1,7 @@
 """The command line of a run: defaults, then a TOML file, then flags, each setting checked by name.
 
-One table of settings, made from the dataclasses of `settings.config`, reads TOML and flags alike,
-so that both name a wrong setting in the same words; tyro prints `--help` from the same dataclasses.
+One table of settings, made from the dataclasses of `settings.config`, reads both TOML and flags, so
+errors in either have the same words. tyro prints `--help` from the same dataclasses.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from ast_fast.settings.values import (
     settings,
     strip_optional,
 )
-from ast_fast_kernels.fbank.config import FbankConfig, PresetName
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PresetName
 
 PROGRAM = "python -m ast_fast.cv"
 
@@ -41,24 +42,24 @@ DEMO_DEFAULTS: dict[str, object] = {
 """Defaults of a run on the synthesised data set, whose few clips need fewer and smaller steps."""
 
 SEEDS, MERGE = "--seeds", "--merge"
-"""Flags that make several runs, or one of several; they are no settings."""
+"""Flags that make several runs, or merge several into one. They are not settings."""
 
 DESCRIPTION = """Train and test a minimal Audio Spectrogram Transformer on every fold of a data set.
 
-Settings come from the defaults, then the TOML file of --config, then these flags. A preset of the
-filterbank replaces all of its settings from before; those given beside it hold on top of it.
-Without --data a small data set is synthesised, and a quick run over it is made."""
+Settings come from the defaults, then the TOML file of --config, then these flags. --fbank.preset
+replaces all earlier settings of the filterbank; those given with it are applied on top. Without
+--data, a quick run trains on a small synthesised data set."""
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """A command line, without the program's name, in the groups that its flags make."""
+    """Command-line arguments, without the program's name, grouped by flag."""
 
     tokens: tuple[str, ...]
 
     @cached_property
     def groups(self) -> list[tuple[str, list[str]]]:
-        """Each flag with its values; values before any flag have the flag ''."""
+        """Each flag with its values; values before the first flag have the flag ''."""
         groups: list[tuple[str, list[str]]] = []
         for token in self.tokens:
             if token.startswith("--"):
@@ -71,16 +72,16 @@ class Arguments:
         return groups
 
     @property
-    def ask_for_help(self) -> bool:
-        """Whether `--help` or `-h` stands anywhere."""
+    def asks_for_help(self) -> bool:
+        """Whether `--help` or `-h` is given."""
         return not {"--help", "-h"}.isdisjoint(self.tokens)
 
     def of(self, flag: str) -> list[list[str]]:
-        """Return the values of a flag, for each time that it is given."""
+        """Return the values of a flag, one list for each time it is given."""
         return [values for name, values in self.groups if name == flag]
 
     def without(self, *flags: str) -> Arguments:
-        """Return all arguments but these flags and their values."""
+        """Return all arguments except these flags and their values."""
         kept = [(flag, values) for flag, values in self.groups if flag not in flags]
         return Arguments(
             tuple(t for flag, values in kept for t in ([flag] if flag else []) + values)
@@ -89,28 +90,28 @@ class Arguments:
 
 @dataclass(frozen=True)
 class SeedsJob:
-    """A run for each of several seeds."""
+    """One run for each of several seeds."""
 
     seeds: tuple[int, ...]
     arguments: Arguments
-    """Of every one of them."""
+    """Arguments of every run, without `--seeds`."""
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """One run made of the folds of several."""
+    """Several runs to merge into one."""
 
     runs: tuple[Path, ...]
     out: Path
 
 
 def read_job(arguments: Arguments) -> SeedsJob | MergeJob | None:
-    """Return what `--seeds` or `--merge` ask for; None where the arguments are one run's.
+    """Return what `--seeds` or `--merge` asks for; None if the arguments describe one run.
 
     Raises:
-        InputError: They cannot be used as they are given; the message says why.
+        InputError: The arguments cannot be used together; the message says why.
     """
-    if arguments.ask_for_help:
+    if arguments.asks_for_help:
         return None
     if arguments.of(SEEDS):
         return _read_seeds(arguments)
@@ -131,7 +132,7 @@ def _read_seeds(arguments: Arguments) -> SeedsJob:
     seeds: list[int] = []
     for token in values:
         if not token.isdecimal() or int(token) in seeds:
-            raise InputError(f"{SEEDS} must be different whole numbers from 0 on, got {token}")
+            raise InputError(f"{SEEDS} must be distinct integers from 0 up, got {token}")
         seeds.append(int(token))
     return SeedsJob(tuple(seeds), arguments.without(SEEDS))
 
@@ -141,38 +142,37 @@ def _read_merge(arguments: Arguments) -> MergeJob:
     if len(groups) < len(arguments.groups):
         raise InputError(f"{MERGE} and --out must each be given once")
     if unknown := groups.keys() - {MERGE, "--out"}:
-        raise InputError(f"{MERGE} takes --out alone beside it, got {min(unknown)}")
+        raise InputError(f"{MERGE} takes no other flag than --out, got {min(unknown)}")
     out = groups.get("--out", [])
     if len(out) != 1:
-        raise InputError(f"{MERGE} needs --out, the folder of the run that it makes")
+        raise InputError(f"{MERGE} needs --out, the folder of the merged run")
     runs = tuple(Path(token).expanduser() for token in groups[MERGE])
     return MergeJob(runs, Path(out[0]).expanduser())
 
 
 def parse_config(argv: Sequence[str] | Arguments) -> Config:
-    """Return the run that flags describe, over the TOML file of `--config`, over the defaults.
+    """Return the settings of a run: flags over the TOML file of `--config` over the defaults.
 
-    `fbank.preset` replaces every setting of the filterbank that came before; those given beside it,
-    in the same file or among the same flags, hold on top of it. With `--resume` the settings
-    recorded in the folder of `--out` stand in for the defaults. Prints help and raises
-    SystemExit(0) on `--help`. Only types are checked here, the filterbank's own rules, and that no
-    number is beyond any use; ranges are checked by who uses a setting.
+    `fbank.preset` replaces all earlier settings of the filterbank; those given with it, in the same
+    file or among the same flags, are applied on top. With `--resume`, the settings recorded in the
+    folder of `--out` replace the defaults. `--help` prints the help and raises SystemExit(0). This
+    checks types, the filterbank's rules, and that no number is absurdly large; `settings.rules`
+    checks ranges.
 
     Args:
         argv: The arguments, without the program's name.
     Raises:
-        InputError: A flag or key that does not exist, or a value that its setting does not take;
-            one line for each.
+        InputError: A flag or key is unknown, or its value is of the wrong type; one line for each.
     """
     arguments = argv if isinstance(argv, Arguments) else Arguments(tuple(argv))
-    if arguments.ask_for_help:
+    if arguments.asks_for_help:
         print_help()
         raise SystemExit(0)
     flags, config_file = _read_flags(arguments)
     values = {**(read_toml(config_file) if config_file else {}), **flags}
     if values.get("resume"):
         if values.get("out") is None:
-            raise InputError("--resume needs --out, the folder of the run to go on with")
+            raise InputError("--resume needs --out, the folder of the run to resume")
         base = recorded_values(values["out"])
     else:
         demo = values.get("data") is None and not values.get("download")
@@ -193,8 +193,10 @@ def print_help() -> None:
 
 @dataclass(frozen=True)
 class FbankFlags(FbankConfig):
+    """From waveform to log-mel filterbank."""
+
     named: Annotated[PresetName, tyro.conf.arg(name="preset")] = "ast"
-    """Named convention to begin with; the other settings of the filterbank change it."""
+    """Named convention to start from; other --fbank flags change it."""
 
 
 @dataclass(frozen=True)
@@ -204,15 +206,15 @@ class CommandLine(Config, Paths):
     paths: tyro.conf.Suppress[Paths] = field(default_factory=Paths)
     fbank: FbankFlags = field(default_factory=FbankFlags)
     config: Path | None = None
-    """TOML file of settings, read before the flags; config.toml of an earlier run is one."""
+    """TOML file of settings, for example the config.toml of an earlier run; flags override it."""
     seeds: tuple[int, ...] = ()
-    """Seeds of several runs, one after another in --out/seed-N, and their mean; none: --seed's."""
+    """Seeds to run one after another, each in --out/seed-N, with a summary; none: --seed alone."""
     merge: tuple[Path, ...] = ()
-    """Folders of finished runs of other folds, of which --out becomes one run with one report."""
+    """Folders of finished runs to merge into one run with one report, in --out."""
 
 
 def _help_registry() -> tyro.constructors.ConstructorRegistry:
-    """Show an optional setting as its type alone, without tyro's `{None}|`."""
+    """Show an optional setting as its plain type, without tyro's `{None}|`."""
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule
@@ -234,7 +236,7 @@ def _help_registry() -> tyro.constructors.ConstructorRegistry:
 
 
 def _read_flags(arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
-    """Return the flags' values by key, and the file of `--config`."""
+    """Return the flags' values by key, and the path of `--config`."""
     known = {setting.flag: setting for setting in settings().values()}
     off = {setting.off_flag: setting for setting in known.values() if setting.type is bool}
     known |= {setting.flag: setting for setting in (CONFIG_FILE, PRESET)}

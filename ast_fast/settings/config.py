@@ -1,6 +1,6 @@
-"""Every setting of a run, as frozen dataclasses: defaults, then a TOML file, then flags.
+"""Every setting of a run, as frozen dataclasses with their defaults.
 
-The field docstrings are the command line's help. `ast_fast.settings.toml` reads and writes these.
+The docstrings of the fields are the text of `--help`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ESC50_URL = (
 )
 """One commit, not the branch: the archive of a branch changes with every commit to it."""
 ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f"
-"""Of that archive, 645,832,161 bytes, as several projects that pin it publish it."""
+"""SHA-256 of that archive (645,832,161 bytes), as several projects that pin it publish it."""
 
 Backend = Literal["auto", "reference", "numba", "triton"]
 
@@ -29,11 +29,11 @@ class Paths:
     """Where things are read and written."""
 
     data: Path | None = None
-    """Data set in ESC-50's layout (audio/ and meta/esc50.csv); none: a synthesised one is made."""
+    """Data set in ESC-50's layout (audio/ and meta/esc50.csv); none: a small synthesised one."""
     out: Path | None = None
-    """Folder of the run's outputs; none: runs/<date-time>."""
+    """Folder for the run's outputs; none: runs/<date-time>."""
     cache: Path | None = None
-    """Folder of decoded audio and synthesised or downloaded data; none: the user's cache folder."""
+    """Folder for decoded, synthesised and downloaded data; none: the user's cache folder."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class AudioConfig:
     """How audio files become clips of one length and sample rate."""
 
     clip_seconds: float = 5.0
-    """Length that every clip is cut or zero-padded to, in seconds."""
+    """Length to which every clip is cut or zero-padded, in seconds."""
     resample_quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = "HQ"
-    """soxr's quality when a file's sample rate differs from fbank.sample_frequency."""
+    """Quality of soxr's resampling, for files whose sample rate is not fbank.sample_frequency."""
     workers: int = 0
-    """Decoding threads; 0 takes every core."""
+    """Decoding threads; 0 uses every core."""
     download_url: str = ESC50_URL
-    """Archive that --download fetches (zip)."""
+    """Zip archive that --download fetches."""
     download_sha256: str = ESC50_SHA256
-    """SHA-256 of that archive; empty takes what comes, checked by the zip's own sums alone."""
+    """SHA-256 of that archive; if empty, only the zip's own checksums are checked."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class FeatureConfig:
     """What happens between the log-mel filterbank and the model."""
 
     norm_per_sample: bool = True
-    """Normalise each clip by its own mean and deviation; else by the training folds' statistics."""
+    """Normalise each clip by its own mean and deviation; else by those of the training folds."""
     target_frames: int = 512
-    """Frames that the model sees, no fewer than a clip has: padded with what silence becomes."""
+    """Frames of the model's input, at least those of a clip; padded with the value of silence."""
 
 
 class StemStageSize(NamedTuple):
@@ -68,9 +68,9 @@ class StemStageSize(NamedTuple):
     cells: int
     """Cells in a patch."""
     values: int
-    """Values of a cell, which the stage projects."""
+    """Values in a cell, the input of the stage's projection."""
     width: int
-    """What they are projected to."""
+    """Output width of the projection."""
 
 
 @dataclass(frozen=True)
@@ -78,35 +78,35 @@ class ModelConfig:
     """The minimal Audio Spectrogram Transformer."""
 
     patch_size: tuple[int, int] = (16, 16)
-    """Height and width of a patch: (mel bins, frames)."""
+    """Height and width of a patch: mel bins, frames."""
     patch_stride: tuple[int, int] = (16, 16)
-    """Step between patches: (mel bins, frames); below patch_size they overlap."""
+    """Step between patches: mel bins, frames; if smaller than patch_size, patches overlap."""
     embed_dim: int = 192
     """Width of a token."""
     num_heads: int = 3
-    """Attention heads; embed_dim must be divisible by them."""
+    """Attention heads; embed_dim must be divisible by their number."""
     depth: int = 4
     """Transformer blocks."""
     mlp_ratio: float = 4.0
-    """Width of a block's MLP over embed_dim."""
+    """Width of a block's MLP, as a multiple of embed_dim."""
     dropout: float = 0.0
-    """Dropout after the attention's and the MLP's projections, and on the embeddings."""
+    """Dropout rate after the projections of attention and MLP, and on the embeddings."""
     pool: Literal["mean", "cls"] = "mean"
     """What the head reads: the mean of the patch tokens, or a class token."""
     stem_widths: tuple[int, ...] = ()
-    """Widths of a convolution stem's stages, finest cells first, each a quarter of a cell of the
-    next and at last of a patch; none: patches are projected."""
+    """Widths of a convolution stem's stages, finest cells first; 2 x 2 cells make one cell of
+    the next stage, and after the last stage one patch; none: no stem."""
     position_embedding: Literal["learned", "sinusoidal"] = "learned"
     """Position embedding added to the patch tokens."""
     conditional_position: bool = False
-    """Add to each patch a convolution over it and its eight neighbours, before any is dropped."""
+    """Add to each patch a convolution over it and its eight neighbours, before patch dropping."""
     conv_depth: int = 0
-    """Convolution blocks over the grid of patches, in front of the transformer's blocks."""
+    """Convolution blocks over the grid of patches, before the transformer blocks."""
     conv_mlp_ratio: float = 2.0
-    """Width of a convolution block's MLP over embed_dim."""
+    """Width of a convolution block's MLP, as a multiple of embed_dim."""
 
     def patch_grid(self, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
-        """Return how many patches fit along (freq, time); the rest at the upper ends is unseen."""
+        """Return the number of patches along (freq, time); the upper ends may stay unused."""
         return (
             (num_mel_bins - self.patch_size[0]) // self.patch_stride[0] + 1,
             (num_frames - self.patch_size[1]) // self.patch_stride[1] + 1,
@@ -124,18 +124,18 @@ class ModelConfig:
 
     @property
     def sees_all_patches(self) -> bool:
-        """Whether a patch that a step leaves out is projected all the same, for its neighbours."""
+        """Whether dropped patches are projected too, because their neighbours need them."""
         return bool(self.stem_widths or self.conditional_position or self.conv_depth)
 
     @property
     def stem_cell(self) -> tuple[int, int]:
-        """Sides of the finest cells of a convolution stem: (mel bins, frames)."""
+        """Height and width of the stem's finest cells: (mel bins, frames)."""
         cells = 2 ** len(self.stem_widths)
         return self.patch_size[0] // cells, self.patch_size[1] // cells
 
     @property
     def stem_stages(self) -> list[StemStageSize]:
-        """Sizes of the stages of a convolution stem, finest cells first."""
+        """Sizes of the stem's stages, finest cells first."""
         widths = self.stem_widths
         values = (math.prod(self.stem_cell), *(4 * width for width in widths))
         return [
@@ -145,7 +145,7 @@ class ModelConfig:
 
     @property
     def patch_values(self) -> int:
-        """How many values of a patch are projected: its own, or those that the stem makes."""
+        """Values of a patch that are projected to a token: its own, or the stem's output."""
         return 4 * self.stem_widths[-1] if self.stem_widths else math.prod(self.patch_size)
 
 
@@ -160,11 +160,11 @@ class AugmentConfig:
     polarity: bool = True
     """Flip the waveform's sign with probability one half."""
     mix_probability: float = 0.5
-    """Share of clips mixed with another clip of the batch, labels mixed alike; 0 is off."""
+    """Share of clips mixed with another clip of the batch, with their labels; 0 is off."""
     filter_db: float = 0.0
-    """Deviation of a random filter's gains, in dB; 0 is off."""
+    """Standard deviation of a random filter's gains, in dB; 0 is off."""
     filter_points: int = 5
-    """Mel bins, evenly apart, for which gains are drawn; on straight lines between them."""
+    """Evenly spaced mel bins with a random gain each; gains between them are interpolated."""
     freq_mask: int = 24
     """Largest SpecAugment mask along frequency, in mel bins; 0 is off."""
     time_mask: int = 48
@@ -172,7 +172,7 @@ class AugmentConfig:
     num_masks: int = 2
     """Masks of each kind."""
     patch_drop: float = 0.5
-    """Share of patches that a training step leaves out; 0 is off."""
+    """Share of patches that a training step drops; 0 is off."""
 
 
 @dataclass(frozen=True)
@@ -182,9 +182,9 @@ class TrainingConfig:
     epochs: int = 120
     """Passes over the training folds."""
     batch_size: int = 32
-    """Clips a step."""
+    """Clips per step."""
     optimizer: Literal["adamw", "muon"] = "muon"
-    """What moves the weights: AdamW; or Muon for matrices, AdamW for the head's and the rest."""
+    """AdamW for all weights, or Muon for matrices and AdamW for the head and the rest."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     weight_decay: float = 0.05
@@ -198,9 +198,9 @@ class TrainingConfig:
     clip_grad_norm: float = 1.0
     """Largest gradient norm; 0 is off."""
     ema_decay: float = 0.995
-    """Decay of the weights' moving average, which is what is tested; 0 is off."""
+    """Decay of the weights' moving average, which is the model tested; 0 is off."""
     amp: Literal["auto", "off", "bfloat16", "float16"] = "auto"
-    """Mixed precision; auto takes bfloat16 where the device multiplies it (CUDA, AMX, AVX-512)."""
+    """Mixed precision; auto takes bfloat16 if the hardware multiplies it (CUDA, AMX, AVX-512)."""
 
 
 @dataclass(frozen=True)
@@ -209,25 +209,25 @@ class Config:
 
     paths: Annotated[Paths, tyro.conf.arg(name="")] = field(default_factory=Paths)
     subset: Literal["all", "esc10"] = "all"
-    """Which clips of the data set: all of them, or those marked esc10."""
+    """Clips to use: all, or those marked esc10."""
     folds: tuple[int, ...] = ()
-    """Folds to test on, as numbered in esc50.csv; none named: every fold."""
+    """Folds to test on, as numbered in esc50.csv; none: all folds."""
     seed: int = 0
     """Seed of initialisation, order, augmentation and dropout."""
     backend: Backend = "auto"
-    """Kernels: auto (the fastest here), reference, numba (CPU) or triton (CUDA)."""
+    """Kernels: auto (the fastest on this machine), reference, numba (CPU) or triton (CUDA)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model trains; auto takes CUDA if there is one."""
+    """Device to train on; auto takes CUDA if available."""
     threads: int = 0
-    """CPU threads; 0 takes every core."""
+    """CPU threads; 0 uses every core."""
     resume: bool = False
-    """Go on with the run in --out."""
+    """Resume the run in --out."""
     download: bool = False
     """Fetch ESC-50 into the cache folder (or into --data) and use it."""
     tensorboard: bool = False
-    """Write each fold's curves for TensorBoard too, beside history.csv."""
+    """Also write each fold's curves for TensorBoard, beside history.csv."""
     skip_bad_files: bool = False
-    """Leave out audio files that cannot be read, and count them in the report."""
+    """Skip audio files that cannot be read, and count them in the report."""
     audio: AudioConfig = field(default_factory=AudioConfig)
     features: FeatureConfig = field(default_factory=FeatureConfig)
     fbank: FbankConfig = field(default_factory=FbankConfig)
@@ -237,6 +237,6 @@ class Config:
 
     @property
     def num_patches(self) -> int:
-        """Patches of a clip's whole spectrogram."""
+        """Number of patches of a clip's whole spectrogram."""
         grid = self.model.patch_grid(self.fbank.num_mel_bins, self.features.target_frames)
         return math.prod(grid)

@@ -1,4 +1,4 @@
-"""Every rule of the settings beyond their types, each with the message that it gives."""
+"""Every rule of the settings beyond their types, with its message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ast_fast_kernels.fbank.config import FbankConfig
 
 
 def check_config(config: Config, num_samples: int, placement: Placement) -> None:
-    """Raise if a fold cannot be trained with these settings, before anything is done.
+    """Raise if these settings cannot train a fold, before any work is done.
 
     Args:
         config: The run's settings.
@@ -68,10 +68,10 @@ def check_memory(
     num_classes: int,
     device: torch.device | None = None,
 ) -> None:
-    """Raise if training cannot fit into the memory that the machine has, whatever is free of it.
+    """Raise if training cannot fit into all of the machine's memory, free or not.
 
-    Counts what training holds at the least: weights with their gradients, moments and average; a
-    batch of waveforms, features and tokens; the filters. What passes here can still be too much.
+    This counts the minimum: weights with their gradients, moments and average; a batch of
+    waveforms, features and tokens; the filters. Settings that pass can still need too much.
 
     Args:
         config: The run's settings, in range.
@@ -80,24 +80,24 @@ def check_memory(
         num_classes: Width of the logits.
         device: Where the model trains; None is the CPU.
     Raises:
-        InputError: The message names the settings that take most, and both sizes.
+        InputError: The message names the settings that need most, and both sizes.
     """
     needs = _memory_needs(config, num_samples, num_clips, num_classes)
     needed = sum(need.bytes for need in needs)
     if device is not None and device.type == "cuda":
-        there = torch.cuda.get_device_properties(device).total_memory
+        available = torch.cuda.get_device_properties(device).total_memory
     else:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > available:
         most = max(needs, key=lambda need: need.bytes)
         raise InputError(
-            f"{most.settings} need at least {needed / 2**30:.4g} GiB of memory, and there are "
-            f"{there / 2**30:.4g}"
+            f"{most.settings} need at least {needed / 2**30:.4g} GiB of memory; this machine has "
+            f"{available / 2**30:.4g}"
         )
 
 
 class _Need(NamedTuple):
-    """Memory, and the settings that ask for it, as a message names them."""
+    """Bytes of memory, and the settings that determine them, as a message names them."""
 
     settings: str
     bytes: int
@@ -106,14 +106,14 @@ class _Need(NamedTuple):
 def _memory_needs(
     config: Config, num_samples: int, num_clips: int, num_classes: int
 ) -> list[_Need]:
-    """Return what training holds at the least, part by part."""
+    """Return the least memory that training needs, part by part."""
     model, fbank, training = config.model, config.fbank, config.training
     width, target_frames, patches = (
         model.embed_dim,
         config.features.target_frames,
         config.num_patches,
     )
-    copies = 3 if training.optimizer == "muon" else 4  # weights, gradients, and moments: Muon's one
+    copies = 3 if training.optimizer == "muon" else 4  # weights, gradients, and 1 or 2 moments
     copies += training.ema_decay > 0
     batch = min(training.batch_size, num_clips)
 
@@ -163,7 +163,7 @@ def _memory_needs(
 
 
 def check_features(config: Config, num_samples: int) -> None:
-    """Raise if clips of `num_samples` samples give no usable features.
+    """Raise if clips of `num_samples` samples cannot give usable features.
 
     Args:
         config: `config.fbank` and `config.features` are checked.
@@ -239,7 +239,7 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
     if config.conv_depth < 0:
         raise InputError(f"model.conv_depth must be at least 0, got {config.conv_depth}")
     stages = len(config.stem_widths)
-    if any(width < 2 for width in config.stem_widths):  # of one value a norm leaves nothing
+    if any(width < 2 for width in config.stem_widths):  # normalising one value leaves nothing
         raise InputError(
             f"model.stem_widths must each be at least 2, got {_numbers(config.stem_widths)}"
         )
@@ -248,9 +248,9 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         or any(side % 2**stages for side in config.patch_size)
     ):
         raise InputError(
-            f"model.patch_size must be model.patch_stride ({_numbers(config.patch_stride)}) and "
-            f"even {stages} times over, once for each of model.stem_widths, "
-            f"got {_numbers(config.patch_size)}; model.stem_widths none takes any"
+            f"model.patch_size must equal model.patch_stride ({_numbers(config.patch_stride)}) and "
+            f"be divisible by 2**{stages}, as model.stem_widths has {stages} stages, "
+            f"got {_numbers(config.patch_size)}; model.stem_widths none has no such rule"
         )
 
 
@@ -259,23 +259,21 @@ def _numbers(numbers: tuple[int, ...]) -> str:
 
 
 MOST_GAIN_DB = 100.0
-"""Five decimal powers, as much as int16 audio spans."""
-
+"""A factor of 100,000; int16 audio spans 96 dB."""
 
 MOST_POINTS = 100
 """Points of a filter."""
 
-
 MOST_MASKS = 100
-"""Masks of each kind; their places are drawn at once and take memory."""
+"""Masks of each kind; all their positions are drawn at once, which takes memory."""
 
 
 def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) -> None:
-    """Raise if a setting is out of range.
+    """Raise if a setting of augmentation is out of range.
 
     Args:
-        config: The settings.
-        fbank: What the features are.
+        config: The settings of augmentation.
+        fbank: The settings of the filterbank.
         num_frames: Frames of a clip, before padding.
     Raises:
         InputError: The message names the setting, its rule and its value.

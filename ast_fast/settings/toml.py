@@ -1,4 +1,4 @@
-"""Settings as TOML: a file of --config, the config.toml of a run, a checkpoint's own."""
+"""Settings as TOML (the file of --config, a run's config.toml), and from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from ast_fast.settings.values import PRESET, check_size, checked, nearest, setti
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = "config.toml"
-"""Where a run's folder keeps its settings."""
+"""File in a run's folder that keeps its settings."""
 
 
 def recorded_values(out: Path) -> dict[str, Any]:
-    """Return the settings, by key, that the run in folder `out` was started with.
+    """Return the settings, by key, with which the run in folder `out` started.
 
     Raises:
         InputError: `out` holds no run, or its config.toml cannot be read.
@@ -36,7 +36,7 @@ def recorded_values(out: Path) -> dict[str, Any]:
 
 
 def recorded_config(out: Path) -> Config:
-    """Return the configuration that the run in folder `out` was started with.
+    """Return the configuration with which the run in folder `out` started.
 
     Raises:
         InputError: `out` holds no run, or its config.toml cannot be read.
@@ -45,13 +45,13 @@ def recorded_config(out: Path) -> Config:
 
 
 def config_from_settings(settings: Mapping[str, Any], path: Path) -> Config:
-    """Return the configuration that a checkpoint's settings describe, `checkpoint.settings`' way.
+    """Return the configuration in a checkpoint, from settings as `agree.fold_identity` gives them.
 
     Args:
         settings: Nested as the dataclasses are; None stands for a default.
-        path: The file they are from, for messages.
+        path: The checkpoint, for messages.
     Raises:
-        InputError: A setting is unknown here, or its value is not one of its kind.
+        InputError: A setting is unknown, or its value is of the wrong type.
     """
     return build_config(_checked_document(_without_none(settings), path))
 
@@ -82,7 +82,7 @@ def config_to_toml(config: Config) -> str:
 
 
 def config_values(config: Config) -> dict[str, Any]:
-    """Return every setting by its key, in types that TOML and JSON have (paths as strings)."""
+    """Return every setting by its key, as types of TOML and JSON (paths as strings)."""
     return {key: _plain(_get(config, setting.fields)) for key, setting in settings().items()}
 
 
@@ -99,7 +99,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: {error}") from error
     except InputError:
         raise
-    except ValueError as error:  # Python reads no number of thousands of digits
+    except ValueError as error:  # Python parses no number with thousands of digits
         raise InputError(f"{path}: not valid TOML: a number is too long") from error
     except RecursionError as error:
         raise InputError(f"{path}: not valid TOML: nested too deeply") from error
@@ -138,7 +138,7 @@ def _flatten(
 
 
 def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with the settings of their preset, if they name one, under their own."""
+    """Return the values on top of the settings of their preset, if they name one."""
     name = values.pop(PRESET.key, None)
     if name is None:
         return values
@@ -147,7 +147,7 @@ def with_preset(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
-    """Return the run with these settings by key, over the defaults."""
+    """Return the configuration with these values, by key, over the defaults."""
     nested: dict[tuple[str, ...], dict[str, Any]] = {}
     for key, value in values.items():
         *parents, name = settings()[key].fields

@@ -1,4 +1,4 @@
-"""One setting: its name, its type, and the values that it takes, from text and from TOML."""
+"""One setting: its name, its type, and its values, parsed from flags and checked from TOML."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from ast_fast.errors import InputError
 from ast_fast.settings.config import Config
-from ast_fast_kernels.fbank.config import PresetName
+from ast_fast_kernels.fbank.presets import PresetName
 
 LARGEST_INT = 2**31 - 1
-
-
 LARGEST_SEED = 2**63 - 1
-
-
 LARGEST_FLOAT = 1e12
-"""Beyond any use, and far from where sizes computed from settings overflow."""
+"""Larger than any useful value, and far from overflow in sizes computed from settings."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +28,9 @@ class Setting:
     """One field of the run's dataclasses, as flags and TOML name it."""
 
     key: str
-    """Name in TOML, dots between tables, e.g. `training.batch_size`."""
+    """Name in TOML, with dots between tables, e.g. `training.batch_size`."""
     fields: tuple[str, ...]
-    """Attributes that lead to it from `Config`."""
+    """Names of the attributes that lead from `Config` to it."""
     type: Any
     """Its annotation."""
 
@@ -45,16 +41,16 @@ class Setting:
 
     @property
     def off_flag(self) -> str:
-        """What switches a bool off, e.g. `--augment.no-roll`."""
+        """The flag that switches a bool off, e.g. `--augment.no-roll`."""
         table, _, name = self.flag[2:].rpartition(".")
         return f"--{table}.no-{name}" if table else f"--no-{name}"
 
 
 CONFIG_FILE = Setting("config", (), Path)
-
+"""The flag `--config`, which is no field of `Config`."""
 
 PRESET = Setting("fbank.preset", (), PresetName)
-"""What flags name besides the settings of a `Config`; the second stands in TOML too."""
+"""The filterbank's preset, in flags and TOML; it stands for all fields of `Config.fbank`."""
 
 
 @cache
@@ -81,10 +77,11 @@ def _walk(cls: type[Any], prefix: tuple[str, ...], fields: tuple[str, ...]) -> I
 
 
 def nearest(name: str, names: Sequence[str]) -> str:
-    """Return '; did you mean …?' for the name that looks most alike, or the way to all of them.
+    """Return '; did you mean …?' with the most similar name, or a hint to `--help`.
 
-    The last part counts most: the same one in another table, then one like it in this table, then
-    one whose words have these initials (lr), then any name like the whole.
+    The last part of a name counts most. In order: the same part in another table, a similar one in
+    this table, one whose words have these initials (lr), a similar whole name, a similar part in
+    any table.
     """
     table, _, wanted = name.lstrip("-").rpartition(".")
     last = {n: n.lstrip("-").rpartition(".")[2] for n in names}
@@ -126,7 +123,7 @@ def from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
 
 
 def check_size(setting: Setting, value: Any, name: str) -> None:
-    """Raise if a number is beyond any use."""
+    """Raise if a number is larger than any useful value."""
     largest: float = LARGEST_SEED if setting.key == "seed" else LARGEST_INT
     for number in value if isinstance(value, tuple) else (value,):
         if isinstance(number, float):
@@ -137,7 +134,7 @@ def check_size(setting: Setting, value: Any, name: str) -> None:
 
 
 def _number(kind: Any, token: str) -> Any:
-    """Return the token as a bool, int or float if that is the kind and it reads as one."""
+    """Return the token as a bool, int or float if that is the kind and it can be parsed."""
     if kind is bool:
         return {"true": True, "false": False}.get(token.lower(), token)
     if kind in (int, float):
@@ -203,7 +200,7 @@ _TYPE_WORDS: dict[Any, str] = {
 
 
 def is_utf8(text: str) -> bool:
-    """Say whether text can be written as UTF-8, which odd bytes of a command line cannot."""
+    """Return whether text can be encoded as UTF-8; undecodable bytes of a command line cannot."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -222,7 +219,9 @@ def strip_optional(kind: Any) -> tuple[Any, bool]:
 def shown(value: Any) -> str:
     """Return a value as a user would write it."""
     if isinstance(value, int) and value.bit_length() > 128:
-        return f"a number of {value.bit_length()} bits"  # Python prints none of thousands of digits
+        return (
+            f"a number of {value.bit_length()} bits"  # Python prints none with thousands of digits
+        )
     if isinstance(value, list | tuple):
         return " ".join(shown(item) for item in value) or "none"
     return repr(value) if isinstance(value, str) else str(value)

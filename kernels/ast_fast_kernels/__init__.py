@@ -1,5 +1,8 @@
 """Fast log-mel filterbanks and attention, as drop-ins; every name is loaded on first use.
 
+From numpy to numpy, `fbank`, `mfcc` and `OnlineFbank` need numpy and Numba alone; the rest needs
+torch, which the extra `ast-fast-kernels[torch]` installs.
+
 `fbank` and `attention` are the functions, never the subpackages of the same name; what those hold
 is reached by `from ast_fast_kernels.fbank.config import FbankConfig` and the like.
 """
@@ -11,13 +14,17 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from ast_fast_kernels._torch.optional import import_for
+
 if TYPE_CHECKING:
     import ast_fast_kernels.kaldi as kaldi
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
-    from ast_fast_kernels.fbank.api import Fbank, fbank
+    from ast_fast_kernels.choice import chosen_backend
+    from ast_fast_kernels.fbank.api import fbank
     from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
+    from ast_fast_kernels.fbank.module import Fbank
     from ast_fast_kernels.fbank.online import OnlineFbank
     from ast_fast_kernels.gelu.api import linear_gelu
     from ast_fast_kernels.layer_norm.api import add_layer_norm
@@ -32,6 +39,7 @@ __all__ = [
     "OnlineFbank",
     "add_layer_norm",
     "attention",
+    "chosen_backend",
     "fbank",
     "kaldi",
     "linear",
@@ -44,11 +52,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Fbank": "ast_fast_kernels.fbank.api",
+    "Fbank": "ast_fast_kernels.fbank.module",
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
+    "chosen_backend": "ast_fast_kernels.choice",
     "fbank": "ast_fast_kernels.fbank.api",
     "linear": "ast_fast_kernels.linear.api",
     "linear_gelu": "ast_fast_kernels.gelu.api",
@@ -76,7 +85,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("ast_fast_kernels.kaldi")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
+    value = getattr(import_for(name, _HOMES[name]), name)
     subpackage = sys.modules.get(f"{__name__}.{name}")
     if subpackage is not None:
         # `import ast_fast_kernels.fbank.api as api` looks for `api` on the function.

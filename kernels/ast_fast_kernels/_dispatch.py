@@ -15,12 +15,9 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ast_fast_kernels._tracing import constant_in_graphs
-
-if TYPE_CHECKING:
-    import torch
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 BACKENDS: dict[tuple[str, str], str] = {
     ("fbank", "reference"): "ast_fast_kernels.fbank.reference:fbank_reference",
@@ -35,12 +32,12 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("attention", "numba"): "ast_fast_kernels.attention.numba_cpu:attention_numba",
     ("attention", "triton"): "ast_fast_kernels.attention.triton_gpu:attention_triton",
     ("layer_norm", "reference"): "ast_fast_kernels.layer_norm.reference:add_layer_norm_reference",
-    ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.ops:add_layer_norm_triton",
+    ("layer_norm", "triton"): "ast_fast_kernels.layer_norm.triton_gpu:add_layer_norm_triton",
     ("linear", "reference"): "ast_fast_kernels.linear.reference:linear_reference",
     ("linear", "onednn"): "ast_fast_kernels.linear.onednn:linear_onednn",
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
     ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
-    ("gelu", "triton"): "ast_fast_kernels.gelu.ops:linear_gelu_triton",
+    ("gelu", "triton"): "ast_fast_kernels.gelu.triton_gpu:linear_gelu_triton",
     ("stem", "reference"): "ast_fast_kernels.stem.reference:norm_gelu_conv_reference",
     ("stem", "numba"): "ast_fast_kernels.stem.numba_cpu:norm_gelu_conv_numba",
 }
@@ -69,7 +66,7 @@ def use_backend(backend: str | None = None, /, **per_op: str) -> Iterator[None]:
     """
     chosen = _spread(backend, "backend") if backend is not None else {}
     for op, name in per_op.items():
-        _check_op(op, "use_backend's argument")
+        check_op(op, "use_backend's argument")
         _check_backend(op, name, op)
         chosen[op] = name
     token = _in_use.set({**_in_use.get(), **chosen})
@@ -113,7 +110,7 @@ AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
 def choose_kernel(
     op: str,
     requested: str,
-    device: torch.device,
+    device: str,
     obstacles: Mapping[str, Callable[[], str | None]],
     otherwise: str,
 ) -> str:
@@ -122,7 +119,7 @@ def choose_kernel(
     Args:
         op: The operation.
         requested: As `requested_backend` gave it.
-        device: Where its tensors are.
+        device: The kind of device that its tensors are on, such as `"cpu"`.
         obstacles: For each backend of kernels that it has, says why that cannot run; None when it
             can.
         otherwise: What auto takes where they cannot, and the error names.
@@ -137,7 +134,7 @@ def choose_kernel(
     if requested != "auto":
         return requested
     chosen, reason = otherwise, None
-    for kernels in AUTO.get(device.type, ()):
+    for kernels in AUTO.get(device, ()):
         if kernels in obstacles:
             reason = obstacles[kernels]()
             chosen = otherwise if reason else kernels
@@ -176,7 +173,7 @@ def _parse_environment(value: str) -> dict[str, str]:
     for part in value.split(","):
         op, equals, backend = part.strip().partition("=")
         if equals:
-            _check_op(op, ENVIRONMENT_VARIABLE)
+            check_op(op, ENVIRONMENT_VARIABLE)
             _check_backend(op, backend, ENVIRONMENT_VARIABLE)
             chosen[op] = backend
         else:
@@ -194,7 +191,8 @@ def _spread(backend: str, argument: str) -> dict[str, str]:
     return chosen
 
 
-def _check_op(op: str, argument: str) -> None:
+def check_op(op: str, argument: str) -> None:
+    """Raise unless there is an operation of that name."""
     ops = dict.fromkeys(name for name, _ in BACKENDS)
     if op not in ops:
         raise ValueError(f"{argument} must name an operation ({', '.join(ops)}), got {op!r}")

@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-import torch
-from torch import Tensor
+from ast_fast_kernels._torch.optional import needs_torch
 
-from ast_fast_kernels import _dispatch
-from ast_fast_kernels.fbank import api, reference
+try:
+    import torch
+    from torch import Tensor
+except ModuleNotFoundError as error:
+    raise needs_torch("ast_fast_kernels.kaldi") from error
+
+from ast_fast_kernels._torch.tracing import outside_compilation
+from ast_fast_kernels.fbank import api, eager, reference
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
 
 __all__ = ["fbank"]
 
 
-@api.outside_compilation
+@outside_compilation
 def fbank(
     waveform: Tensor,
     blackman_coeff: float = 0.42,
@@ -93,7 +98,7 @@ def fbank(
             f"got {frame_length:g} ms ({framing.window_size} samples)"
         )
     samples = _channel(waveform, channel)
-    api.check_waveform(samples, framing)
+    eager.check_waveform(samples, framing)
     if samples.shape[0] < min_duration * sample_frequency:
         return reference.as_floating(samples[:0])
     if num_mel_bins < 4:
@@ -163,7 +168,7 @@ def _with_energy(
     frames = reference.prepare_frames(reference.as_floating(samples), config)
     if config.dither != 0.0:
         # Energy and filters see the same noise, so both come from these frames.
-        api.choose_backend(_dispatch.requested_backend("fbank", "auto"), samples, config)
+        eager.chosen_backend(samples, config, "auto")
         log_mel = reference.log_mel_of_frames(frames, config)
     else:
         log_mel = api.fbank(samples, config)

@@ -37,7 +37,7 @@ def test_paired_difference_is_student_s() -> None:
 def test_one_fold_has_no_interval() -> None:
     found = paired_difference({2: 0.75}, {2: 0.5})
     assert found.mean == 0.25
-    assert found.shown == "one fold has none"
+    assert found.shown == "none (one fold)"
 
 
 def test_others_are_compared_with_the_first(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"key": "other"}, "b must be of the same clips as"),
+        ({"key": "other"}, "b must hold the same clips; they do not"),
         ({"accuracies": {1: 0.5}}, "(1, 2), got 1"),
     ],
 )

@@ -28,7 +28,7 @@ from ast_fast.run.endings import exhausted_resource
 from ast_fast.training import checkpoint
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import EpochRow
-from ast_fast_kernels._onednn import IS_FASTER
+from ast_fast_kernels._torch.onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
 NUM_FOLDS = 2
@@ -248,7 +248,7 @@ def test_a_killed_run_resumes_to_the_same_bits(
     [(signal.SIGINT, "interrupted", 130), (signal.SIGTERM, "terminated", 143)],
     ids=["ctrl-c", "sigterm"],
 )
-def test_an_interrupted_run_says_how_to_go_on(
+def test_an_interrupted_run_says_how_to_resume(
     number: signal.Signals, word: str, code: int, base: list[str], finished: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "a folder"
@@ -257,7 +257,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     command = f"python -m ast_fast.cv --resume --out '{out}'"
-    assert errors.strip() == f"{word}; finished epochs are kept; go on with: {command}"
+    assert errors.strip() == f"{word}; finished epochs are kept; resume with: {command}"
     assert not [name for name in files_under(out) if "partial" in name]
     assert main(["--resume", "--out", str(out)]) == 0
     same_results(out, finished)
@@ -294,7 +294,7 @@ def test_an_interrupt_before_the_run_leaves_nothing(
     monkeypatch.setattr(cv, "open_dataset", interrupt)
     assert main([*base, "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == (
-        "\ninterrupted; no run was begun, and nothing is left behind\n"
+        "\ninterrupted; no run was started, and nothing is left behind\n"
     )
     assert not any(tmp_path.iterdir())
 
@@ -318,11 +318,11 @@ def test_resuming_a_finished_run_rewrites_the_report_alone(
 @pytest.mark.parametrize(
     ("given", "difference"),
     [
-        (["--seed", "1"], "seed is 0 there and 1 here"),
-        (["--training.epochs", "21"], "training.epochs is 20 there and 21 here"),
-        (["--folds", "1"], "folds is [] there and [1] here"),
-        (["--backend", "auto"], "backend is reference there and auto here"),
-        (["--threads", "2"], "threads is 1 there and 2 here"),
+        (["--seed", "1"], "seed was 0 and is now 1"),
+        (["--training.epochs", "21"], "training.epochs was 20 and is now 21"),
+        (["--folds", "1"], "folds was [] and is now [1]"),
+        (["--backend", "auto"], "backend was reference and is now auto"),
+        (["--threads", "2"], "threads was 1 and is now 2"),
     ],
     ids=["seed", "epochs", "folds", "backend", "threads"],
 )
@@ -335,8 +335,8 @@ def test_a_resume_with_other_settings_is_refused(
     before = {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
     assert main(["--resume", "--out", str(finished), *given]) == 2
     assert capsys.readouterr().err == (
-        f"error: --resume must have the settings of the run in {finished}: {difference}; "
-        "leave it out, or name another --out without --resume\n"
+        f"error: --resume must keep the settings of the run in {finished}: {difference}; "
+        "leave it out, or start a new run with another --out\n"
     )
     assert before == {name: (finished / name).stat().st_mtime_ns for name in files_under(finished)}
 
@@ -348,7 +348,7 @@ def test_a_resume_with_other_audio_is_refused(
     write_data(tmp_path / "other", seed=1)
     arguments = ["--resume", "--out", str(finished), "--data", str(tmp_path / "other")]
     assert main(arguments) == 2
-    message = f"error: --resume must go on with what the run in {finished} began with: data_key is"
+    message = f"error: --resume must keep the facts of the run in {finished}: data_key was"
     assert capsys.readouterr().err.startswith(message)
 
 
@@ -372,7 +372,7 @@ def test_a_resume_with_other_folds_is_refused(
         text = text.replace(old, new)
     table.write_text(text)
     assert main(["--resume", "--out", str(out), "--data", str(other)]) == 2
-    assert f"the run in {out} began with: data_key is" in capsys.readouterr().err
+    assert f"must keep the facts of the run in {out}: data_key was" in capsys.readouterr().err
 
 
 def test_a_resume_from_a_moved_data_set_goes_on(finished: Path, data: Path, tmp_path: Path) -> None:
@@ -484,7 +484,7 @@ def test_settings_beyond_the_machine_s_memory_are_named_and_leave_nothing(
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert most in error
-    assert re.search(r"need at least [0-9.e+]+ GiB of memory, and there are [0-9.]+\n$", error)
+    assert re.search(r"need at least [0-9.e+]+ GiB of memory; this machine has [0-9.]+\n$", error)
     assert not any(tmp_path.iterdir())
 
 
@@ -510,7 +510,7 @@ def test_a_model_that_cannot_be_allocated_leaves_nothing(
     assert main([*base, "--out", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
         "error: out of memory: lower training.batch_size or the model's size; "
-        "no run was begun, and nothing is left behind\n"
+        "no run was started, and nothing is left behind\n"
     )
     assert not any(tmp_path.iterdir())
 
@@ -548,7 +548,7 @@ def test_an_out_that_holds_a_run_is_refused(
 ) -> None:
     assert main([*base, "--out", str(finished)]) == 2
     assert capsys.readouterr().err == (
-        f"error: --out {finished} holds another run; name a new folder, or go on with it by "
+        f"error: --out {finished} holds another run; name a new folder, or resume it with "
         "--resume\n"
     )
 
@@ -788,7 +788,7 @@ def test_a_run_goes_on_when_its_reader_leaves(base: list[str], tmp_path: Path) -
     process.stdout.close()
     errors = process.stderr.read()
     assert process.wait(timeout=60) == 0
-    assert errors == "standard output was closed; the run goes on without it\n"
+    assert errors == "standard output was closed; the run continues without it\n"
     assert (out / "report.html").is_file()
 
 
@@ -846,7 +846,7 @@ def test_a_resume_without_run_json_is_refused(
     (out / "run.json").write_text("{}")
     assert main(["--resume", "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
-        f"error: {out / 'run.json'} must say data_key, which it does not\n"
+        f"error: {out / 'run.json'} must have data_key, which is missing\n"
     )
 
 
@@ -873,7 +873,7 @@ def test_a_disk_that_fills_up_while_training_leaves_a_run_to_resume(
         assert main([*base, "--out", str(out)]) == 2
     assert capsys.readouterr().err == (
         "error: the disk is full: free some space; finished epochs are kept; "
-        f"go on with: python -m ast_fast.cv --resume --out {out}\n"
+        f"resume with: python -m ast_fast.cv --resume --out {out}\n"
     )
     assert main(["--resume", "--out", str(out)]) == 0
     same_results(out, finished)
@@ -891,7 +891,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing(
     monkeypatch.setattr(folder, "config_to_toml", fill)
     assert main([*base, "--out", str(tmp_path / "deep" / "run")]) == 2
     assert capsys.readouterr().err == (
-        "error: the disk is full: free some space; no run was begun, and nothing is left behind\n"
+        "error: the disk is full: free some space; no run was started, and nothing is left behind\n"
     )
     assert not any(tmp_path.iterdir())
 

@@ -266,13 +266,13 @@ def test_wrong_features_are_refused():
         ),
         (
             {"stem_widths": (8, 8), "patch_size": (16, 18), "patch_stride": (16, 18)},
-            "even 2 times over, once for each of model.stem_widths, got 16 18",
+            r"be divisible by 2\*\*2, as model.stem_widths has 2 stages, got 16 18",
         ),
         (
             {"stem_widths": (8,), "patch_stride": (10, 10)},
-            r"must be model.patch_stride \(10 10\) .* got 16 16; model.stem_widths none takes any",
+            r"must equal model.patch_stride \(10 10\) .* got 16 16; model.stem_widths none has no",
         ),
-        ({"stem_widths": (8,) * 15000}, "even 15000 times over"),
+        ({"stem_widths": (8,) * 15000}, r"divisible by 2\*\*15000"),
         ({"stem_widths": (8, 1)}, "model.stem_widths must each be at least 2, got 8 1"),
         ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),

@@ -130,7 +130,10 @@ def test_a_model_of_another_device_s_precision_is_used_and_said(
     assert main([str(tmp_path / "half.safetensors"), *arguments]) == 0
     shown = capsys.readouterr()
     assert shown.out.splitlines()[1].endswith("%  low")
-    assert "note: trained with training.amp float16, which this cpu does not have" in shown.err
+    assert (
+        "trained with training.amp float16, which this cpu does not support; classifying in"
+        in shown.err
+    )
     assert main([str(model), *arguments]) == 0
     assert "note" not in capsys.readouterr().err
 
@@ -245,9 +248,9 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
         ([str(audio / "a-low.wav"), str(audio)], "must be a whole file written by ast_fast"),
         (
             [str(model), str(tmp_path / "nothing")],
-            "FILE_OR_FOLDER must hold audio files, there are",
+            "AUDIO must be files or folders of audio files, got",
         ),
-        ([str(model)], "FILE_OR_FOLDER must name at least one file or folder, got none"),
+        ([str(model)], "AUDIO must name at least one file or folder, got none"),
         ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
         ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         ([str(model), str(audio), "--explain", str(half)], "cannot be made: File exists"),

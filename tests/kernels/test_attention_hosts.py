@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _team, _threads, attention
+from ast_fast_kernels import attention
+from ast_fast_kernels._cpu import team, threads
 from ast_fast_kernels.testing.processes import run_program
 
 TORCH_ONLY = """
@@ -317,9 +318,9 @@ def test_an_interrupt_ends_a_call_and_the_next_one_is_right(threads: str) -> Non
     run_program(
         START
         + f"""
-from ast_fast_kernels import _team
+from ast_fast_kernels._cpu import team
 if {threads!r} == "plain":
-    _team._gomp_parallel = lambda: None
+    team._gomp_parallel = lambda: None
 class Stop(Exception): pass
 def stop(*_): raise Stop
 signal.signal(signal.SIGALRM, stop)
@@ -500,7 +501,7 @@ def test_memory_beside_inputs_and_outputs_is_a_few_rows_a_token_and_thread(direc
         START
         + f"""
 from ast_fast_kernels.attention import numba_cpu
-from ast_fast_kernels.simd import host_lanes
+from ast_fast_kernels._cpu.simd import host_lanes
 from ast_fast_kernels.testing.processes import private_memory_limit
 direction, threads = {direction!r}, 2
 block = numba_cpu.QUERY_VECTORS[direction] * host_lanes()
@@ -528,18 +529,18 @@ for batch, tokens, heads, head_dim in ((1, 1, 1, 16), (4, 1500, 2, 16), (64, 200
 
 def test_plain_threads_give_the_same_bits_as_torch_s(monkeypatch, two_threads: None) -> None:
     """As they do where torch has no libgomp."""
-    if _team._gomp_parallel() is None:
+    if team._gomp_parallel() is None:
         pytest.skip("torch has no OpenMP here whose threads could be shared")
     expected = forward_and_backward()
     counts: list[int] = []
-    call_at_once = _threads.call_at_once
+    call_at_once = threads.call_at_once
 
     def counted(run, times: int) -> None:
         counts.append(times)
         call_at_once(run, times)
 
-    monkeypatch.setattr(_threads, "call_at_once", counted)
-    monkeypatch.setattr(_team, "_gomp_parallel", lambda: None)
+    monkeypatch.setattr(threads, "call_at_once", counted)
+    monkeypatch.setattr(team, "_gomp_parallel", lambda: None)
     assert all(map(torch.equal, forward_and_backward(), expected))
     assert counts == [2, 2]
 
@@ -553,9 +554,9 @@ def test_a_system_that_refuses_threads_is_no_obstacle(monkeypatch, two_threads: 
         refused.append(thread)
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(_team, "_gomp_parallel", lambda: None)
-    monkeypatch.setattr(_threads, "_helpers", 0)
-    monkeypatch.setattr(_threads, "_offers", SimpleQueue())
+    monkeypatch.setattr(team, "_gomp_parallel", lambda: None)
+    monkeypatch.setattr(threads, "_helpers", 0)
+    monkeypatch.setattr(threads, "_offers", SimpleQueue())
     monkeypatch.setattr(threading.Thread, "start", refuse)
     assert all(map(torch.equal, forward_and_backward(), expected))
     assert len(refused) == 2

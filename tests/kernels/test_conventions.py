@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ast_fast_kernels import FbankConfig, fbank
-from ast_fast_kernels.fbank.config import PRESETS
 from ast_fast_kernels.fbank.numba_cpu import unsupported
+from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing import conventions
 from ast_fast_kernels.testing.budgets import relative_norm
 from ast_fast_kernels.testing.signals import make_signal

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from ast_fast_kernels import FbankConfig, _checks, _dispatch, attention, fbank, use_backend
+from ast_fast_kernels import FbankConfig, _dispatch, attention, fbank, use_backend
 from ast_fast_kernels._dispatch import BACKENDS, load_backend, requested_backend
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.attention.api import choose_backend as attention_backend
 from ast_fast_kernels.testing.processes import run_program
 
@@ -221,7 +222,7 @@ def test_cuda_without_triton_takes_torch_s_operators(monkeypatch) -> None:
     with FakeTensorMode():
         qkv = torch.empty(2, 5, 3, 2, 16, device="cuda", dtype=torch.bfloat16)
         assert attention_backend("auto", qkv) == "triton"
-        monkeypatch.setattr(_checks, "_is_triton_installed", lambda: False)
+        monkeypatch.setattr(checks, "_is_triton_installed", lambda: False)
         assert attention_backend("auto", qkv) == "sdpa"
         with pytest.raises(RuntimeError, match="triton is not installed"):
             attention_backend("triton", qkv)

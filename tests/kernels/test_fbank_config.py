@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ast_fast_kernels import FbankConfig, fbank
-from ast_fast_kernels.fbank.config import PRESETS, PresetName
+from ast_fast_kernels.fbank.presets import PRESETS, PresetName
 
 
 def test_default_is_ast_five_seconds_give_498_frames() -> None:

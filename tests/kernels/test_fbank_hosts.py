@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast_kernels import _threads, fbank
+from ast_fast_kernels import fbank
+from ast_fast_kernels._cpu import threads as plain_threads
 from ast_fast_kernels.testing.processes import run_program
 
 START = """
@@ -202,7 +203,7 @@ atexit.register(lambda: print(expected().shape))
 
 def test_it_is_called_as_often_as_asked() -> None:
     seen: list[int] = []
-    _threads.call_at_once(lambda: seen.append(threading.get_ident()), 7)
+    plain_threads.call_at_once(lambda: seen.append(threading.get_ident()), 7)
     assert len(seen) == 7
 
 
@@ -217,7 +218,7 @@ def test_an_error_in_a_helper_is_raised_by_the_caller() -> None:
             raise ValueError("helper")
 
     with pytest.raises(ValueError, match="helper"):
-        _threads.call_at_once(run, 2)
+        plain_threads.call_at_once(run, 2)
 
 
 def test_an_interrupt_waits_until_helpers_have_stopped_writing() -> None:
@@ -233,7 +234,7 @@ def test_an_interrupt_waits_until_helpers_have_stopped_writing() -> None:
         ended.set()
 
     with pytest.raises(KeyboardInterrupt):
-        _threads.call_at_once(run, 2)
+        plain_threads.call_at_once(run, 2)
     assert ended.is_set()
 
 
@@ -246,16 +247,16 @@ def test_a_helper_that_is_busy_is_not_waited_for() -> None:
             busy.set()
         assert free.wait(10)
 
-    count = _threads._helpers + 2
-    holder = threading.Thread(target=_threads.call_at_once, args=(hold, count))
+    count = plain_threads._helpers + 2
+    holder = threading.Thread(target=plain_threads.call_at_once, args=(hold, count))
     holder.start()
     try:
         assert busy.wait(10)
         done: list[int] = []
         for _ in range(1000):
-            _threads.call_at_once(lambda: done.append(1), 10)
+            plain_threads.call_at_once(lambda: done.append(1), 10)
         assert len(done) == 10_000
-        assert _threads._offers.qsize() <= _threads._helpers
+        assert plain_threads._offers.qsize() <= plain_threads._helpers
     finally:
         free.set()
         holder.join()
@@ -264,15 +265,15 @@ def test_a_helper_that_is_busy_is_not_waited_for() -> None:
 def test_an_offer_of_a_call_that_has_ended_stands_in_nobodys_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_threads, "_offers", SimpleQueue())
-    monkeypatch.setattr(_threads, "_helpers", 1)
-    ended, next_one, late = (_threads._Share(deque()) for _ in range(3))
+    monkeypatch.setattr(plain_threads, "_offers", SimpleQueue())
+    monkeypatch.setattr(plain_threads, "_helpers", 1)
+    ended, next_one, late = (plain_threads._Share(deque()) for _ in range(3))
     next_one.tasks.append(lambda: None)
-    _threads._offers.put(ended)
-    _threads._offer([next_one])
-    _threads._offer([late])  # the one helper there is has work to come to
-    assert _threads._offers.get_nowait() is next_one
-    assert _threads._offers.empty()
+    plain_threads._offers.put(ended)
+    plain_threads._offer([next_one])
+    plain_threads._offer([late])  # the one helper there is has work to come to
+    assert plain_threads._offers.get_nowait() is next_one
+    assert plain_threads._offers.empty()
 
 
 def test_a_call_leaves_nothing_of_its_arrays_behind() -> None:
@@ -282,7 +283,7 @@ def test_a_call_leaves_nothing_of_its_arrays_behind() -> None:
     def work(array: np.ndarray = array) -> None:
         array[:] = 1.0
 
-    _threads.call_at_once(work, 2)
+    plain_threads.call_at_once(work, 2)
     assert array.all()
     del work, array
     deadline = time.monotonic() + 10
@@ -296,11 +297,11 @@ def test_a_system_that_refuses_threads_is_no_obstacle(monkeypatch: pytest.Monkey
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    helpers = _threads._helpers
+    helpers = plain_threads._helpers
     done: list[int] = []
-    _threads.call_at_once(lambda: done.append(1), helpers + 20)
+    plain_threads.call_at_once(lambda: done.append(1), helpers + 20)
     assert len(done) == helpers + 20
-    assert _threads._helpers == helpers
+    assert plain_threads._helpers == helpers
 
 
 def test_a_change_of_the_thread_count_changes_no_bit() -> None:
@@ -403,9 +404,9 @@ def test_no_more_work_at_once_than_asked(threads: int) -> None:
         with lock:
             running -= 1
 
-    _threads.call_at_once(work, threads + 3)  # more helpers than the next call wants
+    plain_threads.call_at_once(work, threads + 3)  # more helpers than the next call wants
     most = 0
-    _threads.call_at_once(work, threads)
+    plain_threads.call_at_once(work, threads)
     assert most == threads
 
 

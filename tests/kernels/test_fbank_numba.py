@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+import ast_fast_kernels
 from ast_fast_kernels import FbankConfig, fbank
+from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels.fbank import numba_cpu
 from ast_fast_kernels.fbank.numba_cpu import run_blocks, unsupported
+from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 from ast_fast_kernels.fbank.reference import fbank_reference
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX, log_mel_error
 from ast_fast_kernels.testing.processes import run_program
@@ -195,12 +198,14 @@ def test_an_fft_that_is_not_served_is_named(n_fft: int) -> None:
     assert unsupported(FbankConfig(n_fft=512)) is None
 
 
-WORKER = "numba_cpu._worker(512, 25, numba_cpu.host_lanes(), numba_cpu.source_digest())"
+WORKER = "compiled_worker(512, 25, host_lanes(), source_digest())"
 CALL = """
 import logging, torch
 logging.basicConfig()
 from ast_fast_kernels import fbank
-from ast_fast_kernels.fbank import numba_cpu
+from ast_fast_kernels._cpu.compile import source_digest
+from ast_fast_kernels._cpu.simd import host_lanes
+from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 assert fbank(torch.zeros(1, 16000), backend="numba").shape == (1, 98, 128)
 """
 
@@ -220,19 +225,50 @@ def test_no_cache_folder_is_no_obstacle(tmp_path) -> None:
     run_program(CALL, NUMBA_CACHE_DIR=str(blocker / "cache"))
 
 
-def test_the_cache_key_covers_every_source(monkeypatch, tmp_path) -> None:
-    import ast_fast_kernels._numba as module
+EMITTERS = [
+    "_cpu/compile.py",
+    "_cpu/fft.py",
+    "_cpu/lanes.py",
+    "_cpu/products.py",
+    "_cpu/simd.py",
+    "_cpu/team.py",
+    "attention/numba_cpu.py",
+    "fbank/numba_kernel.py",
+    "mix/numba_cpu.py",
+    "normalise/numba_cpu.py",
+    "stem/numba_cpu.py",
+]
 
-    folder = Path(module.__file__).parent
-    digests = set()
-    for changed in (None, *module._SOURCES):
-        copy = tmp_path / str(changed).replace("/", "-")
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        if changed is not None:
-            (copy / changed).write_text((copy / changed).read_text() + "# changed")
-        monkeypatch.setattr(module, "__file__", str(copy / "_numba.py"))
-        digests.add(module.source_digest.__wrapped__())
-    assert len(digests) == 1 + len(module._SOURCES)
+
+@pytest.fixture
+def copied_package(tmp_path) -> Path:
+    """The kernels' sources, to be changed."""
+    copy = tmp_path / "ast_fast_kernels"
+    source = Path(ast_fast_kernels.__file__).parent
+    shutil.copytree(source, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    return copy
+
+
+@pytest.mark.parametrize("emitter", EMITTERS)
+def test_the_cache_key_covers_every_source(emitter: str, copied_package: Path) -> None:
+    before = source_digest.__wrapped__(copied_package)
+    assert before == source_digest()
+    changed = copied_package / emitter
+    changed.write_text(changed.read_text() + "# changed")
+    assert source_digest.__wrapped__(copied_package) != before
+
+
+def test_the_cache_key_covers_a_new_file_that_emits_code_and_no_other(copied_package: Path) -> None:
+    before = source_digest.__wrapped__(copied_package)
+    (copied_package / "new").mkdir()
+    plain, kernel = copied_package / "new/api.py", copied_package / "new/numba_cpu.py"
+    plain.write_text("import math\n")
+    assert source_digest.__wrapped__(copied_package) == before
+    for line in ("from ast_fast_kernels._cpu.simd import load", "import numba", "import llvmlite"):
+        kernel.write_text(f"{line}\n")
+        after = source_digest.__wrapped__(copied_package)
+        assert after != before, line
+        before = after
 
 
 def test_a_second_process_takes_the_compiled_kernel_from_the_cache(tmp_path) -> None:
@@ -289,10 +325,10 @@ CHANGES = {
 
 def test_a_change_of_tables_compiles_nothing() -> None:
     fbank(noise(16000), backend="numba")
-    before = numba_cpu._worker.cache_info().currsize
+    before = compiled_worker.cache_info().currsize
     for name, change in CHANGES.items():
         fbank(noise(16000), FbankConfig(**change), backend="numba")
-        assert numba_cpu._worker.cache_info().currsize == before, name
+        assert compiled_worker.cache_info().currsize == before, name
 
 
 def test_the_first_call_takes_8_seconds_at_most_and_1_from_the_cache(tmp_path) -> None:

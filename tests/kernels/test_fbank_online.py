@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ast_fast_kernels import FbankConfig, OnlineFbank, fbank
-from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels.fbank.presets import PRESETS
 
 PLAIN = {"top_db": 0.0, "norm_per_feature": False}
 CONFIGS = {

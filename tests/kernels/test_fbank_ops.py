@@ -15,9 +15,9 @@ from torch._subclasses import FakeTensorMode
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from ast_fast_kernels import Fbank, FbankConfig, fbank, use_backend
-from ast_fast_kernels.fbank import api, ops
-from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels import Fbank, FbankConfig, _dispatch, fbank, use_backend
+from ast_fast_kernels.fbank import ops
+from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
 from ast_fast_kernels.testing.processes import modules_loaded_by, run_program
 
@@ -304,13 +304,13 @@ def test_compiled_code_fills_out() -> None:
 
 def test_use_backend_holds_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
-    load = api._dispatch.load_backend
+    load = _dispatch.load_backend
 
     def spy(op: str, backend: str):
         chosen.append(backend)
         return load(op, backend)
 
-    monkeypatch.setattr(api._dispatch, "load_backend", spy)
+    monkeypatch.setattr(_dispatch, "load_backend", spy)
     run, waveform = compiled(fbank), noise(1, 1600)
     run(waveform)
     with use_backend("reference"):
@@ -409,24 +409,27 @@ def test_functional_transforms_see_through_the_reference() -> None:
         torch.vmap(lambda x: fbank(x, backend="numba"))(waveform)
 
 
+def address(values: Tensor | np.ndarray) -> int:
+    return values.ctypes.data if isinstance(values, np.ndarray) else values.data_ptr()
+
+
 def test_backend_reads_and_writes_the_callers_own_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     pointers = []
 
-    def spy(
-        samples: Tensor, config: FbankConfig, out: Tensor | None, counts: list[int] | None
-    ) -> Tensor:
-        out = samples.new_zeros(2, 8, 128) if out is None else out
-        pointers.append((samples.data_ptr(), out.data_ptr()))
+    def spy(samples, config: FbankConfig, out, counts: list[int] | None) -> Tensor | np.ndarray:
+        if out is None:
+            of_array = isinstance(samples, np.ndarray)
+            out = (np.zeros if of_array else torch.zeros)((2, 8, 128), dtype=samples.dtype)
+        pointers.append((address(samples), address(out)))
         return out
 
-    monkeypatch.setattr(api._dispatch, "load_backend", lambda op, backend: spy)
+    monkeypatch.setattr(_dispatch, "load_backend", lambda op, backend: spy)
     array, target = noise(2, 1600).numpy(), np.zeros((2, 8, 128), np.float32)
     for waveform, out in ((array, target), (torch.from_numpy(array), torch.from_numpy(target))):
         fbank(waveform, out=out)
         assert pointers.pop() == (array.ctypes.data, target.ctypes.data)
         result = fbank(waveform)
-        where = result.ctypes.data if isinstance(result, np.ndarray) else result.data_ptr()
-        assert pointers.pop() == (array.ctypes.data, where)
+        assert pointers.pop() == (array.ctypes.data, address(result))
     read_only = array.view()
     read_only.setflags(write=False)
     fbank(read_only)

@@ -213,7 +213,7 @@ def test_products_keep_their_precision_where_torch_s_are_lowered(switch: str, lo
     program = f"""
 import torch
 from ast_fast_kernels import fbank
-from ast_fast_kernels._autocast import exact_product, lowers_float32
+from ast_fast_kernels._torch.autocast import exact_product, lowers_float32
 torch.{switch}
 left, right = torch.randn(64, 257), torch.randn(257, 64)
 exact = left.double() @ right.double()

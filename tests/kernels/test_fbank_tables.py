@@ -153,6 +153,33 @@ def test_float32_banks_are_the_others_but_for_bins_on_an_edge(warp: float) -> No
         assert 0 < rounded[exact == 0].max() < 1e-5
 
 
+@pytest.mark.parametrize("sample_frequency", [8000.0, 16000.0, 44100.0])
+@pytest.mark.parametrize("num_mel_bins", [23, 80, 128])
+def test_float32_banks_are_torch_s_up_to_the_last_place_of_a_mel_value(
+    sample_frequency: float, num_mel_bins: int
+) -> None:
+    config = FbankConfig(
+        sample_frequency=sample_frequency, num_mel_bins=num_mel_bins, mel_dtype="float32"
+    )
+    edges = tables.mel_scale([config.low_freq, config.upper_edge])
+    low, width = float(edges[0]), float(edges[1] - edges[0]) / (num_mel_bins + 1)
+    left = low + torch.arange(num_mel_bins, dtype=torch.float32)[:, None] * width
+    centre, right = (
+        low + (torch.arange(num_mel_bins, dtype=torch.float32)[:, None] + place) * width
+        for place in (1.0, 2.0)
+    )
+    hertz = sample_frequency / config.fft_size * torch.arange(config.fft_size // 2)
+    mel = 1127.0 * (1.0 + hertz / 700.0).log()
+    expected = torch.minimum((mel - left) / (centre - left), (right - mel) / (right - centre))
+    banks = tables.mel_banks(config)[:, :-1]
+    last_place = float(np.spacing(np.float32(edges[1])))
+    # Two places: a logarithm is off by one of its own, and rounded again when multiplied.
+    np.testing.assert_allclose(
+        banks, expected.clamp(min=0.0).numpy(), rtol=0, atol=2 * last_place / width + 1e-7
+    )
+    assert ((banks != 0) == (expected > 0).numpy()).all()
+
+
 @pytest.mark.parametrize("table", [tables.window, tables.mel_banks])
 def test_tables_are_cached_and_read_only(table) -> None:
     assert table(AST) is table(FbankConfig())

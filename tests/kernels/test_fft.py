@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from ast_fast_kernels import fft, simd
+from ast_fast_kernels._cpu import fft, simd
 
 
 def as_complex(z: tuple[float, float | None]) -> complex:

@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ast_fast_kernels.fft_triton import complex_fft, exchange, real_fft, stack, unstack
+from ast_fast_kernels._gpu.fft import complex_fft, exchange, real_fft, stack, unstack
 from ast_fast_kernels.testing.budgets import relative_norm
 
 ROWS = 64

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels import _onednn, linear, linear_gelu
+from ast_fast_kernels import linear, linear_gelu
+from ast_fast_kernels._torch import onednn
 from ast_fast_kernels.linear.api import choose_backend
 from ast_fast_kernels.testing.budgets import relative_norm
 
-needs_onednn = pytest.mark.skipif(not _onednn.IS_THERE, reason="this torch is built without oneDNN")
+needs_onednn = pytest.mark.skipif(not onednn.IS_THERE, reason="this torch is built without oneDNN")
 PLAIN: dict[Callable[..., Tensor], Callable[..., Tensor]] = {
     linear: functional.linear,
     linear_gelu: lambda *given: functional.gelu(functional.linear(*given)),
@@ -227,14 +228,14 @@ def test_auto_takes_onednn_where_torchs_own_product_leaves_half_of_the_cpu(
     capabilities, faster, monkeypatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
-    assert _onednn.is_faster_here() == faster
-    monkeypatch.setattr(_onednn, "IS_FASTER", faster)
+    assert onednn.is_faster_here() == faster
+    monkeypatch.setattr(onednn, "IS_FASTER", faster)
     assert choose_backend("auto", *arguments()) == ("onednn" if faster else "reference")
 
 
 @operations
 def test_auto_leaves_to_torch_what_onednn_does_not_take(operation, monkeypatch) -> None:
-    monkeypatch.setattr(_onednn, "IS_FASTER", True)
+    monkeypatch.setattr(onednn, "IS_FASTER", True)
     given = arguments()
     expected = PLAIN[operation](*given)
     torch.testing.assert_close(operation(*given), expected)
@@ -297,7 +298,7 @@ def test_where_it_cannot_run_it_says_so(situation, message) -> None:
 
 
 def test_a_torch_without_it_says_so(monkeypatch) -> None:
-    monkeypatch.setattr(_onednn, "IS_THERE", False)
+    monkeypatch.setattr(onednn, "IS_THERE", False)
     with pytest.raises(RuntimeError, match="onednn is not in this build of torch; use backend="):
         linear(*arguments(), backend="onednn")
 

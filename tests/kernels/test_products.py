@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from ast_fast_kernels.products import (
+from ast_fast_kernels._cpu.products import (
     product,
     product_added,
     product_exp2,

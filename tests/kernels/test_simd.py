@@ -3,8 +3,8 @@ import pytest
 import torch
 from numba import njit
 
-from ast_fast_kernels import simd
-from ast_fast_kernels._numba import stage
+from ast_fast_kernels._cpu import simd
+from ast_fast_kernels._cpu.compile import stage
 
 WIDTHS = [4, 8, 16]
 

@@ -10,7 +10,7 @@ from functools import cache
 import llvmlite.binding as llvm
 import pytest
 
-from ast_fast_kernels.products import tile_rows
+from ast_fast_kernels._cpu.products import tile_rows
 from ast_fast_kernels.testing.processes import run_program
 
 TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
@@ -36,16 +36,17 @@ MOST_STACK = {"avx512": 130, "avx2": 420, "sse2": 500, "neon": 230}
 
 EMIT = """
 import sys
-import numpy as np
-from ast_fast_kernels.fbank import numba_cpu
+from ast_fast_kernels._cpu.compile import source_digest
+from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 lanes = int(sys.argv[1])
-worker = numba_cpu._worker(512, 25, lanes, numba_cpu.source_digest())
+worker = compiled_worker(512, 25, lanes, source_digest())
 print(worker.inspect_llvm())
 """
 
 RUN = """
 import numpy as np, torch
-from ast_fast_kernels import FbankConfig, fbank, simd
+from ast_fast_kernels import FbankConfig, fbank
+from ast_fast_kernels._cpu import simd
 wave = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
 for config in (FbankConfig(), FbankConfig.preset("whisper"), FbankConfig.preset("nemo")):
     config = config.replace(use_log_fbank=False)
@@ -59,7 +60,7 @@ print(simd.host_lanes())
 EMIT_PRODUCT = """
 import sys
 from numba import njit, types
-from ast_fast_kernels.products import product
+from ast_fast_kernels._cpu.products import product
 lanes = int(sys.argv[1])
 @njit(error_model="numpy")
 def run(left, row, term, right, width, result, result_row, rows, terms):

@@ -88,7 +88,7 @@ def test_the_model_is_arithmetic() -> None:
     """A step of 8 clocks on the tensor cores and 4 on the schedulers, by hand."""
     from collections import Counter
 
-    from ast_fast_kernels._triton import Launch
+    from ast_fast_kernels._gpu.launch import Launch
     from ast_fast_kernels.testing.ahead_of_time import Case, Resources
     from ast_fast_kernels.testing.triton_table import model_range
 
@@ -107,7 +107,7 @@ def test_spills_would_be_seen() -> None:
     """A tile far too large for the registers is read as what it is."""
     program = """
 from triton.backends.compiler import GPUTarget
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._gpu.launch import Launch
 from ast_fast_kernels.testing.ahead_of_time import Case, compile_case, read_resources
 from ast_fast_kernels.testing.triton_cases import cases
 case = next(case for case in cases(80) if case.name == "attention_bwd_dq, head_dim 128, bf16")

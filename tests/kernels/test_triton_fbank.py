@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import FbankConfig, fbank
-from ast_fast_kernels.fbank.config import PRESETS
+from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX, LOG_MEL_MEAN, log_mel_error, relative_norm
 
 AST = FbankConfig()

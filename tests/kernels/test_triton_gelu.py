@@ -20,7 +20,7 @@ dtypes = pytest.mark.parametrize(
 
 
 def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
-    import ast_fast_kernels.gelu.ops  # noqa: F401 - registers the operator
+    import ast_fast_kernels.gelu.triton_gpu  # noqa: F401 - registers the operator
 
     return torch.ops.ast_fast.bias_gelu_fwd(x, bias)
 

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
-from ast_fast_kernels._autocast import lowers_float32
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.autocast import lowers_float32
 
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
@@ -49,13 +50,18 @@ def attention(
         ValueError: A shape, length or device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(qkv)
+    chosen = chosen_backend(qkv, scale=scale, backend=backend)
     lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
-    requested = _dispatch.requested_backend("attention", backend)
     scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
-    run = _dispatch.load_backend("attention", choose_backend(requested, qkv, scale))
-    out: Tensor = run(qkv, lengths, scale)
+    out: Tensor = _dispatch.load_backend("attention", chosen)(qkv, lengths, scale)
     return out
+
+
+def chosen_backend(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> str:
+    """Return the backend that `attention` runs for these arguments; raise what it would."""
+    _check(qkv)
+    requested = _dispatch.requested_backend("attention", backend)
+    return choose_backend(requested, qkv, 1.0 if scale is None else float(scale))
 
 
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
@@ -66,7 +72,7 @@ def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
     return _dispatch.choose_kernel(
         "attention",
         requested,
-        qkv.device,
+        qkv.device.type,
         {"numba": lambda: _numba_obstacle(qkv), "triton": lambda: _triton_obstacle(qkv, scale)},
         "sdpa",
     )
@@ -74,7 +80,7 @@ def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
 
 def _numba_obstacle(qkv: Tensor) -> str | None:
     """Say why the CPU kernels cannot run this input; None when they can."""
-    obstacle = _checks.numba_obstacle("qkv", qkv)
+    obstacle = checks.numba_obstacle("qkv", qkv)
     if obstacle is None and qkv.shape[-1] not in NUMBA_HEAD_DIMS:
         rule = ", ".join(map(str, NUMBA_HEAD_DIMS))
         obstacle = f"numba needs a head_dim of {rule}, got {qkv.shape[-1]}"
@@ -83,7 +89,7 @@ def _numba_obstacle(qkv: Tensor) -> str | None:
 
 def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
-    obstacle = _checks.triton_obstacle("qkv", qkv)
+    obstacle = checks.triton_obstacle("qkv", qkv)
     if obstacle is not None:
         return obstacle
     dtype, device = qkv.dtype, qkv.device.type
@@ -95,11 +101,11 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
             'torch.set_float32_matmul_precision("high") allows'
         )
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        kind = _checks.dtype_name(dtype)
+        kind = checks.dtype_name(dtype)
         return f"triton needs qkv in bfloat16, float16 or float32, got {kind}"
     head_dims = TRITON_HEAD_DIMS[dtype.itemsize]
     if qkv.shape[-1] not in head_dims:
-        rule = f"{', '.join(map(str, head_dims))} for {_checks.dtype_name(dtype)}"
+        rule = f"{', '.join(map(str, head_dims))} for {checks.dtype_name(dtype)}"
         return f"triton needs a head_dim of {rule}, got {qkv.shape[-1]}"
     if not scale > 0:
         return f"triton needs a scale above 0, got {scale:g}"
@@ -107,7 +113,7 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
 
 
 def _check(qkv: Tensor) -> None:
-    _checks.check_floating("qkv", qkv)
+    checks.check_floating("qkv", qkv)
     if qkv.dim() != 5 or qkv.shape[2] != 3:
         raise ValueError(
             f"qkv must be (batch, num_tokens, 3, num_heads, head_dim), got {tuple(qkv.shape)}"
@@ -129,7 +135,7 @@ def _checked_lengths(key_lengths: Tensor | Sequence[int], qkv: Tensor) -> Tensor
             f"key_lengths must be integers of shape ({batch},), got {key_lengths!r}"
         ) from None
     if lengths.numel() and (lengths.is_floating_point() or lengths.dtype == torch.bool):
-        kind = _checks.dtype_name(lengths.dtype)
+        kind = checks.dtype_name(lengths.dtype)
         raise TypeError(f"key_lengths must be integers, got {kind}")
     if lengths.shape != (batch,):
         raise ValueError(f"key_lengths must have shape ({batch},), got {tuple(lengths.shape)}")

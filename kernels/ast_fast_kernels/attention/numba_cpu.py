@@ -23,13 +23,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _team
-from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
-from ast_fast_kernels.attention.ops import define_attention
-from ast_fast_kernels.products import product, product_added, product_exp2, product_times
-from ast_fast_kernels.simd import (
-    FLOAT_BYTES,
+from ast_fast_kernels._cpu.compile import source_digest, stage
+from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
+from ast_fast_kernels._cpu.products import product, product_added, product_exp2, product_times
+from ast_fast_kernels._cpu.simd import (
     LINE,
     aligned,
     exp2,
@@ -44,6 +41,16 @@ from ast_fast_kernels.simd import (
     store,
     turn_scaled,
 )
+from ast_fast_kernels._cpu.team import (
+    HEADER,
+    NEXT_ITEM,
+    NEXT_WORKER,
+    compile_worker,
+    run_items,
+    take,
+)
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels.attention.ops import define_attention
 
 QUERY_VECTORS = {"forward": 2, "backward": 4}
 """Vectors of queries in a block, an even number: more of them read keys and values less often."""
@@ -95,7 +102,7 @@ def launch_attention_bwd(
 
 def _with_rows_dense(tensor: Tensor) -> Tensor:
     """Return the tensor, copied if its last dimension is strided."""
-    return tensor if tensor.stride(-1) == 1 else _checks.dense(tensor)
+    return tensor if tensor.stride(-1) == 1 else checks.dense(tensor)
 
 
 def _run(
@@ -115,7 +122,7 @@ def _run(
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
-        # By numpy, as in `_checks.dense`; what the API gives is not copied.
+        # By numpy, as in `checks.dense`; what the API gives is not copied.
         held = np.ascontiguousarray(key_lengths.numpy(), np.int32)
         lengths = held.ctypes.data
     slab = _scratch_floats(direction, tokens, head_dim, block)
@@ -126,7 +133,7 @@ def _run(
         scratch.ctypes.data, slab * FLOAT_BYTES,
         qkv.data_ptr(), *qkv.stride()[:4], *others,
     )  # fmt: skip
-    _team.run_items(_worker(direction, lanes, head_dim), numbers, threads, team)
+    run_items(_worker(direction, lanes, head_dim), numbers, threads, team)
 
 
 def _scratch_floats(direction: str, tokens: int, head_dim: int, block: int) -> int:
@@ -151,10 +158,10 @@ def _scratch_floats(direction: str, tokens: int, head_dim: int, block: int) -> i
 def _worker(direction: str, lanes: int, head_dim: int) -> Any:
     """Return the compiled worker of a direction, for one vector width and head dimension."""
     build = {"forward": _build_forward, "backward": _build_backward}[direction]
-    return _team.compile_worker(build(lanes, head_dim, source_digest()))
+    return compile_worker(build(lanes, head_dim, source_digest()))
 
 
-COUNT, HEADS, TOKENS, LENGTHS, SCALE, SCRATCH, SLAB, QKV = range(_team.HEADER, _team.HEADER + 8)
+COUNT, HEADS, TOKENS, LENGTHS, SCALE, SCRATCH, SLAB, QKV = range(HEADER, HEADER + 8)
 STRIDES = QKV + 1
 """Of clips, tokens, the three parts and heads, in floats."""
 OUT, STATS, DQKV, GRAD, GRAD_STRIDES = range(STRIDES + 4, STRIDES + 9)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _operators
+from ast_fast_kernels._torch import operators
 
 Forward = Callable[[Tensor, Tensor | None, float], tuple[Tensor, Tensor]]
 Backward = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
@@ -58,18 +58,18 @@ def define_attention(
         dqkv = backward_operator(grad, qkv, out, stats, key_lengths, ctx.scale)
         return dqkv, None, None
 
-    _operators.define(
+    operators.define(
         f"{name}_fwd(Tensor qkv, Tensor? key_lengths, float scale) -> (Tensor, Tensor)",
         run_forward,
         fake_forward,
     )
-    _operators.define(
+    operators.define(
         f"{name}_bwd(Tensor grad, Tensor qkv, Tensor out, Tensor stats, Tensor? key_lengths, "
         "float scale) -> Tensor",
         run_backward,
         fake_backward,
     )
-    _operators.differentiate(f"{name}_fwd", f"{name}_bwd", _keep, gradient)
+    operators.differentiate(f"{name}_fwd", f"{name}_bwd", _keep, gradient)
     backward_operator = getattr(torch.ops.ast_fast, f"{name}_bwd")
     return getattr(torch.ops.ast_fast, f"{name}_fwd")
 

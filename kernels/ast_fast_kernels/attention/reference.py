@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels._torch.autocast import no_autocast
 from ast_fast_kernels.attention.heads import split_heads
 
 

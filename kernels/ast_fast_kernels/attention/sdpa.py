@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ast_fast_kernels._autocast import no_autocast
+from ast_fast_kernels._torch.autocast import no_autocast
 from ast_fast_kernels.attention.heads import split_heads
 
 

@@ -19,7 +19,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch, architecture, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, architecture, on_its_device
 from ast_fast_kernels.attention.ops import define_attention
 
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))

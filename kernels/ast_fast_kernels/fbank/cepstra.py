@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from ast_fast_kernels._autocast import exact_product
-from ast_fast_kernels.fbank.api import Lengths, fbank, outside_compilation
+from ast_fast_kernels._torch.tracing import outside_compilation
+from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ast_fast_kernels.fbank.checks import Lengths
 
 _KALDI = FbankConfig.preset("kaldi")
 
@@ -80,6 +83,10 @@ def mfcc(
     matrix = cepstral_matrix(config.num_mel_bins, num_ceps, cepstral_lifter)
     if isinstance(log_mel, np.ndarray):
         return np.asarray(log_mel @ matrix.T.astype(log_mel.dtype))
+    import torch  # as the waveform's owner has
+
+    from ast_fast_kernels._torch.autocast import exact_product
+
     columns = torch.tensor(matrix.T, dtype=log_mel.dtype, device=log_mel.device)
     return exact_product(log_mel, columns)
 

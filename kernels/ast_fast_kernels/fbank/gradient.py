@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ast_fast_kernels._autocast import exact_product
+from ast_fast_kernels._torch.autocast import exact_product
 from ast_fast_kernels.fbank import reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import beyond_counts

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from ast_fast_kernels import _checks
-from ast_fast_kernels.fbank import api
+from ast_fast_kernels._torch.optional import is_tensor
+from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
 
-Array = Tensor | npt.NDArray[Any]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array: TypeAlias = "Tensor | npt.NDArray[Any]"
 
 _AST = FbankConfig()
 
@@ -109,18 +110,18 @@ class OnlineFbank:
         return self._start + (0 if self._held is None else self._held.shape[-1])
 
     def _check(self, waveform: object) -> None:
-        if not isinstance(waveform, (Tensor, np.ndarray)):
+        if not (isinstance(waveform, np.ndarray) or is_tensor(waveform)):
             raise TypeError(
                 f"waveform must be a tensor or a numpy array, got {type(waveform).__name__}"
             )
-        if _checks.dtype_name(waveform.dtype) not in DTYPES:
+        if str(waveform.dtype).removeprefix("torch.") not in DTYPES:
             raise TypeError(f"waveform must be {', '.join(DTYPES)}, got {waveform.dtype}")
         if waveform.ndim == 0:
             raise ValueError("waveform must be (..., num_samples), got ()")
         first = self._held
         if first is None:
             return
-        same_kind = isinstance(waveform, Tensor) == isinstance(first, Tensor)
+        same_kind = isinstance(waveform, np.ndarray) == isinstance(first, np.ndarray)
         if not same_kind or waveform.dtype != first.dtype:
             raise TypeError(
                 f"waveform must be {type(first).__name__} of {first.dtype} as the first chunk was, "
@@ -149,10 +150,12 @@ class OnlineFbank:
         before = self._start // config.window_shift  # frames before what is held
         if end == self._next:
             shape = (*held.shape[:-1], 0, config.num_mel_bins)
-            if isinstance(held, Tensor):
-                return held.new_empty(shape, dtype=api.result_dtype(held))
-            return np.empty(shape, np.float64 if held.dtype == np.float64 else np.float32)
-        frames: Array = api.fbank(held, self._every_frame, backend=self.backend)
+            if isinstance(held, np.ndarray):
+                return np.empty(shape, np.float64 if held.dtype == np.float64 else np.float32)
+            from ast_fast_kernels.fbank.eager import result_dtype  # loads torch, as the stream has
+
+            return held.new_empty(shape, dtype=result_dtype(held))
+        frames: Array = fbank(held, self._every_frame, backend=self.backend)
         frames = frames[..., self._next - before : end - before, :]
         self._next = end
         # A frame beyond the end is mirrored within a window before it; emphasis reads one more.
@@ -165,11 +168,13 @@ class OnlineFbank:
 
 
 def _joined(held: Array, chunk: Array) -> Array:
-    if isinstance(held, Tensor):
-        return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
-    return np.concatenate((held, chunk), axis=-1)
+    if isinstance(held, np.ndarray):
+        return np.concatenate((held, chunk), axis=-1)
+    import torch  # as the stream has
+
+    return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
 
 
 def _copied(samples: Array) -> Array:
     """Return a copy, which does not keep the whole chunk alive."""
-    return samples.detach().clone() if isinstance(samples, Tensor) else np.array(samples)
+    return np.array(samples) if isinstance(samples, np.ndarray) else samples.detach().clone()

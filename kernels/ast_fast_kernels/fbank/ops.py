@@ -15,8 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks
-from ast_fast_kernels.fbank import api
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.tracing import outside_compilation
+from ast_fast_kernels.fbank import eager
+from ast_fast_kernels.fbank.checks import Lengths
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.gradient import waveform_gradient
 
@@ -34,24 +36,34 @@ torch.library.define(
 
 
 def fbank(
-    waveform: Tensor, config: FbankConfig, lengths: Tensor | None = None, backend: str = "auto"
+    waveform: Tensor,
+    config: FbankConfig,
+    lengths: Lengths | None = None,
+    out: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Call the operator, which takes the config as its JSON text."""
-    return cast(Tensor, torch.ops.ast_fast.fbank(waveform, config.as_json, lengths, backend))
+    """Call the operator, which takes the config as its JSON text; arguments as `fbank`'s."""
+    counts = None if lengths is None else eager.as_counts(lengths, waveform.shape[:-1])
+    log_mel = cast(Tensor, torch.ops.ast_fast.fbank(waveform, config.as_json, counts, backend))
+    if out is None:
+        return log_mel
+    eager.check_out(out, tuple(log_mel.shape), waveform)
+    return out.copy_(log_mel)
 
 
 @torch.library.impl("ast_fast::fbank", "default")
+@outside_compilation  # else torch.compile looks into what runs after it broke a graph
 def _fbank(
     waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    return api.compute(waveform.detach(), _parsed(config), lengths, None, backend)
+    return eager.compute(waveform.detach(), _parsed(config), lengths, None, backend)
 
 
 @torch.library.register_fake("ast_fast::fbank")  # type: ignore[untyped-decorator]
 def _fake_fbank(
     waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
-    return api.empty_result(waveform, _parsed(config), lengths, backend)
+    return eager.empty_result(waveform, _parsed(config), lengths, backend)
 
 
 @torch.library.impl("ast_fast::fbank_backward", "default")
@@ -81,7 +93,7 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     waveform, lengths = ctx.saved_tensors
     # Outside of the operator, autograd sees how the gradient comes about, for another one.
-    twice = torch.is_grad_enabled() and not _checks.is_traced(grad)
+    twice = torch.is_grad_enabled() and not checks.is_traced(grad)
     run = _gradient if twice else torch.ops.ast_fast.fbank_backward
     return run(grad, waveform, ctx.config, lengths), None, None, None
 
@@ -98,7 +110,7 @@ torch.library.register_autograd("ast_fast::fbank_backward", _refuse_second_gradi
 
 def _gradient(grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None) -> Tensor:
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
-    counts = api.check_lengths(lengths, leading, waveform)
+    counts = eager.check_lengths(lengths, leading, waveform)
     rows = waveform.reshape(math.prod(leading), num_samples)
     grad = grad.reshape(len(rows), *grad.shape[-2:])
     return waveform_gradient(grad, rows, _parsed(config), counts).view(waveform.shape)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._autocast import exact_product
+from ast_fast_kernels._torch.autocast import exact_product
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip

@@ -7,11 +7,10 @@ from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from ast_fast_kernels.fbank.config import FbankConfig, MelScale
 
+Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
 
 NORM_EPSILON = 1e-5
@@ -59,7 +58,7 @@ def mel_banks(config: FbankConfig) -> Float64Array:
     """
     banks = np.zeros((config.num_mel_bins, config.fft_size // 2 + 1))
     if config.mel_dtype == "float32":
-        banks[:, :-1] = _float32_mel_banks(config).numpy()
+        banks[:, :-1] = _float32_mel_banks(config)
     else:
         banks[:, :-1] = _mel_banks(config)
     return _read_only(banks / config.fft_size if config.divide_by_n_fft else banks)
@@ -126,48 +125,52 @@ _SLANEY_STEP = np.log(6.4) / 27.0
 """Logarithm of the ratio between frequencies one mel apart, above 1 kHz."""
 
 
-def _float32_mel_banks(config: FbankConfig) -> Tensor:
+def _float32_mel_banks(config: FbankConfig) -> Float32Array:
     """Return Kaldi's filters as torchaudio computes them, without the Nyquist bin.
 
     In float32 a bin on a filter's edge may lie just inside it, with a weight near 1e-6, and the
-    filter be no longer empty; so every operation is torchaudio's, in its order.
+    filter be no longer empty; so every operation is torchaudio's, in its order. Logarithms are
+    rounded once, where torch's may be a unit in the last place off.
     Source: torchaudio 2.9.1, compliance/kaldi.py, get_mel_banks.
     """
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_freq, config.upper_edge))
     delta = (high - low) / (config.num_mel_bins + 1)
-    index = torch.arange(config.num_mel_bins, dtype=torch.float32, device="cpu")[:, None]
+    index = np.arange(config.num_mel_bins, dtype=np.float32)[:, None]
     left, centre, right = (low + (index + place) * delta for place in (0.0, 1.0, 2.0))
     if config.vtln_warp != 1.0:
         left, centre, right = (_float32_vtln_warp(mel, config) for mel in (left, centre, right))
-    num_bins = config.fft_size // 2  # without Nyquist
-    bins = torch.arange(num_bins, dtype=torch.float32, device="cpu")
+    bins = np.arange(config.fft_size // 2, dtype=np.float32)  # without Nyquist
     mel = _float32_mel_scale(config.sample_frequency / config.fft_size * bins)
     rising = (mel - left) / (centre - left)
     falling = (right - mel) / (right - centre)
+    zero = np.float32(0.0)
+    banks: Float32Array
     if config.vtln_warp == 1.0:
-        banks = torch.minimum(rising, falling).clamp(min=0.0)
+        banks = np.maximum(np.minimum(rising, falling), zero)
     else:  # a warp may reorder a filter's edges
-        banks = torch.where((mel > left) & (mel <= centre), rising, 0.0)
-        banks = torch.where((mel > centre) & (mel < right), falling, banks)
+        banks = np.where((mel > left) & (mel <= centre), rising, zero)
+        banks = np.where((mel > centre) & (mel < right), falling, banks)
     return banks
 
 
-def _float32_mel_scale(frequency: Tensor) -> Tensor:
-    return 1127.0 * (1.0 + frequency / 700.0).log()
+def _float32_mel_scale(frequency: Float32Array) -> Float32Array:
+    logarithm = np.log(1.0 + frequency / 700.0, dtype=np.float64)
+    mel: Float32Array = 1127.0 * logarithm.astype(np.float32)
+    return mel
 
 
-def _float32_vtln_warp(mel: Tensor, config: FbankConfig) -> Tensor:
-    frequency = 700.0 * ((mel / 1127.0).exp() - 1.0)
+def _float32_vtln_warp(mel: Float32Array, config: FbankConfig) -> Float32Array:
+    frequency = 700.0 * (np.exp(mel / 1127.0, dtype=np.float64).astype(np.float32) - 1.0)
     low, high, scale = config.low_freq, config.upper_edge, 1.0 / config.vtln_warp
     lower = config.vtln_low * max(1.0, config.vtln_warp)
     upper = config.vtln_upper_edge * min(1.0, config.vtln_warp)
     low_slope = (scale * lower - low) / (lower - low)
     high_slope = (high - scale * upper) / (high - upper)
     warped = high + high_slope * (frequency - high)
-    warped = torch.where(frequency < upper, scale * frequency, warped)
-    warped = torch.where(frequency < lower, low + low_slope * (frequency - low), warped)
+    warped = np.where(frequency < upper, scale * frequency, warped)
+    warped = np.where(frequency < lower, low + low_slope * (frequency - low), warped)
     outside = (frequency < low) | (frequency > high)
-    return _float32_mel_scale(torch.where(outside, frequency, warped))
+    return _float32_mel_scale(np.where(outside, frequency, warped))
 
 
 def _vtln_warp(frequency: Float64Array, config: FbankConfig) -> Float64Array:

@@ -20,11 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch, on_its_device
+from ast_fast_kernels._gpu.fft import complex_fft, exchange, real_fft, stack, unstack
+from ast_fast_kernels._gpu.launch import Launch, on_its_device
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
-from ast_fast_kernels.fft_triton import complex_fft, exchange, real_fft, stack, unstack
 
 MOST_SAMPLES = 8192
 """Longest frame that a program holds in registers."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch, _onednn
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks, onednn
 
 
 def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
@@ -28,10 +29,15 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _checks.check_projection(tokens, weight, bias)
-    chosen = choose_backend(_dispatch.requested_backend("gelu", backend), tokens, weight, bias)
+    chosen = chosen_backend(tokens, weight, bias, backend=backend)
     hidden: Tensor = _dispatch.load_backend("gelu", chosen)(tokens, weight, bias)
     return hidden
+
+
+def chosen_backend(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> str:
+    """Return the backend that `linear_gelu` runs for these arguments; raise what it would."""
+    checks.check_projection(tokens, weight, bias)
+    return choose_backend(_dispatch.requested_backend("gelu", backend), tokens, weight, bias)
 
 
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
@@ -40,16 +46,16 @@ def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor)
     onednn only where it is the faster.
     """
     obstacles = {
-        "onednn": lambda: _onednn.obstacle(requested, tokens, weight, bias),
+        "onednn": lambda: onednn.obstacle(requested, tokens, weight, bias),
         "triton": lambda: _triton_obstacle(tokens),
     }
-    return _dispatch.choose_kernel("gelu", requested, tokens.device, obstacles, "reference")
+    return _dispatch.choose_kernel("gelu", requested, tokens.device.type, obstacles, "reference")
 
 
 def _triton_obstacle(tokens: Tensor) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
-    obstacle = _checks.triton_obstacle("tokens", tokens)
+    obstacle = checks.triton_obstacle("tokens", tokens)
     if obstacle is None and tokens.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        kind = _checks.dtype_name(tokens.dtype)
+        kind = checks.dtype_name(tokens.dtype)
         obstacle = f"triton needs tokens in float32, bfloat16 or float16, got {kind}"
     return obstacle

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels import _onednn
+from ast_fast_kernels._torch import onednn
 
 
 def linear_gelu_onednn(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -16,5 +16,5 @@ def linear_gelu_onednn(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     needs_graph = any(tensor.requires_grad for tensor in (tokens, weight, bias))
     if torch.is_grad_enabled() and needs_graph:
-        return functional.gelu(_onednn.project(tokens, weight, bias))
-    return _onednn.project_gelu(tokens, weight, bias)
+        return functional.gelu(onednn.project(tokens, weight, bias))
+    return onednn.project_gelu(tokens, weight, bias)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels import _checks
+from ast_fast_kernels._torch import checks
 
 
 def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tenso
     """
     hidden = functional.linear(tokens, weight, bias)
     needs_projection = hidden.requires_grad  # as its gradient does
-    if needs_projection or _checks.is_transformed() or not _checks.is_strided(hidden):
+    if needs_projection or checks.is_transformed() or not checks.is_strided(hidden):
         return functional.gelu(hidden)
     activated: Tensor = torch.ops.aten.gelu_(hidden)
     return activated

@@ -16,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn import functional
 
-from ast_fast_kernels._triton import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels.gelu.ops import define_bias_gelu
 
 SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
 INV_SQRT_2PI: tl.constexpr = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
@@ -97,3 +99,12 @@ def launch_bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
             dy, x, bias, dx, partial, rows, hidden, STRIP=STRIP, **BWD_LAUNCH.arguments
         )
     return dx, partial.sum(0)
+
+
+def linear_gelu_triton(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU of the projected tokens; arguments as the reference's."""
+    hidden: Tensor = _bias_gelu_fwd(functional.linear(tokens, weight), bias)
+    return hidden
+
+
+_bias_gelu_fwd = define_bias_gelu("bias_gelu", launch_bias_gelu_fwd, launch_bias_gelu_bwd)

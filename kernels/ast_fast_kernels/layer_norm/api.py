@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 MOST_WIDE = 8192
 """Widest row that a Triton program holds in registers."""
@@ -43,11 +44,19 @@ def add_layer_norm(
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(tokens, update, weight, bias)
-    requested = _dispatch.requested_backend("layer_norm", backend)
-    run = _dispatch.load_backend("layer_norm", choose_backend(requested, tokens, update))
+    chosen = chosen_backend(tokens, update, weight, bias, backend=backend)
+    run = _dispatch.load_backend("layer_norm", chosen)
     result: tuple[Tensor, Tensor] = run(tokens, update, weight, bias, eps)
     return result
+
+
+def chosen_backend(
+    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, backend: str = "auto"
+) -> str:
+    """Return the backend that `add_layer_norm` runs for these arguments; raise what it would."""
+    _check(tokens, update, weight, bias)
+    requested = _dispatch.requested_backend("layer_norm", backend)
+    return choose_backend(requested, tokens, update)
 
 
 def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None) -> str:
@@ -55,7 +64,7 @@ def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None)
     return _dispatch.choose_kernel(
         "layer_norm",
         requested,
-        tokens.device,
+        tokens.device.type,
         {"triton": lambda: _obstacle(tokens, update)},
         "reference",
     )
@@ -63,15 +72,15 @@ def choose_backend(requested: str, tokens: Tensor, update: Tensor | None = None)
 
 def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
     """Say why Triton cannot run this input; None when it can."""
-    obstacle = _checks.triton_obstacle("tokens", tokens)
+    obstacle = checks.triton_obstacle("tokens", tokens)
     if obstacle is not None:
         return obstacle
     for name, tensor in (("tokens", tokens), ("update", update)):
         if tensor is not None and tensor.dtype not in _DTYPES:
-            kind = _checks.dtype_name(tensor.dtype)
+            kind = checks.dtype_name(tensor.dtype)
             return f"triton needs {name} in float32, bfloat16 or float16, got {kind}"
     if update is not None and torch.promote_types(tokens.dtype, update.dtype) != tokens.dtype:
-        kinds = f"{_checks.dtype_name(tokens.dtype)} + {_checks.dtype_name(update.dtype)}"
+        kinds = f"{checks.dtype_name(tokens.dtype)} + {checks.dtype_name(update.dtype)}"
         return f"triton needs an update whose sum with the tokens has their dtype, got {kinds}"
     if tokens.shape[-1] > MOST_WIDE:
         return f"triton needs a width of at most {MOST_WIDE}, got {tokens.shape[-1]}"
@@ -79,7 +88,7 @@ def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
 
 
 def _check(tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor) -> None:
-    _checks.check_floating("tokens", tokens)
+    checks.check_floating("tokens", tokens)
     if tokens.dim() == 0 or tokens.shape[-1] == 0:
         raise ValueError(
             f"tokens must be (..., width) with a width of at least 1, got {tuple(tokens.shape)}"
@@ -88,7 +97,7 @@ def _check(tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor) 
     for name, tensor in (("update", update), ("weight", weight), ("bias", bias)):
         if name == "update" and tensor is None:
             continue
-        _checks.check_floating(name, tensor)
+        checks.check_floating(name, tensor)
         assert tensor is not None
         if tensor.shape != expected[name]:
             shape = tuple(expected[name])

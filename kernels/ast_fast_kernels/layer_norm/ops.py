@@ -1,44 +1,101 @@
-"""Triton's residual addition and layer normalisation as torch operators, with autograd."""
+"""Layer normalisation's kernels as torch operators, one a direction, with autograd around them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _operators
-from ast_fast_kernels.layer_norm.triton_gpu import launch_layer_norm_bwd, launch_layer_norm_fwd
+from ast_fast_kernels._torch import operators
+
+Forward = Callable[
+    [Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype],
+    tuple[Tensor, Tensor, Tensor, Tensor],
+]
+Backward = Callable[
+    [Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype | None],
+    tuple[Tensor, Tensor, Tensor],
+]
 
 
-def add_layer_norm_triton(
-    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """Return the sum and its normalisation; arguments as the reference's."""
-    device = tokens.device.type
-    dtype = tokens.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    residual, normed = torch.ops.ast_fast.layer_norm_fwd(tokens, update, weight, bias, eps, dtype)[
-        :2
-    ]
-    return (tokens if update is None else residual), normed
+def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> Any:
+    """Register `ast_fast::<name>_fwd` and `ast_fast::<name>_bwd`, and return the first.
+
+    Args:
+        name: The operators' name.
+        forward: Takes rows of tokens, of an update (or None), weight, bias, eps and the result's
+            dtype; gives the sum (empty without an update), its normalisation, its means and
+            1 / deviations.
+        backward: Takes the gradients of the sum (or None) and of the normalisation, the sum,
+            weight, means, 1 / deviations and the update's dtype (or None); gives the gradients of
+            the sum, of the update (empty if of the sum's dtype) and of weight and bias, (2, width).
+    """
+
+    def run_forward(
+        x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
+        dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+        residual, y, mean, rstd = forward(
+            _rows(x), None if update is None else _rows(update), weight.detach().contiguous(),
+            bias.detach().contiguous(), eps, dtype,
+        )  # fmt: skip
+        return residual if update is None else residual.view(x.shape), y.view(x.shape), mean, rstd
+
+    def run_backward(
+        dresidual: Tensor | None, dy: Tensor, residual: Tensor, weight: Tensor, mean: Tensor,
+        rstd: Tensor, update_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        dx, dupdate, both = backward(
+            None if dresidual is None else _rows(dresidual).contiguous(), _rows(dy).contiguous(),
+            _rows(residual), weight.detach().contiguous(), mean, rstd, update_dtype,
+        )  # fmt: skip
+        return dx.view(residual.shape), dupdate, both
+
+    def gradient(
+        ctx: Any, dresidual: Tensor | None, dy: Tensor | None, *_: None
+    ) -> tuple[Any, ...]:
+        residual, weight, mean, rstd = ctx.saved_tensors
+        if ctx.update_dtype is None:
+            dresidual = None  # the sum was not an output: it is the tokens themselves
+        if dy is None:
+            dupdate = (
+                None
+                if ctx.update_dtype is None or dresidual is None
+                else dresidual.to(ctx.update_dtype)
+            )
+            return dresidual, dupdate, None, None, None, None
+        dx, dupdate, both = backward_operator(
+            dresidual, dy, residual, weight, mean, rstd, ctx.update_dtype
+        )
+        if ctx.update_dtype is None:
+            dupdate = None
+        else:
+            dupdate = dx if ctx.update_dtype == dx.dtype else dupdate.view(dx.shape)
+        return dx, dupdate, both[0].to(weight.dtype), both[1].to(ctx.bias_dtype), None, None
+
+    operators.define(
+        f"{name}_fwd(Tensor x, Tensor? update, Tensor weight, Tensor bias, float eps, "
+        "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+        run_forward,
+        _fake_forward,
+    )
+    operators.define(
+        f"{name}_bwd(Tensor? dresidual, Tensor dy, Tensor residual, Tensor weight, Tensor mean, "
+        "Tensor rstd, ScalarType? update_dtype) -> (Tensor, Tensor, Tensor)",
+        run_backward,
+        _fake_backward,
+    )
+    operators.differentiate(f"{name}_fwd", f"{name}_bwd", _keep, gradient)
+    backward_operator = getattr(torch.ops.ast_fast, f"{name}_bwd")
+    return getattr(torch.ops.ast_fast, f"{name}_fwd")
 
 
 def _rows(tensor: Tensor) -> Tensor:
     """Return it as (rows, width), copied only where no such view has contiguous rows."""
     rows = tensor.detach().reshape(-1, tensor.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
-
-
-def _forward(
-    x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    residual, y, mean, rstd = launch_layer_norm_fwd(
-        _rows(x), None if update is None else _rows(update), weight.detach().contiguous(),
-        bias.detach().contiguous(), eps, dtype,
-    )  # fmt: skip
-    return residual if update is None else residual.view(x.shape), y.view(x.shape), mean, rstd
 
 
 def _fake_forward(
@@ -48,22 +105,6 @@ def _fake_forward(
     residual = x.new_empty(0 if update is None else x.shape)
     mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     return residual, x.new_empty(x.shape, dtype=dtype), mean, rstd
-
-
-def _backward(
-    dresidual: Tensor | None,
-    dy: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
-    update_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, dupdate, both = launch_layer_norm_bwd(
-        None if dresidual is None else _rows(dresidual).contiguous(), _rows(dy).contiguous(),
-        _rows(residual), weight.detach().contiguous(), mean, rstd, update_dtype,
-    )  # fmt: skip
-    return dx.view(residual.shape), dupdate, both
 
 
 def _fake_backward(
@@ -92,39 +133,3 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(x if update is None else residual, weight, mean, rstd)
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)
-
-
-def _gradient(ctx: Any, dresidual: Tensor | None, dy: Tensor | None, *_: None) -> tuple[Any, ...]:
-    residual, weight, mean, rstd = ctx.saved_tensors
-    if ctx.update_dtype is None:
-        dresidual = None  # the sum was not an output: it is the tokens themselves
-    if dy is None:
-        dupdate = (
-            None
-            if ctx.update_dtype is None or dresidual is None
-            else dresidual.to(ctx.update_dtype)
-        )
-        return dresidual, dupdate, None, None, None, None
-    dx, dupdate, both = torch.ops.ast_fast.layer_norm_bwd(
-        dresidual, dy, residual, weight, mean, rstd, ctx.update_dtype
-    )
-    if ctx.update_dtype is None:
-        dupdate = None
-    else:
-        dupdate = dx if ctx.update_dtype == dx.dtype else dupdate.view(dx.shape)
-    return dx, dupdate, both[0].to(weight.dtype), both[1].to(ctx.bias_dtype), None, None
-
-
-_operators.define(
-    "layer_norm_fwd(Tensor x, Tensor? update, Tensor weight, Tensor bias, float eps, "
-    "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _fake_forward,
-)
-_operators.define(
-    "layer_norm_bwd(Tensor? dresidual, Tensor dy, Tensor residual, Tensor weight, Tensor mean, "
-    "Tensor rstd, ScalarType? update_dtype) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _fake_backward,
-)
-_operators.differentiate("layer_norm_fwd", "layer_norm_bwd", _keep, _gradient)

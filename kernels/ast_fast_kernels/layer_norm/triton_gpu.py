@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._triton import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels.layer_norm.ops import define_add_layer_norm
 
 STRIP = 64
 """Rows whose gradients of weight and bias one program sums."""
@@ -172,3 +173,18 @@ def launch_layer_norm_bwd(
 def launch_of(width: int) -> Launch:
     """Return the launch of rows of this width."""
     return LAUNCHES[max(16, triton.next_power_of_2(width))]
+
+
+def add_layer_norm_triton(
+    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Return the sum and its normalisation; arguments as the reference's."""
+    device = tokens.device.type
+    dtype = tokens.dtype
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+    residual, normed = _layer_norm_fwd(tokens, update, weight, bias, eps, dtype)[:2]
+    return (tokens if update is None else residual), normed
+
+
+_layer_norm_fwd = define_add_layer_norm("layer_norm", launch_layer_norm_fwd, launch_layer_norm_bwd)

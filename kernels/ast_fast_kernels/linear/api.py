@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch, _onednn
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks, onednn
 
 
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
@@ -27,13 +28,18 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _checks.check_projection(tokens, weight, bias)
-    chosen = choose_backend(_dispatch.requested_backend("linear", backend), tokens, weight, bias)
+    chosen = chosen_backend(tokens, weight, bias, backend=backend)
     projected: Tensor = _dispatch.load_backend("linear", chosen)(tokens, weight, bias)
     return projected
 
 
+def chosen_backend(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> str:
+    """Return the backend that `linear` runs for these arguments; raise what it would."""
+    checks.check_projection(tokens, weight, bias)
+    return choose_backend(_dispatch.requested_backend("linear", backend), tokens, weight, bias)
+
+
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
     """Return the backend that runs; auto takes onednn on CPUs where that is the faster."""
-    obstacles = {"onednn": lambda: _onednn.obstacle(requested, tokens, weight, bias)}
-    return _dispatch.choose_kernel("linear", requested, tokens.device, obstacles, "reference")
+    obstacles = {"onednn": lambda: onednn.obstacle(requested, tokens, weight, bias)}
+    return _dispatch.choose_kernel("linear", requested, tokens.device.type, obstacles, "reference")

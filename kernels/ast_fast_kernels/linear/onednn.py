@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from ast_fast_kernels._onednn import project as linear_onednn
+from ast_fast_kernels._torch.onednn import project as linear_onednn
 
 __all__ = ["linear_onednn"]

@@ -7,7 +7,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 Waveforms = Tensor | npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
@@ -36,18 +37,27 @@ def mix(
         RuntimeError: The backend asked for cannot run this input.
     """
     clips = _checked(waveforms)
+    chosen = chosen_backend(clips, backend=backend)
     _check_terms(clips, sources, starts, factors)
-    chosen = choose_backend(_dispatch.requested_backend("mix", backend), clips)
     run = _dispatch.load_backend("mix", chosen)
     with torch.no_grad():
         mixed: Tensor = run(clips.detach(), sources, starts, factors)
     return mixed
 
 
+def chosen_backend(waveforms: Waveforms, *, backend: str = "auto") -> str:
+    """Return the backend that `mix` runs for these clips; raise what it would."""
+    return choose_backend(_dispatch.requested_backend("mix", backend), _checked(waveforms))
+
+
 def choose_backend(requested: str, waveforms: Tensor) -> str:
     """Return the backend that runs; auto takes numba for tensors on the CPU."""
     return _dispatch.choose_kernel(
-        "mix", requested, waveforms.device, {"numba": lambda: _obstacle(waveforms)}, "reference"
+        "mix",
+        requested,
+        waveforms.device.type,
+        {"numba": lambda: _obstacle(waveforms)},
+        "reference",
     )
 
 
@@ -55,7 +65,7 @@ def _obstacle(waveforms: Tensor) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if waveforms.device.type != "cpu":
         return f"numba needs waveforms on the CPU, got {waveforms.device}"
-    return _checks.trace_obstacle("numba", waveforms)
+    return checks.trace_obstacle("numba", waveforms)
 
 
 def _checked(waveforms: Waveforms) -> Tensor:
@@ -64,17 +74,17 @@ def _checked(waveforms: Waveforms) -> Tensor:
             f"waveforms must be a tensor or a numpy array, got {type(waveforms).__name__}"
         )
     if waveforms.dtype not in (torch.int16, torch.float32, np.int16, np.float32):
-        kind = _checks.dtype_name(waveforms.dtype)
+        kind = checks.dtype_name(waveforms.dtype)
         raise TypeError(f"waveforms must be int16 or float32, got {kind}")
     if waveforms.ndim != 2 or 0 in waveforms.shape:
         raise ValueError(
             f"waveforms must be (num_clips, num_samples), got {tuple(waveforms.shape)}"
         )
-    return waveforms if isinstance(waveforms, Tensor) else _checks.tensor_over(waveforms)
+    return waveforms if isinstance(waveforms, Tensor) else checks.tensor_over(waveforms)
 
 
 def _check_terms(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tensor) -> None:
-    _checks.check_floating("factors", factors)
+    checks.check_floating("factors", factors)
     if factors.dim() != 2 or factors.shape[1] == 0:
         raise ValueError(f"factors must be (batch, num_terms), got {tuple(factors.shape)}")
     sizes = (("sources", sources, waveforms.shape[0]), ("starts", starts, waveforms.shape[1]))

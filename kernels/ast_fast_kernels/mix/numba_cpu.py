@@ -14,17 +14,15 @@ import torch
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _team
-from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import NEXT_ITEM, take
-from ast_fast_kernels.simd import floats_at, integers_at, shorts_at
+from ast_fast_kernels._cpu.compile import source_digest, stage
+from ast_fast_kernels._cpu.simd import floats_at, integers_at, shorts_at
+from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, compile_worker, run_items, take
+from ast_fast_kernels._torch import checks
 
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
 
-COUNT, CLIPS, SAMPLES, TERMS, WAVEFORMS, SOURCES, STARTS, FACTORS, MIXED = range(
-    _team.HEADER, _team.HEADER + 9
-)
+COUNT, CLIPS, SAMPLES, TERMS, WAVEFORMS, SOURCES, STARTS, FACTORS, MIXED = range(HEADER, HEADER + 9)
 """What a task holds: how many sums there are, the shapes, and the addresses of the arrays."""
 
 
@@ -35,16 +33,16 @@ def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tenso
     scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
     mixed = torch.empty(batch, num_samples, dtype=torch.float32, device="cpu")
     arrays = (
-        _checks.dense(waveforms),
-        _checks.dense(sources.to("cpu", torch.int64)),
-        _checks.dense(starts.to("cpu", torch.int64)),
-        _checks.dense(factors.to("cpu", torch.float32) * scale),
+        checks.dense(waveforms),
+        checks.dense(sources.to("cpu", torch.int64)),
+        checks.dense(starts.to("cpu", torch.int64)),
+        checks.dense(factors.to("cpu", torch.float32) * scale),
         mixed,
     )
     numbers = (batch, clips, num_samples, num_terms, *(array.data_ptr() for array in arrays))
     team = torch.get_num_threads()
     worker = _worker(waveforms.element_size(), source_digest())
-    _team.run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
+    run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
     return mixed
 
 
@@ -70,7 +68,7 @@ def _worker(sample_bytes: int, digest: str) -> Any:
                 _sum_row(levels, sources[row], starts[row], factors[row], mixed[row])
             row = take(address, NEXT_ITEM)
 
-    return _team.compile_worker(kernel)
+    return compile_worker(kernel)
 
 
 @stage

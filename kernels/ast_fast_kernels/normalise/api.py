@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 
 def normalise(
@@ -45,10 +46,12 @@ def normalise(
         ValueError: A shape does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
-    _check(features, target_frames)
+    _check_features(features)
+    if target_frames < 1:
+        raise ValueError(f"target_frames must be at least 1, got {target_frames}")
     batch, num_frames, num_bins = features.shape
     if offsets is not None:
-        _checks.check_floating("offsets", offsets)
+        checks.check_floating("offsets", offsets)
         _check_shape("offsets", offsets, (batch, num_bins))
     for name, masked, size in (
         ("masked_frames", masked_frames, num_frames),
@@ -58,8 +61,7 @@ def normalise(
             if not isinstance(masked, Tensor) or masked.dtype != torch.bool:
                 raise TypeError(f"{name} must be a tensor of bool")
             _check_shape(name, masked, (batch, size))
-    requested = _dispatch.requested_backend("normalise", backend)
-    run = _dispatch.load_backend("normalise", choose_backend(requested, features))
+    run = _dispatch.load_backend("normalise", chosen_backend(features, backend=backend))
     with torch.no_grad():
         normalised: Tensor = run(
             features.detach(),
@@ -74,12 +76,18 @@ def normalise(
     return normalised
 
 
+def chosen_backend(features: Tensor, *, backend: str = "auto") -> str:
+    """Return the backend that `normalise` runs for these features; raise what it would."""
+    _check_features(features)
+    return choose_backend(_dispatch.requested_backend("normalise", backend), features)
+
+
 def choose_backend(requested: str, features: Tensor) -> str:
     """Return the backend that runs; auto takes numba for float32 on the CPU."""
     return _dispatch.choose_kernel(
         "normalise",
         requested,
-        features.device,
+        features.device.type,
         {"numba": lambda: _obstacle(features)},
         "reference",
     )
@@ -87,18 +95,16 @@ def choose_backend(requested: str, features: Tensor) -> str:
 
 def _obstacle(features: Tensor) -> str | None:
     """Say why numba cannot run this input; None when it can."""
-    obstacle = _checks.numba_obstacle("features", features)
-    return obstacle or _checks.trace_obstacle("numba", features)
+    obstacle = checks.numba_obstacle("features", features)
+    return obstacle or checks.trace_obstacle("numba", features)
 
 
-def _check(features: Tensor, target_frames: int) -> None:
-    _checks.check_floating("features", features)
+def _check_features(features: Tensor) -> None:
+    checks.check_floating("features", features)
     if features.dim() != 3 or 0 in features.shape[1:]:
         raise ValueError(
             f"features must be (batch, num_frames, num_bins), got {tuple(features.shape)}"
         )
-    if target_frames < 1:
-        raise ValueError(f"target_frames must be at least 1, got {target_frames}")
 
 
 def _check_shape(name: str, tensor: Tensor, shape: tuple[int, int]) -> None:

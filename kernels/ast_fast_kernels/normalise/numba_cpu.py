@@ -14,17 +14,25 @@ import torch
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _team
-from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
-from ast_fast_kernels.simd import FLOAT_BYTES, bytes_at, floats_at, integers_at
+from ast_fast_kernels._cpu.compile import source_digest, stage
+from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
+from ast_fast_kernels._cpu.simd import bytes_at, floats_at, integers_at
+from ast_fast_kernels._cpu.team import (
+    HEADER,
+    NEXT_ITEM,
+    NEXT_WORKER,
+    compile_worker,
+    run_items,
+    take,
+)
+from ast_fast_kernels._torch import checks
 
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
 SAMPLED = 16
 """Frames of which one is looked at for where a clip's values lie."""
 
-COUNT, FRAMES, BINS, TARGET, OWN = range(_team.HEADER, _team.HEADER + 5)
+COUNT, FRAMES, BINS, TARGET, OWN = range(HEADER, HEADER + 5)
 """What a task holds: the shapes; whether a clip is normalised by its own values; then addresses."""
 LEVELS, SUMS, FEATURES, OFFSETS, MASKED_FRAMES, MASKED_BINS, OUT = range(OWN + 1, OWN + 8)
 
@@ -50,7 +58,7 @@ def normalise_numba(
     team = torch.get_num_threads()
     sums = np.empty((team, 2, num_bins), np.float32)
     arrays = (
-        _checks.dense(features),
+        checks.dense(features),
         _given(offsets, torch.float32, (batch, num_bins)),
         _given(masked_frames, torch.bool, (batch, num_frames)),
         _given(masked_bins, torch.bool, (batch, num_bins)),
@@ -61,7 +69,7 @@ def normalise_numba(
         sums.ctypes.data, *(array.data_ptr() for array in arrays),
     )  # fmt: skip
     worker = _worker(source_digest())
-    _team.run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
+    run_items(worker, numbers, min(team, batch // CLIPS_PER_THREAD), team, shared=True)
     return out
 
 
@@ -69,7 +77,7 @@ def _given(values: Tensor | None, dtype: torch.dtype, shape: tuple[int, int]) ->
     """Return what was given, dense and on the CPU; zeros where nothing was."""
     if values is None:
         return torch.zeros(shape, dtype=dtype, device="cpu")
-    return _checks.dense(values.detach().to("cpu", dtype))
+    return checks.dense(values.detach().to("cpu", dtype))
 
 
 @cache
@@ -104,7 +112,7 @@ def _worker(digest: str) -> Any:
             )
             row = take(address, NEXT_ITEM)
 
-    return _team.compile_worker(kernel)
+    return compile_worker(kernel)
 
 
 @stage

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _dispatch
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
 
 LEAST_LANES = 4
 """Of the narrowest vectors."""
@@ -44,6 +45,22 @@ def norm_gelu_conv(
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
+    parameters = (norm_weight, norm_bias, conv_weight, conv_bias)
+    chosen = chosen_backend(cells, *parameters, backend=backend)
+    joined: Tensor = _dispatch.load_backend("stem", chosen)(cells, *parameters, eps)
+    return joined
+
+
+def chosen_backend(
+    cells: Tensor,
+    norm_weight: Tensor,
+    norm_bias: Tensor,
+    conv_weight: Tensor,
+    conv_bias: Tensor,
+    *,
+    backend: str = "auto",
+) -> str:
+    """Return the backend that `norm_gelu_conv` runs for these arguments; raise what it would."""
     parameters = {
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,
@@ -52,9 +69,7 @@ def norm_gelu_conv(
     }
     _check(cells, parameters)
     requested = _dispatch.requested_backend("stem", backend)
-    run = _dispatch.load_backend("stem", choose_backend(requested, cells, *parameters.values()))
-    joined: Tensor = run(cells, *parameters.values(), eps)
-    return joined
+    return choose_backend(requested, cells, *parameters.values())
 
 
 def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
@@ -62,7 +77,7 @@ def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
     return _dispatch.choose_kernel(
         "stem",
         requested,
-        cells.device,
+        cells.device.type,
         {"numba": lambda: _obstacle(cells, parameters)},
         "reference",
     )
@@ -71,19 +86,19 @@ def choose_backend(requested: str, cells: Tensor, *parameters: Tensor) -> str:
 def _obstacle(cells: Tensor, parameters: tuple[Tensor, ...]) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if cells.device.type != "cpu" or cells.dtype not in (torch.float32, torch.bfloat16):
-        kind = _checks.dtype_name(cells.dtype)
+        kind = checks.dtype_name(cells.dtype)
         return f"numba needs cells in float32 or bfloat16 on the CPU, got {kind} on {cells.device}"
     for parameter in parameters:
         if parameter.dtype != torch.float32:
-            kind = _checks.dtype_name(parameter.dtype)
+            kind = checks.dtype_name(parameter.dtype)
             return f"numba needs parameters in float32, got {kind}"
     if cells.shape[3] % LEAST_LANES:
         return f"numba needs a width divisible by {LEAST_LANES}, got {cells.shape[3]}"
-    return _checks.transform_obstacle("numba")
+    return checks.transform_obstacle("numba")
 
 
 def _check(cells: Tensor, parameters: dict[str, Tensor]) -> None:
-    _checks.check_floating("cells", cells)
+    checks.check_floating("cells", cells)
     if cells.dim() != 4 or cells.shape[1] % 2 or cells.shape[2] % 2 or 0 in cells.shape[1:]:
         raise ValueError(
             "cells must be (batch, freq, time, width) with freq and time even, none of them 0, "
@@ -91,7 +106,7 @@ def _check(cells: Tensor, parameters: dict[str, Tensor]) -> None:
         )
     width = cells.shape[3]
     for name, tensor in parameters.items():
-        _checks.check_floating(name, tensor)
+        checks.check_floating(name, tensor)
         shape = (width, 1, 3, 3) if name == "conv_weight" else (width,)
         if tensor.shape != shape:
             raise ValueError(f"{name} must have shape {shape}, got {tuple(tensor.shape)}")

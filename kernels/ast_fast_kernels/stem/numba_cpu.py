@@ -21,11 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _checks, _team
-from ast_fast_kernels._numba import source_digest, stage
-from ast_fast_kernels._team import NEXT_ITEM, NEXT_WORKER, take
-from ast_fast_kernels.simd import (
-    FLOAT_BYTES,
+from ast_fast_kernels._cpu.compile import source_digest, stage
+from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
+from ast_fast_kernels._cpu.simd import (
     LINE,
     aligned,
     exp2,
@@ -43,15 +41,22 @@ from ast_fast_kernels.simd import (
     store_bfloat16,
     sum_lanes,
 )
+from ast_fast_kernels._cpu.team import (
+    HEADER,
+    NEXT_ITEM,
+    NEXT_WORKER,
+    compile_worker,
+    run_items,
+    take,
+)
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.stem.ops import define_norm_gelu_conv
 
 TAPS = 9
 NUM_PARTIALS = TAPS + 3
 """Rows of the parameters: the taps, the convolution's bias, the norm's weight and bias."""
 
-COUNT, FREQ, TIME, PARAMETERS, EPS, SCRATCH, SLAB, CELLS, OUT = range(
-    _team.HEADER, _team.HEADER + 9
-)
+COUNT, FREQ, TIME, PARAMETERS, EPS, SCRATCH, SLAB, CELLS, OUT = range(HEADER, HEADER + 9)
 GRAD, PARTIALS = OUT + 1, OUT + 2
 """Of backward only, where OUT is the cells' gradient."""
 
@@ -88,7 +93,7 @@ def launch_norm_gelu_conv_bwd(
         eps: What forward was given.
     """
     batch, _, _, width = cells.shape
-    dcells, grad = cells.new_empty(cells.shape), _checks.dense(grad.to(cells.dtype))
+    dcells, grad = cells.new_empty(cells.shape), checks.dense(grad.to(cells.dtype))
     # By numpy: torch sums on its threads, which a forked process lacks and would wait for.
     partials = np.empty((batch, NUM_PARTIALS, width), np.float32)
     addresses = (dcells.data_ptr(), grad.data_ptr(), partials.ctypes.data)
@@ -104,7 +109,7 @@ def _run(
     threads = min(team, batch)
     if threads == 0:
         return
-    cells, parameters = _checks.dense(cells), _checks.dense(parameters)
+    cells, parameters = checks.dense(cells), checks.dense(parameters)
     slab = -(-ROWS[direction] * (time + 2) * width // LINE) * LINE
     scratch = aligned(threads * slab)
     floor = np.array([eps], np.float32)
@@ -115,14 +120,14 @@ def _run(
     )  # fmt: skip
     lanes = math.gcd(width, host_lanes())
     half = int(cells.dtype == torch.bfloat16)
-    _team.run_items(_worker(direction, lanes, width, half), numbers, threads, team)
+    run_items(_worker(direction, lanes, width, half), numbers, threads, team)
 
 
 @cache
 def _worker(direction: str, lanes: int, width: int, half: int) -> Any:
     """Return the compiled worker of a direction, for one vector width, grid width and dtype."""
     build = {"forward": _build_forward, "backward": _build_backward}[direction]
-    return _team.compile_worker(build(lanes, width, half, source_digest()))
+    return compile_worker(build(lanes, width, half, source_digest()))
 
 
 def _build_forward(lanes: int, width: int, half: int, digest: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _operators
+from ast_fast_kernels._torch import operators
 
 Forward = Callable[[Tensor, Tensor, float], Tensor]
 Backward = Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]]
@@ -50,16 +50,16 @@ def define_norm_gelu_conv(name: str, forward: Forward, backward: Backward) -> An
         dcells, dparameters = backward_operator(grad, cells, parameters, ctx.eps)
         return dcells, dparameters, None
 
-    _operators.define(
+    operators.define(
         f"{name}_fwd(Tensor cells, Tensor parameters, float eps) -> Tensor",
         run_forward,
         fake_forward,
     )
-    _operators.define(
+    operators.define(
         f"{name}_bwd(Tensor grad, Tensor cells, Tensor parameters, float eps) -> (Tensor, Tensor)",
         run_backward,
         fake_backward,
     )
-    _operators.differentiate(f"{name}_fwd", f"{name}_bwd", keep, gradient)
+    operators.differentiate(f"{name}_fwd", f"{name}_bwd", keep, gradient)
     backward_operator = getattr(torch.ops.ast_fast, f"{name}_bwd")
     return getattr(torch.ops.ast_fast, f"{name}_fwd")

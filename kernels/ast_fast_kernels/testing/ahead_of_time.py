@@ -19,7 +19,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._gpu.launch import Launch
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448}
 """Bytes of shared memory that one program may have, by architecture."""

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_fast_kernels import fbank
-from ast_fast_kernels.fbank.config import PRESETS, FbankConfig, PresetName
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PRESETS, PresetName
 from ast_fast_kernels.testing.signals import make_signal
 
 SIGNAL, SECONDS = "bursts", 5.0

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from ast_fast_kernels._triton import Launch
+from ast_fast_kernels._gpu.launch import Launch
 from ast_fast_kernels.attention import triton_gpu as attention
 from ast_fast_kernels.fbank import triton_gpu as fbank
-from ast_fast_kernels.fbank.config import FbankConfig, PresetName
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PresetName
 from ast_fast_kernels.gelu import triton_gpu as gelu
 from ast_fast_kernels.layer_norm import triton_gpu as layer_norm
 from ast_fast_kernels.testing.ahead_of_time import Case

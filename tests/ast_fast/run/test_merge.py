@@ -1,4 +1,4 @@
-"""Folds trained as jobs of their own become one run."""
+"""Folds trained by separate jobs are merged into one run."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ def test_merged_folds_are_the_run_of_them_all(jobs: Path, tmp_path: Path, capsys
     ("names", "message"),
     [
         (["a"], "--merge must name at least 2 runs, got 1"),
-        (["a", "all"], "fold 1 must be in one run, it is in"),
-        (["a", "other"], "model.mlp_ratio is 2.0 there and 4.0 here"),
+        (["a", "all"], "fold 1 must be in only one run; it is in"),
+        (["a", "other"], "(model.mlp_ratio 4.0), got model.mlp_ratio 2.0\n"),
         (["a", "nothing"], "nothing must be a finished run; it has no report.json"),
     ],
 )
@@ -77,18 +77,19 @@ def test_other_clips_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "b" / "report.json").write_text(json.dumps(report))
     out = ["--out", str(tmp_path / "merged")]
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
-    assert "must be of the same clips as" in capsys.readouterr().err
+    message = f"error: {jobs / 'a'} and {tmp_path / 'b'} must hold the same clips; they do not\n"
+    assert capsys.readouterr().err == message
 
 
 def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> None:
-    """As two machines give it to jobs of the same settings."""
+    """Two machines can give jobs with the same settings different precisions."""
     shutil.copytree(jobs / "b", tmp_path / "b")
     info = json.loads((tmp_path / "b" / "run.json").read_text())
     other = "off" if info["amp"] == "bfloat16" else "bfloat16"
     (tmp_path / "b" / "run.json").write_text(json.dumps(info | {"amp": other}))
     out = ["--out", str(tmp_path / "merged")]
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
-    message = f"training.amp came to {other} there and to {info['amp']} here"
+    message = f"must have the precision of {jobs / 'a'} ({info['amp']}), got {other}\n"
     assert message in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
@@ -100,7 +101,7 @@ def test_runs_of_another_version_are_told(jobs: Path, tmp_path: Path, capsys) ->
     (tmp_path / "b" / "run.json").write_text(json.dumps(info))
     out = tmp_path / "merged"
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
-    note = "note: of the runs, versions differ; run.json has each one's\n"
+    note = "note: the runs differ in versions; run.json has the values of each run\n"
     assert capsys.readouterr().out.endswith(note)
     assert "torch 1.0" in (out / "report.html").read_text()
 
@@ -111,8 +112,10 @@ def test_a_fold_that_is_gone_leaves_nothing_behind(jobs: Path, tmp_path: Path, c
     for broken in (tmp_path / "b" / "fold-3" / "model.safetensors", tmp_path / "b" / "fold-3"):
         broken.unlink() if broken.is_file() else shutil.rmtree(broken)
         assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
-        message = f"error: {tmp_path / 'b' / 'fold-3'} must be a finished fold, and is not whole\n"
-        assert capsys.readouterr().err == message
+        assert capsys.readouterr().err == (
+            f"error: {tmp_path / 'b' / 'fold-3'} must be a finished fold; "
+            "its files are missing or incomplete\n"
+        )
         assert not any((tmp_path / "deeper").iterdir())
     assert main(["--merge", str(jobs / "a"), str(jobs / "b"), *out]) == 0
 
@@ -144,9 +147,9 @@ def test_kernels_that_a_version_did_not_name_are_not_told(jobs, tmp_path, capsys
 def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     runs = ["--merge", str(jobs / "a"), str(jobs / "b")]
     assert main(runs) == 2
-    assert "--merge needs --out, the folder of the run that it makes" in capsys.readouterr().err
+    assert "--merge needs --out, the folder of the merged run" in capsys.readouterr().err
     assert main([*runs, "--out", str(tmp_path / "x"), "--seed", "1"]) == 2
-    assert "--merge takes --out alone beside it, got --seed" in capsys.readouterr().err
+    assert "--merge takes no other flag than --out, got --seed" in capsys.readouterr().err
     assert main([*runs, "--out", "x", "--out", "y"]) == 2
     assert "--merge and --out must each be given once" in capsys.readouterr().err
     assert main([*runs, "--out", str(jobs / "all")]) == 2

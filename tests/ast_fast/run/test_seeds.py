@@ -50,7 +50,7 @@ def seeds_of(seeds: list[int], argv: list[str]) -> SeedsJob:
 def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> None:
     runs = Runs({3: [0.5, 0.7], 0: [0.6, 0.8]})
     argv = ["--folds", "1", "2", "--out", str(tmp_path / "x"), "--augment.no-roll"]
-    assert run_seeds(seeds_of([3, 0], argv), runs, Path) == 0
+    assert run_seeds(seeds_of([3, 0], argv), runs) == 0
     rest = ["--folds", "1", "2", "--augment.no-roll"]
     assert runs.calls == [
         [*rest, "--seed", seed, "--out", str(tmp_path / "x" / f"seed-{seed}")] for seed in "30"
@@ -66,10 +66,10 @@ def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> No
 def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
     accuracies = {0: [0.5], 1: [0.6], 2: [0.7]}
     argv = ["--data", "d", "--training.epochs", "10", "--out", str(tmp_path)]
-    assert run_seeds(seeds_of([0, 1, 2], argv), Runs(accuracies, fails_at=1), Path) == 130
+    assert run_seeds(seeds_of([0, 1, 2], argv), Runs(accuracies, fails_at=1)) == 130
     assert not (tmp_path / "seeds.json").exists()
     again = Runs(accuracies)
-    assert run_seeds(seeds_of([0, 1, 2], [*argv, "--resume"]), again, Path) == 0
+    assert run_seeds(seeds_of([0, 1, 2], [*argv, "--resume"]), again) == 0
     assert [("--resume" in call, "--seed" in call) for call in again.calls] == [
         (True, False), (True, False), (False, True),
     ]  # fmt: skip
@@ -79,23 +79,27 @@ def test_a_run_that_ends_early_ends_all_and_they_resume(tmp_path: Path) -> None:
 
 def test_a_later_seed_joins_those_before_it(tmp_path: Path, capsys) -> None:
     argv = ["--out", str(tmp_path), "--training.epochs", "10"]
-    assert run_seeds(seeds_of([0], argv), Runs({0: [0.5]}), Path) == 0
+    assert run_seeds(seeds_of([0], argv), Runs({0: [0.5]})) == 0
     assert "accuracy 50.0% over seed 0 (" in capsys.readouterr().out
-    assert run_seeds(seeds_of([7], argv), Runs({7: [0.7]}), Path) == 0
+    assert run_seeds(seeds_of([7], argv), Runs({7: [0.7]})) == 0
     assert "accuracy 60.0% ± 14.1% over seeds 0 7 (" in capsys.readouterr().out
     other = Runs({8: [0.7]})
-    with pytest.raises(InputError, match=r"seed-0 must differ .*epochs is 10 there and 20 here"):
-        run_seeds(seeds_of([8], [*argv[:-1], "20"]), other, Path)
+    with pytest.raises(
+        InputError, match=r"seed-0 must differ .*epochs is 10 there and 20 in the others"
+    ):
+        run_seeds(seeds_of([8], [*argv[:-1], "20"]), other)
     assert not other.calls  # nothing was trained in vain
     unlike = Runs({8: [0.7]}, **{"training.epochs": 20})
-    with pytest.raises(InputError, match=r"seed-8 must differ .*epochs is 20 there and 10 here"):
-        run_seeds(seeds_of([8], argv), unlike, Path)
+    with pytest.raises(
+        InputError, match=r"seed-8 must differ .*epochs is 20 there and 10 in the others"
+    ):
+        run_seeds(seeds_of([8], argv), unlike)
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "--resume needs --out, the folder of the runs to go on with"),
+        ([], "--resume needs --out, the folder of the runs to resume"),
         (["--out", "nowhere"], "--out must hold runs to resume, got nowhere, which has no seed-N"),
     ],
 )
@@ -107,20 +111,21 @@ def test_what_is_not_there_is_not_resumed(flags, message, capsys) -> None:
 def test_a_run_is_no_folder_for_others(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     with pytest.raises(InputError, match="--out must be a folder for the runs of --seeds, got"):
-        run_seeds(seeds_of([0], ["--out", str(tmp_path)]), Runs({0: [0.5]}), Path)
+        run_seeds(seeds_of([0], ["--out", str(tmp_path)]), Runs({0: [0.5]}))
 
 
 def test_a_home_in_out_is_found(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert run_seeds(seeds_of([0], ["--out=~/x"]), Runs({0: [0.5]}), Path) == 0
+    assert run_seeds(seeds_of([0], ["--out=~/x"]), Runs({0: [0.5]})) == 0
     assert (tmp_path / "x" / "seeds.json").is_file()
 
 
-def test_without_out_a_folder_is_chosen(tmp_path: Path) -> None:
-    runs = Runs({0: [0.5]})
-    assert run_seeds(seeds_of([0], []), runs, lambda: tmp_path / "chosen") == 0
-    assert (tmp_path / "chosen" / "seeds.json").is_file()
-    assert summarise({0: tmp_path / "chosen" / "seed-0"})["accuracy"]["std_over_seeds"] == 0
+def test_without_out_a_folder_is_chosen(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_seeds(seeds_of([0], []), Runs({0: [0.5]})) == 0
+    (chosen,) = Path("runs").iterdir()
+    assert (chosen / "seeds.json").is_file()
+    assert summarise({0: chosen / "seed-0"})["accuracy"]["std_over_seeds"] == 0
 
 
 def test_no_seeds_are_no_runs_of_their_own() -> None:
@@ -134,9 +139,9 @@ def test_no_seeds_are_no_runs_of_their_own() -> None:
     ("argv", "message"),
     [
         (["--seeds"], "--seeds takes at least one value, got none"),
-        (["--seeds", "1", "x"], "--seeds must be different whole numbers from 0 on, got x"),
-        (["--seeds", "1", "1"], "--seeds must be different whole numbers from 0 on, got 1"),
-        (["--seeds", "-1"], "--seeds must be different whole numbers from 0 on, got -1"),
+        (["--seeds", "1", "x"], "--seeds must be distinct integers from 0 up, got x"),
+        (["--seeds", "1", "1"], "--seeds must be distinct integers from 0 up, got 1"),
+        (["--seeds", "-1"], "--seeds must be distinct integers from 0 up, got -1"),
         (["--seeds", "1", "--seed", "2"], "--seeds must be given without --seed"),
         (["--seeds", "1", "--seeds", "2"], "--seeds is given twice"),
         (["--seeds", "1", "--merge", "a", "b"], "--seeds must be given without --merge"),

@@ -14,7 +14,8 @@ from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.settings.rules import check_config
 from ast_fast.settings.toml import config_to_toml, config_values
 from ast_fast.settings.values import settings
-from ast_fast_kernels.fbank.config import PRESETS, FbankConfig
+from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PRESETS
 
 DATA = ["--data", "somewhere"]
 
@@ -146,7 +147,7 @@ WRONG_FLAGS = [
         "--fbank.low-freq 9000",
         "fbank.low_freq must be from 0 to below the upper edge (8000 Hz), got 9000.0",
     ),
-    ("--resume", "--resume needs --out, the folder of the run to go on with"),
+    ("--resume", "--resume needs --out, the folder of the run to resume"),
 ]
 
 

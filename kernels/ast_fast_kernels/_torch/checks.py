@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ast_fast_kernels._tracing import constant_in_graphs
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 LEAST_CAPABILITY = (8, 0)
 """Ampere: the first with bfloat16 and asynchronous copies."""

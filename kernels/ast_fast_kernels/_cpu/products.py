@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from llvmlite import ir
 from numba.core import types
 
-from ast_fast_kernels._numba import intrinsic
-from ast_fast_kernels.simd import FLOAT_BYTES, Lanes, Value
+from ast_fast_kernels._cpu.compile import intrinsic
+from ast_fast_kernels._cpu.lanes import FLOAT_BYTES, Lanes, Value
 
 
 class _Product(NamedTuple):

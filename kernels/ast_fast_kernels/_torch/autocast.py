@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ast_fast_kernels._tracing import constant_in_graphs
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:

@@ -24,15 +24,9 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 
-from ast_fast_kernels._numba import intrinsic, stage
-from ast_fast_kernels.simd import (
-    ALIGNMENT,
-    Lanes,
-    Value,
-    data_pointer,
-    prefetch_read,
-    prefetch_write,
-)
+from ast_fast_kernels._cpu.compile import intrinsic, stage
+from ast_fast_kernels._cpu.lanes import ALIGNMENT, Lanes, Value
+from ast_fast_kernels._cpu.simd import data_pointer, prefetch_read, prefetch_write
 
 MIN_SIZE, MAX_SIZE = 32, 4096
 """FFT lengths that the two passes serve: powers of two from the one to the other, and these."""

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import logging
 import pickle
+import re
 import time
 from collections.abc import Callable
 from functools import cache
@@ -31,10 +32,10 @@ _UNREADABLE = (
 _OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
-_SOURCES = (
-    "_numba.py", "_team.py", "simd.py", "fft.py", "products.py", "fbank/numba_cpu.py",
-    "attention/numba_cpu.py", "stem/numba_cpu.py", "mix/numba_cpu.py", "normalise/numba_cpu.py",
-)  # fmt: skip
+_PACKAGE = Path(__file__).parents[1]
+
+_EMITS = re.compile(rb"^(?:from|import) (?:numba|llvmlite|ast_fast_kernels\._cpu)\b", re.MULTILINE)
+"""An import of the compiler, or of what emits code with it."""
 
 
 def callback(signature: Any, function: Callable[..., Any]) -> Any:
@@ -166,10 +167,11 @@ def _say_uncached(reason: str) -> None:
 
 
 @cache
-def source_digest() -> str:
-    """Return a digest of every source that kernels are emitted from.
+def source_digest(package: Path = _PACKAGE) -> str:
+    """Return a digest of every source in the package that kernels are emitted from.
 
-    Numba's cache watches one file a kernel; the vector code comes from several.
+    Numba's cache watches one file a kernel; the vector code comes from several: every file that
+    imports the compiler, or what emits code with it.
     """
-    folder = Path(__file__).parent
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _SOURCES)).hexdigest()
+    texts = (path.read_bytes() for path in sorted(package.rglob("*.py")))
+    return hashlib.sha256(b"".join(text for text in texts if _EMITS.search(text))).hexdigest()

@@ -1,22 +1,18 @@
-"""Explicit SIMD for Numba: a vector of float32 lanes and its few operations.
+"""Vectors of float32 lanes in compiled code, and the few operations on them.
 
 `Vector` values live in LLVM registers, so code written with them is vector code whatever the
 optimiser thinks of it: LLVM maps 16 lanes to AVX-512, 8 to AVX2, 4 to NEON or SSE, and splits what
 the machine is too narrow for. Knows no audio.
 
-Two levels use it. Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the
-operators `+ - * /` work on values of `VectorType`. Inside an intrinsic, `Lanes` and `Value` emit
-straight-line code from plain Python (see fft.py).
-
-Squares are transposed by quarters: vectors are put together from runs of four floats in memory,
-which load ports do, and only the fours themselves are transposed by shuffles, which one port does.
+Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the operators `+ - * /` work on
+values of `VectorType`; what they emit is in lanes.py.
 """
 
 from __future__ import annotations
 
-import math
+import ctypes
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -30,21 +26,21 @@ from numba.core.datamodel.models import PrimitiveModel
 from numba.core.datamodel.registry import register_default
 from numba.extending import lower_builtin, type_callable
 
-from ast_fast_kernels._numba import intrinsic
+from ast_fast_kernels._cpu.compile import intrinsic
+from ast_fast_kernels._cpu.lanes import (
+    ALIGNMENT,
+    FLOAT,
+    FLOAT_BYTES,
+    INT32,
+    Lanes,
+    Value,
+    places,
+)
 
-FLOAT_BYTES, INTEGER_BYTES = 4, 8
-
-ALIGNMENT = 64
-"""Bytes to which scratch buffers are aligned: a cache line, and the widest vector."""
+INTEGER_BYTES = 8
 
 LINE = ALIGNMENT // FLOAT_BYTES
 """Floats of a cache line; buffers side by side are each a whole number of them."""
-
-_CONTRACT = ("contract",)
-_FLOAT = ir.FloatType()
-_INT16 = ir.IntType(16)
-_INT32 = ir.IntType(32)
-_FOUR = ir.VectorType(_FLOAT, 4)
 
 
 @cache
@@ -65,8 +61,15 @@ def host_lanes() -> int:
 def aligned(size: int) -> npt.NDArray[np.float32]:
     """Return an uninitialised float32 buffer that begins at a multiple of ALIGNMENT."""
     raw = np.empty(size + LINE, np.float32)
-    start = -(raw.ctypes.data // FLOAT_BYTES) % LINE
+    start = -(address_of(raw) // FLOAT_BYTES) % LINE
     return raw[start : start + size]
+
+
+def address_of(array: npt.NDArray[Any]) -> int:
+    """Return where the array's first element lies; it must have one."""
+    if array.flags.carray:  # contiguous and writable: a third of the time of `ctypes.data`
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
+    return array.ctypes.data
 
 
 class VectorType(types.Type):
@@ -80,288 +83,7 @@ class VectorType(types.Type):
 @register_default(VectorType)
 class _VectorModel(PrimitiveModel):
     def __init__(self, manager: Any, vector: VectorType) -> None:
-        super().__init__(manager, vector, ir.VectorType(_FLOAT, vector.lanes))  # type: ignore[no-untyped-call]
-
-
-class Value:
-    """A vector under construction: operators emit LLVM instructions; floats are constants."""
-
-    def __init__(self, lanes: Lanes, value: ir.Value) -> None:
-        self.lanes = lanes
-        self.value = value
-
-    def _emit(self, instruction: str, left: Operand, right: Operand) -> Value:
-        emit = getattr(self.lanes.builder, instruction)
-        left, right = self.lanes.lift(left), self.lanes.lift(right)
-        return Value(self.lanes, emit(left.value, right.value, flags=_CONTRACT))
-
-    def __add__(self, other: Operand) -> Value:
-        return self._emit("fadd", self, other)
-
-    def __radd__(self, other: Operand) -> Value:
-        return self._emit("fadd", other, self)
-
-    def __sub__(self, other: Operand) -> Value:
-        return self._emit("fsub", self, other)
-
-    def __rsub__(self, other: Operand) -> Value:
-        return self._emit("fsub", other, self)
-
-    def __mul__(self, other: Operand) -> Value:
-        return self._emit("fmul", self, other)
-
-    def __rmul__(self, other: Operand) -> Value:
-        return self._emit("fmul", other, self)
-
-    def __truediv__(self, other: Operand) -> Value:
-        return self._emit("fdiv", self, other)
-
-    def __neg__(self) -> Value:
-        return Value(self.lanes, self.lanes.builder.fneg(self.value))
-
-
-Operand = Value | float
-
-
-class Lanes:
-    """Emits operations on vectors of `count` float32 lanes at the builder's position."""
-
-    def __init__(self, builder: ir.IRBuilder, count: int) -> None:
-        self.builder = builder
-        self.count = count
-        self.type = ir.VectorType(_FLOAT, count)
-        self.int_type = ir.VectorType(_INT32, count)
-        self._align_stack()
-
-    def _align_stack(self) -> None:
-        """Have vectors that do not fit the registers lie within cache lines."""
-        attributes = self.builder.function.attributes
-        attributes.alignstack = ALIGNMENT
-        attributes.add("nounwind")  # without another attribute llvmlite leaves that one out
-
-    def constant(self, value: float) -> Value:
-        """Return a vector whose lanes all hold `value`."""
-        return Value(self, ir.Constant(self.type, [value] * self.count))
-
-    def lift(self, operand: Operand) -> Value:
-        """Return the operand as a vector."""
-        return operand if isinstance(operand, Value) else self.constant(operand)
-
-    def splat(self, scalar: ir.Value) -> Value:
-        """Return a vector whose lanes all hold the scalar."""
-        undefined = ir.Constant(self.type, ir.Undefined)
-        one = self.builder.insert_element(undefined, scalar, _INT32(0))
-        zeros = ir.Constant(self.int_type, [0] * self.count)
-        return Value(self, self.builder.shuffle_vector(one, undefined, zeros))
-
-    def load(self, pointer: ir.Value, index: ir.Value) -> Value:
-        """Load lanes from `pointer[index:]`, at any alignment."""
-        return Value(self, self.builder.load(self._place(pointer, index), align=4))
-
-    def store(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
-        """Store lanes to `pointer[index:]`, at any alignment."""
-        self.builder.store(vector.value, self._place(pointer, index), align=4)
-
-    def _place(self, pointer: ir.Value, index: ir.Value, kind: ir.Type | None = None) -> ir.Value:
-        place = self.builder.gep(pointer, [index])
-        return self.builder.bitcast(place, (kind or self.type).as_pointer())
-
-    def load_int16(self, pointer: ir.Value, index: ir.Value) -> Value:
-        """Load int16 lanes from `pointer[index:]`, at any alignment, as floats."""
-        kind = ir.VectorType(_INT16, self.count)
-        short = self.builder.load(self._place(pointer, index, kind), align=2)
-        wide = self.builder.sext(short, self.int_type)
-        return Value(self, self.builder.sitofp(wide, self.type))
-
-    def load_bfloat16(self, pointer: ir.Value, index: ir.Value) -> Value:
-        """Load bfloat16 lanes from `pointer[index:]`, at any alignment."""
-        b = self.builder
-        kind = ir.VectorType(_INT16, self.count)
-        wide = b.zext(b.load(self._place(pointer, index, kind), align=2), self.int_type)
-        return Value(self, b.bitcast(b.shl(wide, self._integers(16)), self.type))
-
-    def store_bfloat16(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
-        """Store lanes to `pointer[index:]` as bfloat16, rounded to the nearest, ties to even."""
-        b = self.builder
-        kind = ir.VectorType(_INT16, self.count)
-        bits = b.bitcast(vector.value, self.int_type)
-        last = b.and_(b.lshr(bits, self._integers(16)), self._integers(1))
-        rounded = b.add(b.add(bits, self._integers(0x7FFF)), last)
-        is_nan = b.fcmp_unordered("uno", vector.value, vector.value)
-        rounded = b.select(is_nan, self._integers(0x7FC00000), rounded)
-        short = b.trunc(b.lshr(rounded, self._integers(16)), kind)
-        b.store(short, self._place(pointer, index, kind), align=2)
-
-    def _integers(self, value: int) -> ir.Constant:
-        return ir.Constant(self.int_type, [value] * self.count)
-
-    def sum_lanes(self, vector: Value) -> ir.Value:
-        """Return the sum of all lanes, added by halves."""
-        order = list(range(self.count))
-        half = self.count // 2
-        while half:
-            vector = vector + self.shuffle(vector, vector, order[half:] + order[:half])
-            half //= 2
-        return self.builder.extract_element(vector.value, _INT32(0))
-
-    def _load_fours(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
-        """Load four floats from each `pointer[index:]`, side by side."""
-        parts = [
-            self.builder.load(self._place(pointer, index, _FOUR), align=4) for index in indices
-        ]
-        while len(parts) > 1:
-            size = 2 * parts[0].type.count
-            mask = ir.Constant(ir.VectorType(_INT32, size), list(range(size)))
-            parts = [
-                self.builder.shuffle_vector(low, high, mask)
-                for low, high in zip(parts[0::2], parts[1::2], strict=True)
-            ]
-        return Value(self, parts[0])
-
-    def load_turned(self, pointer: ir.Value, index: ir.Value, stride: ir.Value) -> list[Value]:
-        """Load a square, rows `stride` apart from `pointer[index:]`, and return its columns."""
-        rows = _places(self.builder, index, stride, self.count)
-        columns: list[Value] = []
-        for first in range(0, self.count, 4):
-            starts = [self.builder.add(row, row.type(first)) for row in rows]
-            columns += self._transpose_fours(
-                [self._load_fours(pointer, starts[i::4]) for i in range(4)]
-            )
-        return columns
-
-    def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
-        """Load one float into every lane."""
-        return self.splat(self.builder.load(self.builder.gep(pointer, [index]), align=4))
-
-    def shuffle(self, left: Value, right: Value, order: Sequence[int]) -> Value:
-        """Return the lanes of left and right, numbered through, in the given order."""
-        mask = ir.Constant(self.int_type, list(order))
-        return Value(self, self.builder.shuffle_vector(left.value, right.value, mask))
-
-    def sqrt(self, x: Value) -> Value:
-        """Return the square root of every lane."""
-        return self._call("sqrt", x)
-
-    def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
-        """Return a * b + c, rounded once where the machine can."""
-        return self._call("fmuladd", self.lift(a), self.lift(b), self.lift(c))
-
-    def _call(self, name: str, *operands: Value) -> Value:
-        """Call LLVM's own function of that name on vectors."""
-        function = cgutils.get_or_insert_function(
-            self.builder.module,
-            ir.FunctionType(self.type, [self.type] * len(operands)),
-            f"llvm.{name}.v{self.count}f32",
-        )
-        return Value(self, self.builder.call(function, [operand.value for operand in operands]))
-
-    def select_less(self, a: Value, b: Value, yes: Value, no: Value) -> Value:
-        """Return `yes` in lanes where a < b, else `no`; a NaN is not less."""
-        less = self.builder.fcmp_ordered("<", a.value, b.value)
-        return Value(self, self.builder.select(less, yes.value, no.value))
-
-    def equal_or(self, x: Value, value: Value, instead: Value) -> Value:
-        """Return `instead` in lanes where x equals `value`, else x."""
-        equal = self.builder.fcmp_ordered("==", x.value, value.value)
-        return Value(self, self.builder.select(equal, instead.value, x.value))
-
-    def maximum(self, x: Value, floor: Value) -> Value:
-        """Return the larger of each lane; a NaN in x stays."""
-        return self.select_less(x, floor, floor, x)
-
-    def log(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 0: -inf at 0, NaN and infinity as they come.
-
-        A denormal is scaled to a normal number first.
-        """
-        b = self.builder
-        is_tiny = b.fcmp_ordered("<", x.value, self.constant(2.0**-126).value)
-        scaled = Value(self, b.select(is_tiny, (x * 2.0**23).value, x.value))
-        scale = b.select(is_tiny, self.constant(-23 * math.log(2)).value, self.constant(0.0).value)
-        result = self.log_of_normal(scaled) + Value(self, scale)
-        zero = b.fcmp_ordered("==", x.value, self.constant(0.0).value)
-        return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
-
-    def log_of_normal(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 2^-126, NaN and infinity as they come.
-
-        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)); log(m) is a polynomial, off by 1e-7 at
-        most, which is a fifth of the rounding of a logarithm near 16.
-        """
-        b = self.builder
-
-        bits = b.bitcast(x.value, self.int_type)
-        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0. The exponent stays
-        # where it is in the word; the factor makes up for that.
-        exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
-        f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
-        e = Value(self, b.sitofp(exponent, self.type))
-        polynomial = self.constant(_LOG_POLYNOMIAL[0])
-        for coefficient in _LOG_POLYNOMIAL[1:]:
-            polynomial = self.fma(polynomial, f, coefficient)
-        result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
-        # +inf and NaN have no logarithm better than themselves.
-        finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
-        return Value(self, b.select(finite, result.value, x.value))
-
-    def exp2(self, x: Value) -> Value:
-        """Return two to the power of x <= 127, to 2e-7 of it; 0 below -126.5, and NaN stays."""
-        b = self.builder
-        inside = self.maximum(x, self.constant(-127.0))
-        # Added to 1.5 * 2^23, x loses its fraction and leaves the rest in the lowest bits; with the
-        # exponent's bias they are, shifted, a power of two, and of -127 nothing.
-        magic = 12582912.0 + 127
-        shifted = inside + magic
-        f = inside - (shifted - magic)
-        polynomial = self.constant(_EXP2_POLYNOMIAL[0])
-        for coefficient in _EXP2_POLYNOMIAL[1:]:
-            polynomial = self.fma(polynomial, f, coefficient)
-        power = b.shl(b.bitcast(shifted.value, self.int_type), self._integers(23))
-        return polynomial * Value(self, b.bitcast(power, self.type))
-
-    def _transpose_fours(self, rows: Sequence[Value]) -> list[Value]:
-        """Transpose four vectors within each group of four lanes."""
-        low, high = ([], [])  # type: tuple[list[int], list[int]]
-        even, odd = ([], [])  # type: tuple[list[int], list[int]]
-        for first in range(0, self.count, 4):
-            other = first + self.count
-            low += [first, other, first + 1, other + 1]
-            high += [first + 2, other + 2, first + 3, other + 3]
-            even += [first, first + 1, other, other + 1]
-            odd += [first + 2, first + 3, other + 2, other + 3]
-        a, b, c, d = rows
-        ab, cd = self.shuffle(a, b, low), self.shuffle(c, d, low)
-        ab_high, cd_high = self.shuffle(a, b, high), self.shuffle(c, d, high)
-        return [
-            self.shuffle(left, right, order)
-            for left, right in ((ab, cd), (ab_high, cd_high))
-            for order in (even, odd)
-        ]
-
-
-# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1, the last coefficient 1: least largest error, found
-# by linear programming (scipy.optimize.linprog on 1,201 Chebyshev points).
-_LOG_POLYNOMIAL = (
-    -0.10408225655555725,
-    0.16317272186279297,
-    -0.17196124792099,
-    0.19888561964035034,
-    -0.24973444640636444,
-    0.3333527743816376,
-    -0.5000028610229492,
-    1.0,
-)
-
-
-# 2^f on -1/2 to 1/2, the last coefficient 1: found alike, by relative error, on 2,001 points.
-_EXP2_POLYNOMIAL = (
-    0.001326472032815218,
-    0.009671512991189957,
-    0.05550733953714371,
-    0.24022242426872253,
-    0.6931470036506653,
-    1.0,
-)
+        super().__init__(manager, vector, ir.VectorType(FLOAT, vector.lanes))  # type: ignore[no-untyped-call]
 
 
 def data_pointer(context: Any, builder: ir.IRBuilder, kind: Any, value: ir.Value) -> ir.Value:
@@ -414,7 +136,7 @@ def _tuple_of(kind: Any, doc: str) -> Any:
 
         def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
             first = builder.inttoptr(args[0], context.get_value_type(types.CPointer(kind)))
-            places = (builder.gep(first, [_INT32(i)]) for i in range(result.count))
+            places = (builder.gep(first, [INT32(i)]) for i in range(result.count))
             return context.make_tuple(builder, result, [builder.load(p) for p in places])
 
         return result(types.intp, count), emit
@@ -438,12 +160,12 @@ def _prefetch(*, write: bool, doc: str) -> Any:
             byte = ir.IntType(8).as_pointer()
             function = cgutils.get_or_insert_function(
                 builder.module,
-                ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32]),
+                ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
                 "llvm.prefetch.p0i8",
             )
             # What is read soon goes to the second cache: the first is full of what is used now.
-            flags = (_INT32(1), _INT32(3)) if write else (_INT32(0), _INT32(2))
-            builder.call(function, [builder.inttoptr(args[0], byte), *flags, _INT32(1)])
+            flags = (INT32(1), INT32(3)) if write else (INT32(0), INT32(2))
+            builder.call(function, [builder.inttoptr(args[0], byte), *flags, INT32(1)])
             return context.get_dummy_value()
 
         return types.void(types.intp), emit
@@ -563,17 +285,12 @@ def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any)
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         pointer = data_pointer(context, builder, array, args[0])
         result = ir.Constant(Lanes(builder, vector.lanes).type, ir.Undefined)
-        for lane, place in enumerate(_places(builder, args[1], args[2], vector.lanes)):
+        for lane, place in enumerate(places(builder, args[1], args[2], vector.lanes)):
             value = builder.load(builder.gep(pointer, [place]), align=4)
-            result = builder.insert_element(result, value, _INT32(lane))
+            result = builder.insert_element(result, value, INT32(lane))
         return result
 
     return vector(array, types.intp, types.intp, lanes), emit
-
-
-def _places(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
-    """Return start, start + stride, … as indices."""
-    return [builder.add(start, builder.mul(stride, stride.type(row))) for row in range(count)]
 
 
 @intrinsic
@@ -661,7 +378,7 @@ def multiply_add(typing_context: Any, a: Any, b: Any, c: Any) -> Any:
             lanes = Lanes(builder, a.lanes)
             return lanes.fma(*(Value(lanes, arg) for arg in args)).value
         function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_FLOAT, [_FLOAT] * 3), "llvm.fmuladd.f32"
+            builder.module, ir.FunctionType(FLOAT, [FLOAT] * 3), "llvm.fmuladd.f32"
         )
         return builder.call(function, args)
 
@@ -690,7 +407,7 @@ def transpose_tile(
         read = data_pointer(context, builder, source, args[0])
         write = data_pointer(context, builder, target, args[2])
         turned = vectors.load_turned(read, args[1], args[1].type(count))
-        targets = _places(builder, args[3], args[4], count)
+        targets = places(builder, args[3], args[4], count)
         for vector, place in zip(turned, targets, strict=True):
             vectors.store(vector, write, place)
         return context.get_dummy_value()
@@ -727,7 +444,7 @@ def turn_differences(
         turned = vectors.load_turned(read, args[1], args[2])
         before = Value(vectors, args[7])
         minus = -Value(vectors, args[6])
-        targets = _places(builder, args[4], args[5], vectors.count)
+        targets = places(builder, args[4], args[5], vectors.count)
         for vector, place in zip(turned, targets, strict=True):
             vectors.store(vectors.fma(minus, before, vector), write, place)
             before = vector
@@ -765,7 +482,7 @@ def turn_scaled(
         read = data_pointer(context, builder, source, args[0])
         write = data_pointer(context, builder, target, args[3])
         turned = vectors.load_turned(read, args[1], args[2])
-        targets = _places(builder, args[4], args[5], vectors.count)
+        targets = places(builder, args[4], args[5], vectors.count)
         for vector, place in zip(turned, targets, strict=True):
             vectors.store(vector * Value(vectors, args[6]), write, place)
         return context.get_dummy_value()

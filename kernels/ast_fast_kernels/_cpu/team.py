@@ -5,7 +5,7 @@ milliseconds; a thread of another kind that wants their cores gets half of them.
 between torch's operators runs on torch's threads: `GOMP_parallel`, the function behind every
 parallel region that gcc compiles, in the library that torch loaded. Where there is none, in a
 process that was forked, whose team a fork does not copy, and where many threads may call at once,
-the plain threads of `_threads` do the same work.
+the plain threads of `threads.py` do the same work.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import ctypes
 import logging
 import os
 import re
+import sys
 import threading
 from array import array
 from collections.abc import Callable
@@ -21,12 +22,13 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import numba
 from llvmlite import ir
 from numba.core import types
 
-from ast_fast_kernels import _threads
-from ast_fast_kernels._numba import callback, intrinsic
+from ast_fast_kernels._cpu import threads as plain_threads
+from ast_fast_kernels._cpu.compile import callback, intrinsic
+from ast_fast_kernels._torch.tracing import is_loaded
 
 NEXT_ITEM, NEXT_WORKER, HEADER = 0, 1, 2
 """Integers at the front of a task's memory, for `take`: the next item, the next worker's number."""
@@ -53,7 +55,7 @@ def run_items(
         numbers: What it finds behind the header.
         threads: How many may find an item.
         team: Torch's threads, as the caller knows them who has memory for each.
-        shared: Whether any thread but the main one is helped by those of `_threads`: what many
+        shared: Whether any thread but the main one is helped by those of `threads.py`: what many
             threads call at once, as a server's do, would start a team for each of them.
     """
     task = array("q", (*[0] * HEADER, *numbers))  # numpy takes longer to say where one lies
@@ -61,18 +63,46 @@ def run_items(
     if threads <= 1:
         worker.ctypes(address)
         return
-    if not _was_forked(os.getpid()) and not (shared and not _is_main_thread()):
+    if is_loaded() and not (_was_forked(os.getpid()) or (shared and not _is_main_thread())):
         parallel = _gomp_parallel()
         if parallel is not None:
             parallel(worker.address, address, team, 0)
             return
 
-    _threads.call_at_once(partial(worker.ctypes, address), threads)
+    plain_threads.call_at_once(partial(worker.ctypes, address), threads)
+
+
+def team_size() -> int:
+    """Return how many threads a call may have: torch's number, where torch is loaded.
+
+    Elsewhere the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
+    CPUs that the process may use.
+    """
+    global _torch_threads
+    if _torch_threads is None:
+        if not is_loaded():
+            return _threads_without_torch()
+        import torch
+
+        _torch_threads = torch.get_num_threads
+    return _torch_threads()
+
+
+_torch_threads: Callable[[], int] | None = None
+
+
+@cache
+def _threads_without_torch() -> int:
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if asked.isdecimal() and int(asked) > 0:
+        return int(asked)
+    threads: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return threads
 
 
 def compile_worker(function: Callable[[int], None]) -> Any:
     """Compile what takes a task's address, and takes items from it by `take`."""
-    with _threads.compile_lock:
+    with plain_threads.compile_lock:
         return callback(types.void(types.intp), function)
 
 
@@ -97,7 +127,7 @@ def _is_main_thread() -> bool:
 @cache
 def _gomp_parallel() -> Any:
     """Return torch's `GOMP_parallel(function, data, threads, flags)`; None where it has none."""
-    beside_torch = str(Path(torch.__file__).parent)
+    beside_torch = str(Path(sys.modules["torch"].__file__ or "").parent)
     for library in sorted(_loaded_openmp(), key=lambda path: not path.startswith(beside_torch)):
         try:
             function = ctypes.CDLL(library).GOMP_parallel

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels import _checks, _operators
-from ast_fast_kernels._tracing import constant_in_graphs
+from ast_fast_kernels._torch import checks, operators
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 HAS_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
 IS_THERE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -20,7 +20,7 @@ def is_faster_here() -> bool:
 
     MKL keeps to AVX2 on CPUs that are not Intel's: 190 GFLOP/s where oneDNN does 400 (docs/log.md).
     """
-    capabilities = _checks.cpu_capabilities()
+    capabilities = checks.cpu_capabilities()
     is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
     return is_amd and bool(capabilities.get("avx512_f", False)) and HAS_MKL
 
@@ -39,9 +39,9 @@ def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> st
     """
     for name, tensor in (("tokens", tokens), ("weight", weight), ("bias", bias)):
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
-            kind = _checks.dtype_name(tensor.dtype)
+            kind = checks.dtype_name(tensor.dtype)
             return f"onednn needs {name} in float32 on the CPU, got {kind} on {tensor.device}"
-        if not _checks.is_strided(tensor):
+        if not checks.is_strided(tensor):
             return f"onednn needs {name} to be dense and strided"
     if torch.is_autocast_enabled("cpu"):
         return "onednn needs float32, which autocast would take away"
@@ -49,7 +49,7 @@ def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> st
         return "onednn is not in this build of torch"
     if requested == "auto" and not (IS_FASTER and _is_enabled()):
         return "torch's own products are as fast on this CPU, or oneDNN is switched off"
-    return _checks.transform_obstacle("onednn")
+    return checks.transform_obstacle("onednn")
 
 
 @constant_in_graphs
@@ -112,10 +112,8 @@ def _of_weight(grad: Tensor, tokens: Tensor) -> Tensor:
     return project(grad.T, tokens.T, None)
 
 
-_operators.define(
-    "linear_onednn(Tensor tokens, Tensor weight, Tensor? bias) -> Tensor", _run, _fake
-)
+operators.define("linear_onednn(Tensor tokens, Tensor weight, Tensor? bias) -> Tensor", _run, _fake)
 torch.library.register_autograd("ast_fast::linear_onednn", _gradient, setup_context=_keep)
-_operators.define(
+operators.define(
     "linear_gelu_onednn(Tensor tokens, Tensor weight, Tensor bias) -> Tensor", _run_gelu, _fake
 )

@@ -1,0 +1,313 @@
+"""Vectors of float32 lanes under construction: plain Python that emits straight-line LLVM code.
+
+`Lanes` and `Value` are for the inside of an intrinsic (see fft.py); simd.py has what compiled code
+calls. Knows no audio.
+
+Squares are transposed by quarters: vectors are put together from runs of four floats in memory,
+which load ports do, and only the fours themselves are transposed by shuffles, which one port does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from llvmlite import ir
+from numba.core import cgutils
+
+FLOAT_BYTES = 4
+
+ALIGNMENT = 64
+"""Bytes to which scratch buffers are aligned: a cache line, and the widest vector."""
+
+_CONTRACT = ("contract",)
+FLOAT = ir.FloatType()
+_INT16 = ir.IntType(16)
+INT32 = ir.IntType(32)
+_FOUR = ir.VectorType(FLOAT, 4)
+
+
+class Value:
+    """A vector under construction: operators emit LLVM instructions; floats are constants."""
+
+    def __init__(self, lanes: Lanes, value: ir.Value) -> None:
+        self.lanes = lanes
+        self.value = value
+
+    def _emit(self, instruction: str, left: Operand, right: Operand) -> Value:
+        emit = getattr(self.lanes.builder, instruction)
+        left, right = self.lanes.lift(left), self.lanes.lift(right)
+        return Value(self.lanes, emit(left.value, right.value, flags=_CONTRACT))
+
+    def __add__(self, other: Operand) -> Value:
+        return self._emit("fadd", self, other)
+
+    def __radd__(self, other: Operand) -> Value:
+        return self._emit("fadd", other, self)
+
+    def __sub__(self, other: Operand) -> Value:
+        return self._emit("fsub", self, other)
+
+    def __rsub__(self, other: Operand) -> Value:
+        return self._emit("fsub", other, self)
+
+    def __mul__(self, other: Operand) -> Value:
+        return self._emit("fmul", self, other)
+
+    def __rmul__(self, other: Operand) -> Value:
+        return self._emit("fmul", other, self)
+
+    def __truediv__(self, other: Operand) -> Value:
+        return self._emit("fdiv", self, other)
+
+    def __neg__(self) -> Value:
+        return Value(self.lanes, self.lanes.builder.fneg(self.value))
+
+
+Operand = Value | float
+
+
+class Lanes:
+    """Emits operations on vectors of `count` float32 lanes at the builder's position."""
+
+    def __init__(self, builder: ir.IRBuilder, count: int) -> None:
+        self.builder = builder
+        self.count = count
+        self.type = ir.VectorType(FLOAT, count)
+        self.int_type = ir.VectorType(INT32, count)
+        self._align_stack()
+
+    def _align_stack(self) -> None:
+        """Have vectors that do not fit the registers lie within cache lines."""
+        attributes = self.builder.function.attributes
+        attributes.alignstack = ALIGNMENT
+        attributes.add("nounwind")  # without another attribute llvmlite leaves that one out
+
+    def constant(self, value: float) -> Value:
+        """Return a vector whose lanes all hold `value`."""
+        return Value(self, ir.Constant(self.type, [value] * self.count))
+
+    def lift(self, operand: Operand) -> Value:
+        """Return the operand as a vector."""
+        return operand if isinstance(operand, Value) else self.constant(operand)
+
+    def splat(self, scalar: ir.Value) -> Value:
+        """Return a vector whose lanes all hold the scalar."""
+        undefined = ir.Constant(self.type, ir.Undefined)
+        one = self.builder.insert_element(undefined, scalar, INT32(0))
+        zeros = ir.Constant(self.int_type, [0] * self.count)
+        return Value(self, self.builder.shuffle_vector(one, undefined, zeros))
+
+    def load(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load lanes from `pointer[index:]`, at any alignment."""
+        return Value(self, self.builder.load(self._place(pointer, index), align=4))
+
+    def store(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
+        """Store lanes to `pointer[index:]`, at any alignment."""
+        self.builder.store(vector.value, self._place(pointer, index), align=4)
+
+    def _place(self, pointer: ir.Value, index: ir.Value, kind: ir.Type | None = None) -> ir.Value:
+        place = self.builder.gep(pointer, [index])
+        return self.builder.bitcast(place, (kind or self.type).as_pointer())
+
+    def load_int16(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load int16 lanes from `pointer[index:]`, at any alignment, as floats."""
+        kind = ir.VectorType(_INT16, self.count)
+        short = self.builder.load(self._place(pointer, index, kind), align=2)
+        wide = self.builder.sext(short, self.int_type)
+        return Value(self, self.builder.sitofp(wide, self.type))
+
+    def load_bfloat16(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load bfloat16 lanes from `pointer[index:]`, at any alignment."""
+        b = self.builder
+        kind = ir.VectorType(_INT16, self.count)
+        wide = b.zext(b.load(self._place(pointer, index, kind), align=2), self.int_type)
+        return Value(self, b.bitcast(b.shl(wide, self._integers(16)), self.type))
+
+    def store_bfloat16(self, vector: Value, pointer: ir.Value, index: ir.Value) -> None:
+        """Store lanes to `pointer[index:]` as bfloat16, rounded to the nearest, ties to even."""
+        b = self.builder
+        kind = ir.VectorType(_INT16, self.count)
+        bits = b.bitcast(vector.value, self.int_type)
+        last = b.and_(b.lshr(bits, self._integers(16)), self._integers(1))
+        rounded = b.add(b.add(bits, self._integers(0x7FFF)), last)
+        is_nan = b.fcmp_unordered("uno", vector.value, vector.value)
+        rounded = b.select(is_nan, self._integers(0x7FC00000), rounded)
+        short = b.trunc(b.lshr(rounded, self._integers(16)), kind)
+        b.store(short, self._place(pointer, index, kind), align=2)
+
+    def _integers(self, value: int) -> ir.Constant:
+        return ir.Constant(self.int_type, [value] * self.count)
+
+    def sum_lanes(self, vector: Value) -> ir.Value:
+        """Return the sum of all lanes, added by halves."""
+        order = list(range(self.count))
+        half = self.count // 2
+        while half:
+            vector = vector + self.shuffle(vector, vector, order[half:] + order[:half])
+            half //= 2
+        return self.builder.extract_element(vector.value, INT32(0))
+
+    def _load_fours(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
+        """Load four floats from each `pointer[index:]`, side by side."""
+        parts = [
+            self.builder.load(self._place(pointer, index, _FOUR), align=4) for index in indices
+        ]
+        while len(parts) > 1:
+            size = 2 * parts[0].type.count
+            mask = ir.Constant(ir.VectorType(INT32, size), list(range(size)))
+            parts = [
+                self.builder.shuffle_vector(low, high, mask)
+                for low, high in zip(parts[0::2], parts[1::2], strict=True)
+            ]
+        return Value(self, parts[0])
+
+    def load_turned(self, pointer: ir.Value, index: ir.Value, stride: ir.Value) -> list[Value]:
+        """Load a square, rows `stride` apart from `pointer[index:]`, and return its columns."""
+        rows = places(self.builder, index, stride, self.count)
+        columns: list[Value] = []
+        for first in range(0, self.count, 4):
+            starts = [self.builder.add(row, row.type(first)) for row in rows]
+            columns += self._transpose_fours(
+                [self._load_fours(pointer, starts[i::4]) for i in range(4)]
+            )
+        return columns
+
+    def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
+        """Load one float into every lane."""
+        return self.splat(self.builder.load(self.builder.gep(pointer, [index]), align=4))
+
+    def shuffle(self, left: Value, right: Value, order: Sequence[int]) -> Value:
+        """Return the lanes of left and right, numbered through, in the given order."""
+        mask = ir.Constant(self.int_type, list(order))
+        return Value(self, self.builder.shuffle_vector(left.value, right.value, mask))
+
+    def sqrt(self, x: Value) -> Value:
+        """Return the square root of every lane."""
+        return self._call("sqrt", x)
+
+    def fma(self, a: Operand, b: Operand, c: Operand) -> Value:
+        """Return a * b + c, rounded once where the machine can."""
+        return self._call("fmuladd", self.lift(a), self.lift(b), self.lift(c))
+
+    def _call(self, name: str, *operands: Value) -> Value:
+        """Call LLVM's own function of that name on vectors."""
+        function = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(self.type, [self.type] * len(operands)),
+            f"llvm.{name}.v{self.count}f32",
+        )
+        return Value(self, self.builder.call(function, [operand.value for operand in operands]))
+
+    def select_less(self, a: Value, b: Value, yes: Value, no: Value) -> Value:
+        """Return `yes` in lanes where a < b, else `no`; a NaN is not less."""
+        less = self.builder.fcmp_ordered("<", a.value, b.value)
+        return Value(self, self.builder.select(less, yes.value, no.value))
+
+    def equal_or(self, x: Value, value: Value, instead: Value) -> Value:
+        """Return `instead` in lanes where x equals `value`, else x."""
+        equal = self.builder.fcmp_ordered("==", x.value, value.value)
+        return Value(self, self.builder.select(equal, instead.value, x.value))
+
+    def maximum(self, x: Value, floor: Value) -> Value:
+        """Return the larger of each lane; a NaN in x stays."""
+        return self.select_less(x, floor, floor, x)
+
+    def log(self, x: Value) -> Value:
+        """Return the natural logarithm of x >= 0: -inf at 0, NaN and infinity as they come.
+
+        A denormal is scaled to a normal number first.
+        """
+        b = self.builder
+        is_tiny = b.fcmp_ordered("<", x.value, self.constant(2.0**-126).value)
+        scaled = Value(self, b.select(is_tiny, (x * 2.0**23).value, x.value))
+        scale = b.select(is_tiny, self.constant(-23 * math.log(2)).value, self.constant(0.0).value)
+        result = self.log_of_normal(scaled) + Value(self, scale)
+        zero = b.fcmp_ordered("==", x.value, self.constant(0.0).value)
+        return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
+
+    def log_of_normal(self, x: Value) -> Value:
+        """Return the natural logarithm of x >= 2^-126, NaN and infinity as they come.
+
+        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)); log(m) is a polynomial, off by 1e-7 at
+        most, which is a fifth of the rounding of a logarithm near 16.
+        """
+        b = self.builder
+
+        bits = b.bitcast(x.value, self.int_type)
+        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0. The exponent stays
+        # where it is in the word; the factor makes up for that.
+        exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
+        f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
+        e = Value(self, b.sitofp(exponent, self.type))
+        polynomial = self.constant(_LOG_POLYNOMIAL[0])
+        for coefficient in _LOG_POLYNOMIAL[1:]:
+            polynomial = self.fma(polynomial, f, coefficient)
+        result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
+        # +inf and NaN have no logarithm better than themselves.
+        finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
+        return Value(self, b.select(finite, result.value, x.value))
+
+    def exp2(self, x: Value) -> Value:
+        """Return two to the power of x <= 127, to 2e-7 of it; 0 below -126.5, and NaN stays."""
+        b = self.builder
+        inside = self.maximum(x, self.constant(-127.0))
+        # Added to 1.5 * 2^23, x loses its fraction and leaves the rest in the lowest bits; with the
+        # exponent's bias they are, shifted, a power of two, and of -127 nothing.
+        magic = 12582912.0 + 127
+        shifted = inside + magic
+        f = inside - (shifted - magic)
+        polynomial = self.constant(_EXP2_POLYNOMIAL[0])
+        for coefficient in _EXP2_POLYNOMIAL[1:]:
+            polynomial = self.fma(polynomial, f, coefficient)
+        power = b.shl(b.bitcast(shifted.value, self.int_type), self._integers(23))
+        return polynomial * Value(self, b.bitcast(power, self.type))
+
+    def _transpose_fours(self, rows: Sequence[Value]) -> list[Value]:
+        """Transpose four vectors within each group of four lanes."""
+        low, high = ([], [])  # type: tuple[list[int], list[int]]
+        even, odd = ([], [])  # type: tuple[list[int], list[int]]
+        for first in range(0, self.count, 4):
+            other = first + self.count
+            low += [first, other, first + 1, other + 1]
+            high += [first + 2, other + 2, first + 3, other + 3]
+            even += [first, first + 1, other, other + 1]
+            odd += [first + 2, first + 3, other + 2, other + 3]
+        a, b, c, d = rows
+        ab, cd = self.shuffle(a, b, low), self.shuffle(c, d, low)
+        ab_high, cd_high = self.shuffle(a, b, high), self.shuffle(c, d, high)
+        return [
+            self.shuffle(left, right, order)
+            for left, right in ((ab, cd), (ab_high, cd_high))
+            for order in (even, odd)
+        ]
+
+
+# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1, the last coefficient 1: least largest error, found
+# by linear programming (scipy.optimize.linprog on 1,201 Chebyshev points).
+_LOG_POLYNOMIAL = (
+    -0.10408225655555725,
+    0.16317272186279297,
+    -0.17196124792099,
+    0.19888561964035034,
+    -0.24973444640636444,
+    0.3333527743816376,
+    -0.5000028610229492,
+    1.0,
+)
+
+
+# 2^f on -1/2 to 1/2, the last coefficient 1: found alike, by relative error, on 2,001 points.
+_EXP2_POLYNOMIAL = (
+    0.001326472032815218,
+    0.009671512991189957,
+    0.05550733953714371,
+    0.24022242426872253,
+    0.6931470036506653,
+    1.0,
+)
+
+
+def places(builder: ir.IRBuilder, start: ir.Value, stride: ir.Value, count: int) -> list[ir.Value]:
+    """Return start, start + stride, … as indices."""
+    return [builder.add(start, builder.mul(stride, stride.type(row))) for row in range(count)]

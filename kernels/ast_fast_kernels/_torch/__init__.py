@@ -1,0 +1,1 @@
+"""What the operations share on torch's side: checks, operators, autocast, tracing."""

@@ -1,0 +1,115 @@
+"""The filterbank from numpy to numpy by Numba, without torch: checks, choice, run."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch.optional import is_tensor
+from ast_fast_kernels.fbank.checks import Lengths, check_config, check_length
+from ast_fast_kernels.fbank.config import FbankConfig
+
+Array = npt.NDArray[Any]
+
+_DTYPES = frozenset(map(np.dtype, (np.float32, np.float64, np.int16)))
+
+
+def compute(
+    waveform: Array, config: FbankConfig, lengths: Lengths | None, out: Array | None
+) -> Array:
+    """Do what `fbank` does for an array that Numba can take.
+
+    Args:
+        waveform: As `chosen_backend` has checked it.
+        config: The conventions.
+        lengths: As in `fbank`.
+        out: As `check_out` has checked it.
+    """
+    leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
+    counts = None if lengths is None else _checked_lengths(lengths, leading, num_samples)
+    shape = (*leading, config.num_frames(num_samples), config.num_mel_bins)
+    if 0 in shape:
+        return np.empty(shape, np.float32) if out is None else out
+    rows = _readable(waveform)
+    flat_out = out
+    if rows.ndim != 2:
+        rows = rows.reshape(math.prod(leading), num_samples)
+        flat_out = None if out is None else out.reshape(len(rows), *shape[-2:])
+    log_mel: Array = _dispatch.load_backend("fbank", "numba")(rows, config, flat_out, counts)
+    if out is not None:
+        return out
+    return log_mel if len(shape) == 3 else log_mel.reshape(shape)
+
+
+def chosen_backend(waveform: Array, config: FbankConfig, backend: str) -> str:
+    """Check a waveform and its config, and return the backend that runs."""
+    if waveform.dtype not in _DTYPES:
+        raise TypeError(f"waveform must be float32, float64 or int16, got {waveform.dtype}")
+    if isinstance(waveform, np.ma.MaskedArray):
+        raise TypeError("waveform must be an array without a mask, got MaskedArray")
+    check_config(config)
+    check_length(waveform.shape, config)
+    requested = _dispatch.requested_backend("fbank", backend)
+    numba = {"numba": lambda: obstacle(waveform, config)}
+    return _dispatch.choose_kernel("fbank", requested, "cpu", numba, "reference")
+
+
+def obstacle(waveform: Array, config: FbankConfig) -> str | None:
+    """Say why numba cannot run this input; None when it can."""
+    if waveform.dtype == np.float64:
+        return f"numba needs a float32 or int16 waveform, got {waveform.dtype}"
+    # Loads Numba, so not before there is something for it to do.
+    from ast_fast_kernels.fbank.numba_cpu import unsupported
+
+    return unsupported(config)
+
+
+def check_out(out: object, waveform: Array, config: FbankConfig) -> None:
+    """Raise unless `out` can take the energies of the waveform."""
+    if not isinstance(out, np.ndarray):
+        kind = type(out).__name__
+        raise TypeError(f"out must be a numpy array, as the waveform is, got {kind}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be C-contiguous and writable")
+    dtype = np.dtype(np.float64 if waveform.dtype == np.float64 else np.float32)
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {dtype}, got {out.dtype}")
+    num_frames = config.num_frames(waveform.shape[-1])
+    shape = (*waveform.shape[:-1], num_frames, config.num_mel_bins)
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, got {out.shape}")
+
+
+def _readable(waveform: Array) -> Array:
+    """Return it, copied if its strides are negative or no whole samples: kernels take neither."""
+    item = waveform.itemsize
+    if any(stride < 0 or stride % item for stride in waveform.strides):
+        return waveform.copy()
+    return waveform
+
+
+def _checked_lengths(lengths: Lengths, leading: tuple[int, ...], num_samples: int) -> list[int]:
+    """Return one count of samples for each row of the flattened batch."""
+    if is_tensor(lengths):
+        lengths = lengths.numpy(force=True)
+    try:
+        counts = np.asarray(lengths)
+    except ValueError:  # of ragged lists
+        counts = np.asarray(None)
+    if counts.dtype.kind not in "biufc":
+        given = reprlib.repr(lengths)
+        raise TypeError(f"lengths must be integers of shape {leading}, got {given}")
+    if counts.dtype.kind not in "iu" and counts.size:  # an empty list has no type of its own
+        raise TypeError(f"lengths must be integers, got {counts.dtype}")
+    if counts.shape != leading:
+        raise ValueError(f"lengths must have shape {leading}, got {counts.shape}")
+    listed: list[int] = counts.reshape(-1).tolist()
+    wrong = [count for count in listed if not 0 <= count <= num_samples]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
+    return listed

@@ -1,0 +1,196 @@
+"""The filterbank of a tensor that nothing traces: checks, choice of a backend, ragged batches."""
+
+from __future__ import annotations
+
+import math
+import reprlib
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels import _dispatch
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels.fbank.checks import Lengths, check_length
+from ast_fast_kernels.fbank.config import FbankConfig
+
+_DTYPES = (torch.float32, torch.float64, torch.int16)
+
+
+def compute(
+    waveform: Tensor,
+    config: FbankConfig,
+    lengths: Lengths | None,
+    out: Tensor | None,
+    backend: str,
+) -> Tensor:
+    """Do what `fbank` does for a tensor that has values, and that nothing traces.
+
+    Only the reference is differentiable here.
+    """
+    check_waveform(waveform, config)
+    if waveform.is_neg():
+        waveform = waveform.resolve_neg()
+    leading = waveform.shape[:-1]
+    num_frames = config.num_frames(waveform.shape[-1])
+    shape = (*leading, num_frames, config.num_mel_bins)
+    if out is not None:
+        check_out(out, shape, waveform)
+
+    samples = waveform
+    if waveform.dim() != 2:
+        samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
+    flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
+    chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
+    check = _device_lengths if chosen == "triton" else check_lengths
+    sample_counts = check(lengths, leading, waveform)
+    if samples.shape[0] == 0 or num_frames == 0:
+        return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
+    run = _dispatch.load_backend("fbank", chosen)
+    log_mel: Tensor = run(samples, config, flat_out, sample_counts)
+    if out is not None:
+        return out
+    return log_mel if len(shape) == 3 else log_mel.view(shape)
+
+
+def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:
+    """Check a waveform, and return the backend that runs."""
+    check_waveform(waveform, config)
+    return choose_backend(_dispatch.requested_backend("fbank", backend), waveform, config)
+
+
+def empty_result(
+    waveform: Tensor, config: FbankConfig, lengths: Tensor | None, backend: str
+) -> Tensor:
+    """Return what `compute` would, unfilled, after the checks that need no values."""
+    check_waveform(waveform, config)
+    leading = waveform.shape[:-1]
+    if lengths is not None:
+        as_counts(lengths, leading)
+    _dispatch.requested_backend("fbank", backend)
+    if backend != "auto":
+        choose_backend(backend, waveform, config)
+    shape = (*leading, config.num_frames(waveform.shape[-1]), config.num_mel_bins)
+    return waveform.new_empty(shape, dtype=result_dtype(waveform))
+
+
+def result_dtype(waveform: Tensor) -> torch.dtype:
+    """Return the features' dtype: the waveform's, float32 for int16."""
+    return torch.float32 if waveform.dtype == torch.int16 else waveform.dtype
+
+
+def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
+    """Raise unless dtype and length fit (one frame at least, where nothing is padded)."""
+    if waveform.dtype not in _DTYPES:
+        raise TypeError(
+            f"waveform must be float32, float64 or int16, got {checks.dtype_name(waveform.dtype)}"
+        )
+    check_length(waveform.shape, config)
+
+
+def check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
+    """Raise unless `out` can take energies of this shape, without a gradient."""
+    dtype = result_dtype(waveform)
+    if out.dtype != dtype:
+        raise TypeError(
+            f"out must be {checks.dtype_name(dtype)}, got {checks.dtype_name(out.dtype)}"
+        )
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out must have shape {shape}, got {tuple(out.shape)}")
+    if out.device != waveform.device:
+        raise ValueError(f"out must be on {waveform.device}, as the waveform is, got {out.device}")
+    if not out.is_contiguous():
+        raise ValueError(f"out must be contiguous, got strides {out.stride()}")
+    if torch.is_grad_enabled() and (waveform.requires_grad or out.requires_grad):
+        raise ValueError("out must be None where gradients are wanted, got a tensor")
+
+
+def check_lengths(
+    lengths: Lengths | None, leading: torch.Size, waveform: Tensor
+) -> list[int] | None:
+    """Return one count of samples for each row of the flattened batch."""
+    if lengths is None:
+        return None
+    num_samples = waveform.shape[-1]
+    counts = as_counts(lengths, leading)
+    listed: list[int] = counts.reshape(-1).tolist()
+    wrong = [count for count in listed if not 0 <= count <= num_samples]
+    if wrong:
+        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
+    return listed
+
+
+def _device_lengths(
+    lengths: Lengths | None, leading: torch.Size, waveform: Tensor
+) -> Tensor | None:
+    """Return the same on the waveform's device, which need not be waited for."""
+    if lengths is None:
+        return None
+    counts = as_counts(lengths, leading)
+    if counts.device.type == "cpu":
+        check_lengths(counts, leading, waveform)
+    return counts.reshape(-1).to(waveform.device)
+
+
+def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
+    """Return lengths as a tensor, whose values are yet to be checked."""
+    try:
+        counts = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
+    except (TypeError, ValueError, RuntimeError):  # what torch raises for strings, None, ragged
+        given = reprlib.repr(lengths)
+        raise TypeError(
+            f"lengths must be integers of shape {tuple(leading)}, got {given}"
+        ) from None
+    no_integers = counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool
+    if no_integers and counts.numel():  # an empty list has no type of its own
+        raise TypeError(f"lengths must be integers, got {checks.dtype_name(counts.dtype)}")
+    if counts.shape != leading:
+        raise ValueError(f"lengths must have shape {tuple(leading)}, got {tuple(counts.shape)}")
+    return counts
+
+
+def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
+    """Return the backend that runs; auto takes the device's own kernels wherever they can.
+
+    Not by `choose_kernel`, which asks by closures: a short clip's call would see them.
+    """
+    own = "triton" if samples.is_cuda else "numba"
+    named = own if requested == "auto" else requested
+    obstacle = _OBSTACLES[named](samples, config) if named in _OBSTACLES else None
+    if requested == "auto":
+        chosen = own if obstacle is None else "reference"
+        _dispatch.log_choice("fbank", chosen, obstacle)
+        return chosen
+    if obstacle is not None:
+        raise RuntimeError(f'{obstacle}; use backend="reference"')
+    return requested
+
+
+def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
+    """Say why numba cannot run this input; None when it can."""
+    if samples.device.type != "cpu":
+        return f"numba needs a CPU waveform, got {samples.device}"
+    if samples.dtype not in (torch.float32, torch.int16):
+        return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
+    if torch._C._are_functorch_transforms_active():
+        return "numba runs under no transform of torch.func"
+    # Loads Numba, so not before there is something for it to do.
+    from ast_fast_kernels.fbank.numba_cpu import unsupported
+
+    return unsupported(config)
+
+
+def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
+    """Say why Triton cannot run this input; None when it can."""
+    obstacle = checks.triton_obstacle("a waveform", samples)
+    if obstacle is not None:
+        return obstacle
+    if samples.dtype not in (torch.float32, torch.int16):
+        return f"triton needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
+    from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
+
+    if samples.shape[-1] >= MOST_PLACES:
+        return f"triton needs fewer than 2 ** 31 samples a clip, got {samples.shape[-1]}"
+    return unsupported(config)
+
+
+_OBSTACLES = {"numba": _numba_obstacle, "triton": _triton_obstacle}

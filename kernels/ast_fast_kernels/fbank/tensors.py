@@ -1,0 +1,48 @@
+"""The filterbank from tensor to tensor: run at once, or as the operator where that is needed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels.fbank import eager
+from ast_fast_kernels.fbank.checks import Lengths, check_config
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+def compute(
+    waveform: object, config: FbankConfig, lengths: Lengths | None, out: object, backend: str
+) -> Tensor:
+    """Do what `fbank` does for all but arrays."""
+    if not isinstance(waveform, Tensor):
+        raise _no_waveform(waveform)
+    check_config(config)
+    if out is not None and not isinstance(out, Tensor):
+        raise TypeError(f"out must be a tensor, as the waveform is, got {type(out).__name__}")
+    if _needs_operator(waveform, config, backend):
+        from ast_fast_kernels.fbank import ops  # registers the operator
+
+        return ops.fbank(waveform, config, lengths, out, backend)
+    return eager.compute(waveform, config, lengths, out, backend)
+
+
+def chosen_backend(waveform: object, config: FbankConfig, backend: str) -> str:
+    """Return the backend that `compute` runs; raise what it would."""
+    if not isinstance(waveform, Tensor):
+        raise _no_waveform(waveform)
+    check_config(config)
+    return eager.chosen_backend(waveform, config, backend)
+
+
+def _no_waveform(value: object) -> TypeError:
+    return TypeError(f"waveform must be a tensor or a numpy array, got {type(value).__name__}")
+
+
+def _needs_operator(waveform: Tensor, config: FbankConfig, backend: str) -> bool:
+    """Say whether a call is traced, or wants a gradient of a backend that keeps no graph."""
+    if checks.is_traced(waveform):
+        return True
+    if not (waveform.requires_grad and torch.is_grad_enabled()):
+        return False
+    return eager.chosen_backend(waveform, config, backend) != "reference"
