@@ -1,8 +1,8 @@
 """Attention's backends on the CPU, and a whole block with each of them.
 
-Each case checks the results, then has the backends take turns; `extra_info` says how many times as
-fast as the others `numba` is, and its GFLOP/s. A block runs attention between torch's products, as
-a training step does.
+Each case checks the results, then times the backends in turns; `extra_info` has the speed-up of
+`numba` over the others, and its GFLOP/s. A block runs attention between torch's products, as a
+training step does.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ Run = Callable[[str], torch.Tensor]
 
 
 def forward(qkv: torch.Tensor) -> Run:
-    """Return what attends with a backend, without a graph."""
+    """Return a function that runs attention with a backend, without a graph."""
 
     @torch.no_grad()
     def run(name: str) -> torch.Tensor:
@@ -44,7 +44,7 @@ def forward(qkv: torch.Tensor) -> Run:
 
 
 def backward(qkv: torch.Tensor) -> Run:
-    """Return what gives the gradient by a backend, whose forward ran before."""
+    """Return a function that runs a backend's backward pass; its forward pass has run already."""
     qkv.requires_grad_()
     outs = {name: attention(qkv, backend=name) for name in BACKENDS}
     grad = torch.ones_like(outs["numba"])
@@ -52,14 +52,14 @@ def backward(qkv: torch.Tensor) -> Run:
 
 
 def both(qkv: torch.Tensor) -> Run:
-    """Return what does both with a backend."""
+    """Return a function that runs forward and backward with a backend."""
     qkv.requires_grad_()
     grad = torch.ones(qkv[:, :, 0].shape)
     return lambda name: torch.autograd.grad(attention(qkv, backend=name), qkv, grad)[0]
 
 
 PRODUCTS = {forward: 2, backward: 5, both: 7}
-"""Of tokens × tokens × head_dim multiply-adds for each head."""
+"""Products of tokens × tokens × head_dim multiply-adds, for each head."""
 
 
 @pytest.mark.parametrize("make", PRODUCTS)
@@ -106,7 +106,7 @@ def test_block(benchmark, shape: tuple[int, ...], threads: int, rounds: int) -> 
 def take_turns(
     benchmark, run: Run, rounds: int, backends: tuple[str, ...] = BACKENDS
 ) -> dict[str, float]:
-    """Time a call with each backend in turns, note the last one's ratios and return the medians."""
+    """Time a call of each backend in turns, record the last one's speed-ups, return the medians."""
     medians = interleaved_medians(
         {name: lambda name=name: run(name) for name in backends}, rounds=rounds
     )

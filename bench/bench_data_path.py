@@ -1,7 +1,7 @@
-"""What a training batch goes through beside its filterbank, against torch's operators.
+"""A training batch's steps besides its filterbank, against torch's operators.
 
-Each case checks the results, then has both take turns; `extra_info` says how many times as fast as
-torch's operators `numba` is, and its time for a clip.
+Each case checks the results, then times both in turns; `extra_info` has the speed-up of `numba`
+over torch's operators, and its time for a clip.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ BACKENDS = ("reference", "numba")
 
 
 def test_mix(benchmark, clips: np.ndarray, threads: int, rounds: int) -> None:
-    """Every clip of a batch with another, both rotated, out of int16."""
+    """Mix every clip of a batch with another, both rotated, from int16."""
     benchmark.group = "mix"
     generator = torch.Generator().manual_seed(0)
     num_clips, num_samples = clips.shape
@@ -30,7 +30,7 @@ def test_mix(benchmark, clips: np.ndarray, threads: int, rounds: int) -> None:
 
 
 def test_normalise(benchmark, threads: int, rounds: int) -> None:
-    """A batch by its clips' own values, filtered, masked and padded."""
+    """Normalise a batch by its clips' own values; filter, mask and pad it."""
     benchmark.group = "normalise"
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(BATCH, NUM_FRAMES, NUM_BINS, generator=generator)

@@ -1,17 +1,17 @@
-"""FBANK against what a user would run otherwise: clips of 5 s, each library's own convention.
+"""FBANK against other libraries: clips of 5 s, in each library's own convention.
 
-A turn runs one batch of 64 clips, or 16 clips in 16 calls. Ours and a peer take turns in one run;
-a turn begins when nothing else runs, so each finds the caches as the other left them. The features
+A turn runs one batch of 64 clips, or 16 clips in 16 calls. Ours and a peer take turns in one run. A
+turn begins when nothing else runs, so each finds the caches as the other left them. The features
 are compared first. `extra_info` of every case holds
 
 - clips_per_second, gigabytes_per_second: of the waveforms read and features written, by the median;
-- ours_is_faster_by: the ratio of the two medians of a peer's case;
-- called: which way of calling the peer was the fastest, and so the one that was timed;
-- share_of_floor: what the machine allows at best (floor.py) as a part of our median.
+- ours_is_faster_by: the peer's median over ours;
+- called: the fastest way to call the peer, which is the one that was timed;
+- share_of_floor: the machine's floor (floor.py) over our median.
 
-Rounds, of one turn each: 15, or up to 100 where they take no longer than `--benchmark-max-time`
-(1 s). A shorter `--benchmark-max-time` lowers the 15 in proportion, down to
-`--benchmark-min-rounds` (5), which is also what rounds of more than a second get.
+Rounds have one turn each. There are 15, or up to 100 if they take no longer than
+`--benchmark-max-time` (1 s). A shorter `--benchmark-max-time` lowers the 15 in proportion, down to
+`--benchmark-min-rounds` (5). Rounds of more than a second get that number too.
 """
 
 from __future__ import annotations
@@ -40,11 +40,12 @@ from bench.turns import Way
 SINGLE_CALLS = 16
 ROUNDS, MOST_ROUNDS = 15, 100
 
-# Natural logarithms of two right answers in float32, as in tests/kernels/test_parity.py, but of
-# bins within 60 dB of their frame's loudest: six times as many clips hold quieter ones. The mean is
-# of all bins: a convention with neither floor nor DC removal (seed) comes to 2e-5.
+# Natural logarithms of two right answers in float32. The largest is over bins within 60 dB of their
+# frame's loudest. tests/kernels/test_parity.py takes all bins, but of a sixth of the clips, which
+# have no such quiet ones. The mean is over all bins; a convention without floor and DC removal
+# (seed) reaches 2e-5.
 LARGEST_DIFFERENCE, MEAN_DIFFERENCE = 4e-3, 5e-5
-# Energies, where no logarithm is taken: torchaudio has filter edges in float32 Hz.
+# Energies, for conventions without logarithm: torchaudio has filter edges in float32 Hz.
 RELATIVE_NORM = 2e-5
 
 OURS = [("ast", "int16"), *((preset, "float32") for preset in PRESETS)]
@@ -71,7 +72,7 @@ def ours(config: FbankConfig, inputs: Inputs, threads: int) -> Way:
 
 
 def check(features: np.ndarray, expected: np.ndarray, config: FbankConfig) -> float:
-    """Return the largest difference (of energies: the relative norm), once it is allowed."""
+    """Check the features; return the largest difference (of energies, the relative norm)."""
     assert features.shape == expected.shape
     out, reference = torch.from_numpy(features).double(), torch.from_numpy(expected).double()
     if not config.use_log_fbank:
@@ -95,7 +96,7 @@ def quiet(way: Way) -> Iterator[None]:
 
 
 def count_rounds(config: pytest.Config, seconds: float) -> int:
-    """Return how many rounds of so many seconds are run; the module's docstring says why."""
+    """Return how many rounds to run, by the module's rule, if one takes `seconds`."""
     longest = float(config.getoption("benchmark_max_time"))
     fewest: int = config.getoption("benchmark_min_rounds")
     if seconds > 1.0:
@@ -104,14 +105,14 @@ def count_rounds(config: pytest.Config, seconds: float) -> int:
 
 
 def take_turns(benchmark, config: pytest.Config, way: Way, other: Way | None) -> list[float]:
-    """Time both in turns; return the medians, in seconds. The first is what is recorded."""
+    """Time both in turns and record the first; return the medians, in seconds."""
     seconds: dict[Way, list[float]] = defaultdict(list)
     with ExitStack() as held:
 
         def before() -> None:
             held.close()
             if other is not None:
-                way.settle()  # whose threads may be another process's
+                way.settle()  # its threads may belong to another process
                 with quiet(other):
                     seconds[other].append(other.seconds())
             held.enter_context(quiet(way))
@@ -136,7 +137,7 @@ def record(benchmark, inputs: Inputs, features: np.ndarray, seconds: float) -> N
 
 @pytest.fixture(scope="session")
 def exact(clips: np.ndarray) -> Callable[[str], np.ndarray]:
-    """Return what gives all clips' features by the reference in float64."""
+    """Return a function for the reference's features in float64 of all clips, by preset."""
 
     @cache
     def features(preset: str) -> np.ndarray:

@@ -45,21 +45,21 @@ def test_fold(
 def test_fold_of_a_recipe(
     benchmark, clips: np.ndarray, tmp_path: Path, recipe: Path, threads: int, glance: bool
 ) -> None:
-    # As many that random numbers are drawn for at once: some 600 to train on, as a fold has 1,600.
+    # About 600 to train on: at least one full draw of random numbers, as in a fold of 1,600.
     many = clips if glance else np.tile(clips, (12, 1))
     measure(benchmark, config_of(recipe), many, tmp_path)
 
 
 def config_of(recipe: Path) -> Config:
-    """Return a recipe's settings as they hold for a data set that is there."""
+    """Return a recipe's settings for a data set given by --data."""
     return parse_config(["--data", "ESC-50", "--config", str(recipe)])
 
 
 def measure(benchmark, config: Config, clips: np.ndarray, tmp_path: Path) -> None:
-    """Train two epochs of a fold again and again, and keep their rate and where the time went."""
+    """Train two epochs of a fold again and again; record their rate and the share of each stage."""
     config = replace(config, training=replace(config.training, epochs=2))
     dataset, stages, rates = data_of(clips), Stages(), []
-    train_fold(config, dataset, 1, tmp_path)  # and compile
+    train_fold(config, dataset, 1, tmp_path)  # compiles
 
     def fold() -> None:
         result = train_fold(config, dataset, 1, tmp_path, stages=stages)
@@ -74,7 +74,7 @@ def measure(benchmark, config: Config, clips: np.ndarray, tmp_path: Path) -> Non
 
 
 def data_of(clips: np.ndarray) -> Dataset:
-    """Return clips as a data set; their labels mean nothing, and cost what others would."""
+    """Return clips as a data set; the labels are arbitrary and cost the same as real ones."""
     labels = np.arange(len(clips)) % NUM_CLASSES
     folds = np.arange(len(clips)) // NUM_CLASSES % NUM_FOLDS + 1
     names = tuple(f"class-{label}" for label in range(NUM_CLASSES))

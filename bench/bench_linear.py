@@ -1,7 +1,7 @@
 """Projections by oneDNN and by torch's own product, with and without GELU.
 
-Each case checks the results, then has both take turns; `extra_info` says how many times as fast as
-torch's own `onednn` is, and its GFLOP/s. What `auto` takes here it says too.
+Each case checks the results, then times both in turns; `extra_info` has the speed-up of `onednn`
+over torch's own product, its GFLOP/s, and the backend that `auto` chooses here.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ SIZES = [
     (256, 192, 768),
     (32, 192, 50),
 ]
-"""(rows, width, out): a block's of 32 clips of 256 patches, one clip's, and the head's."""
+"""(rows, width, out): of a block for 32 clips of 256 patches and for one clip, and of the head."""
 BACKENDS = ("reference", "onednn")
 PRODUCTS = {"forward": 1, "both": 3}
 

@@ -20,7 +20,7 @@ SWEEPS = {
     "batch": (1, 8, 32, 64),
 }
 USUAL = {"tokens": 128, "embed_dim": 192, "depth": 4, "batch": 32}
-"""The defaults', half of whose 256 patches are dropped; what is not varied has this."""
+"""The sizes that are not varied: those of the defaults, which drop half of 256 patches."""
 HEAD_DIM = 64
 
 

@@ -1,7 +1,7 @@
 """A stem's norm, GELU and convolution on the CPU: one pass against torch's operators.
 
-Each case checks the results, then has both take turns; `extra_info` says how many times as fast as
-torch's operators `numba` is, and how far both are at most from float64, in the norm of a result or
+Each case checks the results, then times both in turns; `extra_info` has the speed-up of `numba`
+over torch's operators, and the largest error of each against float64, in the norm of the result or
 of a gradient.
 """
 

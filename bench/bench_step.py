@@ -1,4 +1,4 @@
-"""A training step: the default settings' with all it does, and models' against transformers'."""
+"""A training step: all of it at the default settings, and models alone against transformers'."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from bench.bench_fold import data_of
 
 BATCH, NUM_CLASSES = 32, 50
 HEADS = {128: 4, 192: 3}
-"""Of the models against transformers', by their width."""
+"""Heads of the models against transformers', by width."""
 CPU = torch.device("cpu")
 NO_SCALING = torch.amp.GradScaler("cpu", enabled=False)
 
@@ -49,7 +49,7 @@ precisions = pytest.mark.parametrize(
 def test_training_step(
     benchmark, clips: np.ndarray, patch_drop: float, amp: torch.dtype | None, threads: int
 ) -> None:
-    """Random numbers are drawn for each step here, where training draws for many at once."""
+    """Draw random numbers for each step; training draws for many steps at once."""
     config = Config()
     augment = replace(config.augment, patch_drop=patch_drop)
     model = small_model(config)
@@ -85,7 +85,7 @@ def test_training_step(
 def test_step_against_transformers(
     benchmark, width: int, amp: torch.dtype | None, threads: int, rounds: int
 ) -> None:
-    """Forward, backward and AdamW of both models in turns, at equal tokens, widths and depth."""
+    """Time forward, backward and AdamW of both models in turns, at equal sizes."""
     config = of_width(width)
     ours = small_model(config)
     keep = torch.stack([torch.randperm(ours.num_patches)[: ours.num_patches // 2]] * BATCH)
@@ -103,7 +103,7 @@ def test_step_against_transformers(
 def test_step_of_a_recipe_against_transformers(
     benchmark, recipe: str, amp: torch.dtype | None, threads: int, rounds: int
 ) -> None:
-    """A recipe's model by its optimiser, on the patches that it keeps, against the plain one."""
+    """Time a recipe's model, optimiser and kept patches against transformers' plain model."""
     path = Path(__file__).parents[1] / "recipes" / f"{recipe}.toml"
     config = parse_config(["--data", "ESC-50", "--config", str(path)])
     ours = small_model(config)
@@ -123,14 +123,14 @@ def test_step_of_a_recipe_against_transformers(
 def test_inference_against_transformers(
     benchmark, width: int, amp: torch.dtype | None, threads: int, rounds: int
 ) -> None:
-    """Logits of both models in turns, at equal tokens, widths and depth."""
+    """Time the logits of both models in turns, at equal sizes."""
     config = of_width(width)
     models = {"ours": small_model(config), "transformers": peer_model(config)}
     take_turns(benchmark, {name: inference_of(models[name], amp) for name in models}, rounds)
 
 
 def take_turns(benchmark, runs: dict[str, Callable[[], object]], rounds: int) -> None:
-    """Time the runs in turns; note how many times as fast as transformers' the others are."""
+    """Time the runs in turns; record each one's speed-up over transformers'."""
     medians = interleaved_medians(runs, rounds=rounds)
     for name in runs.keys() - {"transformers"}:
         key = f"{name}_faster_than_transformers_by"
@@ -151,7 +151,7 @@ def small_model(config: Config) -> AudioSpectrogramTransformer:
 
 
 def peer_model(config: Config) -> torch.nn.Module:
-    """transformers' AST of the same sizes; its two extra tokens are its design."""
+    """Return transformers' AST of the same sizes, with the two extra tokens of its design."""
     from transformers import ASTConfig, ASTForAudioClassification
 
     model = config.model
@@ -181,7 +181,7 @@ def step_of(
 ) -> Callable[[], float]:
     """Return a step of forward, backward and the optimiser on the same features each time.
 
-    `update` is backward and the optimiser; AdamW where none is given.
+    `update` runs backward and the optimiser; None takes AdamW.
     """
     update = update or by_adamw(model)
     features, labels = random_features(), torch.arange(BATCH) % NUM_CLASSES
@@ -215,7 +215,7 @@ def by_optimiser(
 
 
 def inference_of(model: torch.nn.Module, amp: torch.dtype | None) -> Callable[[], torch.Tensor]:
-    """Return a pass over the same features each time, without a graph."""
+    """Return a forward pass on the same features each time, without a graph."""
     features = random_features()
     model.eval()
 
@@ -232,6 +232,6 @@ def random_features() -> torch.Tensor:
 
 
 def logits_of(out: Any) -> torch.Tensor:
-    """Return the logits that our model gives, and transformers' in a structure."""
+    """Return the logits: our model returns them, transformers' in a structure."""
     logits: torch.Tensor = out if isinstance(out, torch.Tensor) else out.logits
     return logits

@@ -50,7 +50,7 @@ ESC10 = [
     ),
     ("2026-11-23-esc10", "128 wide, AdamW, float32: the first version"),
 ]
-"""Folder of each record, and its settings in words."""
+"""The folder of each record, and its settings in words."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def minutes(name: str) -> int:
 
 
 def percent(share: float, unit: str = " %") -> str:
-    """Return a share of 1 in per cent, with one digit, rounded as the report rounds it."""
+    """Return a share of 1 in per cent, with one digit, rounded as in the report."""
     return f"{100 * share:.1f}{unit}"
 
 
@@ -86,7 +86,7 @@ def accuracy(name: str) -> str:
 
 
 def row(name: str, settings: str) -> str:
-    """Return the line of a run of one seed."""
+    """Return the table's line of a run with one seed."""
     report = read(FOLDER / name / "report.json")
     found, config, timing = report["accuracy"], report["config"], report["timing"]
     epochs = config["training.epochs"] if "training.epochs" in config else _epochs(config)
@@ -113,7 +113,7 @@ def _epochs(config: dict[str, Any]) -> int:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Return the table of runs of ESC-50."""
+    """Return the table of ESC-50's runs."""
     titles = ["epochs", "settings", "accuracy", "minutes", "jobs", "clips/s of each", ""]
     return "\n".join([*header(titles), *(row(*one) for one in rows)])
 
@@ -141,7 +141,7 @@ def seed_table(name: str) -> str:
 
 
 def esc10_table() -> str:
-    """Return the table of runs of ESC-10, one line for all seeds of a recipe."""
+    """Return the table of ESC-10's runs, one line for all seeds of a recipe."""
     rows = header(["epochs", "settings", "accuracy", "seeds", "minutes a seed", "threads", ""])
     for name, settings in ESC10:
         folder = FOLDER / name
@@ -158,7 +158,7 @@ def esc10_table() -> str:
         spans = sorted({minutes(seed) for seed in seeds})
         span = f"{spans[0]} to {spans[-1]}" if len(spans) > 1 else str(spans[0])
         if any(job.get("resumed") for seed in seeds for job in jobs(seed)):
-            span = "–"  # its clock ran on while it was stopped
+            span = "–"  # the time also counts the pause
         link = f"[record]({path.relative_to(ROOT / 'docs').as_posix()})"
         threads = str(jobs(seeds[0])[0]["threads"])
         count = str(len(seeds))

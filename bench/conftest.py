@@ -1,4 +1,4 @@
-"""Machine, versions and threads in every record; real clips where there are some."""
+"""Put machine, versions and threads into every record; provide real clips if there are any."""
 
 import ast_fast  # before torch: it sets how long torch's idle threads wait
 
@@ -29,7 +29,7 @@ def pytest_configure() -> None:
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
-    """Add what a ratio depends on."""
+    """Add the facts that a ratio depends on."""
     machine_info["versions"] = {}
     for name in ("torch", "numba", "numpy", *(peer.package for peer in PEERS.values())):
         with suppress(PackageNotFoundError):
@@ -44,7 +44,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 def pytest_benchmark_update_json(
     config: pytest.Config, benchmarks: list, output_json: dict
 ) -> None:
-    """Name the command and the commit, and what the machine can do at best; keep no raw times."""
+    """Add the command, the commit and the machine's best rates; remove raw times."""
     for case in output_json["benchmarks"]:
         case["stats"].pop("data", None)  # every round's time: a megabyte for short calls
     output_json["command"] = " ".join(config.invocation_params.args)
@@ -61,7 +61,7 @@ def pytest_benchmark_update_json(
 
 @pytest.fixture(params=[1, 2], ids=["1-thread", "2-threads"])
 def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    """Run with this many threads, in torch and in our kernels alike."""
+    """Run torch and our kernels with this many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
     yield request.param
@@ -70,19 +70,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.fixture
 def glance(request: pytest.FixtureRequest) -> bool:
-    """Whether --benchmark-max-time asks to see that it runs, rather than how fast."""
+    """Whether --benchmark-max-time is so short that cases only show that they run."""
     return float(request.config.getoption("benchmark_max_time")) < 1.0
 
 
 @pytest.fixture
 def rounds(glance: bool) -> int:
-    """How many times those that take turns do so."""
+    """The number of turns each."""
     return 1 if glance else 7
 
 
 @pytest.fixture(scope="session")
 def clips() -> np.ndarray:
-    """64 clips of 5 s, int16 (64, 80000): ESC-10's, or synthesised where it is not at hand."""
+    """64 clips of 5 s, int16 (64, 80000): of ESC-10 if AST_FAST_DATA is set, else synthesised."""
     root = os.environ.get("AST_FAST_DATA")
     if root:
         from ast_fast.data.dataset import open_dataset

@@ -1,12 +1,13 @@
-"""What this machine allows at best: the time that no filterbank of a convention can go below.
+"""The floor of this machine: the time that no filterbank of a convention can go below.
 
 python -m bench.floor
 
-Arithmetic: the vector operations that the kernel's own stages need for a block of frames, counted
-by emitting them for a builder that counts, at the measured rate of independent fused multiply-adds.
-What only moves data (transpositions, loads and stores) is not counted. Bytes: waveforms read and
-features written once, at the measured rate of a copy of as many bytes. The larger of the two is the
-floor, as if a machine did both at once.
+The floor is the larger of two times, as if a machine did both at once:
+
+- Arithmetic: the vector operations of the kernel's own stages for a block of frames, at the
+  measured rate of independent fused multiply-adds. A counting builder counts them as they are
+  emitted. Moving data (transpositions, loads and stores) is not counted.
+- Bytes: waveforms read and features written once, at the measured rate of a copy of as many bytes.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.presets import PRESETS
 
 CHAINS = 12
-"""Multiply-adds under way at once: more than latency times ports, fewer than AVX2's registers."""
+"""Multiply-adds in flight: more than latency times ports, fewer than AVX2's registers."""
 
 STEPS = 64
 """Multiply-adds of a chain between loads and stores."""
 
 REPEATS = 7
-SECONDS = 0.01  # at least, of one repeat
+SECONDS = 0.01  # the shortest time of one measurement
 KINDS = {"L2": 1 << 20, "L3": 1 << 24, "DRAM": 1 << 29}
-"""Bytes in all of a copy that such a memory serves, on most machines."""
+"""Bytes read and written by a copy that stays in this memory, on most machines."""
 
 
 class _Counter:
     """Stands in for LLVM's builder: emits nothing, and counts vector instructions.
 
-    A multiply-add takes in a sign, and a selection its comparison.
+    Negation is free, as part of a multiply-add, and comparison, as part of a selection.
     """
 
     FREE = ("bitcast", "fcmp_ordered", "fneg")
@@ -81,10 +82,10 @@ def _count(lanes: int, emit: Callable[[_CountingLanes], object]) -> int:
 
 
 def vector_operations(config: FbankConfig, lanes: int) -> dict[str, int] | None:
-    """Return what a block of `lanes` frames needs, by stage; None where fft.py has no plan."""
+    """Return the operations for a block of `lanes` frames, by stage; None if fft.py has no plan."""
     if not fft.is_supported(config.fft_size):
         return None
-    # Windows overlap, but what is done to samples alone is done to each hop's once.
+    # Windows overlap, but operations on single samples are needed once for each sample of a hop.
     hop, size = config.window_shift, config.window_size
 
     def log(vectors: _CountingLanes) -> None:
@@ -102,7 +103,7 @@ def vector_operations(config: FbankConfig, lanes: int) -> dict[str, int] | None:
 
 
 def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
-    """Go through the passes of `fft.power_spectrum`, every one as often as it runs."""
+    """Emit each pass of `fft.power_spectrum` as often as it runs."""
     plan = fft.Plan.of(config.fft_size)
     used = fft.used_rows(config.fft_size, config.window_size)
     half = plan.rows // 2
@@ -133,7 +134,7 @@ def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
 
 @cache
 def multiply_adds_per_second(threads: int) -> float:
-    """Return the vector multiply-adds that so many threads do in a second, together."""
+    """Return the vector multiply-adds a second of all threads together."""
     lanes = host_lanes()
     loop = _multiply_add_loop(lanes)
     states = [aligned(CHAINS * lanes) for _ in range(threads)]
@@ -146,7 +147,7 @@ def multiply_adds_per_second(threads: int) -> float:
 
 @cache
 def bytes_per_second(num_bytes: int, threads: int) -> float:
-    """Return the rate of a copy that reads and writes `num_bytes` in all, both counted."""
+    """Return the bytes a second of a copy that reads and writes `num_bytes` in total."""
     size = max(num_bytes // 8 // threads, 1)  # floats of one thread's source
     pairs = [(np.ones(size, np.float32), np.zeros(size, np.float32)) for _ in range(threads)]
     times = _enough(lambda times: _copy(*pairs[0], times))
@@ -157,13 +158,13 @@ def bytes_per_second(num_bytes: int, threads: int) -> float:
 def floor_seconds(
     config: FbankConfig, shape: tuple[int, int], itemsize: int, threads: int
 ) -> float | None:
-    """Return the seconds that a turn takes at best, None where fft.py has no plan.
+    """Return the least seconds of a turn; None if fft.py has no plan.
 
     Args:
-        config: The conventions.
-        shape: Clips of a turn and samples of a clip.
+        config: The convention.
+        shape: Clips of a turn, and samples of a clip.
         itemsize: Bytes of a sample.
-        threads: How many there are.
+        threads: Number of threads.
     """
     lanes = host_lanes()
     operations = vector_operations(config, lanes)
@@ -174,19 +175,19 @@ def floor_seconds(
     per_frame = sum(operations.values()) / lanes
     arithmetic = clips * num_frames * per_frame / multiply_adds_per_second(threads)
     moved = clips * (num_samples * itemsize + num_frames * config.num_mel_bins * 4)
-    # Rates of a few sizes stand for those between: the next power of two.
+    # The rate is measured at powers of two only; the next one stands for this size.
     rate = bytes_per_second(1 << (moved - 1).bit_length(), threads)
     return max(arithmetic, moved / rate)
 
 
 def summary(threads: int) -> dict[str, float]:
-    """Return the machine's rates: GFLOP/s of multiply-adds and GB/s of copies, all threads'."""
+    """Return all threads' rates: GFLOP/s of multiply-adds and GB/s of copies."""
     rates = {"multiply-add": 2 * host_lanes() * multiply_adds_per_second(threads) / 1e9}
     return rates | {kind: bytes_per_second(size, threads) / 1e9 for kind, size in KINDS.items()}
 
 
 def _enough(run: Callable[[int], object]) -> int:
-    """Return how many repeats take long enough for a clock."""
+    """Return a number of repeats that takes at least SECONDS."""
     run(1)  # compiles
     repeats, seconds = 1, 0.0
     while seconds < SECONDS:
@@ -198,7 +199,7 @@ def _enough(run: Callable[[int], object]) -> int:
 
 
 def _best_seconds(run: Callable[[int], object], threads: int) -> float:
-    """Return the shortest time in which all threads have run, each told its number."""
+    """Return the shortest time for all threads to run; each gets its number."""
     best = float("inf")
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(REPEATS):

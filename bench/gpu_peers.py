@@ -1,4 +1,4 @@
-"""Filterbanks of other libraries that run on a GPU, where they are installed."""
+"""Filterbanks of other libraries that run on a GPU, if they are installed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def fbank_peers(waveform: Tensor) -> dict[str, Callable[[], object]]:
-    """Return what each installed library computes of a batch; conventions are their own."""
+    """Return a call of each installed library on a batch, in the library's own convention."""
     peers: dict[str, Callable[[], object]] = {}
     if find_spec("torchaudio") is not None:
         from torchaudio.compliance import kaldi

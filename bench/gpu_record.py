@@ -1,11 +1,12 @@
-"""Everything that only a GPU can say, in one command: tests, errors, times; one JSON and a table.
+"""Record all results that need a GPU in one command: tests, errors, times; one JSON and a table.
 
 `python -m bench.gpu_record` (or `make gpu-record`) needs a CUDA machine, the installed package and
-pytest; the tests come last, since compiling makes them long. Candidates take turns; a time is the
-median of CUDA events (GPU) or of the clock (`--tiny`, which runs the same steps on toy sizes in
-Triton's interpreter, so that their logic can be tested anywhere; its times mean nothing and are
-marked so). On a GPU a candidate is timed twice: as it is called, the host's part included; and as
-one of many in a CUDA graph, where only the device's is left.
+pytest. The tests come last, because compiling makes them long. Candidates take turns, and a time is
+the median of CUDA events. A candidate is timed twice: as it is called, with the host's part; and as
+one of many calls in a CUDA graph, which leaves the device's part only.
+
+`--tiny` runs the same steps on toy sizes in Triton's interpreter, so that their logic can be tested
+anywhere. Its times come from the clock, mean nothing and are marked so.
 """
 
 from __future__ import annotations
@@ -49,11 +50,11 @@ from bench.gpu_peers import fbank_peers
 
 ROOT = Path(__file__).parents[1]
 MOST_PROCESSES = 16
-"""That run tests at a time: each holds a CUDA context."""
+"""Most processes that run tests at a time: each holds a CUDA context."""
 CALLS_IN_A_GRAPH = 20
-"""Of a candidate: enough that the graph's own launch is a small part."""
+"""Calls of a candidate in a graph: enough to make the graph's own launch a small part."""
 NO_GRAPH = ("clip by clip", "torch eager", "torchaudio kaldi")
-"""Parts of the names of candidates that make tables on the host at each call: no graph takes it."""
+"""Parts of candidates' names: these make tables on the host at each call, which no graph takes."""
 Candidates = dict[str, Callable[[], object]]
 TRITON = {"attention": "triton", "layer_norm": "triton", "gelu": "triton"}
 PLAIN = {"attention": "sdpa", "layer_norm": "reference", "gelu": "reference"}
@@ -61,7 +62,7 @@ PLAIN = {"attention": "sdpa", "layer_norm": "reference", "gelu": "reference"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """What is run: ESC-50's own sizes, or toys."""
+    """The sizes to run: ESC-50's own, or toys."""
 
     attention: tuple[tuple[int, int, int, int], ...]  # (batch, tokens, heads, head_dim)
     rows: int
@@ -92,7 +93,7 @@ TINY = Sizes(
 
 
 class Recorder:
-    """One run over a device: every step's figures, by name."""
+    """Records the figures of every step on a device, by name."""
 
     def __init__(self, device: torch.device, sizes: Sizes) -> None:
         self.device, self.sizes = device, sizes
@@ -103,7 +104,7 @@ class Recorder:
         return torch.randn(shape, generator=generator).to(self.device, dtype)
 
     def check(self, name: str, error: float, bound: float) -> None:
-        """Keep an error, and whether it is within what is allowed."""
+        """Record an error, and whether it is within its bound."""
         self.record["errors"][name] = {"error": error, "bound": bound, "holds": error <= bound}
 
     def compare(
@@ -115,14 +116,14 @@ class Recorder:
         part: int = 1,
         **facts: float,
     ) -> None:
-        """Time candidates in turns; one that cannot run is kept with what it said.
+        """Time candidates in turns; record the error of one that cannot run.
 
         Args:
             name: Of the comparison.
-            candidates: What is called, by name.
+            candidates: Functions to call, by name.
             graphs: Whether to time them in CUDA graphs too.
-            part: One round in so many, for what takes long.
-            facts: Kept beside the times.
+            part: Divides the number of rounds, for candidates that take long.
+            facts: Recorded beside the times.
         """
         cannot = {}
         for candidate, run in list(candidates.items()):
@@ -130,7 +131,7 @@ class Recorder:
                 for _ in range(2):
                     run()
                 self.wait()
-            except Exception as error:  # such as a backend of SDPA that lacks the shape
+            except Exception as error:  # such as a backend of SDPA that does not take the shape
                 if candidate.startswith("triton"):
                     raise
                 cannot[candidate] = str(error).splitlines()[0]
@@ -177,7 +178,7 @@ class Recorder:
 
 
 def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
-    """Return the replay of a CUDA graph of so many calls."""
+    """Return the replay of a CUDA graph of `calls` calls."""
     here, stream = torch.cuda.current_stream(), torch.cuda.Stream()
     stream.wait_stream(here)
     with torch.cuda.stream(stream):
@@ -185,14 +186,14 @@ def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
             run()
     here.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.stream(here), torch.cuda.graph(graph):  # a capture that fails leaves its own
+    with torch.cuda.stream(here), torch.cuda.graph(graph):  # restores it after a failed capture
         for _ in range(calls):
             run()
     return graph.replay
 
 
 def _gelu(x: Tensor, bias: Tensor, *, backend: str) -> Tensor:
-    """Bias and GELU alone: a matrix product before them would hide their error."""
+    """Run bias and GELU alone: a matrix product before them would hide their error."""
     import ast_fast_kernels.gelu.triton_gpu  # noqa: F401 - registers the operator
 
     if backend == "triton":
@@ -202,7 +203,7 @@ def _gelu(x: Tensor, bias: Tensor, *, backend: str) -> Tensor:
 
 
 def check_kernels(recorder: Recorder) -> None:
-    """Hold every kernel to float64, forward and backward."""
+    """Check every kernel against float64, forward and backward."""
     sizes = recorder.sizes
     for shape in sizes.attention:
         batch, tokens, *heads = shape
@@ -248,7 +249,7 @@ def check_kernels(recorder: Recorder) -> None:
 
 
 def measure_fbank(recorder: Recorder) -> None:
-    """Compare the filterbank with what a user of a GPU would run otherwise."""
+    """Compare the filterbank with other libraries on the GPU."""
     for clips in recorder.sizes.clips:
         _measure_fbank(recorder, clips)
 
@@ -268,7 +269,7 @@ def _measure_fbank(recorder: Recorder, clips: int) -> None:
 
         compiled = torch.compile(fbank_reference)
         candidates["torch.compile"] = partial(compiled, waveform, config)
-    if clips <= 64:  # a thousand calls a round would say no more
+    if clips <= 64:  # a thousand calls a round would show nothing more
         candidates["torch eager, clip by clip"] = lambda: [reference(clip) for clip in waveform]
     candidates |= {
         name: run
@@ -313,7 +314,7 @@ def measure_attention(recorder: Recorder) -> None:
 
 
 def measure_block(recorder: Recorder) -> None:
-    """Compare what stands between the matrix products of a block, forward and backward."""
+    """Compare the operations between a block's matrix products, forward and backward."""
     sizes = recorder.sizes
     tokens = recorder.noise(sizes.rows, sizes.width).requires_grad_()
     update = recorder.noise(sizes.rows, sizes.width, dtype=torch.bfloat16, seed=1).requires_grad_()
@@ -339,7 +340,7 @@ def measure_block(recorder: Recorder) -> None:
 
 
 class Training:
-    """A model and its optimiser, whose whole step can be captured as one CUDA graph."""
+    """A model and its optimiser; one CUDA graph can capture the whole step."""
 
     def __init__(
         self, recorder: Recorder, build: Callable[[Config], torch.nn.Module], **backends: str
@@ -361,7 +362,7 @@ class Training:
         self.backends, self.device = backends, recorder.device
 
     def step(self) -> Tensor:
-        """Forward, backward and update, in bfloat16 where products are."""
+        """Run forward, backward and update, with matrix products in bfloat16."""
         with use_backend(**self.backends), torch.autocast(self.device.type, dtype=torch.bfloat16):
             logits = logits_of(self.model(self.features))
         loss = torch.nn.functional.cross_entropy(logits.float(), self.targets)
@@ -372,7 +373,7 @@ class Training:
 
 
 def measure_training(recorder: Recorder) -> None:
-    """Compare a training step, and an epoch of a fold from int16 clips, graphs on and off."""
+    """Compare a training step, and a fold's epoch from int16 clips, with and without graphs."""
     sizes, config = recorder.sizes, FbankConfig(num_mel_bins=recorder.sizes.mel_bins)
     trainings = {
         "triton": Training(recorder, small_model, **TRITON),
@@ -407,9 +408,9 @@ def measure_training(recorder: Recorder) -> None:
 
 
 def run_gpu_tests() -> dict[str, Any]:
-    """Run the tests marked gpu and return how they ended.
+    """Run the tests marked gpu, and return their outcomes.
 
-    Compiling is most of it, so that they are dealt out to processes.
+    Compiling takes most of the time, so several processes share the tests.
     """
     command = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--tb=short"]
     begin = time.perf_counter()
@@ -438,7 +439,7 @@ def run_gpu_tests() -> dict[str, Any]:
 
 
 def _pytest(arguments: list[str]) -> list[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # of each: there are many
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # for each of many processes
     run = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
@@ -449,7 +450,7 @@ def _pytest(arguments: list[str]) -> list[str]:
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """Return what the figures depend on."""
+    """Return the facts that the figures depend on."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=ROOT, capture_output=True, text=True, check=False,
@@ -503,7 +504,7 @@ def tf32_allowed() -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run every step, write the record, print the table; return 1 if anything does not hold."""
+    """Run every step, write the record, print the table; return 1 if a check or a test failed."""
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_record", description=__doc__)
     parser.add_argument("--tiny", action="store_true", help="toy sizes in Triton's interpreter")
     parser.add_argument("--out", type=Path, help="the record; default bench/history/DATE-GPU.json")
@@ -527,7 +528,7 @@ def main(arguments: list[str] | None = None) -> int:
     path = options.out or ROOT / "bench" / "history" / f"{record['date'][:10]}-{name}.json"
     begin = time.perf_counter()
 
-    def keep() -> None:  # after every step: a lent machine can go before the last
+    def keep() -> None:  # after every step: a borrowed machine can be gone before the last
         record["seconds"] = time.perf_counter() - begin
         partial_path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
@@ -536,7 +537,7 @@ def main(arguments: list[str] | None = None) -> int:
         check_kernels, measure_fbank, measure_attention, measure_block, measure_training,
     ):  # fmt: skip
         print(f"{step.__name__} …", file=sys.stderr, flush=True)
-        # The filterbank's rivals multiply float32 in full: in TF32 they would be less exact.
+        # The other filterbanks multiply in full float32: in TF32 they would be less exact.
         with nullcontext() if step is measure_fbank else tf32_allowed():
             step(recorder)
         keep()
@@ -550,8 +551,8 @@ def main(arguments: list[str] | None = None) -> int:
     held = all(row["holds"] for row in record["errors"].values())
     tests = record.get("tests", {"failed": [], "counts": {}, "collected": 0})
     ran = sum(tests["counts"].values()) == tests["collected"]
-    if not options.tiny:  # one is about float32 differences, which a GPU's dots are too coarse for;
-        needs_clips = "AST_FAST_DATA" not in os.environ  # one is about real clips
+    if not options.tiny:  # one test may skip: it needs differences finer than a GPU's products;
+        needs_clips = "AST_FAST_DATA" not in os.environ  # another needs real clips
         ran = ran and tests["counts"].get("skipped", 0) <= 1 + needs_clips
     return 0 if held and ran and not tests["failed"] else 1
 

@@ -1,8 +1,8 @@
-"""What a training step of the model costs at least: its matrix products at the machine's best rate.
+"""The floor of a training step of the model: its matrix products at the machine's best rate.
 
-Rate: in float32 the multiply-adds of `bench.floor`; in bfloat16, whose units no other code of ours
-reaches, the fastest large product of torch's. Products alone are counted, so a floor leaves out all
-else: normalisation, GELU, depth-wise convolutions, softmax, residuals, the optimiser.
+The rate in float32 is that of the multiply-adds of `bench.floor`. In bfloat16 it is that of torch's
+fastest large product, because no code of ours reaches those units. Only products are counted: not
+normalisation, GELU, depth-wise convolutions, softmax, residuals or the optimiser.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from ast_fast_kernels._cpu.simd import host_lanes
 from bench import floor
 
 SIZES = ((2048, 2048, 2048), (8192, 512, 512))
-"""Rows, columns and depth of the products whose best rate counts."""
+"""Rows, columns and depth of the products to time; the best rate counts."""
 REPEATS = 10
 
 
 def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes: int) -> int:
     """Return the multiply-adds of one clip's step: forward, and twice that backward.
 
-    No gradient is taken of the features, so what projects them counts twice, not three times.
+    The features get no gradient, so their projection counts twice, not three times.
 
     Args:
-        model: Width, depth and the rest.
+        model: The model's settings.
         tokens: Tokens that the transformer blocks see, and the last convolution block's MLP.
         num_patches: Patches of the whole spectrogram.
         num_classes: Width of the logits.
@@ -49,7 +49,7 @@ def multiply_adds(model: ModelConfig, tokens: int, num_patches: int, num_classes
 
 @cache
 def multiply_adds_per_second(dtype: torch.dtype, threads: int) -> float:
-    """Return the rate that so many threads reach at best, of torch's threads at the moment."""
+    """Return the best rate of `threads` threads; torch must be set to as many."""
     if dtype == torch.float32:
         return host_lanes() * floor.multiply_adds_per_second(threads)
     best = 0.0

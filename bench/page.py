@@ -33,7 +33,7 @@ RECORDS = {
     "training": f"{HISTORY}/2026-11-28-features-epyc-avx512-2core.json",
     "amx": f"{HISTORY}/2026-11-25-step-xeon-amx-2core.json",
 }
-"""What the page shows, by the part that shows it."""
+"""The record of each part of the page."""
 
 
 def link(name: str, words: str = "record") -> str:
@@ -53,7 +53,7 @@ def machines_table() -> str:
 
 
 def cases(name: str, group: str) -> list[dict[str, Any]]:
-    """Return a record's cases of one group, each as its parameters and what it measured."""
+    """Return a record's cases of one group, each with its parameters and measurements."""
     found = [case for case in read_record(RECORDS[name])["benchmarks"] if case["group"] == group]
     return [
         {**case["params"], **case["extra_info"], "precision": _precision(case)} for case in found
@@ -65,7 +65,7 @@ def _precision(case: dict[str, Any]) -> str:
 
 
 def times(ratio: float | None, digits: int = 2) -> str:
-    """Return how many times as fast, in words."""
+    """Return a speed-up as text."""
     return "–" if ratio is None else f"{ratio:.{digits}f} ×"
 
 
@@ -162,7 +162,7 @@ def step_table() -> str:
         steps, inference = cases(name, "step-model"), cases(name, "inference")
         for precision in ("float32", "bfloat16"):
             if not any(case["precision"] == precision for case in steps):
-                continue  # the machine only emulates it
+                continue  # the machine only emulates this precision
             words = f"{machine(read_record(RECORDS[name])).removeprefix('the ')}, {precision}{note}"
             cells = []
             for width in (128, 192):
@@ -183,7 +183,7 @@ def step_table() -> str:
 
 
 STEPS = {"training": "", "attention-avx2": "", "amx": ", version of 2026-11-25"}
-"""Records of the table of steps, and what its rows say besides."""
+"""Records of the table of steps, and a note for their rows."""
 
 
 def recipe_table() -> str:
@@ -223,7 +223,7 @@ def share_table() -> str:
 
 
 def headlines() -> dict[str, str]:
-    """Return the figures that README states, each rounded as it stands there."""
+    """Return the figures that README states, rounded as they are there."""
     fbank = [case for case in read_cases(read_record(RECORDS["fbank"])) if case.dtype == "float32"]
     batch = {case.name: case for case in fbank if str(case.column) == "64 clips, 2 threads"
              and case.preset in ("ast", "kaldi")}  # fmt: skip

@@ -1,7 +1,7 @@
-"""What a user would run otherwise: each library as it is called for one of our presets.
+"""Other libraries' filterbanks, each called so that it computes one of our presets.
 
-A peer that can be called in several ways (a batch at once, clip by clip, in Python threads) is
-given all of them, and the fastest counts. Each compares with ours under its own convention.
+If a peer can be called in several ways (a batch at once, clip by clip, in Python threads), all are
+tried, and the fastest counts. Each is compared with ours in the peer's own convention.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bench import torchaudio_client
 from bench.turns import Way
 
 Inputs = list[np.ndarray]
-"""Batches (clips, num_samples) that one turn runs through: one of 64, or many of one."""
+"""The batches of one turn, each (clips, num_samples): one of 64 clips, or many of one clip."""
 
 Run = Callable[[np.ndarray], Any]
-"""Returns a batch's features, (clips, num_frames, num_mel_bins) or a list of those of clips."""
+"""Returns a batch's features: (clips, num_frames, num_mel_bins), or a list of each clip's."""
 
 AST = FbankConfig()
 
@@ -53,7 +53,7 @@ def whole_batch(run: Run, inputs: Inputs, threads: int) -> dict[str, Way]:
 
 
 def clip_by_clip(one: Run, inputs: Inputs, threads: int) -> dict[str, Way]:
-    """Return a loop over clips, and where there are threads for it, one in a pool of them."""
+    """Return a loop over clips; with several threads and clips, also one in a pool of threads."""
     found = {"clip by clip": local(lambda batch: [one(clip) for clip in batch], inputs, threads)}
     if threads > 1 and len(inputs[0]) > 1:
         pool = ThreadPoolExecutor(threads)  # its own: torch counts threads for each thread
@@ -71,7 +71,7 @@ def reference_clip_by_clip(inputs: Inputs, threads: int, folder: Path) -> dict[s
 
 
 class TorchFbank(torch.nn.Module):
-    """AST's recipe as one writes it in torch: batched, with its tables in buffers."""
+    """AST's recipe as a user would write it in torch: batched, with its tables in buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ def torch_compile(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
 
 
 def transformers_ast(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
-    """ASTFeatureExtractor; without torchaudio it runs its numpy path, a loop over frames."""
+    """Call ASTFeatureExtractor; without torchaudio it takes its numpy path, a loop over frames."""
     from transformers import ASTFeatureExtractor
 
     num_frames = AST.num_frames(inputs[0].shape[1])
@@ -123,7 +123,7 @@ def transformers_ast(inputs: Inputs, threads: int, folder: Path) -> dict[str, Wa
 
 
 def transformers_whisper(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
-    """WhisperFeatureExtractor without its padding to 30 s; runs on torch where there is one."""
+    """Call WhisperFeatureExtractor without padding to 30 s; it uses torch if installed."""
     from transformers import WhisperFeatureExtractor
 
     extractor = WhisperFeatureExtractor()
@@ -141,7 +141,7 @@ def transformers_whisper(inputs: Inputs, threads: int, folder: Path) -> dict[str
 
 
 def asrfront(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
-    """asrfront's Kaldi fbank: its front end for SenseVoice without the stacking of frames."""
+    """Call asrfront's Kaldi fbank: its front end for SenseVoice without stacking frames."""
     from asrfront import sensevoice
 
     def run(batch: np.ndarray) -> np.ndarray:
@@ -165,7 +165,7 @@ def asrfront_whisper(inputs: Inputs, threads: int, folder: Path) -> dict[str, Wa
 
 
 def librosa(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
-    """Clip by clip, since `power_to_db` takes its maximum over all that it is given."""
+    """Call librosa clip by clip, because `power_to_db` takes its maximum over the whole array."""
     from librosa import power_to_db
     from librosa.feature import melspectrogram
 
@@ -183,7 +183,7 @@ def kaldi_native_fbank(inputs: Inputs, threads: int, folder: Path) -> dict[str, 
 
     options = knf.FbankOptions()
     options.frame_opts.dither = 0.0
-    options.mel_opts.num_bins = 80  # it refuses 128, one of which is empty
+    options.mel_opts.num_bins = 80  # it refuses 128, because one filter is empty
 
     def one(clip: np.ndarray) -> np.ndarray:
         computer = knf.OnlineFbank(options)
@@ -201,7 +201,7 @@ def lhotse(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
 
     def run(batch: np.ndarray) -> np.ndarray:
         features = extractor.extract_batch(batch, 16000)
-        return features if features.ndim == 3 else features[None]  # of one clip, it drops the batch
+        return features if features.ndim == 3 else features[None]  # it unpacks a batch of one
 
     return {
         **whole_batch(run, inputs, threads),
@@ -211,20 +211,20 @@ def lhotse(inputs: Inputs, threads: int, folder: Path) -> dict[str, Way]:
 
 @dataclass(frozen=True)
 class Peer:
-    """A library's function, and the preset of ours that does the same."""
+    """A library's function, and our preset that does the same."""
 
     preset: str
     ways: Callable[[Inputs, int, Path], dict[str, Way]]
-    """Returns the ways to call it on inputs with so many threads, by name; loads the library."""
+    """Loads the library; returns the ways to call it, by name, for inputs and threads."""
     package: str | None = None
-    """What must be importable, by the name that pip has for it."""
+    """The package that it needs, by its name on PyPI."""
     changes: Mapping[str, object] = field(default_factory=dict)
-    """Fields of the preset that the call sets."""
+    """Fields of the preset that the call changes."""
     int16_changes: Mapping[str, object] | None = None
-    """The same when it is given int16; None: it takes no int16."""
+    """The same for int16 inputs, in addition; None: it does not take int16."""
 
     def config(self, dtype: str) -> FbankConfig:
-        """Return our config that does the same for inputs of a dtype."""
+        """Return our config that does the same on inputs of a dtype."""
         more = self.int16_changes if dtype == "int16" else None
         return FbankConfig.preset(self.preset, **{**self.changes, **(more or {})})  # type: ignore[arg-type]
 
@@ -259,6 +259,6 @@ PEERS = {
 
 
 def require(peer: Peer) -> None:
-    """Skip unless the peer's package is there."""
+    """Skip if the peer's package is not installed."""
     if peer.package and importlib.util.find_spec(peer.package.replace("-", "_")) is None:
         pytest.skip(f"{peer.package} is not installed: pip install -e '.[bench]'")

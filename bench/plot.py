@@ -2,8 +2,8 @@
 
 python -m bench.plot RECORD.json docs/fbank.svg
 
-The picture is written as SVG by hand: it has no background, and its colours are legible on white
-and on GitHub's dark page alike.
+The picture is plain SVG without a background; its colours are legible on white and on GitHub's dark
+page.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import Any
 from bench.table import Case, Column, read_cases
 
 COLUMN = Column(64, 2)
-"""What is drawn."""
+"""The column of the record to draw."""
 OTHER_CONVENTIONS = {"kaldi-native-fbank": ", 80 bins"}
-"""Libraries drawn too that cannot follow the AST's convention, and what they do instead."""
+"""Libraries that cannot follow the AST's convention, with a note of what they do instead."""
 NAMES = {
     "": "ast-fast",
     "asrfront": "asrfront (C)",
@@ -29,15 +29,15 @@ NAMES = {
     "torchaudio-kaldi.fbank": "torchaudio",
     "transformers-ASTFeatureExtractor": "transformers (numpy)",
 }
-"""What the picture calls a candidate, where the record's name says too little."""
+"""Names of candidates in the picture, if the record's name says too little."""
 NOT_DRAWN = ("reference-batched", "reference-clip-by-clip")
-"""Ours as well: the oracle of the tests."""
+"""Our reference, which is the oracle of the tests."""
 
 OURS, THEIRS = "#e8590c", "#868e96"
 INK = "#7d848b"
-"""For text: 4 to 1 or better against both white and GitHub's dark background."""
+"""Colour of text: contrast of at least 4 to 1 against white and GitHub's dark background."""
 STYLE = {
-    "svg.fonttype": "none",  # the reader's own sans-serif; smaller, and can be searched
+    "svg.fonttype": "none",  # uses the reader's font; smaller, and can be searched
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": INK,
@@ -59,7 +59,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def candidates(record: dict[str, Any]) -> list[Case]:
-    """Return what is drawn, from fast to slow."""
+    """Return the candidates to draw, from fast to slow."""
     found = [
         case
         for case in read_cases(record)

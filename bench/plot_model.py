@@ -1,4 +1,4 @@
-"""Draw a record of bench_model.py: a step's time a clip beside its floor, one panel a size varied.
+"""Draw a record of bench_model.py: a step's time a clip and its floor, a panel for each size.
 
 python -m bench.plot_model RECORD.json docs/model.svg
 """
@@ -24,7 +24,7 @@ PRECISIONS = {"float32": THEIRS, "bfloat16": OURS}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Write the plot, on no background."""
+    """Write the plot, without a background."""
     cases = [case for case in record["benchmarks"] if case["group"] == "model"]
     with mpl.rc_context({**STYLE, "svg.hashsalt": "model"}):
         figure = Figure(figsize=(9, 2.8), layout="constrained")
@@ -37,7 +37,7 @@ def draw(record: dict[str, Any], path: Path) -> None:
                     if case["params"]["varied"] == varied and precision in case["name"]
                 )
                 if not points:
-                    continue  # a machine that only emulates it
+                    continue  # the machine only emulates this precision
                 values = [value for value, _ in points]
                 for key, style, label in (
                     ("milliseconds_per_clip", "o-", precision),

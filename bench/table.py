@@ -1,4 +1,4 @@
-"""Turn a benchmark record into the filterbank's tables, and say in words what machine it is of.
+"""Turn a benchmark record into the filterbank's tables, and describe its machine.
 
 python -m bench.table RECORD.json   prints the tables
 """
@@ -27,21 +27,21 @@ class Column(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What the tables need of a benchmark's case."""
+    """The figures of a benchmark's case that the tables show."""
 
     preset: str
-    name: str  # of the peer; ours where it is empty
+    name: str  # of the peer; empty for ours
     dtype: str
     column: Column
     microseconds: float  # a clip
-    ratio: float | None  # of its time to ours
+    ratio: float | None  # its time over ours
     share_of_floor: float | None
 
 
 def read_cases(record: dict[str, Any]) -> list[Case]:
     """Return a record's cases of FBANK.
 
-    Records before 2026-11-24 know one preset and one dtype.
+    Records before 2026-11-24 have one preset and one dtype, without their names.
     """
     cases = []
     for case in record["benchmarks"]:
@@ -78,7 +78,7 @@ def rows_of(cases: Iterable[Case]) -> dict[tuple[str, str, str], Row]:
 
 
 def speed_table(cases: list[Case]) -> list[str]:
-    """Return the lines of the default convention's table: µs a clip, and our ratio to each."""
+    """Return the lines of the default convention's table: µs a clip, and our speed-up."""
     cases = [case for case in cases if case.preset == "ast"]
     columns, rows = sorted({case.column for case in cases}), rows_of(cases)
     lines = _header(["µs a clip"], columns)
@@ -91,7 +91,7 @@ def speed_table(cases: list[Case]) -> list[str]:
 
 
 def library_table(cases: list[Case]) -> list[str]:
-    """Return the lines of the table of presets: our ratio to the library of each."""
+    """Return the lines of the table of presets: our speed-up over each library."""
     cases = [case for case in cases if case.name and case.preset != "ast"]
     if not cases:
         return []
@@ -127,7 +127,7 @@ def _line(titles: list[str], columns: list[Column], row: Row, cell: Callable[[Ca
 
 
 def header(titles: Sequence[str]) -> list[str]:
-    """Return the two lines that begin a table."""
+    """Return the first two lines of a table."""
     return [line(titles), "|---" * len(titles) + "|"]
 
 
@@ -137,20 +137,20 @@ def line(cells: Sequence[str]) -> str:
 
 
 def read_record(path: str) -> dict[str, Any]:
-    """Return the record that a path from the root names."""
+    """Return the record at a path from the repository's root."""
     record: dict[str, Any] = json.loads((ROOT / path).read_text(encoding="utf-8"))
     return record
 
 
 def machine(record: dict[str, Any]) -> str:
-    """Name the machine of a record in short: maker and vectors."""
+    """Return a short name of a record's machine: maker and vectors."""
     cpu = record["machine_info"]["cpu"]
     maker = "Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"].removeprefix("AMD ")
     return f"the {maker} with {'AVX-512' if 'avx512f' in cpu['flags'] else 'AVX2'}"
 
 
 def machine_row(record: dict[str, Any]) -> list[str]:
-    """Describe the machine of a record: its name, processor, cores, and caches of one core."""
+    """Return a record's machine as a row: name, processor, cores, vectors, caches of one core."""
     info, cpu = record["machine_info"], record["machine_info"]["cpu"]
     cores, flags = info["cores"], set(cpu["flags"])
     brand = "Intel Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"]
@@ -160,7 +160,7 @@ def machine_row(record: dict[str, Any]) -> list[str]:
 
 
 VECTORS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
-"""Vector units, by the flag that a processor shows for each."""
+"""Vector units, by the processor's flag for each."""
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
-"""torchaudio as a benchmark's candidate: run by the interpreter that an environment variable names.
+"""torchaudio as a benchmark's candidate, in the interpreter that an environment variable names.
 
-It works in a process of its own, which times itself and waits in a blocking read while another
-candidate has its turn.
+It runs in its own process. That process times itself, and waits in a blocking read during another
+candidate's turn.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VARIABLE = "AST_FAST_TORCHAUDIO_PYTHON"
 
 
 class Client:
-    """The other interpreter, and what it was last told to work on."""
+    """The other interpreter, and the work that it has loaded."""
 
     def __init__(self, python: str) -> None:
         self.process = subprocess.Popen(
@@ -45,7 +45,7 @@ class Client:
         return json.loads(answer)
 
     def load(self, work: dict[str, Any]) -> None:
-        """Make the server's next turns those of `work`."""
+        """Load `work` for the server's next turns."""
         if self.loaded != work:
             self.ask("load", **work)
             self.loaded = work
@@ -57,7 +57,7 @@ class Client:
 
 @cache
 def client() -> Client | None:
-    """Return the running server, None where no interpreter is named; started once a session."""
+    """Return the server, started once a session; None if no interpreter is named."""
     python = os.environ.get(VARIABLE)
     if not python:
         return None
@@ -69,7 +69,7 @@ def client() -> Client | None:
 def ways(name: str, inputs: list[np.ndarray], threads: int, folder: Path) -> dict[str, Way]:
     """Return the ways to run `kaldi.fbank` or `MelSpectrogram` on float32 inputs.
 
-    Inputs and features are handed over as files in `folder`.
+    Inputs and features are passed as files in `folder`.
     """
     server = client()
     if server is None:

@@ -1,7 +1,7 @@
-"""Runs torchaudio for torchaudio_client.py: orders come on stdin, answers go to stdout, as JSON.
+"""Run torchaudio for torchaudio_client.py: read orders on stdin, write answers to stdout, as JSON.
 
-torchaudio needs another torch than this project, so another interpreter runs this file. Between
-turns it waits in a blocking read.
+torchaudio needs another version of torch than this project, so another interpreter runs this file.
+Between turns it waits in a blocking read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ast_fast.machine.malloc import keep_freed_memory
 from bench.turns import settle
 
 Run = Callable[[torch.Tensor], Any]
-"""Returns the features of a batch (clips, num_samples), or a list of those of its clips."""
+"""Returns the features of a batch (clips, num_samples), or a list of each clip's."""
 
 
 def kaldi_fbank(clip: torch.Tensor) -> torch.Tensor:
@@ -40,7 +40,7 @@ def transform(waveforms: torch.Tensor) -> torch.Tensor:
 
 
 def find_run(name: str, how: str, python_threads: int) -> Run:
-    """Return a way of running a batch: whole, or clip by clip in so many Python threads."""
+    """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads."""
     one = {"kaldi.fbank": kaldi_fbank, "MelSpectrogram": transform}[name]
     if how == "whole":
         return transform
@@ -61,7 +61,7 @@ class Server:
         return {"torch": torch.__version__, "torchaudio": torchaudio.__version__}
 
     def load(self, name: str, how: str, threads: int, python_threads: int, inputs: str) -> None:
-        """Take the clips (inputs, batch, num_samples) of an .npy file, and the way to run them."""
+        """Load the clips (inputs, batch, num_samples) of an .npy file, and set how to run them."""
         torch.set_num_threads(threads)
         self.run = find_run(name, how, python_threads)
         self.inputs = list(torch.from_numpy(np.load(inputs)))

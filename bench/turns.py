@@ -1,6 +1,6 @@
-"""Turns of a benchmark: candidates one after the other, each when the one before has gone quiet.
+"""Turns of a benchmark: each candidate runs after the threads of the one before have gone to sleep.
 
-Needs nothing but the standard library, so that another interpreter's candidates can use it too.
+Uses only the standard library, so that candidates in another interpreter can use it too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ PAUSE_SECONDS, MOST_PAUSES = 0.005, 60
 
 
 def settle() -> None:
-    """Return when this process's threads sleep.
+    """Wait until this process's threads sleep.
 
-    OpenMP's and OpenBLAS's threads go on spinning for a while after a parallel region, on a core
-    that the next candidate would be measured on.
+    Threads of OpenMP and OpenBLAS keep spinning for a while after a parallel region, on a core that
+    the next candidate needs.
     """
     for _ in range(MOST_PAUSES):
         before = time.process_time()
@@ -31,7 +31,7 @@ class Way:
     """One way of calling a library on all inputs of a case."""
 
     turn: Callable[[], float | None]
-    """Runs every input once; returns the seconds it took where it has its own clock."""
+    """Runs every input once; returns the seconds if it has its own clock, else None."""
     features: Callable[[], Any]
     """Runs every input once and returns the features, (clips, num_frames, num_mel_bins)."""
     threads: int
@@ -39,7 +39,7 @@ class Way:
     settle: Callable[[], None] = settle
 
     def seconds(self) -> float:
-        """Return how long a turn takes."""
+        """Run a turn and return its seconds."""
         begin = time.perf_counter()
         own = self.turn()
         return time.perf_counter() - begin if own is None else own
