@@ -17,7 +17,14 @@ from ast_fast.errors import InputError
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["README.md", "kernels/README.md", "docs/index.md", "docs/board.md", "docs/log.md", "CONTRIBUTING.md"]
+PAGES = [
+    "README.md",
+    "kernels/README.md",
+    "docs/index.md",
+    "docs/board.md",
+    "docs/log.md",
+    "CONTRIBUTING.md",
+]
 PAGES += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs" / "guides").glob("*.md"))
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHAPE = re.compile(r"#.*?(\((?:\d+, )*\d+,?\))")
