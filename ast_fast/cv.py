@@ -39,7 +39,7 @@ from ast_fast.run.folder import (
     read_measured,
     write_measured,
 )
-from ast_fast.run.kernels import chosen_backends, compare_kernels, kernels_in_use, warm_up
+from ast_fast.run.kernels import compare_kernels, kernels_in_use, use_backends_of, warm_up
 from ast_fast.run.merge import merge
 from ast_fast.run.say import how_to_resume, say_results, say_what_runs
 from ast_fast.run.seeds import run_seeds
@@ -214,7 +214,7 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
         for fold in run.folds:
             stages = Stages(synchronise=True, elapsed=elapsed)
             elapsed = 0.0
-            with chosen_backends(run.config, run.placement.device):
+            with use_backends_of(run.config, run.placement.device):
                 result = train_fold(
                     run.config,
                     run.dataset,

@@ -27,7 +27,7 @@ CLIPS_COMPARED = 32
 """Largest number of test clips on which kernels are compared."""
 
 
-def chosen_backends(config: Config, device: torch.device) -> AbstractContextManager[None]:
+def use_backends_of(config: Config, device: torch.device) -> AbstractContextManager[None]:
     """Return the context that applies `--backend`.
 
     With numba, attention is chosen by auto: it takes torch's where the head dimension or the
@@ -85,7 +85,7 @@ def kernels_in_use(config: Config, placement: Placement) -> dict[str, str]:
         "linear": (tokens, weight, bias),
         "gelu": (tokens, weight, bias),
     }
-    with chosen_backends(config, device), placement.autocast():
+    with use_backends_of(config, device), placement.autocast():
         in_use = {
             operation: chosen_backend(operation, *given) for operation, given in inputs.items()
         }
@@ -125,7 +125,7 @@ def warm_up(
     model.to(device)
     if device.type == "cuda":
         console.print("compiling kernels for the GPU, unless they are cached …")
-    with show_compilations(console), chosen_backends(config, device):
+    with show_compilations(console), use_backends_of(config, device):
         if device.type == "cpu":
             nothing = torch.zeros(1, 1, dtype=torch.int64)
             mix(dataset.waveforms, nothing, nothing, nothing.float())
