@@ -298,7 +298,9 @@ class PatchEmbedding(nn.Module):
             patches = self._cut(image).flatten(3)
         else:
             (height, width), (num_freq, num_time) = self.patch_size, self.grid
-            patches = self.stem(image[:, : num_freq * height, : num_time * width])
+            # narrow, not a slice: a slice of a fake CUDA tensor needs CUDA in torch
+            covered = image.narrow(1, 0, num_freq * height).narrow(2, 0, num_time * width)
+            patches = self.stem(covered)
         tokens: Tensor = self.projection(patches) + self.position.view(*self.grid, -1)
         return tokens if self.neighbours is None else self.neighbours(tokens)
 
