@@ -1,10 +1,10 @@
-"""Fast log-mel filterbanks and attention, as drop-ins; every name is loaded on first use.
+"""Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-From numpy to numpy, `fbank`, `mfcc` and `OnlineFbank` need numpy and Numba alone; the rest needs
-torch, which the extra `ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc` and `OnlineFbank` need only numpy and Numba. The rest needs torch,
+which the extra `ast-fast-kernels[torch]` installs.
 
-`fbank` and `attention` are the functions, never the subpackages of the same name; what those hold
-is reached by `from ast_fast_kernels.fbank.config import FbankConfig` and the like.
+`fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
+as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ _HOMES = {
 
 
 class _Package(ModuleType):
-    """Keeps the import system from putting a subpackage where its function belongs."""
+    """Keeps the import system from replacing a function by the subpackage of the same name."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

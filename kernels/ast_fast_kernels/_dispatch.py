@@ -59,10 +59,10 @@ def use_backend(backend: str | None = None, /, **per_op: str) -> Iterator[None]:
     """Set the backend of calls that do not name one, inside a `with` block.
 
     Args:
-        backend: For every operation that has it; the others keep what they had.
-        per_op: For one operation, such as `fbank="numba"` or `attention="sdpa"`.
+        backend: The backend of every operation that has it; other operations keep theirs.
+        per_op: The backend of one operation, such as `fbank="numba"` or `attention="sdpa"`.
     Raises:
-        ValueError: No operation has the backend, or there is no such operation.
+        ValueError: No operation has such a backend or such a name.
     """
     chosen = _spread(backend, "backend") if backend is not None else {}
     for op, name in per_op.items():
@@ -104,7 +104,7 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
 
 
 AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
-"""Kind of device → the kernels that auto takes on it: of these, the one that an operation has."""
+"""Kind of device → the kernels that auto takes on it; an operation has at most one of these."""
 
 
 def choose_kernel(
@@ -118,11 +118,11 @@ def choose_kernel(
 
     Args:
         op: The operation.
-        requested: As `requested_backend` gave it.
+        requested: The result of `requested_backend`.
         device: The kind of device that its tensors are on, such as `"cpu"`.
-        obstacles: For each backend of kernels that it has, says why that cannot run; None when it
-            can.
-        otherwise: What auto takes where they cannot, and the error names.
+        obstacles: For each of the operation's kernels, a function that says why it cannot run;
+            None when it can.
+        otherwise: What auto takes if they cannot run, and what the error suggests.
     Raises:
         RuntimeError: Kernels were asked for by name and cannot run.
     """
@@ -144,11 +144,11 @@ def choose_kernel(
 
 @constant_in_graphs
 def log_choice(op: str, backend: str, reason: str | None = None) -> None:
-    """Say, once for each operation, backend and reason, what auto chose."""
+    """Log what auto chose, once for each operation, backend and reason."""
     _log(op, backend, reason)
 
 
-# A module, whose attributes dynamo looks up anew: of a dict it would not see what `_load` adds.
+# A module, because dynamo looks up its attributes on each call; it would not see a dict change.
 _loaded = ModuleType("ast_fast_kernels._loaded")
 
 
@@ -159,7 +159,7 @@ def _load(op: str, backend: str, name: str) -> None:
         setattr(_loaded, name, getattr(importlib.import_module(module), function))
 
 
-# Apart from `log_choice`, since dynamo looks through a cache at what it wraps.
+# Not part of `log_choice`, because dynamo looks through a cache at what it wraps.
 @cache
 def _log(op: str, backend: str, reason: str | None) -> None:
     because = "" if reason is None else f" ({reason})"
@@ -192,7 +192,7 @@ def _spread(backend: str, argument: str) -> dict[str, str]:
 
 
 def check_op(op: str, argument: str) -> None:
-    """Raise unless there is an operation of that name."""
+    """Raise unless an operation has that name."""
     ops = dict.fromkeys(name for name, _ in BACKENDS)
     if op not in ops:
         raise ValueError(f"{argument} must name an operation ({', '.join(ops)}), got {op!r}")

@@ -1,4 +1,4 @@
-"""Which backend an operation would run: what `backend="auto"` means for an input, asked first."""
+"""Which backend an operation would run for an input, such as what `backend="auto"` would choose."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from ast_fast_kernels._torch.optional import import_for
 
 
 def chosen_backend(op: str, *inputs: Any, backend: str = "auto", **options: Any) -> str:
-    """Return the backend that an operation would run for an input; runs nothing.
+    """Return the backend that an operation would run for an input, without running it.
 
-    As the operation does, it follows `backend`, `use_backend` and AST_FAST_BACKEND, in that order,
-    and it checks what it is given.
+    Like the operation, it follows `backend`, `use_backend` and AST_FAST_BACKEND, in that order, and
+    checks its arguments.
 
     Args:
         op: `"fbank"`, `"mix"`, `"normalise"`, `"layer_norm"`, `"attention"`, `"linear"`, `"gelu"`
             or `"stem"`: the names that `use_backend` takes.
-        inputs: The operation's own arguments, in its order, as far as the choice depends on them:
+        inputs: Those of the operation's arguments that the choice depends on, in its order:
             `fbank`'s waveform (an array or a tensor) and config; the waveforms of `mix`; the
-            features of `normalise`; the qkv of `attention`; all of `add_layer_norm`, `linear`,
-            `linear_gelu` and `norm_gelu_conv`.
+            features of `normalise`; the qkv of `attention`; all tensors of `add_layer_norm`,
+            `linear`, `linear_gelu` and `norm_gelu_conv`.
         backend: As in the operation.
         options: `scale` of `attention`.
     Returns:
-        A name that the operation's `backend` takes, and not `"auto"`.
+        The backend's name, never `"auto"`.
     Raises:
-        ValueError: There is no such operation or backend, or a shape does not fit.
+        ValueError: No operation or backend has such a name, or a shape does not fit.
         TypeError: An argument's type or dtype does not fit.
         RuntimeError: The backend asked for cannot run this input.
         ImportError: The operation needs torch for this input, and torch is not installed.

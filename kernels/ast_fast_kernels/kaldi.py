@@ -1,4 +1,4 @@
-"""torchaudio.compliance.kaldi's `fbank` under the same signature: change the import, no more."""
+"""torchaudio.compliance.kaldi's `fbank` with the same signature: only the import changes."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def fbank(
 ) -> Tensor:
     """Compute Kaldi's log-mel filterbank of one channel, as torchaudio does.
 
-    One clip a call: a 2-D input is (channels, samples); `ast_fast_kernels.fbank` takes batches.
-    Filters are rounded to float32 where torchaudio rounds them (`FbankConfig.mel_dtype`). Where
-    torchaudio asserts, this raises ValueError. The backend is that of `use_backend` or
-    AST_FAST_BACKEND.
+    Takes one clip per call: a 2-D input is (channels, samples). `ast_fast_kernels.fbank` takes
+    batches. Filters are computed in float32, as torchaudio does (`FbankConfig.mel_dtype`). Where
+    torchaudio asserts, this raises ValueError. `use_backend` or AST_FAST_BACKEND sets the backend.
 
     Args:
-        waveform: Samples, shape (channels, num_samples), in whatever scale the features shall have.
+        waveform: Samples, shape (channels, num_samples): float32 or float64 (not rescaled) or int16
+            (read as sample / 32768).
         blackman_coeff: Constant coefficient of the generalised Blackman window.
-        channel: Channel to take; below 0 the first.
+        channel: Channel to take; below 0, the first.
         dither: Standard deviation of the noise added to each frame; 0 is none.
         energy_floor: Floor of the energy column, not of the mel energies; 0 is none.
         frame_length: Length of a frame, in milliseconds.
@@ -67,7 +67,7 @@ def fbank(
         high_freq: Upper edge of the filters, in Hz; 0 or below counts down from Nyquist.
         htk_compat: Whether the energy column is the last one instead of the first.
         low_freq: Lower edge of the filters, in Hz.
-        min_duration: A shorter clip gives an empty tensor, of shape (0,); in seconds.
+        min_duration: Shortest duration, in seconds; a shorter clip gives an empty tensor, (0,).
         num_mel_bins: Number of filters, at least 4.
         preemphasis_coefficient: Per-frame pre-emphasis; 0 is none.
         raw_energy: Whether the energy is taken before pre-emphasis and window.
@@ -84,17 +84,17 @@ def fbank(
         vtln_warp: Vocal-tract-length warp factor; 1 is none.
         window_type: Shape of the (symmetric) window.
     Returns:
-        Energies, shape (num_frames, num_mel_bins + use_energy), of the waveform's device and dtype
-        (float32 for int16).
+        Energies, shape (num_frames, num_mel_bins + use_energy), on the waveform's device and of its
+        dtype (float32 for int16).
     Raises:
-        TypeError: The waveform is no tensor, or neither float32, float64 nor int16.
+        TypeError: The waveform is not a tensor of float32, float64 or int16.
         ValueError: An argument is out of range, or the clip is shorter than one frame.
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
     framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
     if not round_to_power_of_two and framing.window_size % 2:
         raise ValueError(
-            "frame_length must be an even number of samples where round_to_power_of_two is False, "
+            "frame_length must be an even number of samples when round_to_power_of_two is False, "
             f"got {frame_length:g} ms ({framing.window_size} samples)"
         )
     samples = _channel(waveform, channel)
@@ -133,7 +133,7 @@ def fbank(
 def _framing(
     sample_frequency: float, frame_length: float, frame_shift: float, preemphasis: float
 ) -> FbankConfig:
-    """Return what is checked before `min_duration`; all else is checked after it."""
+    """Return the settings that are checked before `min_duration`; the rest are checked after it."""
     return FbankConfig(
         sample_frequency=sample_frequency,
         frame_length=frame_length,

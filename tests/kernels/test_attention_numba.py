@@ -424,7 +424,7 @@ def test_torch_s_transforms_are_left_to_sdpa() -> None:
 
     out = torch.func.vmap(apart)(qkv)
     torch.testing.assert_close(out, attention(qkv, backend="reference"))
-    with pytest.raises(RuntimeError, match=r"numba runs under no transform of torch\.func"):
+    with pytest.raises(RuntimeError, match=r"numba cannot run under a transform of torch\.func"):
         torch.func.vmap(lambda one: attention(one.unsqueeze(0), backend="numba"))(qkv)
 
 

@@ -165,7 +165,8 @@ def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             WAVEFORM,
             FbankConfig(n_fft=480),
-            "numba needs an FFT of a power of two from 32 to 4096 or 200, 400, 800, 1600, got 480",
+            "numba needs an FFT length of 200, 400, 800, 1600 or a power of two from 32 to 4096, "
+            "got 480",
         ),
         (
             WAVEFORM.to("meta"),

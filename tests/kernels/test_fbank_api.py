@@ -478,7 +478,7 @@ def test_bad_out_is_refused(backend: str, waveform, out, error, message) -> None
 
 def test_out_is_refused_where_gradients_are_wanted(backend: str) -> None:
     waveform, out = torch.zeros(1600, requires_grad=True), torch.zeros(8, 128)
-    with pytest.raises(ValueError, match="out must be None where gradients are wanted, got a ten"):
+    with pytest.raises(ValueError, match="out must be None when gradients are needed, got a ten"):
         fbank(waveform, out=out, backend=backend)
     with torch.no_grad():
         assert fbank(waveform, out=out, backend=backend) is out

@@ -192,8 +192,8 @@ def test_every_element_is_written() -> None:
 
 @pytest.mark.parametrize("n_fft", [480, 8192])
 def test_an_fft_that_is_not_served_is_named(n_fft: int) -> None:
-    sizes = "a power of two from 32 to 4096 or 200, 400, 800, 1600"
-    with pytest.raises(RuntimeError, match=f"numba needs an FFT of {sizes}, got {n_fft}"):
+    sizes = "200, 400, 800, 1600 or a power of two from 32 to 4096"
+    with pytest.raises(RuntimeError, match=f"numba needs an FFT length of {sizes}, got {n_fft}"):
         fbank(noise(16000), FbankConfig(n_fft=n_fft), backend="numba")
     assert unsupported(FbankConfig(n_fft=512)) is None
 

@@ -216,7 +216,7 @@ def test_dither_is_drawn_in_compiled_code_but_has_no_gradient_there() -> None:
     torch.manual_seed(0)
     assert torch.equal(run(waveform), expected)
     assert not torch.equal(run(waveform), expected)
-    with pytest.raises(RuntimeError, match="has no gradient with dither, whose noise it cannot"):
+    with pytest.raises(RuntimeError, match="has no gradient with dither, because it cannot"):
         torch.ops.ast_fast.fbank(waveform.requires_grad_(), config.as_json)
 
 
@@ -404,7 +404,7 @@ def test_functional_transforms_see_through_the_reference() -> None:
     grad = torch.func.grad(lambda x: fbank(x).sum())(waveform)
     expected = gradient(waveform, torch.ones(3, 8, 128), backend="reference")
     torch.testing.assert_close(grad, expected)
-    message = 'numba runs under no transform of torch.func; use backend="reference"'
+    message = 'numba cannot run under a transform of torch.func; use backend="reference"'
     with pytest.raises(RuntimeError, match=message):
         torch.vmap(lambda x: fbank(x, backend="numba"))(waveform)
 

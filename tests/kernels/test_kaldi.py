@@ -241,7 +241,7 @@ def test_dither_with_a_backend_that_has_none_raises() -> None:
         ({"frame_shift": 0.0}, "frame_shift must be at least 1 sample, got 0.0"),
         (
             {"frame_length": 25.1, "round_to_power_of_two": False},
-            "frame_length must be an even number of samples where round_to_power_of_two is False, "
+            "frame_length must be an even number of samples when round_to_power_of_two is False, "
             "got 25.1 ms (401 samples)",
         ),
         ({"preemphasis_coefficient": 1.1}, "preemphasis_coefficient must be from 0 to 1, got 1.1"),

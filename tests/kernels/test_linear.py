@@ -288,8 +288,11 @@ def test_what_does_not_fit_is_refused(changes, error, message) -> None:
 @pytest.mark.parametrize(
     ("situation", "message"),
     [
-        (torch.autocast("cpu", torch.bfloat16), "onednn needs float32, which autocast would take"),
-        (torch.autograd.forward_ad.dual_level(), "onednn runs under no transform of torch.func"),
+        (torch.autocast("cpu", torch.bfloat16), "onednn needs float32, which autocast would lower"),
+        (
+            torch.autograd.forward_ad.dual_level(),
+            "onednn cannot run under a transform of torch.func",
+        ),
     ],
 )
 def test_where_it_cannot_run_it_says_so(situation, message) -> None:

@@ -176,7 +176,11 @@ ONE = torch.zeros(1, 1, dtype=torch.int64)
         ({"factors": torch.ones(1)}, ValueError, r"factors must be \(batch, num_terms\)"),
         ({"factors": torch.ones(1, 0)}, ValueError, r"got \(1, 0\)"),
         ({"sources": ONE.float()}, TypeError, "sources must be a tensor of int32 or int64"),
-        ({"starts": ONE.repeat(2, 1)}, ValueError, r"starts must have factors' shape \(1, 1\)"),
+        (
+            {"starts": ONE.repeat(2, 1)},
+            ValueError,
+            r"starts must have the shape of factors, \(1, 1\)",
+        ),
         ({"sources": ONE + 1}, ValueError, "sources must be from 0 to 0, got 1"),
         ({"starts": ONE - 1}, ValueError, "starts must be from 0 to 3, got -1"),
         ({"backend": "triton"}, ValueError, "backend must be one of auto, reference, numba"),

@@ -371,6 +371,8 @@ def test_python_cannot_call_a_stage_and_is_told_so() -> None:
     def quadruple(value):
         return 2 * double(value)
 
-    with pytest.raises(TypeError, match="by compiled code only"):
+    with pytest.raises(
+        TypeError, match="a function compiled by `stage` can be called by compiled code only"
+    ):
         double(3)
     assert quadruple(3) == 12

@@ -266,7 +266,7 @@ def test_autocast_takes_its_own_dtype(device: torch.device) -> None:
 def test_float32_is_refused_where_tf32_is(device: torch.device) -> None:
     qkv = packed(1, 17, 2, 16, dtype=torch.float32, device=device)
     torch.set_float32_matmul_precision("highest")
-    with pytest.raises(RuntimeError, match="triton takes float32 qkv by TF32 only, which"):
+    with pytest.raises(RuntimeError, match="triton computes float32 qkv only in TF32, which"):
         attention(qkv, backend="triton")
     with pytest.raises(RuntimeError, match="triton needs qkv in bfloat16, float16 or float32, got"):
         attention(qkv.double(), backend="triton")

@@ -257,7 +257,7 @@ def test_what_it_cannot_run_is_refused_by_name(device: torch.device) -> None:
     for given, config, message in (
         (waveform.double(), AST, "triton needs a float32 or int16 waveform, got float64"),
         (waveform, AST.replace(dither=1.0), "triton adds no dither, got dither 1"),
-        (waveform, AST.replace(n_fft=8194), "triton needs an FFT of at most 8192, got 8194"),
+        (waveform, AST.replace(n_fft=8194), "triton needs an FFT length of at most 8192, got 8194"),
         (
             waveform[:, :1].expand(1, 2**31),
             AST,

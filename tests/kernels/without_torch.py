@@ -46,7 +46,7 @@ NEEDS_TORCH: dict[str, Callable[[], object]] = {
     'numba adds no dither, got dither 1; backend "reference"': (
         lambda: fbank(SAMPLES, FbankConfig(dither=1.0))
     ),
-    "numba needs an FFT of a power of two from 32 to 4096 or 200, 400, 800, 1600, got 480; "
+    "numba needs an FFT length of 200, 400, 800, 1600 or a power of two from 32 to 4096, got 480; "
     'backend "reference"': lambda: fbank(SAMPLES, FbankConfig(n_fft=480)),
     'backend "reference"': lambda: fbank(SAMPLES, backend="reference"),
     'backend "triton"': lambda: mfcc(SAMPLES, backend="triton"),

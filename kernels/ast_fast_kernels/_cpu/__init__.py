@@ -1,1 +1,1 @@
-"""What the kernels on a CPU stand on: Numba, threads, vectors; knows no torch and no operation."""
+"""What the CPU kernels are built on: Numba, threads, vectors; knows no torch and no operation."""

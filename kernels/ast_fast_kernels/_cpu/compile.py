@@ -1,4 +1,4 @@
-"""How this package compiles with Numba: its flags, and a disk cache that is never an obstacle."""
+"""How this package compiles with Numba: flags, and a disk cache that may fail without harm."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from numba.core.ccallback import CFunc
 _logger = logging.getLogger("ast_fast_kernels")
 
 compile_logger = logging.getLogger("ast_fast_kernels.compile")
-"""Says, at level INFO, when a kernel begins to be compiled and when it is done: two records a
-compilation, none for a kernel that comes from the disk."""
+"""Logs, at level INFO, the begin and the end of each compilation: two records. A kernel that comes
+from the disk has none."""
 
 _UNREADABLE = (
     OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, ValueError,
 )  # fmt: skip
-"""What reading a damaged or foreign cache file raises (pickle's documentation), and a full disk."""
+"""What a damaged or foreign cache file raises (pickle's documentation), or a full disk."""
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -35,13 +35,13 @@ _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": Tr
 _PACKAGE = Path(__file__).parents[1]
 
 _EMITS = re.compile(rb"^(?:from|import) (?:numba|llvmlite|ast_fast_kernels\._cpu)\b", re.MULTILINE)
-"""An import of the compiler, or of what emits code with it."""
+"""An import of the compiler, or of a module that emits code with it."""
 
 
 def callback(signature: Any, function: Callable[..., Any]) -> Any:
-    """Compile an entry point that C code can call, by its `address`, and Python, by its `ctypes`.
+    """Compile an entry point that C code calls by its `address`, and Python by its `ctypes`.
 
-    IEEE arithmetic; cached on disk where that is possible.
+    Arithmetic is IEEE's. The code is cached on disk if possible.
     """
     _tell_apart(function)
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
@@ -51,9 +51,9 @@ def callback(signature: Any, function: Callable[..., Any]) -> Any:
 
 
 def stage(function: Callable[..., Any]) -> Any:
-    """Compile a function that only entry points call, and are cached with; Python cannot call it.
+    """Compile a function for compiled code only; it is cached with the entry points that call it.
 
-    What Python would call it by takes a sixth of the time that compiling takes.
+    Python cannot call it: a wrapper for that would take a sixth of the compilation time.
     """
     compiled: Any = numba.njit(nogil=True, **_UNWRAPPED, **_OPTIONS)(function)
     compiled._compile_for_args = _refuse_call
@@ -61,7 +61,7 @@ def stage(function: Callable[..., Any]) -> Any:
 
 
 def _refuse_call(*args: object, **kwargs: object) -> None:
-    raise TypeError("what is compiled by `stage` can be called by compiled code only")
+    raise TypeError("a function compiled by `stage` can be called by compiled code only")
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -78,7 +78,7 @@ class _KernelCache(NullCache):
         self._begin = 0.0
         try:
             self._disk = FunctionCache(function)
-        except RuntimeError as error:  # no folder of Numba's choice can be written
+        except RuntimeError as error:  # Numba can write to none of its cache folders
             _say_uncached(str(error))
             return
         self._disk._cache_file.__class__ = _KeyedFiles
@@ -112,8 +112,8 @@ class _KernelCache(NullCache):
 class _KeyedFiles(IndexDataCacheFile):
     """Cache files named by what they hold, without an index.
 
-    Numba numbers them. Two processes that compile at once, for two FFT lengths say, can take the
-    same number, and whoever reads it later runs the wrong kernel.
+    Numba numbers its files. Two processes that compile at once, for two FFT lengths for example,
+    can take the same number, and a later reader then runs the wrong kernel.
     """
 
     def load(self, key: Any) -> Any:
@@ -134,7 +134,7 @@ class _KeyedFiles(IndexDataCacheFile):
 def _built_for(function: Callable[..., Any]) -> dict[str, int]:
     """Return the numbers that a kernel is built for: those in its closure.
 
-    Only they and strings may be in it: they are what Numba finds a kernel on the disk by, and
+    The closure may hold only numbers and strings: Numba finds a kernel on the disk by them, and
     anything compiled differs in every process.
     """
     built_for = inspect.getclosurevars(function).nonlocals
@@ -143,10 +143,10 @@ def _built_for(function: Callable[..., Any]) -> dict[str, int]:
 
 
 def _tell_apart(function: Callable[..., Any]) -> None:
-    """Give a kernel's code a name by what it is built for.
+    """Name a kernel's code by the numbers that it is built for.
 
-    Numba tells functions of one name apart by the order in which a process compiles them; of two
-    kernels that were cached by different processes and meet in a third, one would run as both.
+    Numba tells functions of the same name apart by the order in which a process compiles them. If
+    two kernels cached by different processes met in a third, one would run in place of both.
     """
     numbers = "_".join(f"{name}{value}" for name, value in _built_for(function).items())
     function.__qualname__ += f"_{numbers}"
@@ -162,7 +162,7 @@ def _describe(function: Callable[..., Any]) -> str:
 
 @cache
 def _say_uncached(reason: str) -> None:
-    """Say, once for each reason, that kernels are compiled anew."""
+    """Warn, once for each reason, that kernels are not cached on disk."""
     _logger.warning("compiled kernels are not cached on disk: %s", reason)
 
 
@@ -170,8 +170,8 @@ def _say_uncached(reason: str) -> None:
 def source_digest(package: Path = _PACKAGE) -> str:
     """Return a digest of every source in the package that kernels are emitted from.
 
-    Numba's cache watches one file a kernel; the vector code comes from several: every file that
-    imports the compiler, or what emits code with it.
+    Numba's cache watches one file per kernel. The code comes from several: every file that imports
+    the compiler, or a module that emits code with it.
     """
     texts = (path.read_bytes() for path in sorted(package.rglob("*.py")))
     return hashlib.sha256(b"".join(text for text in texts if _EMITS.search(text))).hexdigest()

@@ -6,9 +6,9 @@ An FFT of n points is done in two passes over a grid of `rows * columns` vectors
    read, leaving the real part of output k in row k and its imaginary part in row `rows - k`;
 2. a complex DFT of `columns` points along each row, whose butterflies already hold the twiddles
    between the passes: six fused multiply-adds each, by factoring the cosine out of the rotation
-   (Linzer and Feig, 1993). Row k gives bins k + rows * j, and by symmetry n - those.
+   (Linzer and Feig, 1993). Row k gives bins k + rows * j, and by symmetry n minus those.
 
-No pass untangles anything, and no lane ever meets another. The butterflies below are plain Python
+No pass untangles a packed spectrum, and lanes never mix. The butterflies below are plain Python
 over anything with `+ - *`: floats in the tests, vectors under construction in the intrinsics.
 """
 
@@ -29,7 +29,7 @@ from ast_fast_kernels._cpu.lanes import ALIGNMENT, Lanes, Value
 from ast_fast_kernels._cpu.simd import data_pointer, prefetch_read, prefetch_write
 
 MIN_SIZE, MAX_SIZE = 32, 4096
-"""FFT lengths that the two passes serve: powers of two from the one to the other, and these."""
+"""The two passes serve powers of two from MIN_SIZE to MAX_SIZE, and SIZES_OF_25."""
 
 SIZES_OF_25 = (200, 400, 800, 1600)
 """25 times a power of two: 25 ms at 8, 16, 32 and 64 kHz, unpadded."""
@@ -67,10 +67,10 @@ def rotation(numerator: int, denominator: int) -> tuple[float, float]:
 
 
 def multiply_add(a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c; of vectors in one instruction.
+    """Return a * b + c; for vectors in one instruction.
 
-    Written out, a product with two uses would be multiplied once and added twice: three
-    instructions for two.
+    Written as operators, a product with two uses would be multiplied once and added twice: three
+    instructions instead of two.
     """
     for operand in (a, b, c):
         if isinstance(operand, Value):
@@ -116,10 +116,10 @@ def quarter_butterfly(a: Complex[T], b: Complex[T]) -> list[Complex[T]]:
 
 
 def real_dft(x: Sequence[Any]) -> list[Complex[T]]:
-    """Return bins 0 to n/2 of a real sequence of a power of two, 5 or 25, by decimation in time.
+    """Return bins 0 to n/2 of a real sequence, by decimation in time; n is a power of two, 5 or 25.
 
     Inputs may be functions: each is called where its value is first used, which keeps few alive.
-    Inputs of a power of two's second half may be None: they are zero, and cost nothing.
+    If n is a power of two, inputs of the second half may be None: they are zero and cost nothing.
     """
     n = len(x)
     if n == 5:
@@ -168,13 +168,13 @@ def _fifths(x: Sequence[Any]) -> tuple[Any, list[Any], list[Any]]:
 
 
 def _twenty_five_dft(x: Sequence[Any]) -> list[Complex[Any]]:
-    """Return bins 0 to 12 of 25 real numbers: five DFTs of five, turned, and five again."""
+    """Return bins 0 to 12 of 25 real numbers: five DFTs of five, rotated, and five again."""
     inner: list[list[Any]] = [real_dft(x[r::5]) for r in range(5)]
     bins: list[Any] = [None] * 13
     for k in range(3):
         turned = [_rotated(inner[r][k], r * k) if r * k else inner[r][k] for r in range(5)]
         for place, z in zip(range(k, 25, 5), five_dft(turned), strict=False):
-            # Of real inputs, bin 25 - place is the conjugate.
+            # For real inputs, bin 25 - place is the conjugate.
             bins[min(place, 25 - place)] = z if place <= 12 else _conjugate(z)
     return bins
 
@@ -283,7 +283,7 @@ def _column_pass(
 
 @intrinsic
 def _real_rows_pass(typing_context: Any, grid: Any, n_fft: Any, lanes: Any) -> Any:
-    """Put the powers of the bins of rows 0 and rows/2, whose inputs are real, in their rows."""
+    """Write the powers of the bins of rows 0 and rows/2, whose inputs are real, to these rows."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
     plan = Plan.of(n_fft.literal_value)
@@ -322,7 +322,7 @@ def _real_rows_pass(typing_context: Any, grid: Any, n_fft: Any, lanes: Any) -> A
 
 @intrinsic
 def _row_pass(typing_context: Any, grid: Any, table: Any, row: Any, n_fft: Any, lanes: Any) -> Any:
-    """Put the powers of the bins of row k and of those mirrored in row `rows - k` in the two."""
+    """Write the powers of row k's bins, and of those mirrored in row `rows - k`, to both rows."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
     plan = Plan.of(n_fft.literal_value)
@@ -374,10 +374,10 @@ def bin_places(n_fft: int) -> np.ndarray[Any, np.dtype[np.intp]]:
 
 
 def used_rows(n_fft: int, window_size: int) -> int:
-    """Return how many rows of the grid a window reaches, of the two numbers that are compiled.
+    """Return how many rows of the grid to transform for a window: one of two compiled numbers.
 
-    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond are
-    zeros that such a window need not transform.
+    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond it
+    are zeros, which need no transform.
     """
     rows = Plan.of(n_fft).rows
     if rows % 2:
@@ -401,7 +401,7 @@ def power_spectrum(
 ) -> None:
     """Leave the power spectra of `lanes` windowed real signals in the grid, at `bin_places`.
 
-    They take the place of what they are computed from, so that one buffer fills the first cache
+    They overwrite what they are computed from, so that the first-level cache has to hold one buffer
     and not two. Sample n of the signals is `(source[places[n]:] - shift) * window[n]`, a vector.
 
     Args:
@@ -412,15 +412,15 @@ def power_spectrum(
         shift: A vector.
         grid: Receives the spectra, flat (n_fft, lanes) float32.
         table: `twiddles(n_fft)`.
-        upcoming: Memory to fetch meanwhile: address and cache lines of what is read next, and of
-            what is written next.
+        upcoming: Memory to prefetch meanwhile: address and number of cache lines of what is read
+            next, then of what is written next.
         n_fft: FFT length, a literal.
         used_rows: `used_rows(n_fft, window_size)`, a literal.
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
     read, lines_read, written, lines_written = upcoming
-    # A share with each column: many at once would wait for one another.
+    # Some with each column: many at once would wait for one another.
     read_share = (lines_read + columns - 1) // columns
     write_share = (lines_written + columns - 1) // columns
     for column in range(columns):

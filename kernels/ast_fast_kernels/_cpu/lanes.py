@@ -1,10 +1,10 @@
 """Vectors of float32 lanes under construction: plain Python that emits straight-line LLVM code.
 
-`Lanes` and `Value` are for the inside of an intrinsic (see fft.py); simd.py has what compiled code
-calls. Knows no audio.
+Intrinsics are written with `Lanes` and `Value` (see fft.py); simd.py has what compiled code calls.
+Knows no audio.
 
-Squares are transposed by quarters: vectors are put together from runs of four floats in memory,
-which load ports do, and only the fours themselves are transposed by shuffles, which one port does.
+Squares are transposed in fours: the load ports put vectors together from runs of four floats in
+memory, and only the fours themselves are transposed by shuffles, which use a single port.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Lanes:
         self._align_stack()
 
     def _align_stack(self) -> None:
-        """Have vectors that do not fit the registers lie within cache lines."""
+        """Align the stack, so that vectors that spill from registers lie within cache lines."""
         attributes = self.builder.function.attributes
         attributes.alignstack = ALIGNMENT
         attributes.add("nounwind")  # without another attribute llvmlite leaves that one out
@@ -178,7 +178,7 @@ class Lanes:
         return self.splat(self.builder.load(self.builder.gep(pointer, [index]), align=4))
 
     def shuffle(self, left: Value, right: Value, order: Sequence[int]) -> Value:
-        """Return the lanes of left and right, numbered through, in the given order."""
+        """Return the lanes of left and right, numbered consecutively, in the given order."""
         mask = ir.Constant(self.int_type, list(order))
         return Value(self, self.builder.shuffle_vector(left.value, right.value, mask))
 
@@ -214,7 +214,7 @@ class Lanes:
         return self.select_less(x, floor, floor, x)
 
     def log(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 0: -inf at 0, NaN and infinity as they come.
+        """Return the natural logarithm of x >= 0: -inf at 0; NaN and infinity unchanged.
 
         A denormal is scaled to a normal number first.
         """
@@ -227,16 +227,16 @@ class Lanes:
         return Value(self, b.select(zero, self.constant(-math.inf).value, result.value))
 
     def log_of_normal(self, x: Value) -> Value:
-        """Return the natural logarithm of x >= 2^-126, NaN and infinity as they come.
+        """Return the natural logarithm of x >= 2^-126; NaN and infinity unchanged.
 
-        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)); log(m) is a polynomial, off by 1e-7 at
-        most, which is a fifth of the rounding of a logarithm near 16.
+        Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)). log(m) is a polynomial, off by 1e-7 at
+        most: a fifth of the rounding of a logarithm near 16.
         """
         b = self.builder
 
         bits = b.bitcast(x.value, self.int_type)
-        # sqrt(1/2) as bits: what lies above it up to sqrt(2) gets exponent 0. The exponent stays
-        # where it is in the word; the factor makes up for that.
+        # sqrt(1/2) as bits: values from there to sqrt(2) get exponent 0. The exponent keeps its
+        # place in the word; the factor below makes up for that.
         exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
         f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
@@ -244,16 +244,16 @@ class Lanes:
         for coefficient in _LOG_POLYNOMIAL[1:]:
             polynomial = self.fma(polynomial, f, coefficient)
         result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
-        # +inf and NaN have no logarithm better than themselves.
+        # +inf and NaN are their own logarithms.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
 
     def exp2(self, x: Value) -> Value:
-        """Return two to the power of x <= 127, to 2e-7 of it; 0 below -126.5, and NaN stays."""
+        """Return 2^x for x <= 127, with a relative error of 2e-7; 0 below -126.5; NaN stays."""
         b = self.builder
         inside = self.maximum(x, self.constant(-127.0))
-        # Added to 1.5 * 2^23, x loses its fraction and leaves the rest in the lowest bits; with the
-        # exponent's bias they are, shifted, a power of two, and of -127 nothing.
+        # Added to 1.5 * 2^23, x loses its fraction, and its integer part is in the lowest bits.
+        # Plus the exponent's bias, and shifted, these bits are a power of two; for -127 they are 0.
         magic = 12582912.0 + 127
         shifted = inside + magic
         f = inside - (shifted - magic)
@@ -297,7 +297,7 @@ _LOG_POLYNOMIAL = (
 )
 
 
-# 2^f on -1/2 to 1/2, the last coefficient 1: found alike, by relative error, on 2,001 points.
+# 2^f on -1/2 to 1/2, the last coefficient 1: found likewise, by relative error, on 2,001 points.
 _EXP2_POLYNOMIAL = (
     0.001326472032815218,
     0.009671512991189957,

@@ -1,9 +1,9 @@
-"""Products of small matrices in registers: what a CPU's attention is made of. Knows no attention.
+"""Products of small matrices in registers, for attention on a CPU. Knows no attention.
 
-A tile of the result, a few rows of one or two vectors, stays in registers while the sum runs: each
-term takes one number of every row of the left matrix into all lanes, and a vector or two of a row
-of the right one. Matrices lie in memory that is near; the left one may be strided in both
-directions, so it is read transposed as well. Addresses are in bytes, strides in floats.
+A tile of the result, a few rows of one or two vectors, stays in registers while the sum runs. Each
+term loads one number of every row of the left matrix into all lanes, and one or two vectors of a
+row of the right one. Matrices should lie in a near cache. The left one may be strided in both
+directions, so it can be read transposed too. Addresses are in bytes, strides in floats.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ast_fast_kernels._cpu.lanes import FLOAT_BYTES, Lanes, Value
 
 
 class _Product(NamedTuple):
-    """A product's arguments, as addresses and numbers in LLVM; two that not every form has."""
+    """A product's arguments, as addresses and numbers in LLVM; not every form has the last two."""
 
     left: ir.Value
     left_row: ir.Value
@@ -37,8 +37,8 @@ class _Product(NamedTuple):
 def tile_rows(lanes: int) -> tuple[int, ...]:
     """Return the heights of tiles, largest first, that a result is cut into.
 
-    With two vectors a row, as many sums as the registers hold beside what is multiplied: there are
-    32 of 16 lanes, and 16 of fewer.
+    A tile has two vectors a row, and as many sums as the registers hold beside the factors: there
+    are 32 registers of 16 lanes, and 16 of fewer.
     """
     return (8, 4, 1) if lanes == 16 else (6, 4, 1)
 
@@ -50,8 +50,8 @@ def product(
 ) -> Any:  # fmt: skip
     """Write left @ right, `vectors` vectors wide.
 
-    Left's address, its stride from row to row and from term to term; right's address and stride;
-    the result's; how many rows the result has, and how many terms a sum.
+    The arguments are left's address and its strides from row to row and from term to term; right's
+    address and stride; the result's address and stride; the number of rows, and of terms in a sum.
     """
     return _typed(9, vectors, lanes)
 
@@ -70,7 +70,7 @@ def product_exp2(
     typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
     result: Any, result_row: Any, rows: Any, terms: Any, less: Any, vectors: Any, lanes: Any,
 ) -> Any:  # fmt: skip
-    """Write two to the power of left @ right less a row, at the address `less`."""
+    """Write two to the power of left @ right minus the row at the address `less`."""
     return _typed(10, vectors, lanes, exp2=True)
 
 
@@ -80,18 +80,21 @@ def product_times(
     result: Any, result_row: Any, rows: Any, terms: Any, less: Any, factor: Any, vectors: Any,
     lanes: Any,
 ) -> Any:  # fmt: skip
-    """Write left @ right less a row, times the matrix `factor`, which lies as the result does."""
+    """Write left @ right minus the row at `less`, times the matrix at `factor`.
+
+    `factor` has the result's stride.
+    """
     return _typed(11, vectors, lanes)
 
 
 def _typed(count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: bool = False) -> Any:
-    """Return what types and emits a product of `count` addresses, strides and sizes.
+    """Return the signature and the emitter of a product of `count` addresses, strides and sizes.
 
     Args:
-        count: How many of `_Product` the form has.
-        vectors: Of a row, a literal type.
-        lanes: Of a vector, a literal type.
-        added: To what the result holds.
+        count: How many fields of `_Product` the form has.
+        vectors: Vectors in a row, a literal type.
+        lanes: Lanes of a vector, a literal type.
+        added: Add to what the result holds.
         exp2: Store two to the power of the sums.
     """
     if not all(isinstance(kind, types.IntegerLiteral) for kind in (vectors, lanes)):
@@ -106,7 +109,7 @@ def _typed(count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: b
 
 
 def _emit_product(unit: Lanes, vectors: int, added: bool, exp2: bool, given: _Product) -> None:
-    """Emit the tiles from the first row to the last, as high as what is left allows."""
+    """Emit the tiles from the first row to the last, each as high as the rows left allow."""
     builder, size = unit.builder, given.rows.type
     moving = {"left": given.left_row, "result": given.result_row}
     if given.factor is not None:
@@ -131,7 +134,8 @@ def _emit_product(unit: Lanes, vectors: int, added: bool, exp2: bool, given: _Pr
 def _tiles_of(builder: ir.IRBuilder, height: int, rows: ir.Value) -> ir.Value:
     """Return how many tiles of a height to cut from rows.
 
-    One of six rows less where two or three would be left, which then are two tiles of four.
+    If two or three rows would be left after tiles of six, cut one tile fewer: the rest then has two
+    tiles of four.
     """
     size = rows.type
     count, left = builder.udiv(rows, size(height)), builder.urem(rows, size(height))
@@ -162,7 +166,7 @@ def _emit_tile(
         sums = [unit.constant(0.0)] * len(places)
 
     def add_term(state: list[ir.Value]) -> list[ir.Value]:
-        """Add the products of the term at which the two addresses stand."""
+        """Add the products of the term at the two addresses."""
         left, right, *so_far = state
         here, there = _pointer(builder, left), _pointer(builder, right)
         line = [unit.load(there, column) for column in columns]
@@ -178,7 +182,7 @@ def _emit_tile(
         ]
 
     state = [given.left, given.right, *(value.value for value in sums)]
-    # One term a turn: of more, LLVM moves all loads to the front, and registers do not suffice.
+    # One term a turn: with more, LLVM moves all loads to the front and runs out of registers.
     state = _repeat(builder, given.terms, state, add_term)
     totals = [Value(unit, total) for total in state[2:]]
     if given.less is not None:

@@ -1,8 +1,8 @@
 """Vectors of float32 lanes in compiled code, and the few operations on them.
 
-`Vector` values live in LLVM registers, so code written with them is vector code whatever the
-optimiser thinks of it: LLVM maps 16 lanes to AVX-512, 8 to AVX2, 4 to NEON or SSE, and splits what
-the machine is too narrow for. Knows no audio.
+Values of `VectorType` live in LLVM registers, so code written with them is vector code whatever the
+optimiser decides. LLVM maps 16 lanes to AVX-512, 8 to AVX2 and 4 to NEON or SSE, and splits vectors
+that are too wide for the machine. Knows no audio.
 
 Inside `@njit` code, `load`, `store`, `splat`, `maximum`, `log` and the operators `+ - * /` work on
 values of `VectorType`; what they emit is in lanes.py.
@@ -40,15 +40,15 @@ from ast_fast_kernels._cpu.lanes import (
 INTEGER_BYTES = 8
 
 LINE = ALIGNMENT // FLOAT_BYTES
-"""Floats of a cache line; buffers side by side are each a whole number of them."""
+"""Floats in a cache line; buffers side by side each fill a whole number of lines."""
 
 
 @cache
 def host_lanes() -> int:
     """Return the float32 lanes of the widest vectors that Numba compiles for: 16, 8 or 4.
 
-    Those of this machine, unless NUMBA_CPU_FEATURES says otherwise. Asked once: LLVM answers under
-    a lock, and a process forked while another thread holds it would wait for ever.
+    Those of this machine, unless NUMBA_CPU_FEATURES says otherwise. Asked only once: LLVM answers
+    under a lock, and a process forked while another thread holds it would wait forever.
     """
     chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
     features = llvm.get_host_cpu_features().flatten() if chosen is None else chosen
@@ -66,7 +66,7 @@ def aligned(size: int) -> npt.NDArray[np.float32]:
 
 
 def address_of(array: npt.NDArray[Any]) -> int:
-    """Return where the array's first element lies; it must have one."""
+    """Return the address of the array's first element; the array must not be empty."""
     if array.flags.carray:  # contiguous and writable: a third of the time of `ctypes.data`
         return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]
     return array.ctypes.data
@@ -100,10 +100,10 @@ def _is_float32(kind: Any) -> bool:
 
 
 def _pointer_at(kind: Any, doc: str) -> Any:
-    """Return an intrinsic that takes an address for a pointer.
+    """Return an intrinsic that turns an address into a pointer.
 
-    What is passed as a pointer costs no reference counting, which Numba does, with atomic
-    operations, wherever an array goes. The operations below take arrays and pointers alike.
+    Numba counts references to an array, with atomic operations, wherever the array is passed; a
+    pointer costs nothing. The operations below take arrays and pointers alike.
     """
 
     def body(typing_context: Any, address: Any) -> Any:
@@ -123,11 +123,11 @@ bytes_at = _pointer_at(types.uint8, "Return the address as a pointer to bytes.")
 floats_at = _pointer_at(types.float32, "Return the address as a pointer to float32.")
 shorts_at = _pointer_at(types.int16, "Return the address as a pointer to int16.")
 indices_at = _pointer_at(types.int32, "Return the address as a pointer to int32.")
-integers_at = _pointer_at(types.intp, "Return the address as a pointer to integers as wide as one.")
+integers_at = _pointer_at(types.intp, "Return the address as a pointer to integers of its width.")
 
 
 def _tuple_of(kind: Any, doc: str) -> Any:
-    """Return an intrinsic that loads numbers which lie one after another."""
+    """Return an intrinsic that loads consecutive numbers."""
 
     def body(typing_context: Any, address: Any, count: Any) -> Any:
         if not (isinstance(address, types.Integer) and isinstance(count, types.IntegerLiteral)):
@@ -145,12 +145,12 @@ def _tuple_of(kind: Any, doc: str) -> Any:
     return intrinsic(body)
 
 
-integers_of = _tuple_of(types.intp, "Return so many integers from the address on.")
-doubles_of = _tuple_of(types.float64, "Return so many float64 from the address on.")
+integers_of = _tuple_of(types.intp, "Return `count` integers from the address on.")
+doubles_of = _tuple_of(types.float64, "Return `count` float64 from the address on.")
 
 
 def _prefetch(*, write: bool, doc: str) -> Any:
-    """Return an intrinsic that asks for the cache line at an address, which need not be valid."""
+    """Return an intrinsic that prefetches the cache line at an address, valid or not."""
 
     def body(typing_context: Any, address: Any) -> Any:
         if not isinstance(address, types.Integer):
@@ -163,7 +163,7 @@ def _prefetch(*, write: bool, doc: str) -> Any:
                 ir.FunctionType(ir.VoidType(), [byte, INT32, INT32, INT32]),
                 "llvm.prefetch.p0i8",
             )
-            # What is read soon goes to the second cache: the first is full of what is used now.
+            # What is read soon goes to the second-level cache: the first is full of data in use.
             flags = (INT32(1), INT32(3)) if write else (INT32(0), INT32(2))
             builder.call(function, [builder.inttoptr(args[0], byte), *flags, INT32(1)])
             return context.get_dummy_value()
@@ -174,8 +174,8 @@ def _prefetch(*, write: bool, doc: str) -> Any:
     return intrinsic(body)
 
 
-prefetch_read = _prefetch(write=False, doc="Ask for the cache line at an address, to be read.")
-prefetch_write = _prefetch(write=True, doc="Ask for the cache line at an address, to be written.")
+prefetch_read = _prefetch(write=False, doc="Prefetch the cache line at an address, to read it.")
+prefetch_write = _prefetch(write=True, doc="Prefetch the cache line at an address, to write it.")
 
 
 @intrinsic
@@ -430,7 +430,7 @@ def turn_differences(
     """Transpose a square of samples and write each vector less `factor` times the one before.
 
     Row r of the source begins at `source_index + r * source_stride`; vector j of the target, at
-    `target_index + j * target_stride`, holds element j of every row; `previous` stands before the
+    `target_index + j * target_stride`, holds element j of every row; `previous` comes before the
     first. Returns the last vector as it was read, and the sum of all.
     """
     if not (_is_float32(source) and _is_float32(target) and isinstance(previous, VectorType)):

@@ -1,11 +1,11 @@
-"""Work for the threads that torch keeps: compiled code run by its OpenMP team.
+"""Compiled code on the threads that torch keeps: its OpenMP team.
 
-After one of torch's operators its threads wait for the next one at full speed, for some
-milliseconds; a thread of another kind that wants their cores gets half of them. So what runs
-between torch's operators runs on torch's threads: `GOMP_parallel`, the function behind every
-parallel region that gcc compiles, in the library that torch loaded. Where there is none, in a
-process that was forked, whose team a fork does not copy, and where many threads may call at once,
-the plain threads of `threads.py` do the same work.
+After one of torch's operators, its threads spin for some milliseconds while they wait for the next
+one; another thread that needs their cores gets half of them. So work between torch's operators runs
+on torch's threads, by `GOMP_parallel` of the library that torch loaded: the function behind every
+parallel region that gcc compiles. The plain threads of `threads.py` do the same work if there is no
+such library, if the process was forked (a fork does not copy the team), or if many threads may call
+at once.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ _logger = logging.getLogger("ast_fast_kernels")
 _IMPORTED_IN = os.getpid()
 
 PF_FORKNOEXEC = 0x40
-"""A flag of Linux' processes: forked, and no other program since."""
+"""Linux's flag of a process that was forked and has started no other program since."""
 
 
 def run_items(
     worker: Any, numbers: tuple[int, ...], threads: int, team: int, *, shared: bool = False
 ) -> None:
-    """Have threads run a compiled worker, each until no item is left.
+    """Run a compiled worker on several threads, each until no item is left.
 
-    The whole team of torch is started, as torch does: of a smaller one, libgomp would end the other
-    threads, and torch's next operator start them anew. So a worker takes an item before its own
-    number, and has none if no item is left.
+    torch's whole team is started, as torch does: for a smaller one, libgomp would end the other
+    threads, and torch's next operator would start them again. So a worker takes an item first; it
+    takes its own number only if it got one.
 
     Args:
-        worker: What `compile_worker` returned.
-        numbers: What it finds behind the header.
-        threads: How many may find an item.
-        team: Torch's threads, as the caller knows them who has memory for each.
-        shared: Whether any thread but the main one is helped by those of `threads.py`: what many
-            threads call at once, as a server's do, would start a team for each of them.
+        worker: The result of `compile_worker`.
+        numbers: What the worker finds after the header.
+        threads: How many threads may find an item.
+        team: Number of torch's threads; the caller has memory for each of them.
+        shared: Whether calls outside the main thread use the threads of `threads.py`. If many
+            threads call at once, as in a server, each would otherwise start a team.
     """
-    task = array("q", (*[0] * HEADER, *numbers))  # numpy takes longer to say where one lies
+    task = array("q", (*[0] * HEADER, *numbers))  # numpy takes longer to return an address
     address, _ = task.buffer_info()
     if threads <= 1:
         worker.ctypes(address)
@@ -73,9 +73,9 @@ def run_items(
 
 
 def team_size() -> int:
-    """Return how many threads a call may have: torch's number, where torch is loaded.
+    """Return how many threads a call may use: torch's number, if torch is loaded.
 
-    Elsewhere the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
+    Otherwise the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
     CPUs that the process may use.
     """
     global _torch_threads
@@ -101,14 +101,14 @@ def _threads_without_torch() -> int:
 
 
 def compile_worker(function: Callable[[int], None]) -> Any:
-    """Compile what takes a task's address, and takes items from it by `take`."""
+    """Compile a function that gets a task's address and takes items from it by `take`."""
     with plain_threads.compile_lock:
         return callback(types.void(types.intp), function)
 
 
 @intrinsic
 def take(typing_context: Any, address: Any, slot: Any) -> Any:
-    """Return an integer of a task and raise it by one, as no other thread does meanwhile."""
+    """Return an integer of a task and raise it by one, atomically."""
     if not (isinstance(address, types.Integer) and isinstance(slot, types.Integer)):
         return None
 
@@ -126,7 +126,7 @@ def _is_main_thread() -> bool:
 
 @cache
 def _gomp_parallel() -> Any:
-    """Return torch's `GOMP_parallel(function, data, threads, flags)`; None where it has none."""
+    """Return torch's `GOMP_parallel(function, data, threads, flags)`; None if it has none."""
     beside_torch = str(Path(sys.modules["torch"].__file__ or "").parent)
     for library in sorted(_loaded_openmp(), key=lambda path: not path.startswith(beside_torch)):
         try:
@@ -136,7 +136,7 @@ def _gomp_parallel() -> Any:
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
         function.restype = None
         return function
-    _logger.info("torch's OpenMP was not found: kernels run on threads of their own beside it")
+    _logger.info("torch's OpenMP was not found: kernels run on threads of their own")
     return None
 
 
@@ -152,7 +152,7 @@ def _loaded_openmp() -> set[str]:
 
 @cache
 def _was_forked(process: int) -> bool:
-    """Whether this process, of that number, is another's copy: without the threads of its team."""
+    """Say whether this process, with that id, was forked, and so lacks the threads of its team."""
     try:
         stat = Path("/proc/self/stat").read_text()
     except OSError:  # not Linux

@@ -1,10 +1,10 @@
 """Plain threads for kernels that release the GIL.
 
 Numba's own layers abort when two Python threads call parallel code at once, or after a fork; plain
-threads do neither. A kernel takes its work itself, from what its calls share, so a result never
-depends on how many there are: the caller makes calls until all are made, and waits only for helpers
-that have begun. Where none comes (all are busy, or the interpreter is shutting down) the caller
-does everything, so nothing here can hang.
+threads do not. The calls of a kernel take its work from memory that they share, so a result never
+depends on their number. The caller makes calls until all are made, and waits only for helpers that
+have begun. If no helper comes (all are busy, or the interpreter is shutting down), the caller does
+everything, so nothing here can hang.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 compile_lock = threading.Lock()
-"""Held while a kernel is compiled; a fork waits for it, since compilers hold locks of their own."""
+"""Held while a kernel is compiled. A fork waits for it, because compilers hold their own locks."""
 
 Tasks = deque[Callable[[], None]]
 
 
 def call_at_once(run: Callable[[], None], times: int) -> None:
-    """Call `run` so many times, by as many threads as come, of which the caller is one.
+    """Call `run` `times` times, on the caller's thread and any helpers that are free.
 
-    Returns or raises only when every call that was begun has ended: they write to the caller's
+    Returns or raises only when every call that has begun has ended: calls write to the caller's
     arrays.
     """
     tasks: Tasks = deque([run] * times)
@@ -34,7 +34,7 @@ def call_at_once(run: Callable[[], None], times: int) -> None:
         _offer(shares)
         _work(tasks)
     finally:
-        tasks.clear()  # after an interrupt nothing more is begun
+        tasks.clear()  # after an interrupt no more calls begin
         _wait(shares)
     for share in shares:
         if share.error is not None:
@@ -61,7 +61,7 @@ class _Share:
         self.error: BaseException | None = None
 
     def work(self) -> None:
-        self.begun = True  # before it looks for work: a caller who left none need not see it
+        self.begun = True  # set before it looks for work: a caller that left none may miss it
         try:
             _work(self.tasks)
         except BaseException as error:
@@ -73,7 +73,7 @@ class _Share:
 
 
 def _wait(shares: list[_Share]) -> None:
-    """Wait for all that have begun, through any number of interrupts; the last is raised then."""
+    """Wait for all shares that have begun, through any interrupts; then raise the last of these."""
     interrupt: BaseException | None = None
     for share in shares:
         while share.begun and not share.ended:
@@ -99,7 +99,7 @@ def _start_helpers(count: int) -> None:
         while _helpers < count:
             _helpers += 1
             try:
-                # A daemon: nobody can wait for a thread that waits for work.
+                # A daemon: it waits for work forever, so nothing can join it.
                 threading.Thread(
                     target=_help, args=(_offers,), name=f"ast-fast-{_helpers}", daemon=True
                 ).start()
@@ -118,7 +118,7 @@ def _offer(shares: list[_Share]) -> None:
 def _withdraw_ended() -> bool:
     """Make room by taking back the oldest offer, unless its call still has work.
 
-    A short call ends before a helper has woken; its offer must not stand in the next one's way.
+    A short call ends before a helper has woken; its offer must not block the next call's.
     """
     try:
         oldest = _offers.get_nowait()

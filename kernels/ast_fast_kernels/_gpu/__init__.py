@@ -1,1 +1,1 @@
-"""What the kernels on a GPU stand on: Triton's launches and FFT; knows no operation."""
+"""What the GPU kernels are built on: launches by Triton and an FFT; knows no operation."""

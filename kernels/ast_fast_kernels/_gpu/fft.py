@@ -1,8 +1,8 @@
 """FFTs in the registers of a GPU's threads: tuples of tensors, one for each point.
 
-A point of a transform is a tensor of rows, each thread holding its own rows' values, so butterflies
-between points move nothing and their factors are numbers in the code. Only `exchange` goes through
-shared memory. Knows no mel.
+A point of a transform is a tensor of rows. Each thread holds its own rows' values, so butterflies
+between points move no data, and their factors are constants in the code. Only `exchange` goes
+through shared memory. Knows no mel.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def complex_fft(re, im):
 
 @triton.jit
 def _butterflies(re, im, SIZE: tl.constexpr):
-    """Halve every run of SIZE points: sums to its first half, turned differences to its second."""
+    """Split every run of SIZE points: sums to its first half, rotated differences to its second."""
     points: tl.constexpr = len(re)
     half: tl.constexpr = SIZE // 2
     new_re, new_im = (), ()

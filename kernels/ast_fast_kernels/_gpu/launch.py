@@ -1,4 +1,4 @@
-"""What the Triton launchers share: a launch as data, a GPU's place in tables, its device."""
+"""What the Triton launchers share: launches as data, a GPU's key in their tables, its device."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def architecture(device: torch.device) -> int:
 def nearest_architecture(major: int, minor: int) -> int:
     """Return the launch tables' key of a compute capability.
 
-    12 has no HGMMA and less shared memory, so what fits 9.0 spills there: it takes 8.0's.
+    12 has no HGMMA and less shared memory, so launches that fit 9.0 spill there: it takes 8.0's.
     """
     if major >= 12:
         return 80
@@ -63,7 +63,7 @@ def nearest_architecture(major: int, minor: int) -> int:
 
 
 def on_its_device(launch: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Launch on the device of the arguments' first tensor: Triton takes the current one."""
+    """Launch on the device of the arguments' first tensor: Triton uses the current device."""
 
     @wraps(launch)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:

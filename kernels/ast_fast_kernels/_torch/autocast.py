@@ -1,4 +1,4 @@
-"""Arithmetic that keeps its precision where the caller has torch lower it."""
+"""Arithmetic that keeps its precision even if the caller has told torch to lower it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
 def exact_product(left: Tensor, right: Tensor) -> Tensor:
     """Return left · right in their own precision.
 
-    Autocast does not lower it, nor does `torch.set_float32_matmul_precision` or a newer switch, by
-    which products of float32 may keep 11 bits (TF32) or 8 of each factor.
+    Autocast does not lower it. Nor does `torch.set_float32_matmul_precision` or a newer switch,
+    which let products of float32 keep only 11 bits (TF32) or 8 of each factor.
     """
     with no_autocast(left.device):
         if left.dtype == torch.float32 and lowers_float32(left.device.type):
@@ -32,9 +32,9 @@ def exact_product(left: Tensor, right: Tensor) -> Tensor:
 
 @constant_in_graphs
 def lowers_float32(device_type: str) -> bool:
-    """Say whether torch may multiply float32 in less than its precision there.
+    """Say whether torch may lower the precision of float32 products on that device.
 
-    Its older switches are seen in the newer ones; asked the other way, it can raise.
+    Reads torch's newer switches, which reflect the older ones; reading the older ones can raise.
     """
     backends: Any = torch.backends
     libraries = {"cuda": backends.cuda, "cpu": backends.mkldnn}

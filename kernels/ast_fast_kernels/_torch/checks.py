@@ -1,4 +1,4 @@
-"""Checks that more than one operation makes of its tensors."""
+"""Checks of tensors that several operations share."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check_projection(tokens: Tensor, weight: Tensor, bias: Tensor) -> None:
 
 
 def cpu_capabilities() -> Mapping[str, Any]:
-    """Return what torch knows of this CPU; nothing under an older torch, which cannot say."""
+    """Return what torch knows about this CPU; empty under an older torch, which cannot say."""
     capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return capabilities
 
@@ -61,9 +61,9 @@ def is_strided(tensor: Tensor) -> bool:
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """Return the tensor, copied if it is strided: for kernels on the CPU.
+    """Return the tensor, copied if it is not contiguous: for kernels on the CPU.
 
-    By numpy: torch's copies run on its threads, which a forked process lacks and would wait for.
+    numpy makes the copy: torch's runs on its threads, which a forked process lacks and would await.
     """
     if tensor.is_contiguous():
         return tensor
@@ -72,7 +72,7 @@ def dense(tensor: Tensor) -> Tensor:
 
 
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
-    """Return the array's own memory as a tensor, which nobody may write to."""
+    """Return the array's own memory as a tensor, which must not be written to."""
     if not array.flags.c_contiguous:
         item = array.itemsize
         if any(stride < 0 or stride % item for stride in array.strides):
@@ -88,18 +88,20 @@ def tensor_over(array: npt.NDArray[Any]) -> Tensor:
 def transform_obstacle(backend: str) -> str | None:
     """Say why an operator without rules for torch's transforms cannot run; None when it can."""
     if is_transformed():
-        return f"{backend} runs under no transform of torch.func and has no forward-mode derivative"
+        return (
+            f"{backend} cannot run under a transform of torch.func or forward-mode differentiation"
+        )
     return None
 
 
 @constant_in_graphs
 def is_transformed() -> bool:
-    """Whether a transform of torch.func or forward-mode differentiation is at work."""
+    """Say whether a transform of torch.func or forward-mode differentiation is active."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def numba_obstacle(name: str, tensor: Tensor) -> str | None:
-    """Say why no CPU kernel of the transformer's can read the tensor; None when one can."""
+    """Say why the transformer's CPU kernels cannot read the tensor; None when they can."""
     if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
         kind = dtype_name(tensor.dtype)
         return f"numba needs {name} in float32 on the CPU, got {kind} on {tensor.device}"
@@ -107,9 +109,9 @@ def numba_obstacle(name: str, tensor: Tensor) -> str | None:
 
 
 def triton_obstacle(name: str, tensor: Tensor) -> str | None:
-    """Say why no Triton kernel can read the tensor; None when one can.
+    """Say why the Triton kernels cannot read the tensor; None when they can.
 
-    A CPU tensor can be read where Triton interprets its kernels (TRITON_INTERPRET=1), as tests do.
+    They can read a CPU tensor if Triton interprets them (TRITON_INTERPRET=1), as in tests.
     """
     device = tensor.device
     if (obstacle := transform_obstacle("triton")) is not None:
@@ -119,7 +121,7 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
     if device.type != "cuda":
         return f"triton needs {name} on a CUDA device, got {device}"
     if torch.version.hip is not None:
-        return "triton's launches here are for NVIDIA GPUs, and this is an AMD one"
+        return "triton needs an NVIDIA GPU, got an AMD one"
     if not _is_triton_installed():
         return "triton is not installed"
     if torch.compiler.is_compiling() or not torch.cuda.is_available():
@@ -127,7 +129,7 @@ def triton_obstacle(name: str, tensor: Tensor) -> str | None:
     return _device_obstacle(device)
 
 
-_find_once = cache(find_spec)  # every call of an operation on CUDA asks
+_find_once = cache(find_spec)  # asked by every call of an operation on CUDA
 
 
 @constant_in_graphs
@@ -145,7 +147,7 @@ def _device_obstacle(device: torch.device) -> str | None:
 
 
 def is_traced(tensor: Tensor) -> bool:
-    """Whether the call is recorded, by whatever records operators, or has no values."""
+    """Say whether the call is traced, by anything that records operators, or has no values."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0  # make_fx, FakeTensorMode
@@ -155,5 +157,5 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 def trace_obstacle(backend: str, tensor: Tensor) -> str | None:
-    """Say why a kernel that is no operator cannot run: what is traced has torch's operators."""
+    """Say why a kernel that is not an operator cannot run: a trace needs torch's operators."""
     return f"{backend} cannot be traced" if is_traced(tensor) else None

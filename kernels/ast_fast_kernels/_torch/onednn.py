@@ -1,4 +1,4 @@
-"""Projections of float32 by oneDNN, which torch brings beside MKL, as torch operators."""
+"""Projections of float32 by oneDNN, which torch ships with MKL, as torch operators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IS_THERE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped
 def is_faster_here() -> bool:
     """Say whether oneDNN multiplies float32 faster than the MKL in torch, on this CPU.
 
-    MKL keeps to AVX2 on CPUs that are not Intel's: 190 GFLOP/s where oneDNN does 400 (docs/log.md).
+    MKL uses only AVX2 on CPUs other than Intel's: 190 GFLOP/s against oneDNN's 400 (docs/log.md).
     """
     capabilities = checks.cpu_capabilities()
     is_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
@@ -44,7 +44,7 @@ def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> st
         if not checks.is_strided(tensor):
             return f"onednn needs {name} to be dense and strided"
     if torch.is_autocast_enabled("cpu"):
-        return "onednn needs float32, which autocast would take away"
+        return "onednn needs float32, which autocast would lower"
     if not IS_THERE:
         return "onednn is not in this build of torch"
     if requested == "auto" and not (IS_FASTER and _is_enabled()):
@@ -74,8 +74,8 @@ def _run(tokens: Tensor, weight: Tensor, bias: Tensor | None, then: str = "none"
     tokens, weight = tokens.detach(), weight.detach()
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
         weight = weight.contiguous()
-    bias = None if bias is None else bias.detach().contiguous()  # its strides are not looked at
-    if tokens.numel() == 0 or weight.numel() == 0:  # sums of nothing, which oneDNN has not
+    bias = None if bias is None else bias.detach().contiguous()  # oneDNN ignores its strides
+    if tokens.numel() == 0 or weight.numel() == 0:  # empty sums, which oneDNN does not support
         projected = functional.linear(tokens, weight, bias)
         return projected if then == "none" else functional.gelu(projected)
     result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, weight, bias, then, [], "none")
@@ -106,7 +106,7 @@ def _gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 
 def _of_weight(grad: Tensor, tokens: Tensor) -> Tensor:
-    """Return gradᵀ · tokens, as oneDNN does it faster: with fewer rows than columns."""
+    """Return gradᵀ · tokens, computed with no more rows than columns: oneDNN's faster way."""
     if grad.shape[1] > tokens.shape[1]:
         return project(tokens.T, grad.T, None).T
     return project(grad.T, tokens.T, None)

@@ -1,4 +1,4 @@
-"""What every torch operator of the kernels needs beside its own schema."""
+"""What every torch operator of the kernels needs besides its own schema."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import torch
 
 
 def define(schema: str, run: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Register the operator `ast_fast::<schema>`: what runs it, and what it gives without values.
+    """Register the operator `ast_fast::<schema>`: `run` computes it, `fake` gives its shape only.
 
-    `torch.library.custom_op` would do the same and cost every call twice as much.
+    `torch.library.custom_op` would do the same, at twice the cost of every call.
     """
     name = f"ast_fast::{schema.partition('(')[0]}"
     torch.library.define(name, schema[schema.index("(") :], tags=torch.Tag.pt2_compliant_tag)

@@ -1,4 +1,4 @@
-"""Torch where it may be missing; loads it no sooner than something needs it."""
+"""Torch, which may be missing; it is loaded only when something needs it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def is_tensor(value: object) -> TypeGuard[Tensor]:
 
 
 def needs_torch(what: str) -> ImportError:
-    """Return the error of what cannot do without torch, where torch is not installed."""
+    """Return the error for something that needs torch when torch is not installed."""
     return ImportError(f"{what} needs torch: pip install 'ast-fast-kernels[torch]'", name="torch")
 
 
 def import_for(what: str, module: str) -> ModuleType:
-    """Return a module, or say that `what`, which it is imported for, needs torch."""
+    """Import a module for `what`; without torch, raise an error that says `what` needs it."""
     try:
         return import_module(module)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""How torch.compile is to take our functions; loads neither torch nor its compiler."""
+"""How torch.compile treats our functions; loads neither torch nor its compiler."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _T = TypeVar("_T")
 
 
 def constant_in_graphs(function: _F) -> _F:
-    """Have torch.compile call a function while it traces, and keep what it returned.
+    """Have torch.compile call a function while it traces, and keep the result.
 
-    What `torch.compiler.assume_constant_result` does, which loads the whole compiler.
+    `torch.compiler.assume_constant_result` does the same, but loads the whole compiler.
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
@@ -29,7 +29,7 @@ def is_loaded() -> bool:
 
 
 def outside_compilation(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Break torch.compile's graph around a function: it runs as it would without.
+    """Break torch.compile's graph around a function, which then runs uncompiled.
 
     `torch.compiler.disable` as a decorator would load the whole compiler on import.
     """

@@ -1,1 +1,1 @@
-"""Scaled dot-product attention: `api` is the door, the rest are backends."""
+"""Scaled dot-product attention: `api` has the public function, the rest are backends."""

@@ -28,25 +28,25 @@ def attention(
 ) -> Tensor:
     """Compute multi-head self-attention, softmax(q · kᵀ · scale) · v, from packed projections.
 
-    No dropout, not causal: every query sees every key of its clip that counts. Queries, keys and
-    values are read where one projection left them, and gradients come packed the same way, so
-    nothing is transposed or copied around it. Differentiable, and one operator in compiled code.
+    There is no dropout and no causal mask: every query sees every valid key of its clip. Queries,
+    keys and values are read where one projection left them, and gradients are packed the same way,
+    so nothing is transposed or copied. Differentiable; one operator in compiled code.
 
     Args:
         qkv: Queries, keys and values, shape (batch, num_tokens, 3, num_heads, head_dim).
-        key_lengths: How many of its first tokens each clip's queries see, integers, shape
-            (batch,), from 1 to num_tokens; None is all. On a GPU they are not looked at, which
-            would wait for it: there, more than num_tokens is num_tokens, and 0 gives zeros.
+        key_lengths: Number of tokens, from the first, that each clip's queries see: integers from 1
+            to num_tokens, shape (batch,); None is all. Those on a GPU are not checked, which would
+            wait for it: there, more than num_tokens means num_tokens, and 0 gives zeros.
         scale: Factor on the scores; None is head_dim ** -0.5.
         backend: `"auto"`, `"reference"` (softmax written out), `"sdpa"`
             (`scaled_dot_product_attention`), `"numba"` (CPU; float32, head_dim 16, 32 or 64) or
             `"triton"` (CUDA; bfloat16, float16, and float32 where
             `torch.set_float32_matmul_precision` allows TF32).
     Returns:
-        Weighted values, shape (batch, num_tokens, num_heads, head_dim), of qkv's dtype (autocast's,
-        under autocast, with sdpa and triton).
+        Weighted values, shape (batch, num_tokens, num_heads, head_dim), of qkv's dtype; under
+        autocast, sdpa and triton give autocast's dtype.
     Raises:
-        TypeError: qkv is no floating-point tensor, or key_lengths are no integers.
+        TypeError: qkv is not a floating-point tensor, or key_lengths are not integers.
         ValueError: A shape, length or device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
@@ -58,16 +58,16 @@ def attention(
 
 
 def chosen_backend(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> str:
-    """Return the backend that `attention` runs for these arguments; raise what it would."""
+    """Return the backend that `attention` runs for these arguments; raise the same errors."""
     _check(qkv)
     requested = _dispatch.requested_backend("attention", backend)
     return choose_backend(requested, qkv, 1.0 if scale is None else float(scale))
 
 
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
-    """Return the backend that runs; auto takes numba on the CPU and triton on CUDA where they can.
+    """Return the backend that runs.
 
-    Where they cannot, it takes sdpa.
+    auto takes numba on the CPU and triton on CUDA if they can run the input, else sdpa.
     """
     return _dispatch.choose_kernel(
         "attention",
@@ -97,7 +97,7 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
         dtype = torch.get_autocast_dtype(device)
     if dtype == torch.float32 and not lowers_float32("cuda"):
         return (
-            "triton takes float32 qkv by TF32 only, which "
+            "triton computes float32 qkv only in TF32, which "
             'torch.set_float32_matmul_precision("high") allows'
         )
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
@@ -126,7 +126,7 @@ def _check(qkv: Tensor) -> None:
 
 
 def _checked_lengths(key_lengths: Tensor | Sequence[int], qkv: Tensor) -> Tensor:
-    """Return key lengths as int32 on qkv's device; those on a GPU keep their values unseen."""
+    """Return key lengths as int32 on qkv's device; values on a GPU are not checked."""
     batch, tokens = qkv.shape[:2]
     try:
         lengths = torch.as_tensor(key_lengths)

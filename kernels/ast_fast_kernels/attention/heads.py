@@ -1,4 +1,4 @@
-"""From packed projections to heads, for backends that take queries, keys and values apart."""
+"""From packed projections to heads, for backends that take queries, keys and values separately."""
 
 from __future__ import annotations
 

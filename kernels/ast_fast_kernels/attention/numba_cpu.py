@@ -4,13 +4,12 @@ Cannot avoid, forward, 4 · tokens² · head_dim operations a head, and 10 · to
 backward; its bytes are few beside them. Measured: 47 to 122 GFLOP/s of two cores that do 95 to 218
 of multiply-adds (64 to 600 tokens, forward and backward; `docs/log.md`, 2026-11-27).
 
-Keys and values are packed side by side once a head. For each block of queries, turned so that a
-vector holds one dimension of every query: scores (a row for each key), their softmax down the
-rows, lane by lane, and the weighted values. Backward makes the weights again from each query's
-maximum and sum. A score is in powers of two: log2(e) is multiplied into the queries. The weights
-stay without their sum, which is divided out of the result, and backward out of the gradient that
-comes in. Every head is summed in one order, so a result depends neither on the batch nor on the
-threads.
+Keys and values are packed side by side once per head. Each block of queries is transposed, so that
+a vector holds one dimension of every query. It gets its scores (a row for each key), their softmax
+down the rows, lane by lane, and the weighted values. Backward computes the weights again from each
+query's maximum and sum. Scores are in powers of two: log2(e) is multiplied into the queries. The
+weights are not divided by their sum: forward divides the result, backward the incoming gradient.
+Every head is summed in one order, so a result depends neither on the batch nor on the threads.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ from ast_fast_kernels._torch import checks
 from ast_fast_kernels.attention.ops import define_attention
 
 QUERY_VECTORS = {"forward": 2, "backward": 4}
-"""Vectors of queries in a block, an even number: more of them read keys and values less often."""
+"""Vectors of queries in a block, an even number: larger blocks read keys and values less often."""
 
 
 def launch_attention_fwd(
@@ -122,7 +121,7 @@ def _run(
     block = QUERY_VECTORS[direction] * lanes
     lengths = 0
     if key_lengths is not None:
-        # By numpy, as in `checks.dense`; what the API gives is not copied.
+        # By numpy, as in `checks.dense`; lengths from the API are not copied.
         held = np.ascontiguousarray(key_lengths.numpy(), np.int32)
         lengths = held.ctypes.data
     slab = _scratch_floats(direction, tokens, head_dim, block)
@@ -137,11 +136,11 @@ def _run(
 
 
 def _scratch_floats(direction: str, tokens: int, head_dim: int, block: int) -> int:
-    """Return the floats of one thread's buffers, each a whole number of cache lines.
+    """Return the size of one thread's buffers in floats; each is a whole number of cache lines.
 
-    Forward: keys, values; a block's queries; its weights; two rows of numbers for each query.
-    Backward: those of keys and values and their gradients; of queries, gradients (also turned) and
-    results; of weights and the scores' gradients; and four rows.
+    Forward: keys and values; a block's queries; its weights; two rows with a number for each query.
+    Backward: keys, values and their gradients; a block's queries, gradients (also transposed) and
+    results; its weights and the scores' gradients; four rows.
     """
     over_keys, of_block, over_weights, rows = {
         "forward": (2, 1, 1, 2), "backward": (4, 4, 2, 4),
@@ -163,9 +162,9 @@ def _worker(direction: str, lanes: int, head_dim: int) -> Any:
 
 COUNT, HEADS, TOKENS, LENGTHS, SCALE, SCRATCH, SLAB, QKV = range(HEADER, HEADER + 8)
 STRIDES = QKV + 1
-"""Of clips, tokens, the three parts and heads, in floats."""
+"""Strides of clips, tokens, the three parts and heads, in floats."""
 OUT, STATS, DQKV, GRAD, GRAD_STRIDES = range(STRIDES + 4, STRIDES + 9)
-"""The last three of backward only; those strides are of clips, tokens and heads."""
+"""The last three are for backward only; GRAD_STRIDES are those of clips, tokens and heads."""
 
 LOG2_E = np.float32(math.log2(math.e))
 
@@ -369,7 +368,7 @@ def _turn_block(
     head_dim: int,
     lanes: int,
 ) -> None:
-    """Turn a block of rows, scaled: a row for each dimension; what it lacks of a block is zero."""
+    """Transpose a block of rows, scaled, into a row for each dimension; missing rows are zero."""
     rows, turned = floats_at(source), floats_at(target)
     factors = splat(factor, lanes)
     for lane in range(0, block, lanes):
@@ -390,7 +389,7 @@ def _turn_block(
 def _soften(
     weights_at: int, keys: int, largest_at: int, sums_at: int, block: int, lanes: int
 ) -> None:
-    """Take two vectors' scores to 2^(score - largest); keep each query's largest and its sum."""
+    """Replace two vectors' scores by 2^(score - largest); store each query's largest and sum."""
     rows, largest, sums = floats_at(weights_at), floats_at(largest_at), floats_at(sums_at)
     a = b = splat(np.float32(-np.inf), lanes)
     for key in range(keys):
@@ -414,7 +413,7 @@ def _soften(
 def _scale_rows(
     source: int, stride: int, count: int, factors_at: int, target: int, head_dim: int, lanes: int
 ) -> None:
-    """Write rows side by side, each times a factor of its own."""
+    """Write rows side by side, each times its own factor."""
     rows, factors, scaled = floats_at(source), floats_at(factors_at), floats_at(target)
     for j in range(count):
         factor = splat(factors[j], lanes)

@@ -21,8 +21,8 @@ def define_attention(
 
     Args:
         name: The operators' name.
-        forward: Takes qkv, key_lengths and scale; gives the result, contiguous, and float32 numbers
-            of each query that backward needs.
+        forward: Takes qkv, key_lengths and scale; gives the result, contiguous, and the float32
+            numbers of each query that backward needs.
         backward: Takes the result's gradient, qkv, what forward gave, key_lengths and scale; gives
             the gradient of qkv, contiguous.
         stats_shape: Shape of those numbers between (batch, heads) and tokens.

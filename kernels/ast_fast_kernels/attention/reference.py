@@ -1,4 +1,4 @@
-"""Attention by its definition: scores, softmax, weighted values; run in float64, the oracle."""
+"""Attention by its definition: scores, softmax, weighted values; in float64, the oracle."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ def attention_reference(qkv: Tensor, key_lengths: Tensor | None, scale: float) -
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Return exp(scores) over its sum, the row's maximum taken out first."""
+    """Return exp(scores) over its sum, after subtracting the row's maximum."""
     weights = (scores - scores.amax(dim=-1, keepdim=True).detach()).exp()
     return weights / weights.sum(dim=-1, keepdim=True)

@@ -13,9 +13,9 @@ from ast_fast_kernels.attention.heads import split_heads
 def attention_sdpa(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
     """Return attention as `scaled_dot_product_attention` computes it; arguments as the reference's.
 
-    torch picks its kernel by device and dtype; on the CPU that is a flash attention. Not in
-    bfloat16 there: its backward pass takes up to five times as long as the three products around a
-    softmax, which run on the matrix units of a CPU that has them.
+    torch picks its kernel by device and dtype; on the CPU that is a flash attention. In bfloat16 on
+    the CPU we compute plain products around a softmax instead. They run on a CPU's matrix units, if
+    it has them; flash attention's backward pass takes up to five times as long.
     """
     q, k, v, inside = split_heads(qkv, key_lengths)
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
@@ -24,7 +24,7 @@ def attention_sdpa(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Ten
 
 
 def _by_products(q: Tensor, k: Tensor, v: Tensor, inside: Tensor | None, scale: float) -> Tensor:
-    with no_autocast(q.device):  # which would take the softmax to float32, twice the time in all
+    with no_autocast(q.device):  # autocast would run the softmax in float32: twice the time in all
         scores = (q * scale).contiguous() @ k.contiguous().mT
         if inside is not None:
             scores = scores.masked_fill(~inside, -torch.inf)

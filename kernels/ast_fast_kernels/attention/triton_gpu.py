@@ -5,9 +5,9 @@ Cannot avoid, forward: 4 · tokens² · head_dim operations a head (2.5 times th
 head_dim 64 the exponentials cost as much (16 a clock and SM). Guess: half of the tensor cores.
 Measured share: none yet; `docs/triton.md` has the compiled kernels and a model of them.
 
-Scores and sums are float32, powers are of two: log2(e) · scale is one factor on the scores. What
-may lie beyond the keys is a block of its own after the loop, so the loop has no masks. Every
-output element is written by one program, so results are the same in every run.
+Scores and sums are float32, powers are of two: log2(e) · scale is one factor on the scores. The
+last, partial block of keys comes after the loop, so the loop has no masks. One program writes each
+output element, so results are the same in every run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
 LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
 
 _TABLE = {
-    # (BLOCK_M, BLOCK_N, num_warps, num_stages) of head_dim 16, 32, 64 and 128; where a kernel has
-    # none, its float32 accumulators and operands spill at any size.
+    # (BLOCK_M, BLOCK_N, num_warps, num_stages) of head_dim 16, 32, 64 and 128; a kernel without the
+    # last would spill its float32 accumulators and operands at any block size.
     ("fwd", 80, False): ((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3)),
     ("fwd", 90, False): ((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2)),
     ("bwd_dkdv", 80, False): ((64, 64, 4, 3), (64, 64, 4, 3), (32, 128, 8, 2), (64, 32, 8, 2)),
@@ -94,7 +94,7 @@ def _attend(
     if MASKED:
         scores = tl.where(offs_n[None, :] < num_keys, scores, -float("inf"))
     new_max = tl.maximum(row_max, tl.max(scores, 1))
-    # The scale is above 0, so the largest score is the largest before it too: one multiply-add.
+    # The scale is above 0, so the largest score is also the largest unscaled: one multiply-add.
     weights = tl.exp2(scores * scale_log2 - (new_max * scale_log2)[:, None])
     correction = tl.exp2((row_max - new_max) * scale_log2)
     row_sum = row_sum * correction + tl.sum(weights, 1)
@@ -231,7 +231,7 @@ def _attention_bwd_dkdv_kernel(
             scale_log2, HEAD_DIM, BLOCK_M, True, PRECISION,
         )  # fmt: skip
 
-    # Rows of keys that do not count hold anything until here.
+    # Until here, rows of keys that do not count may hold anything.
     dk = tl.where(mask_n[:, None], dk * scale, 0.0)
     dv = tl.where(mask_n[:, None], dv, 0.0)
     mask_stored = (offs_n < tokens)[:, None]

@@ -1,1 +1,1 @@
-"""Log-mel filterbanks: `api` is the door, `config` and `tables` the constants; the rest run it."""
+"""Log-mel filterbanks: `api` has the function, `config` and `tables` its constants."""

@@ -50,21 +50,21 @@ def fbank(
 ) -> Tensor | npt.NDArray[Any]:
     """Compute log-mel filterbank energies of a batch of waveforms.
 
-    Batched over every leading dimension, where `kaldi.fbank` takes a 2-D input as (channels,
-    samples) of one clip. The last dimension is mel, also for the conventions of libraries that
-    give (num_mel_bins, num_frames). A NaN or infinite sample makes its frames NaN, and no other
-    (all of its clip where `top_db` or `norm_per_feature` looks at a whole clip). In compiled and
-    exported code it is one operator, `torch.ops.ast_fast.fbank`, of the same bits (`ops.py`).
+    Every leading dimension is a batch dimension; `kaldi.fbank` reads a 2-D input as (channels,
+    samples) of one clip. The last dimension of the result is mel, also with the conventions of
+    libraries that return (num_mel_bins, num_frames). A NaN or infinite sample makes only its own
+    frames NaN, or its whole clip with `top_db` or `norm_per_feature`. Compiled and exported code
+    calls one operator, `torch.ops.ast_fast.fbank`, which gives the same bits (`ops.py`).
 
     Args:
-        waveform: Samples, shape (..., num_samples): numpy or torch, float32 or float64 (taken as
-            they come) or int16 (taken as sample / 32768).
+        waveform: Samples, shape (..., num_samples), numpy or torch: float32 or float64 (not
+            rescaled) or int16 (read as sample / 32768).
         config: The conventions; the default is the Audio Spectrogram Transformer's.
-        lengths: Samples that count in each waveform, shape (...); frames beyond them are
-            `config.log_silence` (raised as silence in their clip is, with `top_db`).
-            `config.num_frames(lengths)` says how many frames each has. On a GPU, where looking
-            would wait for it, Triton takes values out of range for the nearest within.
-        out: Contiguous array that takes the result and is returned.
+        lengths: Number of valid samples in each waveform, shape (...). Later frames are
+            `config.log_silence`; `top_db` raises them like silence in their clip.
+            `config.num_frames(lengths)` gives the number of valid frames. Triton clamps lengths on
+            a GPU to the valid range instead of checking them, which would wait for the GPU.
+        out: Contiguous array or tensor that receives the result and is returned.
         backend: `"auto"`, `"reference"` (plain torch), `"numba"` (CPU) or `"triton"` (CUDA); the
             last two compute in float32, and their gradient is the reference's.
     Returns:
@@ -87,7 +87,7 @@ def fbank(
 def chosen_backend(
     waveform: Tensor | npt.NDArray[Any], config: FbankConfig = _AST, *, backend: str = "auto"
 ) -> str:
-    """Return the backend that `fbank` runs for these arguments; raise what it would."""
+    """Return the backend that `fbank` runs for these arguments; raise the same errors."""
     if isinstance(waveform, np.ndarray):
         chosen = arrays.chosen_backend(waveform, config, backend)
         if chosen == "numba":
@@ -98,13 +98,13 @@ def chosen_backend(
     return of_tensor
 
 
-# A module, whose attributes dynamo looks up anew, as in `_dispatch`.
+# A module, because dynamo looks up its attributes on each call; as in `_dispatch`.
 _loaded: Any = ModuleType("ast_fast_kernels.fbank._loaded")
 
 
 @constant_in_graphs
 def _load_tensors(kind: str) -> None:
-    """Import what needs torch, which is loaded already if the waveform's kind is a tensor."""
+    """Import what needs torch; for a tensor, torch is loaded already."""
     if not is_loaded():
         raise TypeError(f"waveform must be a tensor or a numpy array, got {kind}")
     _loaded.tensors = import_module("ast_fast_kernels.fbank.tensors")

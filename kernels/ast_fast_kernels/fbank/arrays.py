@@ -1,4 +1,4 @@
-"""The filterbank from numpy to numpy by Numba, without torch: checks, choice, run."""
+"""The filterbank of numpy arrays by Numba, without torch: checks, choice of a backend, run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def compute(
     """Do what `fbank` does for an array that Numba can take.
 
     Args:
-        waveform: As `chosen_backend` has checked it.
+        waveform: Checked by `chosen_backend`.
         config: The conventions.
         lengths: As in `fbank`.
-        out: As `check_out` has checked it.
+        out: Checked by `check_out`.
     """
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
     counts = None if lengths is None else _checked_lengths(lengths, leading, num_samples)
@@ -63,7 +63,7 @@ def obstacle(waveform: Array, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if waveform.dtype == np.float64:
         return f"numba needs a float32 or int16 waveform, got {waveform.dtype}"
-    # Loads Numba, so not before there is something for it to do.
+    # Imported late: it loads Numba.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 
     return unsupported(config)
@@ -86,7 +86,7 @@ def check_out(out: object, waveform: Array, config: FbankConfig) -> None:
 
 
 def _readable(waveform: Array) -> Array:
-    """Return it, copied if its strides are negative or no whole samples: kernels take neither."""
+    """Return the waveform, copied if a stride is negative or not a whole number of samples."""
     item = waveform.itemsize
     if any(stride < 0 or stride % item for stride in waveform.strides):
         return waveform.copy()
@@ -99,7 +99,7 @@ def _checked_lengths(lengths: Lengths, leading: tuple[int, ...], num_samples: in
         lengths = lengths.numpy(force=True)
     try:
         counts = np.asarray(lengths)
-    except ValueError:  # of ragged lists
+    except ValueError:  # from ragged lists
         counts = np.asarray(None)
     if counts.dtype.kind not in "biufc":
         given = reprlib.repr(lengths)

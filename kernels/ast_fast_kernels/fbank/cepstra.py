@@ -52,15 +52,15 @@ def mfcc(
 ) -> Tensor | npt.NDArray[Any]:
     """Compute mel-frequency cepstral coefficients of a batch of waveforms.
 
-    The orthonormal DCT-II of `fbank`, liftered as in Kaldi. The first coefficient is that of the
-    DCT, where Kaldi by default has the frame's energy. Differentiable where `fbank` is.
+    Takes the orthonormal DCT-II of `fbank` and lifters it as Kaldi does. The first coefficient is
+    the DCT's; Kaldi's default is the frame's energy. Differentiable where `fbank` is.
 
     Args:
         waveform: As in `fbank`.
         config: The conventions, with a logarithm; the default is Kaldi's.
         num_ceps: Coefficients to keep, from 1 to `config.num_mel_bins`.
         cepstral_lifter: Period of the lifter that evens out the coefficients' sizes; 0 is none.
-        lengths: As in `fbank`; frames beyond them are those of silence.
+        lengths: As in `fbank`; later frames have the coefficients of silence.
         backend: As in `fbank`.
     Returns:
         Coefficients, shape (..., num_frames, num_ceps), of the waveform's kind, device and dtype
@@ -83,7 +83,7 @@ def mfcc(
     matrix = cepstral_matrix(config.num_mel_bins, num_ceps, cepstral_lifter)
     if isinstance(log_mel, np.ndarray):
         return np.asarray(log_mel @ matrix.T.astype(log_mel.dtype))
-    import torch  # as the waveform's owner has
+    import torch  # loaded already: the waveform is a tensor
 
     from ast_fast_kernels._torch.autocast import exact_product
 

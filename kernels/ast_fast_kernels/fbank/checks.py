@@ -1,4 +1,4 @@
-"""What arrays and tensors have in common among the filterbank's checks."""
+"""Checks of the filterbank that arrays and tensors share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check_config(config: object) -> None:
 
 
 def check_length(shape: Sequence[int], config: FbankConfig) -> None:
-    """Raise unless a waveform of this shape gives one frame at least, where nothing is padded."""
+    """Raise if a waveform of this shape is shorter than one frame and nothing pads it."""
     least = config.window_size if config.snip_edges and not config.pad_tail else 0
     if not shape or shape[-1] < least:
         raise ValueError(

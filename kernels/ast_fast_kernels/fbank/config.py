@@ -21,7 +21,7 @@ FLOAT32_EPS = 1.1920928955078125e-07
 """Kaldi's log floor: `torch.finfo(torch.float32).eps`."""
 
 FLOAT32_TINY = 1.1754943508222875e-38
-"""Smallest normal float32: nothing below it but 0 survives rounding to a kernel's dtype."""
+"""Smallest normal float32; a smaller value, other than 0, does not survive a kernel's dtype."""
 
 WindowType = Literal["hanning", "hamming", "povey", "rectangular", "blackman"]
 PadMode = Literal["symmetric", "reflect", "constant"]
@@ -37,8 +37,8 @@ LogType = Literal["ln", "log10", "db"]
 class FbankConfig:
     """Conventions of a log-mel filterbank; the defaults are the Audio Spectrogram Transformer's.
 
-    Fields stand in the order in which a waveform meets them. Times are in milliseconds as in Kaldi;
-    `window_size` and `window_shift` are the same in samples.
+    Fields are in the order in which they apply to a waveform. Times are in milliseconds, as in
+    Kaldi; `window_size` and `window_shift` give them in samples.
     Source: torchaudio/compliance/kaldi.py; YuanGongND/ast, src/dataloader.py.
     """
 
@@ -49,7 +49,7 @@ class FbankConfig:
     frame_shift: float = 10.0
     """Hop from one frame to the next, in milliseconds."""
     n_fft: int | None = None
-    """FFT length in samples; None is the next power of two of the window."""
+    """FFT length in samples; None is the smallest power of two that holds the window."""
     window_type: WindowType = "hanning"
     """Shape of the window."""
     window_periodic: bool = False
@@ -57,25 +57,25 @@ class FbankConfig:
     blackman_coeff: float = 0.42
     """Constant coefficient of the generalised Blackman window."""
     waveform_scale: float = 1.0
-    """Factor on the waveform before anything else; 32768 for int16-scaled conventions."""
+    """Factor applied to the waveform first; 32768 for conventions in int16's scale."""
     dither: float = 0.0
     """Standard deviation of the Gaussian noise added to each frame; 0 is none."""
     preemphasis_coefficient: float = 0.97
-    """Part of the previous sample that each sample loses; 0 is none."""
+    """Fraction of the previous sample that is subtracted from each sample; 0 is none."""
     preemphasis_over: PreemphasisOver = "frame"
-    """What pre-emphasis runs over: each frame, after its mean is removed, its first sample losing
-    part of itself; or the waveform before it is framed and padded, its first sample kept."""
+    """Whether pre-emphasis runs over each frame, after its mean is removed (the first sample is its
+    own predecessor), or over the waveform, before padding and framing (the first sample stays)."""
     snip_edges: bool = True
-    """Whether the first frame begins with the waveform and only whole frames are taken; False pads
-    the waveform at both ends and takes one frame for each shift."""
+    """Whether the first frame starts at the first sample and only whole frames are taken; False
+    pads the waveform at both ends and takes one frame per shift."""
     center: bool = False
-    """Whether frames are centred on the multiples of the shift, as in torch.stft, instead of on the
-    middles of shifts, as in Kaldi; only without snip_edges."""
+    """Whether frames are centred on multiples of the shift, as in torch.stft; False centres them
+    halfway between, as in Kaldi. Only without snip_edges."""
     pad_mode: PadMode = "symmetric"
-    """What lies beyond the ends without snip_edges: the waveform mirrored, its edge sample repeated
-    (symmetric, Kaldi) or not (reflect), or zeros (constant)."""
+    """Padding beyond the ends, without snip_edges: the waveform mirrored with its edge sample
+    repeated (symmetric, as in Kaldi), mirrored without it (reflect), or zeros (constant)."""
     pad_tail: bool = False
-    """Whether the last, partial frame is taken too, completed with zeros; only with snip_edges."""
+    """Whether the last, partial frame is taken too, padded with zeros; only with snip_edges."""
     drop_last_frame: bool = False
     """Whether the last frame is left out."""
     remove_dc_offset: bool = True
@@ -95,31 +95,32 @@ class FbankConfig:
     mel_norm: MelNorm = "none"
     """Whether each filter peaks at 1 (none) or has area 1 in Hz (slaney)."""
     triangle_axis: TriangleAxis = "mel"
-    """Axis on which the filters' sides are straight: mel, Hz, or FFT bins with every edge lowered
-    to a whole bin (python_speech_features)."""
+    """Axis on which the filters' sides are straight: mel, Hz, or FFT bins with every edge rounded
+    down to a whole bin (python_speech_features)."""
     mel_dtype: MelDtype = "float64"
-    """What the filters are computed in; float32 repeats torchaudio's arithmetic step by step, so
-    that a bin on a filter's edge weighs what it does there."""
+    """Precision in which the filters are computed; float32 repeats torchaudio's arithmetic step by
+    step, so that a bin on a filter's edge gets the same weight as there."""
     use_log_fbank: bool = True
-    """Whether the logarithm is taken; False gives the mel energies and ignores what follows."""
+    """Whether the logarithm is taken; False gives the mel energies and ignores the fields from
+    log_type to norm_per_feature."""
     log_type: LogType = "ln"
-    """Logarithm: natural, to base 10, or decibels (ten times that to base 10)."""
+    """Logarithm: natural, to base 10, or decibels (ten times the one to base 10)."""
     log_floor: float = FLOAT32_EPS
-    """Smallest energy that the logarithm sees; 0 is no floor."""
+    """Smaller energies are raised to this before the logarithm; 0 is no floor."""
     floor_zeros_only: bool = False
-    """Whether the floor only stands for energies of exactly 0 (python_speech_features)."""
+    """Whether the floor replaces only energies of exactly 0 (python_speech_features)."""
     log_offset: float = 0.0
     """Added to every energy before the logarithm."""
     top_db: float = 0.0
-    """Range of a clip, in dB of power: what lies further below its largest value is raised to
-    that; 0 is no limit."""
+    """Range of a clip, in dB of power: values further below its largest are raised to this limit; 0
+    is no limit."""
     output_shift: float = 0.0
     """Added to every logarithm."""
     output_scale: float = 1.0
     """Factor on the shifted logarithm."""
     norm_per_feature: bool = False
-    """Whether each mel bin's mean over a clip is subtracted and its standard deviation (unbiased,
-    plus 1e-5) divided by."""
+    """Whether each mel bin is normalised over its clip: its mean subtracted, the rest divided by
+    its standard deviation (unbiased, plus 1e-5)."""
     vtln_low: float = 100.0
     """Lower inflection point of the vocal-tract-length warp, in Hz."""
     vtln_high: float = -500.0
@@ -156,22 +157,22 @@ class FbankConfig:
         _require(self.top_db >= 0, "top_db", "at least 0", self.top_db)
         _require(self.output_scale > 0, "output_scale", "above 0", self.output_scale)
         good = not (self.center and self.snip_edges)
-        _require(good, "center", "False where snip_edges is True", self.center)
+        _require(good, "center", "False when snip_edges is True", self.center)
         good = self.snip_edges or not self.pad_tail
-        _require(good, "pad_tail", "False where snip_edges is False", self.pad_tail)
+        _require(good, "pad_tail", "False when snip_edges is False", self.pad_tail)
         kaldis = (self.mel_scale, self.mel_norm, self.triangle_axis) == ("htk", "none", "mel")
         good = self.mel_dtype == "float64" or kaldis
-        rule = "float64 but for Kaldi's filters (mel_scale htk, mel_norm none, triangle_axis mel)"
+        rule = "float64 unless mel_scale is htk, mel_norm is none and triangle_axis is mel"
         _require(good, "mel_dtype", rule, self.mel_dtype)
-        self.as_json  # noqa: B018 - made now, since a traced call cannot make it
+        self.as_json  # noqa: B018 - made now, because a traced call cannot make it
 
     @classmethod
     def preset(cls, name: PresetName, **changes: object) -> Self:
         """Return the named convention, with fields changed by keyword.
 
-        Every one gives (..., num_frames, num_mel_bins), also those of libraries that give
-        (num_mel_bins, num_frames): librosa, melspectrogram, whisper and nemo. Where the library
-        counts samples (the first three), window and shift keep theirs at any `sample_frequency`.
+        Every preset gives (..., num_frames, num_mel_bins), also those of libraries that return
+        (num_mel_bins, num_frames): librosa, melspectrogram, whisper and nemo. The first three of
+        these define window and shift in samples, and keep them at any `sample_frequency`.
 
         Args:
             name: `"ast"` (the default of every field);
@@ -180,13 +181,13 @@ class FbankConfig:
                 `"lhotse"` (`lhotse.Fbank`);
                 `"librosa"` (`feature.melspectrogram` through `power_to_db`, at 22,050 Hz);
                 `"melspectrogram"` (`torchaudio.transforms.MelSpectrogram`; no logarithm);
-                `"nemo"` (NeMo's `AudioToMelSpectrogramPreprocessor`, its frames that count);
+                `"nemo"` (NeMo's `AudioToMelSpectrogramPreprocessor`, its valid frames);
                 `"python_speech_features"` (`logfbank`);
                 `"vggish"` (`mel_features.log_mel_spectrogram` with its parameters);
                 `"whisper"` (OpenAI's and transformers' extractor, without its padding to 30 s).
-            changes: Fields to set differently; `window_size` and `window_shift`, in samples, too.
+            changes: Fields to set differently, or `window_size` and `window_shift` in samples.
         Raises:
-            ValueError: `name` is no preset.
+            ValueError: `name` is not a preset, or a changed field does not fit.
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
@@ -208,7 +209,7 @@ class FbankConfig:
             sample_frequency: Sample rate, in Hz.
             changes: Fields to set differently from the default.
         Raises:
-            TypeError: A size is no integer.
+            TypeError: A size is not an integer.
             ValueError: A size or the sample rate is not above 0, or a changed field does not fit.
         """
         values = {
@@ -220,16 +221,16 @@ class FbankConfig:
         return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        # A text remembers its hash; that of thirty fields would cost each call a microsecond.
+        # A string caches its hash; hashing thirty fields would cost each call a microsecond.
         return hash(self.as_json)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Return the config that `as_json` gave.
+        """Return the config that `as_json` described.
 
         Raises:
-            TypeError: A field has no such name or type.
-            ValueError: The text is no JSON, or a value is out of range.
+            TypeError: A field's name or type is wrong.
+            ValueError: The text is not JSON, or a value is out of range.
         """
         return cls(**json.loads(text))
 
@@ -245,7 +246,7 @@ class FbankConfig:
         )
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with fields changed, checked again."""
+        """Return a copy with fields changed, and check it."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     @property
@@ -260,7 +261,7 @@ class FbankConfig:
 
     @property
     def fft_size(self) -> int:
-        """FFT length, in samples: `n_fft`, or the next power of two of the window."""
+        """FFT length, in samples: `n_fft`, or the smallest power of two that holds the window."""
         return self.n_fft if self.n_fft is not None else 1 << (self.window_size - 1).bit_length()
 
     @property
@@ -280,7 +281,7 @@ class FbankConfig:
 
     @property
     def first_sample(self) -> int:
-        """Where the first frame begins, in samples from the waveform's first."""
+        """Index of the first frame's first sample; negative if it lies in the padding."""
         if self.snip_edges:
             return 0
         if self.center:
@@ -289,7 +290,7 @@ class FbankConfig:
 
     @property
     def log_factor(self) -> float:
-        """Factor on the natural logarithm that gives the output, less `log_shift`."""
+        """Factor on the natural logarithm; the output is the product plus `log_shift`."""
         return {"ln": 1.0, "log10": _LOG10_E, "db": 10 * _LOG10_E}[
             self.log_type
         ] * self.output_scale
@@ -301,7 +302,7 @@ class FbankConfig:
 
     @property
     def log_per_decibel(self) -> float:
-        """What a decibel of the waveform's level adds to the output."""
+        """How much the output grows for each decibel of the waveform's level."""
         return math.log(10) / (10 if self.use_power else 20) * self.log_factor
 
     @property
@@ -316,9 +317,9 @@ class FbankConfig:
 
     @property
     def log_silence(self) -> float:
-        """What digital silence becomes: the value that pads batches and spectrograms.
+        """Output for digital silence: the value that pads batches and spectrograms.
 
-        With `norm_per_feature` it is the mean, 0; with `top_db` what silence becomes alone.
+        With `norm_per_feature` it is the mean, 0; with `top_db`, the value in a silent clip.
         """
         if self.norm_per_feature or not self.use_log_fbank:
             return 0.0
@@ -332,9 +333,9 @@ class FbankConfig:
     @overload
     def num_frames(self, num_samples: Tensor) -> Tensor: ...
     def num_frames(self, num_samples: Any) -> Any:
-        """Return how many frames `num_samples` samples give; 0 when there is not one.
+        """Return how many frames `num_samples` samples give.
 
-        Integer arrays and tensors of lengths give theirs.
+        For an integer array or tensor, the result has one count for each element.
         """
         size, shift = self.window_size, self.window_shift
         if self.center:
@@ -370,7 +371,7 @@ def _number(argument: str, value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a number, got {value!r}")
     _require(math.isfinite(value), argument, "finite", value)
-    return float(value) + 0.0  # -0.0 is written as the 0.0 that it equals
+    return float(value) + 0.0  # -0.0 becomes 0.0, which it equals
 
 
 def _integer(argument: str, value: object) -> int:
@@ -416,15 +417,15 @@ _CHECKS: dict[Any, Callable[[str, object], object]] = {
     "LogType": _one_of(LogType),
 }
 _KINDS = [(field.name, _CHECKS[field.type]) for field in fields(FbankConfig)]
-"""Each field's check, by its annotation; it returns the value as a plain Python one."""
+"""Each field's check, by its annotation; it returns the value as a plain Python type."""
 
 
 _SIZES = {"window_size": "frame_length", "window_shift": "frame_shift"}
-"""Sizes in samples, and the times that stand for them."""
+"""Size in samples → the field that holds it in milliseconds."""
 
 
 def _in_milliseconds(values: dict[str, object]) -> dict[str, object]:
-    """Return fields with every size in samples turned into the time that truncates to it."""
+    """Return fields with each size in samples replaced by a time that truncates to it."""
     values = dict(values)
     sample_frequency = _number("sample_frequency", values.get("sample_frequency", 16000.0))
     _require(sample_frequency > 0, "sample_frequency", "above 0 Hz", sample_frequency)

@@ -1,4 +1,4 @@
-"""The filterbank of a tensor that nothing traces: checks, choice of a backend, ragged batches."""
+"""The filterbank of an untraced tensor: checks, choice of a backend, ragged batches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def compute(
     out: Tensor | None,
     backend: str,
 ) -> Tensor:
-    """Do what `fbank` does for a tensor that has values, and that nothing traces.
+    """Do what `fbank` does for an untraced tensor with values.
 
     Only the reference is differentiable here.
     """
@@ -61,7 +61,7 @@ def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:
 def empty_result(
     waveform: Tensor, config: FbankConfig, lengths: Tensor | None, backend: str
 ) -> Tensor:
-    """Return what `compute` would, unfilled, after the checks that need no values."""
+    """Return the result of `compute` unfilled, after the checks that need no values."""
     check_waveform(waveform, config)
     leading = waveform.shape[:-1]
     if lengths is not None:
@@ -79,7 +79,7 @@ def result_dtype(waveform: Tensor) -> torch.dtype:
 
 
 def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
-    """Raise unless dtype and length fit (one frame at least, where nothing is padded)."""
+    """Raise unless dtype and length fit (at least one frame, if nothing is padded)."""
     if waveform.dtype not in _DTYPES:
         raise TypeError(
             f"waveform must be float32, float64 or int16, got {checks.dtype_name(waveform.dtype)}"
@@ -88,7 +88,7 @@ def check_waveform(waveform: Tensor, config: FbankConfig) -> None:
 
 
 def check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
-    """Raise unless `out` can take energies of this shape, without a gradient."""
+    """Raise unless `out` can hold energies of this shape and no gradient is needed."""
     dtype = result_dtype(waveform)
     if out.dtype != dtype:
         raise TypeError(
@@ -101,7 +101,7 @@ def check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
     if not out.is_contiguous():
         raise ValueError(f"out must be contiguous, got strides {out.stride()}")
     if torch.is_grad_enabled() and (waveform.requires_grad or out.requires_grad):
-        raise ValueError("out must be None where gradients are wanted, got a tensor")
+        raise ValueError("out must be None when gradients are needed, got a tensor")
 
 
 def check_lengths(
@@ -122,7 +122,7 @@ def check_lengths(
 def _device_lengths(
     lengths: Lengths | None, leading: torch.Size, waveform: Tensor
 ) -> Tensor | None:
-    """Return the same on the waveform's device, which need not be waited for."""
+    """Return the same on the waveform's device, without waiting for it."""
     if lengths is None:
         return None
     counts = as_counts(lengths, leading)
@@ -132,7 +132,7 @@ def _device_lengths(
 
 
 def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
-    """Return lengths as a tensor, whose values are yet to be checked."""
+    """Return lengths as a tensor; its values are not checked yet."""
     try:
         counts = lengths if isinstance(lengths, Tensor) else torch.as_tensor(lengths, device="cpu")
     except (TypeError, ValueError, RuntimeError):  # what torch raises for strings, None, ragged
@@ -149,9 +149,9 @@ def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend that runs; auto takes the device's own kernels wherever they can.
+    """Return the backend that runs; auto takes the device's kernels if they can run the input.
 
-    Not by `choose_kernel`, which asks by closures: a short clip's call would see them.
+    Does not use `choose_kernel`: its closures would slow down the call for a short clip.
     """
     own = "triton" if samples.is_cuda else "numba"
     named = own if requested == "auto" else requested
@@ -172,8 +172,8 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
-        return "numba runs under no transform of torch.func"
-    # Loads Numba, so not before there is something for it to do.
+        return "numba cannot run under a transform of torch.func"
+    # Imported late: it loads Numba.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 
     return unsupported(config)

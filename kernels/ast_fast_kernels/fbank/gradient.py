@@ -1,7 +1,7 @@
 """The filterbank's gradient in its waveform: the reference's stages, from the last to the first.
 
-Written out, because an operator cannot run autograd inside. It is plain torch itself, so autograd
-takes it for second derivatives. Every stage before the spectrum is linear and keeps nothing.
+Written out, because an operator cannot run autograd inside. It is plain torch, so autograd can
+differentiate it again. Every stage before the spectrum is linear and keeps nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from ast_fast_kernels.fbank.whole_clip import beyond_counts
 def waveform_gradient(
     grad: Tensor, waveform: Tensor, config: FbankConfig, counts: list[int] | None
 ) -> Tensor:
-    """Return the gradient in the waveform, shape (batch, num_samples), of one in the energies.
+    """Return the waveform's gradient, shape (batch, num_samples), from that of the energies.
 
     Args:
-        grad: Shape (batch, num_frames, num_mel_bins).
+        grad: Gradient of the energies, shape (batch, num_frames, num_mel_bins).
         waveform: Shape (batch, num_samples), floating.
         config: The conventions, without dither.
         counts: Samples that count in each waveform; None is all.
@@ -33,7 +33,7 @@ def waveform_gradient(
     if counts is None:
         log_mel, pull_back = _vjp(waveform, config)
         return pull_back(_before_whole_clip(grad, log_mel, config, None))
-    # Each waveform has its own end, so each goes alone.
+    # Each waveform has its own end, so each runs alone.
     rows = [_vjp(row[None, :count], config) for row, count in zip(waveform, counts, strict=True)]
     num_frames = [log_mel.shape[1] for log_mel, _ in rows]
     padded = [
@@ -49,7 +49,7 @@ def waveform_gradient(
 
 
 def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """Return a batch's log-mel energies and what takes their gradient to its waveform's."""
+    """Return a batch's log-mel energies, and a function from their gradient to the waveform's."""
     frames = reference.preemphasise(reference.prepare_frames(waveform, config), config)
     if frames.numel() == 0:
         nothing = waveform.new_zeros(*frames.shape[:-1], config.num_mel_bins)
@@ -73,7 +73,7 @@ def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tenso
 def _before_whole_clip(
     grad: Tensor, log_mel: Tensor, config: FbankConfig, num_frames: list[int] | None
 ) -> Tensor:
-    """Undo `top_db` and `norm_per_feature`."""
+    """Return the gradient before `top_db` and `norm_per_feature`."""
     if not config.use_log_fbank:
         return grad
     kept = log_mel
@@ -114,7 +114,7 @@ def _before_log(grad: Tensor, energies: Tensor, config: FbankConfig) -> Tensor:
 
 
 def _before_fft(grad: Tensor, config: FbankConfig) -> Tensor:
-    """Return what a real FFT of frames, whose upper half is not taken, sends back to them."""
+    """Return the frames' gradient from that of the lower half of their FFT."""
     halves = grad.real.new_full(grad.shape[-1:], 0.5 * config.fft_size)
     halves[0] = halves[-1] = config.fft_size
     frames: Tensor = torch.fft.irfft(grad * halves, n=config.fft_size)
@@ -124,15 +124,15 @@ def _before_fft(grad: Tensor, config: FbankConfig) -> Tensor:
 def _before_preemphasis(grad: Tensor, config: FbankConfig) -> Tensor:
     if config.preemphasis_coefficient == 0.0 or config.preemphasis_over == "waveform":
         return grad
-    # A frame's first sample is its own predecessor, beside being its second's.
+    # A frame's first sample precedes itself as well as the second.
     following = pad(grad[..., 1:], (0, 1))
     following = torch.cat((following[..., :1] + grad[..., :1], following[..., 1:]), dim=-1)
     return grad - config.preemphasis_coefficient * following
 
 
 def _before_frames(grad: Tensor, num_samples: int, config: FbankConfig) -> Tensor:
-    """Add up what every frame sends to a sample, wherever mirrored; undo what came before."""
-    # Frames cut from the samples' own numbers say which they hold; zeros hold none.
+    """Sum the frames' gradients at each sample, mirrored ones included; then scale them back."""
+    # Frames cut from the sample numbers 1, 2, … tell which samples they hold; 0 is padding.
     numbers = torch.arange(1, num_samples + 1, dtype=torch.float64, device=grad.device)
     places = reference.cut_frames(numbers, config).flatten().long().expand(grad.shape[0], -1)
     total = grad.new_zeros(grad.shape[0], 1 + num_samples)

@@ -17,7 +17,7 @@ _AST = FbankConfig()
 
 
 class Fbank(nn.Module):
-    """`fbank` as a module: no parameters, no state; runs where its input is.
+    """`fbank` as a module, without parameters or state; runs on its input's device.
 
     Args:
         config: The conventions; the default is the Audio Spectrogram Transformer's.
@@ -30,7 +30,7 @@ class Fbank(nn.Module):
         self.backend = backend
 
     def forward(self, waveform: Tensor, lengths: Lengths | None = None) -> Tensor:
-        """Return energies, shape (..., num_frames, num_mel_bins), of (..., num_samples)."""
+        """Return the energies, (..., num_frames, num_mel_bins), of samples (..., num_samples)."""
         return fbank(waveform, self.config, lengths=lengths, backend=self.backend)
 
     def extra_repr(self) -> str:

@@ -3,8 +3,8 @@
 Cannot avoid, for 5 s at 16 kHz: 320 kB read and 255 kB written, and about 9,800 vector operations
 for every 16 frames; at two a cycle that is 47 µs at 3.3 GHz, so arithmetic is the bound.
 
-Here are the tables in memory, the scratch memory of each thread and the division of the work;
-what a thread does with its blocks is in numba_kernel.py.
+This file has the tables in memory, each thread's scratch memory and the division of the work;
+numba_kernel.py has what a thread does with its blocks.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
 
 BLOCKS_PER_THREAD = 64
-"""Fewest blocks of frames worth another thread: two clips of 5 s, twice what a thread costs."""
+"""Fewest blocks of frames that justify another thread: two clips of 5 s, twice a thread's cost."""
 
 BLOCKS_AT_ONCE = 16
-"""Blocks that a thread takes at once where there are several: half a clip of 5 s. The first of them
-shares no hops with one before."""
+"""Blocks that one of several threads takes at once: half a clip of 5 s. The first of them cannot
+reuse hops of a block before it."""
 
 FRAMES_AT_ONCE = 256
 """Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
@@ -74,7 +74,7 @@ def fbank_numba(
 
     Args:
         waveform: Array or tensor, shape (batch, num_samples), float32 or int16 (taken as sample /
-            32768), of any strides; it is read where it lies.
+            32768), of any strides; it is read in place.
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
@@ -93,18 +93,19 @@ def fbank_numba(
 
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
-    """Return uninitialised float32 of the waveform's kind, at the beginning of a cache line."""
+    """Return uninitialised float32 of the waveform's kind, aligned to a cache line."""
     if isinstance(waveform, np.ndarray):
         return aligned(math.prod(shape)).reshape(shape)
-    import torch  # as the waveform's owner has
+    import torch  # loaded already: the waveform is a tensor
 
     return torch.empty(shape, dtype=torch.float32, device="cpu")
 
 
 def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
-    """Do what looks at a whole clip to one, (num_frames, num_mel_bins), in its own memory.
+    """Apply `top_db` and `norm_per_feature` to a clip, (num_frames, num_mel_bins), in place.
 
-    numpy has no threads: a process forked after torch used its own would wait for them for ever.
+    By numpy, which has no threads: a process forked after torch used its own would wait for them
+    forever.
     """
     if config.top_db > 0:
         np.maximum(log_mel, log_mel.max() - np.float32(config.top_range), out=log_mel)
@@ -126,14 +127,14 @@ def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int
 
 
 def unsupported(config: FbankConfig) -> str | None:
-    """Say what of the conventions this backend does not do; None when it does them all."""
+    """Say which convention this backend does not support; None when it supports them all."""
     if config.dither != 0.0:
         return f"numba adds no dither, got dither {config.dither:g}"
     if not is_supported(config.fft_size):
         sizes = (
-            f"a power of two from {MIN_SIZE} to {MAX_SIZE} or {', '.join(map(str, SIZES_OF_25))}"
+            f"{', '.join(map(str, SIZES_OF_25))} or a power of two from {MIN_SIZE} to {MAX_SIZE}"
         )
-        return f"numba needs an FFT of {sizes}, got {config.fft_size}"
+        return f"numba needs an FFT length of {sizes}, got {config.fft_size}"
     return None
 
 
@@ -165,7 +166,7 @@ def run_blocks(
         clip_stride, sample_stride = waveform.stride()
     team = team_size()
     threads = max(1, min(team, total // BLOCKS_PER_THREAD))
-    # Where not all threads are wanted all may come, and find a chunk for each that is.
+    # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
     chunk = BLOCKS_AT_ONCE if 1 < threads == team else -(-total // threads)
     batch = Batch(
         samples=samples,
@@ -190,7 +191,7 @@ PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
 
 class Prepared(NamedTuple):
-    """A compiled worker, its plan's address, and the arrays of it and of what it points to."""
+    """A compiled worker, its plan's address, and the arrays that hold the plan and its tables."""
 
     worker: Any
     plan_at: int
@@ -232,7 +233,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         use_power=config.use_power,
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
-        # As samples lose it: a mean that loses another part leaves the difference in every sample.
+        # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,
         log_offset=config.log_offset,
@@ -255,9 +256,9 @@ def _in_memory(plan: Plan) -> npt.NDArray[np.intp]:
 def _side_by_side(
     banks: npt.NDArray[np.float64],
 ) -> tuple[IndexArray, IndexArray, Float32Array]:
-    """Return each group's width in bins; its bins; their weights, zero where a filter is narrower.
+    """Return each group's width in bins, its bins, and their weights: 0 beyond a narrower filter.
 
-    An empty filter gets bins of weight zero, so that it is NaN where its frame is.
+    An empty filter gets bins of weight 0, so that it is NaN where its frame is.
     """
     num_bins = banks.shape[1]
     banks = np.pad(banks, ((0, -len(banks) % FILTERS_AT_ONCE), (0, 0)))
@@ -282,19 +283,19 @@ def _side_by_side(
 
 
 class Ready(NamedTuple):
-    """All that a thread's calls with one config use."""
+    """What a thread's calls with one config use."""
 
     config: FbankConfig
     lanes: int
     prepared: Prepared
     sizes: Scratch  # of the buffers, in floats
-    buffers: list[Float32Array]  # of one thread that helps, and of the next
+    buffers: list[Float32Array]  # of the first helping thread, then of the next
     scratch: npt.NDArray[np.intp]  # their addresses, shape (threads, NUM_BUFFERS)
     scratch_at: int
 
 
 class _OfThread(threading.local):
-    """What a thread's last call used, for the next one of the same config."""
+    """What a thread's last call used, for the next call with the same config."""
 
     ready: Ready | None = None
 
@@ -305,9 +306,9 @@ _of_thread = _OfThread()
 def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
     """Return what this thread's last call used, or prepare for another config or more threads.
 
-    It is taken away until the call has ended: a signal's handler that calls meanwhile makes its
-    own, and an interrupt leaves no plan beside another plan's buffers. The caller's own reference
-    outlives the thread's, which goes first where an interpreter exits.
+    The thread gives it up until the call ends. So a signal handler that calls meanwhile makes its
+    own, and an interrupt leaves no plan with another plan's buffers. The caller keeps a reference
+    too: at an interpreter's exit the thread's is released first.
     """
     last, _of_thread.ready = _of_thread.ready, None
     if last is not None and len(last.scratch) < threads:
@@ -327,7 +328,7 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
-    """Return the floats of each of a thread's buffers."""
+    """Return the size of each of a thread's buffers, in floats."""
     window_size, window_shift = config.window_size, config.window_shift
     stride = _tile_stride(window_size, window_shift, lanes)
     return Scratch(
@@ -340,10 +341,10 @@ def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
 
 
 def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
-    """Hops that one block of frames touches, and so the width of a row of the tile."""
+    """Return how many hops one block of frames touches: the width of a row of the tile."""
     return lanes + (window_size - 1) // window_shift
 
 
 def _span(window_size: int, window_shift: int, lanes: int) -> int:
-    """Samples that a block reads when it turns all its hops: those of whole squares."""
+    """Return how many samples a block reads when it transposes all its hops, in whole squares."""
     return -(-_tile_stride(window_size, window_shift, lanes) // lanes) * lanes * window_shift

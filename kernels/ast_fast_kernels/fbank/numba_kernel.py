@@ -1,13 +1,13 @@
 """The filterbank's compiled code: what a thread does with the blocks of frames that it takes.
 
-A block of `lanes` frames goes through scratch memory that stays in the nearest caches: its
-samples, pre-emphasised, are turned so that one vector holds the same sample of every frame;
-windowed into the FFT's grid; transformed (fft.py); summed by mel filter; logged, turned back and
-stored. Meanwhile the next block's samples, and the lines its features go to, are asked for.
-Blocks run from a clip's end to its beginning: then the hops that a block shares with the next one
-stand turned at the beginning of the tile, and only move to its end.
-Every lane does the same arithmetic on its own frame alone, so a frame's result depends neither on
-the batch, nor on the threads, nor on its place in a block.
+A block of `lanes` frames goes through scratch memory that stays in the nearest caches. Its samples
+are pre-emphasised and transposed, so that one vector holds the same sample of every frame. They
+are windowed into the FFT's grid, transformed (fft.py) and summed by mel filter; the sums are
+logged, transposed back and stored. Meanwhile the next block's samples, and the cache lines of its
+features, are prefetched. Blocks run from a clip's end to its beginning: then the hops that a block
+shares with the next one are already transposed at the beginning of the tile, and only move to its
+end. Every lane does the same arithmetic on its own frame alone, so a frame's result depends neither
+on the batch, nor on the threads, nor on its place in a block.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ FILTERS_AT_ONCE = 4
 
 
 class Batch(NamedTuple):
-    """Where the waveforms lie and the features go, integers all: addresses; strides in samples."""
+    """Where the waveforms and features lie: addresses and sizes as integers, strides in samples."""
 
     samples: int
     clip_stride: int
@@ -63,8 +63,8 @@ class Batch(NamedTuple):
     is_int16: int
     num_samples: int
     num_frames: int
-    samples_of: int  # address of each clip's count of samples; 0 where all count
-    frames_of: int  # and of its frames
+    samples_of: int  # address of each clip's number of valid samples; 0 if all are
+    frames_of: int  # address of each clip's number of valid frames
     out: int
 
 
@@ -81,7 +81,7 @@ class Plan(NamedTuple):
     num_mel_bins: int
     hop: int
     tile_stride: int
-    span: int  # of the samples that a block reads when it turns all its hops
+    span: int  # samples that a block reads when it transposes all its hops
     first_sample: int  # of the first frame
     padding: int
     remove_dc: int
@@ -100,21 +100,21 @@ class Plan(NamedTuple):
 class Scratch(NamedTuple):
     """Addresses of one thread's float32 buffers."""
 
-    samples: int  # of one block of frames, after the one before it
+    samples: int  # those of one block of frames, after the sample before them
     tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
-    sums: int  # (2, tile stride + lanes), of each hop's samples: all, and those that end a window
+    sums: int  # (2, tile stride + lanes): each hop's sum, and that of its part in a window's end
     grid: int  # (n_fft, lanes)
-    square: int  # (lanes + FILTERS_AT_ONCE, lanes), of energies about to be turned
+    square: int  # (lanes + FILTERS_AT_ONCE, lanes): energies before they are transposed
 
 
 NUM_FLOATS = 6
-"""Fields of a plan that are no integers, its last."""
+"""Number of a plan's last fields, which are not integers."""
 NUM_INTEGERS = len(Plan._fields) - NUM_FLOATS
 NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
 
 COUNT, CHUNK, TOTAL, PLAN, SCRATCH, BATCH = range(HEADER, HEADER + 6)
-"""What a task holds: how many chunks there are, of how many blocks, out of how many; where the plan
-and the addresses of each thread's scratch memory lie; and the batch."""
+"""What a task holds: the number of chunks, of blocks in a chunk, and of blocks in all; the address
+of the plan, and that of the threads' scratch addresses; and the batch."""
 
 
 ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
@@ -122,7 +122,7 @@ ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
 
 @cache
 def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
-    """Return the compiled worker for one FFT length, how full it is, and the vector width.
+    """Return the compiled worker for an FFT length, its rows in use, and a vector width.
 
     The digest of the sources it is emitted from is part of Numba's cache key through the closure.
     """
@@ -149,7 +149,7 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
         blocks = (num_frames + lanes - 1) // lanes
         shared = plan.tile_stride - lanes  # hops that a block has in common with the next
         first_block, block = _range_of(address, chunk)
-        later = -1  # frame at which the block before began
+        later = -1  # first frame of the block done before this one
         while True:
             if block == first_block:
                 chunk = take(address, NEXT_ITEM)
@@ -185,7 +185,7 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
             valid = min(frames - frame, lanes)
             reads = lanes * hop if carried else plan.span
             if not _is_in_place(batch, plan, first, reads, count):
-                # What no frame reads stays as it was: it ends in lanes that nobody uses.
+                # What no frame reads keeps its old value: it ends in lanes that are not used.
                 needed = min((valid - 1) * hop + plan.window_size, reads)
                 source, start = floats_at(scratch.samples), 1
                 _copy_samples(batch, plan, origin, first, needed, count, source, lanes)
@@ -225,7 +225,7 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
 
 @stage
 def _range_of(address: int, chunk: int) -> tuple[int, int]:
-    """Return a chunk's first block, and the one behind its last."""
+    """Return a chunk's first block, and the one after its last."""
     task = integers_at(address)
     first = chunk * task[CHUNK]
     return first, min(first + task[CHUNK], task[TOTAL])
@@ -233,7 +233,7 @@ def _range_of(address: int, chunk: int) -> tuple[int, int]:
 
 @stage
 def _is_in_place(batch: Batch, plan: Plan, first: int, reads: int, count: int) -> bool:
-    """Whether a block's samples, and the one before, can be read where the waveform lies."""
+    """Say whether a block's samples, and the one before, can be read from the waveform itself."""
     return (
         first >= 1
         and first + reads <= count
@@ -254,12 +254,12 @@ def _copy_samples(
     target: Pointer,
     lanes: int,
 ) -> None:
-    """Write `needed` samples from `first` on, and the one before, to target[0:], as floats.
+    """Write the sample before `first`, and `needed` samples from it, to target[0:] as floats.
 
-    Beyond the ends they are as `padding` says. Pre-emphasis over the waveform is done here.
+    Beyond the ends, `padding` gives their values. Pre-emphasis over the waveform is done here.
     """
     begin, end = min(max(first - 1, 0), count), max(min(first + needed, count), 0)
-    offset = 1 - first  # of the target's index from the waveform's
+    offset = 1 - first  # from the waveform's index to the target's
     factor = np.float32(-plan.preemphasis) if plan.emphasise_waveform else np.float32(0.0)
     place = begin
     if batch.sample_stride == 1:
@@ -331,9 +331,9 @@ def _padded(
 def _turn_shared(
     source: Pointer, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
 ) -> None:
-    """Turn the hops beyond a block's own `lanes`.
+    """Transpose the hops after a block's own `lanes`.
 
-    Squares are written from right to left: what one writes too much belongs to the next.
+    Squares are written from right to left: a later one overwrites what spilled into the next row.
     """
     column = (plan.tile_stride - 1) // lanes * lanes
     while column > 0:
@@ -343,9 +343,9 @@ def _turn_shared(
 
 @stage
 def _carry(plan: Plan, tile: Pointer, sums: Pointer, shared: int, lanes: int) -> None:
-    """Move the hops that the next block shares with this one behind this one's own.
+    """Move the hops that this block shares with the last one done to after this block's own.
 
-    From the last row to the first: what a vector writes too much is in a row already moved.
+    Rows move from last to first: a vector that spills into the next row finds it already moved.
     """
     stride = plan.tile_stride
     for j in range(plan.hop - 1, -1, -1):
@@ -356,7 +356,7 @@ def _carry(plan: Plan, tile: Pointer, sums: Pointer, shared: int, lanes: int) ->
 
 @stage
 def _carry_row(values: Pointer, row: int, shared: int, lanes: int) -> None:
-    """Move the first `shared` of a row by `lanes`, four at a time, last ones first."""
+    """Move the first `shared` values of a row by `lanes`, four at a time, the last ones first."""
     column = (shared - 1) // 4 * 4
     while column >= 0:
         store(values, row + lanes + column, load(values, row + column, 4))
@@ -369,8 +369,8 @@ def _turn(
 ) -> None:
     """Write sample j of hop h, pre-emphasised, to tile[j, column + h], for `lanes` hops; sum them.
 
-    So sample n of frame f is at [n % hop, f + n // hop]. A frame's own first sample has itself as
-    predecessor: those are in row `hop`, in full, once the first square has been turned.
+    So sample n of frame f is at [n % hop, f + n // hop]. A frame's first sample is its own
+    predecessor: these are in row `hop`, complete once the first square has been transposed.
     """
     hop, stride = plan.hop, plan.tile_stride
     coefficient = np.float32(0.0) if plan.emphasise_waveform else np.float32(plan.preemphasis)
@@ -399,7 +399,7 @@ def _turn(
         previous = sample
         j += 1
     if plan.window_size < hop:
-        total = part  # a window within its hop
+        total = part  # the window is shorter than a hop
     store(sums, column, total)
     store(sums, stride + lanes + column, part)
     own = gather(source, first, hop, lanes)
@@ -408,9 +408,9 @@ def _turn(
 
 @stage
 def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
-    """Return what a removed mean takes from each frame's pre-emphasised samples.
+    """Return what removing the mean subtracts from each frame's pre-emphasised samples.
 
-    With c the pre-emphasis inside frames, that is (1 - c) times the mean of the samples.
+    With pre-emphasis c inside frames, that is (1 - c) times the mean of the samples.
     """
     if not plan.remove_dc:
         return splat(np.float32(0.0), lanes)
@@ -426,7 +426,7 @@ def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
 
 @stage
 def _take_magnitudes(grid: Pointer, n_fft: int, lanes: int) -> None:
-    """Replace powers by their roots, wherever the grid may hold one."""
+    """Replace powers by their square roots, in the whole grid."""
     for place in range(0, n_fft * lanes, lanes):
         store(grid, place, sqrt(load(grid, place, lanes)))
 
@@ -462,7 +462,7 @@ def _sum_filters(
 
 @stage
 def _take_logs(plan: Plan, width: int, energies: Pointer, lanes: int) -> None:
-    """Replace energies by their logarithms; loops of their own, so that constants stay loaded."""
+    """Replace energies by their logarithms, in separate loops: so constants stay in registers."""
     floor = splat(np.float32(plan.log_floor), lanes)
     if plan.log_offset != 0.0:
         offset = splat(np.float32(plan.log_offset), lanes)

@@ -21,26 +21,26 @@ _AST = FbankConfig()
 DTYPES = ("float32", "float64", "int16")
 
 WHOLE_CLIP = {
-    "dither": "its noise is drawn for each call",
-    "top_db": "it looks at the whole clip",
-    "norm_per_feature": "it looks at the whole clip",
+    "dither": "each call draws its own noise",
+    "top_db": "it needs the whole clip",
+    "norm_per_feature": "it needs the whole clip",
 }
-"""Fields that a stream cannot have, and why."""
+"""Fields that a stream cannot use, and why."""
 
 
 class OnlineFbank:
-    """Compute log-mel energies of a stream, each frame as soon as its last sample has come.
+    """Compute log-mel energies of a stream, each frame as soon as its last sample has arrived.
 
-    All that `accept_waveform` and `finish` return, one after another, is what `fbank` gives for the
-    whole: bit for bit with `numba`, whose frames do not depend on their place; to float rounding
-    with `reference`. Unlike kaldi-native-fbank's, it returns frames instead of keeping them. It
-    holds two windows and a shift of samples at most, besides the chunk. Frames have no gradient.
+    Together, the frames that `accept_waveform` and `finish` return are those of `fbank` for the
+    whole clip: bit for bit with `numba`, whose frames do not depend on their place, and up to float
+    rounding with `reference`. Unlike kaldi-native-fbank, it returns frames instead of keeping them.
+    Besides the chunk, it keeps at most two windows and a shift of samples. Frames have no gradient.
 
     Args:
         config: The conventions; without `dither`, `top_db` and `norm_per_feature`.
         backend: As in `fbank`.
     Raises:
-        TypeError: `config` is no FbankConfig.
+        TypeError: `config` is not an FbankConfig.
         ValueError: The config needs the whole clip.
     """
 
@@ -51,8 +51,8 @@ class OnlineFbank:
             value = getattr(config, name)
             if value and (config.use_log_fbank or name == "dither"):
                 raise ValueError(
-                    f"config must have {name} {type(value)()!r} in a stream, since {reason}, "
-                    f"got {value!r}; use fbank on the whole"
+                    f"config must have {name} {type(value)()!r} in a stream, because {reason}, "
+                    f"got {value!r}; use fbank on the whole clip"
                 )
         self.config = config
         self.backend = backend
@@ -62,7 +62,7 @@ class OnlineFbank:
     def reset(self) -> None:
         """Begin a new stream."""
         self._held: Array | None = None
-        self._start = 0  # of what is held, in samples: a multiple of the shift
+        self._start = 0  # index of the first sample held: a multiple of the shift
         self._next = 0  # frame to return next
         self._finished = False
 
@@ -70,20 +70,20 @@ class OnlineFbank:
         """Take the next samples and return the frames that they complete.
 
         Args:
-            waveform: Shape (..., num_samples), any number of them; kind, dtype and leading
-                dimensions as in the first chunk.
+            waveform: Shape (..., num_samples), of any length; kind, dtype and leading dimensions
+                as in the first chunk.
         Returns:
             Energies, shape (..., frames completed, num_mel_bins).
         Raises:
-            TypeError: The chunk is no array, or of another kind or dtype than the first.
-            ValueError: Its leading dimensions are others.
+            TypeError: The chunk is no array or tensor, or its kind or dtype is not the first's.
+            ValueError: Its leading dimensions are not the first chunk's.
             RuntimeError: The stream was finished and not reset.
         """
         if self._finished:
             raise RuntimeError("the stream is finished; call reset() to begin another")
         self._check(waveform)
         before = self._held
-        # A copy in any case: the caller may use the chunk's memory for the next one.
+        # Always a copy: the caller may use the chunk's memory for the next one.
         self._held = _copied(waveform) if before is None else _joined(before, waveform)
         try:
             return self._take(self._complete_frames())
@@ -97,9 +97,10 @@ class OnlineFbank:
         Raises:
             RuntimeError: No chunk was ever taken, or the stream is finished already.
         """
-        if self._finished or self._held is None:
-            what = "finished already" if self._finished else "empty: no chunk was taken"
-            raise RuntimeError(f"the stream is {what}; call reset() to begin another")
+        if self._finished:
+            raise RuntimeError("the stream is finished already; call reset() to begin another")
+        if self._held is None:
+            raise RuntimeError("the stream is empty; call accept_waveform() first")
         frames = self._take(max(self.config.num_frames(self._num_samples), self._next))
         self._finished = True
         return frames
@@ -124,23 +125,23 @@ class OnlineFbank:
         same_kind = isinstance(waveform, np.ndarray) == isinstance(first, np.ndarray)
         if not same_kind or waveform.dtype != first.dtype:
             raise TypeError(
-                f"waveform must be {type(first).__name__} of {first.dtype} as the first chunk was, "
+                f"waveform must be {type(first).__name__} of {first.dtype} like the first chunk, "
                 f"got {type(waveform).__name__} of {waveform.dtype}"
             )
         if waveform.shape[:-1] != first.shape[:-1]:
             raise ValueError(
                 f"waveform must be (..., num_samples) with leading dimensions "
-                f"{tuple(first.shape[:-1])} as the first chunk was, got {tuple(waveform.shape)}"
+                f"{tuple(first.shape[:-1])} like the first chunk, got {tuple(waveform.shape)}"
             )
 
     def _complete_frames(self) -> int:
-        """Return how many frames, from the first on, the samples so far decide."""
+        """Return how many frames, counted from the first, the samples so far determine."""
         config, num_samples = self.config, self._num_samples
         if num_samples <= -config.first_sample:
             return 0  # the mirror image before the first sample is not yet known
         span = num_samples - config.first_sample - config.window_size
         complete = span // config.window_shift + 1 if span >= 0 else 0
-        # The last one may be dropped, or be no frame at all, if nothing more comes.
+        # If no more samples come, the last frame may be dropped or not exist.
         return max(min(complete, config.num_frames(num_samples)), self._next)
 
     def _take(self, end: int) -> Array:
@@ -152,13 +153,13 @@ class OnlineFbank:
             shape = (*held.shape[:-1], 0, config.num_mel_bins)
             if isinstance(held, np.ndarray):
                 return np.empty(shape, np.float64 if held.dtype == np.float64 else np.float32)
-            from ast_fast_kernels.fbank.eager import result_dtype  # loads torch, as the stream has
+            from ast_fast_kernels.fbank.eager import result_dtype  # needs torch, which is loaded
 
             return held.new_empty(shape, dtype=result_dtype(held))
         frames: Array = fbank(held, self._every_frame, backend=self.backend)
         frames = frames[..., self._next - before : end - before, :]
         self._next = end
-        # A frame beyond the end is mirrored within a window before it; emphasis reads one more.
+        # Padding mirrors at most a window before the end; pre-emphasis reads one sample more.
         keep = end * config.window_shift + config.first_sample - config.window_size - 1
         start = max(keep // config.window_shift * config.window_shift, 0)
         if start > self._start:
@@ -170,7 +171,7 @@ class OnlineFbank:
 def _joined(held: Array, chunk: Array) -> Array:
     if isinstance(held, np.ndarray):
         return np.concatenate((held, chunk), axis=-1)
-    import torch  # as the stream has
+    import torch  # loaded already: the stream's chunks are tensors
 
     return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
 

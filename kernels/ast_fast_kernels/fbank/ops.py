@@ -1,9 +1,9 @@
 """The filterbank as a torch operator: one opaque node for torch.compile, export and autograd.
 
-`torch.ops.ast_fast.fbank` exists once this module is imported, which `fbank` does where a call is
-traced or a gradient wanted; a process that loads an exported program imports it itself. What it
-runs is what an eager call runs, chosen when it runs, so `use_backend` holds for compiled code too.
-Its gradient is the reference's: a second operator, for which only the waveform is kept.
+Importing this module registers `torch.ops.ast_fast.fbank`. `fbank` imports it when a call is traced
+or needs a gradient; a process that loads an exported program must import it itself. The operator
+chooses its backend when it runs, as an eager call does, so `use_backend` holds for compiled code
+too. Its gradient is the reference's: a second operator, which needs only the waveform kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ast_fast_kernels.fbank.gradient import waveform_gradient
 torch.library.define(
     "ast_fast::fbank",
     '(Tensor waveform, str config, Tensor? lengths=None, str backend="auto") -> Tensor',
-    # Dither is random. What is so is not computed again to save memory either, which would cost.
+    # Dither is random. The tag also stops torch from recomputing features to save memory.
     tags=(torch.Tag.pt2_compliant_tag, torch.Tag.nondeterministic_seeded),
 )
 torch.library.define(
@@ -42,7 +42,7 @@ def fbank(
     out: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """Call the operator, which takes the config as its JSON text; arguments as `fbank`'s."""
+    """Call the operator, which takes the config as JSON; arguments as in `fbank`."""
     counts = None if lengths is None else eager.as_counts(lengths, waveform.shape[:-1])
     log_mel = cast(Tensor, torch.ops.ast_fast.fbank(waveform, config.as_json, counts, backend))
     if out is None:
@@ -52,7 +52,7 @@ def fbank(
 
 
 @torch.library.impl("ast_fast::fbank", "default")
-@outside_compilation  # else torch.compile looks into what runs after it broke a graph
+@outside_compilation  # else torch.compile traces this where it has broken a graph
 def _fbank(
     waveform: Tensor, config: str, lengths: Tensor | None = None, backend: str = "auto"
 ) -> Tensor:
@@ -84,15 +84,15 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     waveform, ctx.config, lengths, _ = inputs
     if _parsed(ctx.config).dither != 0.0:
         raise RuntimeError(
-            "the operator ast_fast::fbank has no gradient with dither, whose noise it cannot draw "
-            "again; call it outside of compiled code"
+            "the operator ast_fast::fbank has no gradient with dither, because it cannot draw the "
+            "same noise again; call fbank outside of compiled code"
         )
     ctx.save_for_backward(waveform, lengths)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
     waveform, lengths = ctx.saved_tensors
-    # Outside of the operator, autograd sees how the gradient comes about, for another one.
+    # Outside of the operator, autograd records the gradient's own graph, for a second derivative.
     twice = torch.is_grad_enabled() and not checks.is_traced(grad)
     run = _gradient if twice else torch.ops.ast_fast.fbank_backward
     return run(grad, waveform, ctx.config, lengths), None, None, None

@@ -1,4 +1,4 @@
-"""Conventions of other libraries, as what each changes in the defaults of `FbankConfig`."""
+"""Conventions of other libraries, each as its changes to the defaults of `FbankConfig`."""
 
 from __future__ import annotations
 
@@ -119,4 +119,4 @@ PRESETS: dict[str, dict[str, object]] = {
         "output_scale": 0.25,
     },
 }
-"""What each convention changes in the defaults and where it is from; sizes may be in samples."""
+"""Each convention's changes to the defaults, with its source; sizes may be in samples."""

@@ -1,4 +1,4 @@
-"""The filterbank in plain torch, one function a stage; run in float64 it is the oracle."""
+"""The filterbank in plain torch, one function per stage; in float64 it is the oracle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fbank_reference(
     if counts is None:
         log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
     elif config.snip_edges and not config.pad_tail:
-        # A NaN beyond a length would reach the gradient before it.
+        # A NaN after a clip's length would reach the gradient before it.
         waveform = waveform.masked_fill(beyond_counts(counts, waveform), 0.0)
         log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
         frames = [config.num_frames(count) for count in counts]
@@ -61,7 +61,7 @@ def as_floating(samples: Tensor) -> Tensor:
 
 
 def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
-    """Return the scaled, dithered, DC-free frames (Kaldi's raw energy is theirs)."""
+    """Return the scaled, dithered, DC-free frames, which Kaldi's raw energy is taken from."""
     waveform = waveform * config.waveform_scale
     if config.preemphasis_over == "waveform":
         coefficient = config.preemphasis_coefficient
@@ -79,7 +79,7 @@ def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
 def cut_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Return overlapping frames, shape (..., num_frames, window_size).
 
-    A waveform shorter than what a frame lacks is mirrored again and again.
+    A waveform too short to fill a frame is mirrored repeatedly.
     """
     size, shift, num_samples = config.window_size, config.window_shift, waveform.shape[-1]
     num_frames = config.num_frames(num_samples)
@@ -123,7 +123,7 @@ def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
 
 
 def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:
-    """Subtract the previous sample in part; a frame's first sample is its own predecessor."""
+    """Subtract part of the previous sample; a frame's first sample is its own predecessor."""
     if config.preemphasis_coefficient == 0.0 or config.preemphasis_over == "waveform":
         return frames
     previous = torch.cat((frames[..., :1], frames[..., :-1]), dim=-1)

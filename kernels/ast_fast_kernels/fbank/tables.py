@@ -1,4 +1,4 @@
-"""Window and mel filters: cached by config, in float64, rounded once by who uses them."""
+"""Window and mel filters in float64, cached by config; each backend rounds them once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def window(config: FbankConfig) -> Float64Array:
 
 @lru_cache(maxsize=32)
 def mel_banks(config: FbankConfig) -> Float64Array:
-    """Return the triangular mel filters, divided by the FFT length where the config says so.
+    """Return the triangular mel filters, divided by the FFT length if the config says so.
 
     The Nyquist bin is zero: no filter reaches beyond it. A filter narrower than one FFT bin can be
     empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa.
@@ -128,9 +128,9 @@ _SLANEY_STEP = np.log(6.4) / 27.0
 def _float32_mel_banks(config: FbankConfig) -> Float32Array:
     """Return Kaldi's filters as torchaudio computes them, without the Nyquist bin.
 
-    In float32 a bin on a filter's edge may lie just inside it, with a weight near 1e-6, and the
-    filter be no longer empty; so every operation is torchaudio's, in its order. Logarithms are
-    rounded once, where torch's may be a unit in the last place off.
+    In float32 a bin on a filter's edge may fall just inside it, with a weight near 1e-6, and the
+    filter is then not empty. So every operation is torchaudio's, in its order. Logarithms are
+    rounded once; torch's may be off by a unit in the last place.
     Source: torchaudio 2.9.1, compliance/kaldi.py, get_mel_banks.
     """
     low, high = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (config.low_freq, config.upper_edge))

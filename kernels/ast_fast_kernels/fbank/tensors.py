@@ -1,4 +1,4 @@
-"""The filterbank from tensor to tensor: run at once, or as the operator where that is needed."""
+"""The filterbank of tensors: run directly, or as the operator if a trace or a gradient needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ast_fast_kernels.fbank.config import FbankConfig
 def compute(
     waveform: object, config: FbankConfig, lengths: Lengths | None, out: object, backend: str
 ) -> Tensor:
-    """Do what `fbank` does for all but arrays."""
+    """Do what `fbank` does for anything but a numpy array."""
     if not isinstance(waveform, Tensor):
         raise _no_waveform(waveform)
     check_config(config)
@@ -28,7 +28,7 @@ def compute(
 
 
 def chosen_backend(waveform: object, config: FbankConfig, backend: str) -> str:
-    """Return the backend that `compute` runs; raise what it would."""
+    """Return the backend that `compute` runs; raise the same errors."""
     if not isinstance(waveform, Tensor):
         raise _no_waveform(waveform)
     check_config(config)
@@ -40,7 +40,7 @@ def _no_waveform(value: object) -> TypeError:
 
 
 def _needs_operator(waveform: Tensor, config: FbankConfig, backend: str) -> bool:
-    """Say whether a call is traced, or wants a gradient of a backend that keeps no graph."""
+    """Say whether a call is traced, or needs a gradient from a backend that keeps no graph."""
     if checks.is_traced(waveform):
         return True
     if not (waveform.requires_grad and torch.is_grad_enabled()):

@@ -1,10 +1,10 @@
-"""The filterbank on the GPU: one launch where the FFT is of 512, else Triton around torch's FFT.
+"""The filterbank on the GPU: one launch for an FFT of 512 points, else Triton around torch's FFT.
 
 Cannot avoid: reading the samples and writing the energies, 11 µs for 64 clips of 5 s on an H100.
-The one launch is bound by its instructions, some 1,000 a frame and warp: 34 µs at the rate at which
-an H100 can start them. Other FFTs need three launches for each chunk of frames that half of the
-second-level cache holds, since frames and spectra are 15 times as many bytes. Measured share: none
-yet; `docs/triton.md` has the compiled kernels and a model of them.
+The one launch is bound by its instructions, about 1,000 per frame and warp: 34 µs at the rate at
+which an H100 can start them. Other FFTs need three launches for each chunk of frames; a chunk fills
+half of the second-level cache, because frames and spectra are 15 times as many bytes. Measured
+share: none yet; `docs/triton.md` has the compiled kernels and a model of them.
 
 Arithmetic is float32, as the reference's: a DFT by TF32 loses the quiet bins of a frame.
 """
@@ -30,7 +30,7 @@ MOST_SAMPLES = 8192
 """Longest frame that a program holds in registers."""
 
 MOST_PLACES = 2**31
-"""Samples of a clip are fewer, so that 32 bits say which: 37 hours at 16 kHz."""
+"""A clip has fewer samples than this, so that 32 bits index them: 37 hours at 16 kHz."""
 
 NONE, ZEROS, SYMMETRIC, REFLECT = 0, 1, 2, 3
 PADDING = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
@@ -47,18 +47,18 @@ FUSED_FFT = 512
 FUSED_LAUNCHES = {
     mel_bins: Launch.of(BLOCK_F=8, BLOCK_M=mel_bins, num_warps=4) for mel_bins in (32, 64, 128)
 }
-"""Mel bins up to the key (or any number, by the last) → the blocks of the one launch."""
+"""Mel bins up to the key (the last serves any number) → the blocks of the one launch."""
 
 FUSED_PROGRAMS = 5
-"""Programs of the one launch on each multiprocessor: what 96 registers a thread leave room for."""
+"""Programs of the one launch on each multiprocessor: as many as fit, with 96 registers a thread."""
 
 DEFAULT_CACHE_BYTES = 16 << 20
-"""Taken where a device does not say how large its second-level cache is."""
+"""Used if a device does not report the size of its second-level cache."""
 
 
 @triton.jit
 def _source_index(index, count, PADDING: tl.constexpr):
-    """Return where a sample beyond an end is mirrored to, as often as needed."""
+    """Return the index that a sample beyond an end is mirrored to, as often as needed."""
     repeats: tl.constexpr = 1 if PADDING == 2 else 0  # of the edge samples
     period = tl.maximum(2 * (count - 1 + repeats), 1)
     index = index % period
@@ -171,7 +171,7 @@ def _fbank_mel_kernel(
     energies = tl.zeros((BLOCK_F, BLOCK_M), tl.float32)
     for j in range(tl.load(widths_ptr + block)):
         weights = tl.load(weights_ptr + j * num_mel_bins + mel, mask=mask_m, other=0.0)
-        # Weights beyond a narrower filter are 0: only a NaN shows through, as in its whole frame.
+        # Weights beyond a narrower filter are 0; a NaN there still shows, as in its whole frame.
         mask = used[:, None] & (bins + j < num_bins)[None, :]
         ptrs = row_ptrs + ((bins + j) * 2)[None, :]
         real = tl.load(ptrs, mask=mask, other=0.0)
@@ -199,13 +199,13 @@ def _fbank_fused_kernel(
     USE_LOG: tl.constexpr, FLOOR_ZEROS_ONLY: tl.constexpr,
     BLOCK_F: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """One program: BLOCK_F frames of a clip after another, each by 16 threads; FFTs of 512.
+    """One program: one block of BLOCK_F frames after another, 16 threads per frame; FFTs of 512.
 
     Sample 16 a + b is point a of thread b, so a transform of 32 real points over a needs no other
-    thread. One exchange later thread k holds what frequencies k + 32 j need, for 16 of j, of which
-    the upper half mirror those of 32 - k: together every frequency but 16 + 32 j, which are sums
-    over one value of each thread. Powers go to the filters through memory that stays in the caches.
-    The window holds every factor on the samples, and the half that `real_fft` wants.
+    thread. After one exchange, thread k holds what frequencies k + 32 j need, for 16 values of j;
+    the upper half of these mirror those of 32 - k. Only frequencies 16 + 32 j are missing: they are
+    sums over one value of each thread. Powers go to the filters through memory that stays in the
+    caches. The window includes every factor on the samples, and the half that `real_fft` needs.
     """
     blocks = tl.cdiv(num_frames, BLOCK_F)
     row = tl.arange(0, BLOCK_F * 16)
@@ -222,7 +222,7 @@ def _fbank_fused_kernel(
         if HAS_COUNTS:
             count = tl.load(counts_ptr + clip).to(tl.int32)
             frame_count = tl.load(frame_counts_ptr + clip).to(tl.int32)
-        # Rows of frames that do not count read the clip's first; nothing is kept of them.
+        # Rows of frames that do not count read the clip's first; their results are not kept.
         frame = tl.where(first + frame_of_row < frame_count, first + frame_of_row, 0)
         start = first_sample + frame * hop
         clip_ptr = samples_ptr + clip * stride_b
@@ -340,7 +340,7 @@ def fbank_triton(
 
     Args:
         waveform: Shape (batch, num_samples), float32 or int16 (taken as sample / 32768), of any
-            strides; it is read where it lies.
+            strides; it is read in place.
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform, on its device; frames beyond them are
@@ -397,7 +397,7 @@ def launch_fbank_fused(
     Args:
         waveform: Shape (batch, num_samples), float32 or int16, of any strides.
         config: The conventions, with an FFT of 512.
-        out: What is filled.
+        out: Receives the energies.
         counts: Samples that count in each clip, or None.
         frame_counts: Frames that count in each clip, or None.
     """
@@ -491,7 +491,7 @@ def launch_fbank_mel(
         spectrum: Complex, contiguous, shape (frames, n_fft // 2 + 1).
         config: The conventions.
         out: Contiguous float32.
-        first: Of the batch's frames.
+        first: First of the batch's frames to fill.
         frame_counts: Frames that count in each clip, or None.
     """
     constants = device_tables(config, out.device, MEL_LAUNCH["BLOCK_M"])
@@ -507,21 +507,21 @@ def launch_fbank_mel(
 
 
 def unsupported(config: FbankConfig) -> str | None:
-    """Say what of the conventions this backend does not do; None when it does them all."""
+    """Say which convention this backend does not support; None when it supports them all."""
     if config.dither != 0.0:
         return f"triton adds no dither, got dither {config.dither:g}"
     if config.fft_size > MOST_SAMPLES:
-        return f"triton needs an FFT of at most {MOST_SAMPLES}, got {config.fft_size}"
+        return f"triton needs an FFT length of at most {MOST_SAMPLES}, got {config.fft_size}"
     return None
 
 
-@cache  # never let go: a captured CUDA graph goes on reading them
+@cache  # never freed: a captured CUDA graph keeps reading them
 def device_tables(config: FbankConfig, device: torch.device, block: int) -> Tables:
     """Return window and filters on a device, rounded once to float32.
 
     Args:
         config: The conventions.
-        device: Where they are to be.
+        device: Where to put them.
         block: Filters of a block, for `widths`.
     """
     banks = tables.mel_banks(config).astype(np.float32)
@@ -549,9 +549,9 @@ def fused_tables(
     """Return the fused kernel's window and factors on a device, rounded once to float32.
 
     Returns:
-        The window, every factor on the samples and one half in it, shape (512,); cosines and sines
-        of 2 pi b k / 512, shape (16, 16) each; and of 2 pi b (2 j + 1) / 32, cosines beside sines,
-        shape (16, 16).
+        The window times every factor on the samples and one half, shape (512,); cosines and sines
+        of 2 pi b k / 512, shape (16, 16) each; and those of 2 pi b (2 j + 1) / 32, cosines beside
+        sines, shape (16, 16).
     """
     window = np.zeros(FUSED_FFT)
     scale = 0.5 * config.waveform_scale * (2.0**-15 if is_int16 else 1.0)

@@ -1,4 +1,4 @@
-"""What looks at a whole clip of log-mel energies, for every backend of torch tensors."""
+"""The steps that need a whole clip of log-mel energies, for the backends of torch tensors."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A projection's bias and GELU in one pass: `api` is the door."""
+"""A projection's bias and GELU in one pass: `api` has the public function."""

@@ -12,9 +12,9 @@ from ast_fast_kernels._torch import checks, onednn
 def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
     """Compute GELU(tokens · weightᵀ + bias), the first half of a transformer's MLP.
 
-    GELU is the exact one, by the error function. The matrix product is torch's, as `linear` takes
-    it; Triton adds the bias and applies GELU in one pass, forward and backward, and oneDNN forward
-    where no graph is kept. Differentiable in every tensor.
+    GELU is exact, by the error function. The matrix product is torch's, or oneDNN's as in `linear`.
+    Triton adds the bias and applies GELU in one pass, forward and backward; oneDNN does so forward
+    if no graph is kept. Differentiable in every tensor.
 
     Args:
         tokens: Shape (..., width).
@@ -25,7 +25,7 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
     Returns:
         Hidden values, shape (..., hidden), of the matrix product's dtype.
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
@@ -35,15 +35,15 @@ def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = 
 
 
 def chosen_backend(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> str:
-    """Return the backend that `linear_gelu` runs for these arguments; raise what it would."""
+    """Return the backend that `linear_gelu` runs for these arguments; raise the same errors."""
     checks.check_projection(tokens, weight, bias)
     return choose_backend(_dispatch.requested_backend("gelu", backend), tokens, weight, bias)
 
 
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
-    """Return the backend that runs; auto takes triton on CUDA and onednn on CPUs where they can.
+    """Return the backend that runs.
 
-    onednn only where it is the faster.
+    If they can run the input, auto takes triton on CUDA, and onednn on CPUs where it is faster.
     """
     obstacles = {
         "onednn": lambda: onednn.obstacle(requested, tokens, weight, bias),

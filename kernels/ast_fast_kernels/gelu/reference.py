@@ -12,9 +12,9 @@ from ast_fast_kernels._torch import checks
 def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return GELU (exact, by the error function) of the projected tokens.
 
-    In place where no graph is kept: the projection is nobody else's, and a pass over fresh memory
-    of its size takes as long as the function. Not under transforms and for other layouts, which
-    have no rules for it.
+    GELU works in place if no graph is kept: nothing else holds the projection, and a pass over
+    fresh memory of its size takes as long as the function. Transforms and other layouts have no
+    rules for that.
 
     Args:
         tokens: Shape (..., width).
@@ -22,7 +22,7 @@ def linear_gelu_reference(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tenso
         bias: Shape (hidden,).
     """
     hidden = functional.linear(tokens, weight, bias)
-    needs_projection = hidden.requires_grad  # as its gradient does
+    needs_projection = hidden.requires_grad  # its gradient does
     if needs_projection or checks.is_transformed() or not checks.is_strided(hidden):
         return functional.gelu(hidden)
     activated: Tensor = torch.ops.aten.gelu_(hidden)

@@ -4,8 +4,8 @@ Cannot avoid: forward reads and writes each value once; backward reads two and w
 memory bounds both. Guess: 85 % of the memory's speed. Measured share: none yet; `docs/triton.md`
 has the compiled kernels and a model of them.
 
-What is kept for the backward pass is the matrix product itself, so nothing is written for it. The
-bias's gradient is summed over a strip of rows by each program and over the strips by torch.
+The backward pass needs only the matrix product itself, so forward writes nothing for it. Each
+program sums the bias's gradient over a strip of rows; torch sums over the strips.
 """
 
 from __future__ import annotations

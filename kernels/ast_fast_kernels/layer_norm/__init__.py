@@ -1,1 +1,1 @@
-"""Residual addition and layer normalisation in one pass: `api` is the door."""
+"""Residual addition and layer normalisation in one pass: `api` has the public function."""

@@ -25,8 +25,8 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """Compute `residual = tokens + update` and its layer normalisation, in one pass.
 
-    The place in a pre-norm transformer where a block's update joins the residual stream and the
-    next block reads it. Differentiable in every tensor.
+    In a pre-norm transformer, this is where a block's update joins the residual stream and the next
+    block reads it. Differentiable in every tensor.
 
     Args:
         tokens: The residual stream, shape (..., width).
@@ -36,11 +36,11 @@ def add_layer_norm(
         eps: Added to the variance.
         backend: `"auto"`, `"reference"` (torch's operators) or `"triton"` (CUDA).
     Returns:
-        The residual, in the tokens' dtype (torch's promotion, if the update's differs), and its
-        normalisation; with Triton under autocast that is in autocast's dtype, which a matrix
-        product would cast it to.
+        The residual, in the tokens' dtype (promoted as torch does, if the update's differs), and
+        its normalisation. Triton under autocast gives the normalisation in autocast's dtype, to
+        which a matrix product would cast it.
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
@@ -53,7 +53,7 @@ def add_layer_norm(
 def chosen_backend(
     tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, *, backend: str = "auto"
 ) -> str:
-    """Return the backend that `add_layer_norm` runs for these arguments; raise what it would."""
+    """Return the backend that `add_layer_norm` runs for these arguments; raise the same errors."""
     _check(tokens, update, weight, bias)
     requested = _dispatch.requested_backend("layer_norm", backend)
     return choose_backend(requested, tokens, update)
@@ -81,7 +81,7 @@ def _obstacle(tokens: Tensor, update: Tensor | None) -> str | None:
             return f"triton needs {name} in float32, bfloat16 or float16, got {kind}"
     if update is not None and torch.promote_types(tokens.dtype, update.dtype) != tokens.dtype:
         kinds = f"{checks.dtype_name(tokens.dtype)} + {checks.dtype_name(update.dtype)}"
-        return f"triton needs an update whose sum with the tokens has their dtype, got {kinds}"
+        return f"triton needs tokens + update to have the tokens' dtype, got {kinds}"
     if tokens.shape[-1] > MOST_WIDE:
         return f"triton needs a width of at most {MOST_WIDE}, got {tokens.shape[-1]}"
     return None

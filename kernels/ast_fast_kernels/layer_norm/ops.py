@@ -93,7 +93,7 @@ def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> An
 
 
 def _rows(tensor: Tensor) -> Tensor:
-    """Return it as (rows, width), copied only where no such view has contiguous rows."""
+    """Return the tensor as (rows, width), copied only if no such view has contiguous rows."""
     rows = tensor.detach().reshape(-1, tensor.shape[-1])
     return rows if rows.stride(-1) == 1 else rows.contiguous()
 

@@ -4,8 +4,8 @@ Cannot avoid: forward reads tokens and update and writes both results, 4 · widt
 backward reads three and writes one: memory bounds it. Guess: 80 % of the memory's speed.
 Measured share: none yet; `docs/triton.md` has the compiled kernels and a model of them.
 
-Rows are held in registers, so each value is read once. Gradients of weight and bias are summed
-over a strip of rows by each program and over the strips by torch: the same order in every run.
+Rows are held in registers, so each value is read once. Each program sums the gradients of weight
+and bias over a strip of rows; torch sums over the strips: the same order in every run.
 """
 
 from __future__ import annotations
@@ -143,10 +143,10 @@ def launch_layer_norm_bwd(
     rstd: Tensor,
     update_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of the sum, of the update (empty if of the same dtype), of both weights.
+    """Return the gradients of the sum, of the update (empty if of that dtype), of weight and bias.
 
     Args:
-        dresidual: Gradient of the sum, contiguous, or None where nothing else used it.
+        dresidual: Gradient of the sum, contiguous, or None if nothing else used it.
         dy: Gradient of the normalisation, contiguous.
         residual: The sum, shape (rows, width), rows contiguous.
         weight: Shape (width,), contiguous.

@@ -1,1 +1,1 @@
-"""A projection by the fastest matrix product that torch has: `api` is the door."""
+"""A projection by the fastest matrix product that torch has: `api` has the public function."""

@@ -11,10 +11,10 @@ from ast_fast_kernels._torch import checks, onednn
 def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:
     """Compute tokens · weightᵀ + bias, as `torch.nn.functional.linear` does.
 
-    torch takes MKL for products of float32, which leaves half of an AMD CPU with AVX-512 unused;
-    oneDNN, which torch brings too, does not. A call costs some 25 µs more by oneDNN, so below about
-    3 million multiply-adds torch's is the faster; auto takes oneDNN all the same. Differentiable in
-    every tensor, any number of times.
+    torch multiplies float32 by MKL, which leaves half of an AMD CPU with AVX-512 unused; oneDNN,
+    which torch ships too, does not. A call by oneDNN costs about 25 µs more, so torch's operator is
+    faster below about 3 million multiply-adds; auto takes oneDNN there too. Differentiable in every
+    tensor, any number of times.
 
     Args:
         tokens: Shape (..., width).
@@ -22,9 +22,9 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
         bias: Shape (out,).
         backend: `"auto"`, `"reference"` (torch's operator) or `"onednn"` (CPU, float32).
     Returns:
-        Shape (..., out), of the matrix product's dtype.
+        Projected tokens, shape (..., out), of the matrix product's dtype.
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
@@ -34,12 +34,12 @@ def linear(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto
 
 
 def chosen_backend(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> str:
-    """Return the backend that `linear` runs for these arguments; raise what it would."""
+    """Return the backend that `linear` runs for these arguments; raise the same errors."""
     checks.check_projection(tokens, weight, bias)
     return choose_backend(_dispatch.requested_backend("linear", backend), tokens, weight, bias)
 
 
 def choose_backend(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str:
-    """Return the backend that runs; auto takes onednn on CPUs where that is the faster."""
+    """Return the backend that runs; auto takes onednn on CPUs where it is faster."""
     obstacles = {"onednn": lambda: onednn.obstacle(requested, tokens, weight, bias)}
     return _dispatch.choose_kernel("linear", requested, tokens.device.type, obstacles, "reference")

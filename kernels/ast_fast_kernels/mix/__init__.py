@@ -1,1 +1,1 @@
-"""Rotated, scaled and summed clips in one pass: `api` is the door."""
+"""Rotated, scaled and summed clips in one pass: `api` has the public function."""

@@ -19,15 +19,15 @@ def mix(
     """Sum rotated and scaled clips: what waveform augmentation does to a batch, in one pass.
 
     Row b of the result is Σ_j factors[b, j] · r(b, j), where r(b, j) is clip sources[b, j] rotated
-    so that it begins with its sample starts[b, j]. A term whose factor is 0 is not looked at. Clips
-    are read where they lie, a memory-mapped file included; int16 counts as 1 / 32768 a step. Not
+    so that it begins with its sample starts[b, j]. Terms with a factor of 0 are skipped. Clips are
+    read in place, also from a memory-mapped file; int16 is read as sample / 32768. Not
     differentiable.
 
     Args:
         waveforms: Clips, shape (num_clips, num_samples), int16 or float32.
-        sources: Which clip each term is, integers in [0, num_clips), shape (batch, num_terms).
-        starts: Which of its samples comes first, integers in [0, num_samples), the same shape.
-        factors: What it is multiplied by, floating, the same shape.
+        sources: Clip of each term, integers in [0, num_clips), shape (batch, num_terms).
+        starts: First sample of each term, integers in [0, num_samples), the same shape.
+        factors: Factor of each term, floating, the same shape.
         backend: `"auto"`, `"reference"` (torch's operators) or `"numba"` (CPU).
     Returns:
         Sums, shape (batch, num_samples), float32, on the waveforms' device.
@@ -46,7 +46,7 @@ def mix(
 
 
 def chosen_backend(waveforms: Waveforms, *, backend: str = "auto") -> str:
-    """Return the backend that `mix` runs for these clips; raise what it would."""
+    """Return the backend that `mix` runs for these clips; raise the same errors."""
     return choose_backend(_dispatch.requested_backend("mix", backend), _checked(waveforms))
 
 
@@ -93,10 +93,10 @@ def _check_terms(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Te
             raise TypeError(f"{name} must be a tensor of int32 or int64")
         if indices.shape != factors.shape:
             raise ValueError(
-                f"{name} must have factors' shape {tuple(factors.shape)}, "
+                f"{name} must have the shape of factors, {tuple(factors.shape)}, "
                 f"got {tuple(indices.shape)}"
             )
-        # A GPU's own are not waited for: there torch's operators check them.
+        # Indices on a GPU are not waited for: there torch's operators check them.
         if "cpu" in (indices.device.type, waveforms.device.type) and indices.numel():
             for value in (int(indices.min()), int(indices.max())):
                 if not 0 <= value < size:

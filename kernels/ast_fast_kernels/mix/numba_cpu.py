@@ -1,7 +1,7 @@
-"""Mixing on a CPU: every clip read once, every sum written once for each of its terms.
+"""Mixing on a CPU: every clip is read once, every sum written once for each of its terms.
 
 Cannot avoid, for one of two clips of 5 s at 16 kHz in int16: 320 kB read and 320 kB written, which
-stay in the second cache between the terms.
+stay in the second-level cache between the terms.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def _sum_row(waveforms: Any, sources: Any, starts: Any, factors: Any, out: Any) 
         clip, start = waveforms[sources[term]], starts[term]
         split = num_samples - start
         for part, values in ((out[:split], clip[start:]), (out[split:], clip[:start])):
-            # Both begin at 0: an index that could be negative would keep vectors away.
+            # Both begin at 0: an index that could be negative would prevent vectors.
             if is_first:
                 for i in range(len(part)):
                     part[i] = factor * np.float32(values[i])
@@ -99,7 +99,7 @@ def _sum_row(waveforms: Any, sources: Any, starts: Any, factors: Any, out: Any) 
 
 @stage
 def _sum_two(waveforms: Any, sources: Any, starts: Any, factors: Any, out: Any) -> None:
-    """Write the sum of two terms at once, from one place where a clip begins anew to the next."""
+    """Write the sum of two terms in one pass, in parts that end where either clip wraps around."""
     num_samples = waveforms.shape[1]
     split, other_split = num_samples - starts[0], num_samples - starts[1]
     low, high = min(split, other_split), max(split, other_split)

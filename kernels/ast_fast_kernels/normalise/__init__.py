@@ -1,1 +1,1 @@
-"""Normalised, masked and padded features in one pass: `api` is the door."""
+"""Normalised, masked and padded features in one pass: `api` has the public function."""

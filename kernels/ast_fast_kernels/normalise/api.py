@@ -23,19 +23,19 @@ def normalise(
 ) -> Tensor:
     """Centre and scale log-mel features, mask some and bring them to one length, in one pass.
 
-    Each clip by its own values: (x − mean) / sqrt(std² + std_floor²), over all frames and bins.
-    With `statistics`: (x − mean) · scale. Masked frames and bins become 0, which is the mean;
-    frames that are missing become what silence does, masked or not; a longer end is cut, after it
-    has been counted. Offsets and masks may lie on another device. Not differentiable.
+    Each clip is normalised by its own values, over all frames and bins: (x − mean) / sqrt(std² +
+    std_floor²). With `statistics` it is (x − mean) · scale. Masked frames and bins become 0, the
+    mean. Missing frames get the value of silence, in masked bins too. Extra frames are cut, but
+    count in mean and deviation. Offsets and masks may lie on another device. Not differentiable.
 
     Args:
         features: Log-mel, shape (batch, num_frames, num_bins), floating.
         target_frames: Frames to return, at least 1.
-        log_silence: The value of silence among the features (`FbankConfig.log_silence`).
+        log_silence: The features' value for silence (`FbankConfig.log_silence`).
         statistics: Mean and scale to use for every clip.
         std_floor: Deviation below which a clip is not stretched further.
-        offsets: Added to the features first, floating, shape (batch, num_bins): in a logarithm, a
-            filter's gains.
+        offsets: Added to the features first, floating, shape (batch, num_bins): for logarithms, the
+            gains of a filter.
         masked_frames: Which frames to mask, bool, shape (batch, num_frames).
         masked_bins: Which bins to mask, bool, shape (batch, num_bins).
         backend: `"auto"`, `"reference"` (torch's operators) or `"numba"` (CPU, float32).
@@ -77,7 +77,7 @@ def normalise(
 
 
 def chosen_backend(features: Tensor, *, backend: str = "auto") -> str:
-    """Return the backend that `normalise` runs for these features; raise what it would."""
+    """Return the backend that `normalise` runs for these features; raise the same errors."""
     _check_features(features)
     return choose_backend(_dispatch.requested_backend("normalise", backend), features)
 

@@ -1,7 +1,7 @@
 """Normalisation on a CPU: a clip's features are read from memory once and written once.
 
 Cannot avoid, for 498 frames of 128 bins: 255 kB read and 262 kB written. The pass that writes finds
-the clip in the second cache, where the one for mean and deviation left it.
+the clip in the second-level cache, where the pass for mean and deviation left it.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from ast_fast_kernels._torch import checks
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
 SAMPLED = 16
-"""Frames of which one is looked at for where a clip's values lie."""
+"""Sampling step, in frames, for estimating a clip's centre."""
 
 COUNT, FRAMES, BINS, TARGET, OWN = range(HEADER, HEADER + 5)
 """What a task holds: the shapes; whether a clip is normalised by its own values; then addresses."""
 LEVELS, SUMS, FEATURES, OFFSETS, MASKED_FRAMES, MASKED_BINS, OUT = range(OWN + 1, OWN + 8)
 
 SILENCE, MEAN, SCALE, FLOOR = range(4)
-"""What is at the first of them."""
+"""Places of the values at LEVELS, the first address."""
 
 
 def normalise_numba(
@@ -74,7 +74,7 @@ def normalise_numba(
 
 
 def _given(values: Tensor | None, dtype: torch.dtype, shape: tuple[int, int]) -> Tensor:
-    """Return what was given, dense and on the CPU; zeros where nothing was."""
+    """Return the given values, dense and on the CPU; zeros for None."""
     if values is None:
         return torch.zeros(shape, dtype=dtype, device="cpu")
     return checks.dense(values.detach().to("cpu", dtype))
@@ -132,7 +132,7 @@ def _normalise(
     if own:
         centre = _centre(clip, added, sums)
         squares = sums[num_bins:]
-        sums[:] = np.float32(0)  # each bin's own, in vectors
+        sums[:] = np.float32(0)  # one for each bin, in vectors
         in_fours = num_frames - num_frames % 4  # fewer passes over the sums
         for t in range(0, in_fours, 4):
             for k in range(num_bins):
@@ -167,10 +167,10 @@ def _normalise(
 
 @stage
 def _centre(clip: Any, added: Any, sums: Any) -> Any:
-    """Return about the mean: that of every sixteenth frame.
+    """Return an estimate of the mean: that of every sixteenth frame.
 
-    Sums around it round little, and in a clip of silence not at all. These frames being a part of
-    the clip, their mean is less than 4 of the clip's deviations from its own.
+    Sums around it have small rounding errors, and none in a clip of silence. These frames are part
+    of the clip, so their mean is less than 4 of the clip's deviations from the clip's mean.
     """
     num_frames, num_bins = clip.shape
     first = clip[0, 0] + added[0]

@@ -21,9 +21,9 @@ def normalise_reference(
     Args:
         features: Shape (batch, num_frames, num_bins), floating.
         target_frames: Frames to return.
-        log_silence: What silence is among the features.
+        log_silence: The features' value for silence.
         statistics: Mean and scale; None takes each clip's own.
-        std_floor: Of a clip's own deviation.
+        std_floor: Floor of a clip's own deviation.
         offsets: Shape (batch, num_bins), floating; or None.
         masked_frames: Shape (batch, num_frames), bool; or None.
         masked_bins: Shape (batch, num_bins), bool; or None.

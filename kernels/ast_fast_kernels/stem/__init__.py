@@ -1,1 +1,1 @@
-"""What follows a projection in a stage of a convolution stem, in one pass: `api` is the door."""
+"""What follows a convolution stem's projection, in one pass: `api` has the public function."""

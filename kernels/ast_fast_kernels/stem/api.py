@@ -9,7 +9,7 @@ from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 
 LEAST_LANES = 4
-"""Of the narrowest vectors."""
+"""Lanes of the narrowest vectors."""
 
 
 def norm_gelu_conv(
@@ -22,11 +22,11 @@ def norm_gelu_conv(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """Normalise and activate the cells of a grid, let each hear its neighbours, join 2 × 2 of them.
+    """Normalise and activate a grid of cells, convolve it depth-wise, and join 2 × 2 cells.
 
-    With z = GELU(layer norm of the cells), over their width: z plus its depth-wise 3 × 3
-    convolution, zeros beyond the grid. In the result four cells lie side by side: (0, 0), (0, 1),
-    (1, 0), (1, 1) by frequency and time. Differentiable in every tensor.
+    With z = GELU(layer norm of the cells over their width), the cells become z plus its depth-wise
+    3 × 3 convolution, with zeros beyond the grid. The result has four cells side by side: (0, 0),
+    (0, 1), (1, 0), (1, 1) by frequency and time. Differentiable in every tensor.
 
     Args:
         cells: Projected cells, shape (batch, freq, time, width), freq and time even.
@@ -38,10 +38,10 @@ def norm_gelu_conv(
         backend: `"auto"`, `"reference"` (torch's operators) or `"numba"` (CPU: cells in float32 or
             bfloat16, parameters in float32, width divisible by 4).
     Returns:
-        Shape (batch, freq / 2, time / 2, 4 * width); with numba in the cells' dtype, also under
-        autocast, where a matrix product would cast the reference's to it.
+        Joined cells, shape (batch, freq / 2, time / 2, 4 * width). numba gives the cells' dtype,
+        also under autocast; there, a matrix product would cast the reference's result to it.
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
@@ -60,7 +60,7 @@ def chosen_backend(
     *,
     backend: str = "auto",
 ) -> str:
-    """Return the backend that `norm_gelu_conv` runs for these arguments; raise what it would."""
+    """Return the backend that `norm_gelu_conv` runs for these arguments; raise the same errors."""
     parameters = {
         "norm_weight": norm_weight,
         "norm_bias": norm_bias,

@@ -1,14 +1,16 @@
 """A stem's cells on a CPU: norm, GELU and convolution in one pass over memory each way.
 
 Cannot avoid, for each value: one read and one write forward; two reads and one write backward; and
-nine multiply-adds forward, eighteen backward, beside some 35 operations of norm and GELU. Measured
-for 32 clips of 4,096 cells of 32 in bfloat16 on one core: 3.5 ms forward and 9.8 both, half of what
-torch's operators take (`bench/history/2026-11-28-stem-epyc-avx512-2core.json`).
+nine multiply-adds forward, eighteen backward, besides about 35 operations of norm and GELU.
+Measured for 32 clips of 4,096 cells of 32 in bfloat16 on one core: 3.5 ms forward, 9.8 ms forward
+and backward, half the time of torch's operators
+(`bench/history/2026-11-28-stem-epyc-avx512-2core.json`).
 
-What is between stays in rows that the second cache holds: three rows of the grid, with a column of
-nothing at either end, go round as the convolution moves along. Arithmetic is in float32 whatever
-the cells are in. A clip is one item of work, and its share of the parameters' gradients is its own,
-added up in the order of clips: a result depends neither on the batch's division nor on the threads.
+Intermediate values stay in rows that the second-level cache holds: a ring of three rows of the
+grid, with a column of zeros at either end, moves along with the convolution. Arithmetic is in
+float32 for any dtype of cells. A clip is one item of work. It has its own gradients of the
+parameters, which are added up in the order of clips, so a result depends neither on the threads nor
+on how they share the batch.
 """
 
 from __future__ import annotations
@@ -58,14 +60,14 @@ NUM_PARTIALS = TAPS + 3
 
 COUNT, FREQ, TIME, PARAMETERS, EPS, SCRATCH, SLAB, CELLS, OUT = range(HEADER, HEADER + 9)
 GRAD, PARTIALS = OUT + 1, OUT + 2
-"""Of backward only, where OUT is the cells' gradient."""
+"""For backward only; there, OUT is the cells' gradient."""
 
 ROWS = {"forward": 4, "backward": 8}
 """Padded rows of a thread's scratch."""
 
 
 def launch_norm_gelu_conv_fwd(cells: Tensor, parameters: Tensor, eps: float) -> Tensor:
-    """Return cells normalised, activated, convolved, and joined by twos.
+    """Return cells normalised, activated, convolved, and joined 2 × 2.
 
     Args:
         cells: Shape (batch, freq, time, width), float32 or bfloat16.
@@ -87,7 +89,7 @@ def launch_norm_gelu_conv_bwd(
     """Return the gradients of the cells and of the parameters, float32, shape (12, width).
 
     Args:
-        grad: Gradient of what forward gave.
+        grad: Gradient of forward's result.
         cells: What forward was given.
         parameters: What forward was given.
         eps: What forward was given.
@@ -211,7 +213,7 @@ def _build_backward(lanes: int, width: int, half: int, digest: str) -> Any:
 
 @stage
 def _in_ring(ring_at: int, row: int, freq: int, padded: int) -> int:
-    """Return the address of a row of the grid among the three at hand; beyond it, of nothing."""
+    """Return the address of a grid's row in the ring; beyond the grid, that of the row of zeros."""
     return ring_at + (row % 3 if 0 <= row < freq else 3) * padded
 
 
@@ -255,7 +257,7 @@ def _moments(address: int, first: int, eps: float, width: int, half: int, lanes:
 
 @stage
 def _tail(x: Any, lanes: int) -> Any:
-    """Return |x|, a normal variable's chance to be above that, and exp(-x² / 2).
+    """Return |x|, the probability that a normal variable exceeds it, and exp(-x² / 2).
 
     Source: Abramowitz, Stegun, "Handbook of Mathematical Functions", 7.1.26 (off by 1.5e-7 at most
         in the error function).
@@ -278,7 +280,7 @@ def _activate(
     cells_at: int, parameters_at: int, target: int, time: int, eps: float, width: int, half: int,
     lanes: int,
 ) -> None:  # fmt: skip
-    """Write GELU of a row's norm."""
+    """Write the GELU of a row's normalised cells."""
     parameters, active = floats_at(parameters_at), floats_at(target)
     zero = splat(np.float32(0), lanes)
     for t in range(time):
@@ -325,7 +327,7 @@ def _convolve(
     above_at: int, row_at: int, below_at: int, parameters_at: int, out_at: int, lower: int,
     time: int, width: int, half: int, lanes: int,
 ) -> None:  # fmt: skip
-    """Write a row's convolution, added to it, where the joined cells have it."""
+    """Write a row plus its convolution to its place among the joined cells."""
     above, row, below = floats_at(above_at), floats_at(row_at), floats_at(below_at)
     parameters = floats_at(parameters_at)
     for c in range(0, width, lanes):
@@ -352,7 +354,7 @@ def _convolve(
 def _separate(
     grad_at: int, lower: int, target: int, time: int, width: int, half: int, lanes: int
 ) -> None:
-    """Copy a row's gradient out of that of the joined cells."""
+    """Copy a row's gradient out of the gradient of the joined cells."""
     row = floats_at(target)
     for t in range(time):
         place = _joined(t, lower, width)
@@ -365,7 +367,7 @@ def _activate_with_slope(
     cells_at: int, parameters_at: int, active_at: int, padded: int, time: int, eps: float,
     width: int, half: int, lanes: int,
 ) -> None:  # fmt: skip
-    """Write a row's GELU, its slope, the norm before its weight, and each cell's scale."""
+    """Write a row's GELU, its derivative, the norm before its weight, and each cell's scale."""
     parameters, active = floats_at(parameters_at), floats_at(active_at)
     slopes, normed = floats_at(active_at + padded), floats_at(active_at + 2 * padded)
     kept = floats_at(active_at + 3 * padded)
@@ -392,21 +394,21 @@ def _convolve_back(
     above_at: int, row_at: int, below_at: int, parameters_at: int, active_at: int, padded: int,
     partials_at: int, time: int, width: int, lanes: int,
 ) -> None:  # fmt: skip
-    """Turn a row's slopes into the gradient of its norm, and add to that of the parameters."""
+    """Replace a row's derivatives by its norm's gradient; add to the parameters' gradients."""
     above, row, below = floats_at(above_at), floats_at(row_at), floats_at(below_at)
     partials, active = floats_at(partials_at), floats_at(active_at)
     slopes, normed = floats_at(active_at + padded), floats_at(active_at + 2 * padded)
     for c in range(0, width, lanes):
         w0, w1, w2, w3, w4, w5, w6, w7, w8 = _nine(parameters_at, c, width, lanes)
         w4 = w4 + splat(np.float32(1), lanes)
-        # A row's own sums, which lose less than one sum over the clip would.
+        # Sums for each row, which lose less than one sum over the clip would.
         d0 = d1 = d2 = d3 = d4 = d5 = d6 = d7 = d8 = splat(np.float32(0), lanes)
         dbias = dweight = dshift = d0
         for t in range(time):
             left = t * width + c
             middle, right = left + width, left + 2 * width
             z = load(active, left, lanes)
-            # What a tap took from here, it gave to the cell on its other side.
+            # A tap that read this cell wrote to the cell on its opposite side.
             g = load(below, right, lanes)
             total, d0 = w0 * g, multiply_add(z, g, d0)
             g = load(below, middle, lanes)

@@ -15,7 +15,7 @@ def norm_gelu_conv_reference(
     conv_bias: Tensor,
     eps: float,
 ) -> Tensor:
-    """Return cells normalised, activated, convolved, and joined by twos.
+    """Return cells normalised, activated, convolved, and joined 2 × 2.
 
     Args:
         cells: Shape (batch, freq, time, width).
@@ -43,7 +43,7 @@ def add_neighbours(cells: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     image = cells.permute(0, 3, 1, 2)  # channels last, without a copy
     if image.is_cuda:  # where channels last would go to cuDNN: TF32, and no kernel on old GPUs
         image = image.clone(memory_format=torch.contiguous_format)
-    # Viewed anew, the weight gets a gradient of its own strides, as DDP's buckets have them.
+    # Through this view, the weight's gradient has the weight's strides, as DDP's buckets do.
     weight = weight.squeeze(1).unsqueeze(1).to(cells.dtype)
     convolved = functional.conv2d(
         image, weight, bias.to(cells.dtype), padding=1, groups=cells.shape[3]

@@ -1,7 +1,7 @@
-"""Compile Triton kernels for GPUs that are not there, and read what the machine code needs.
+"""Compile Triton kernels without a GPU, and read what the machine code needs.
 
-A cubin says how many registers, how much stack and shared memory a kernel takes, and which
-instructions its loop is made of; none of that needs a GPU, only the tools in Triton's wheel.
+A cubin tells a kernel's registers, stack, shared memory and the instructions of its loop. Reading
+it needs no GPU, only the tools in Triton's wheel.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ class Case:
     name: str
     kernel: Any
     types: Mapping[str, str]
-    """Type of every argument that is no constant, such as `*bf16`, `i32`, `fp32`; a type that ends
-    in `:16` is divisible by 16. None as a constant stands for an argument that is left out."""
+    """Type of every argument that is not a constant, such as `*bf16`, `i32`, `fp32`; a value whose
+    type ends in `:16` is divisible by 16. A constant of None is an argument that is left out."""
     constants: Mapping[str, Any]
     launch: Launch
     dot_operations: int = 0
     """Multiplications and additions of one step of its loop, if that multiplies matrices."""
     is_tf32: bool = False
-    """Whether those are TF32's."""
+    """Whether those are in TF32."""
     bytes: int = 0
     """Bytes that one program reads and writes, if memory bounds it."""
     trips: int = 1
@@ -59,7 +59,7 @@ class Resources:
     instructions: Counter[str] = field(repr=False)
     """Every instruction of the kernel by its first word, such as HMMA or LDGSTS."""
     loop: Counter[str] = field(repr=False)
-    """The same of its longest loop without another one inside; empty if there is none."""
+    """The same for its longest innermost loop; empty if it has no loop."""
     has_float64: bool = False
 
     @property
@@ -69,7 +69,7 @@ class Resources:
 
 
 def compile_case(case: Case, target: GPUTarget) -> Any:
-    """Return Triton's compiled kernel of a case, made anew unless its cache has it."""
+    """Return Triton's compiled kernel of a case, from Triton's cache if that has it."""
     arguments = case.kernel.arg_names
     constants = {**case.constants, **dict(case.launch.constants)}
     signature, attributes = {}, {}
@@ -129,7 +129,7 @@ def _instructions(code: str) -> list[_Line]:
 
 
 def _longest_loop(lines: Sequence[_Line]) -> Sequence[_Line]:
-    """Return the longest run from a label to a branch back to it that holds no other such run."""
+    """Return the longest innermost loop: a run from a label to a branch back to it."""
     labels = {label: place for place, (label, _, _) in enumerate(lines) if label}
     loops = []
     for place, (_, word, rest) in enumerate(lines):

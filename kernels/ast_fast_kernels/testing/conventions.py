@@ -1,7 +1,7 @@
-"""Tables of the presets: what each convention is in words, and how far it is from every other.
+"""Tables of the presets: each convention in words, and how far it is from every other.
 
 python -m ast_fast_kernels.testing.conventions > docs/conventions.md
-python -m ast_fast_kernels.testing.conventions --short   the table that README holds
+python -m ast_fast_kernels.testing.conventions --short   the table in docs/guides/filterbank.md
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ LIBRARIES: dict[str, str] = {
     "vggish": "VGGish's `log_mel_spectrogram`",
     "whisper": "OpenAI's Whisper, transformers' `WhisperFeatureExtractor`",
 }
-"""What each preset stands in for."""
+"""What each preset reproduces."""
 
 
 def main(arguments: Sequence[str] = ()) -> None:
-    """Print both tables, or with --short the one that README holds."""
+    """Print both tables, or with --short the one in docs/guides/filterbank.md."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true")
     if parser.parse_args(arguments).short:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] = ()) -> None:
 
 def short_table() -> list[str]:
     """Return the lines of a table of presets: the library of each, and how far it is from ast."""
-    titles = ("preset", "as in", "5 s give", "apart from `ast`", "the same, bins' means aside")
+    titles = ("preset", "as in", "5 s give", "difference from `ast`", "without the bins' means")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     matrix = differences()
     for i, name in enumerate(names()):
@@ -98,17 +98,19 @@ def print_tables() -> None:
 
 INTRODUCTION = """# Conventions
 
-Made by `python -m ast_fast_kernels.testing.conventions`. Each is `FbankConfig.preset(name)`; those
-of libraries are tested against them (`tests/kernels/test_conventions.py`, `test_kaldi.py`).
+Made by `python -m ast_fast_kernels.testing.conventions`. Each row is `FbankConfig.preset(name)`.
+Presets of libraries are tested against their library (`tests/kernels/test_conventions.py`,
+`test_kaldi.py`).
 """
 
 DIFFERENCES = f"""
 ## How far apart they are
 
 Mean absolute difference of natural-log mel energies over {SECONDS:g} s of the test signal
-`{SIGNAL}` (harmonics in syllables over noise 60 dB down), with 80 bins at 16 kHz every 10 ms and
-without what follows the logarithm; frames are matched by their centres. Above the diagonal as they
-are; below it after each bin's mean difference is taken out, as a normalisation by bin would.
+`{SIGNAL}` (harmonics in syllables over noise 60 dB down). All have 80 bins at 16 kHz every 10 ms,
+and no step after the logarithm; frames are matched by their centres. Above the diagonal is the
+plain difference. Below it, each bin's mean difference is removed first, as a normalisation per bin
+would do.
 """
 
 
@@ -162,7 +164,7 @@ def _framing(config: FbankConfig) -> str:
         words = "whole, and a zero-padded tail" if config.pad_tail else "whole"
     else:
         beyond = {"symmetric": "mirrored", "reflect": "reflected", "constant": "zeros"}
-        where = "centred" if config.center else "one a shift"
+        where = "centred" if config.center else "one per shift"
         words = f"{where}, {beyond[config.pad_mode]} beyond"
     return f"{words}, last dropped" if config.drop_last_frame else words
 

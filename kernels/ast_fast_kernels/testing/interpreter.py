@@ -1,9 +1,9 @@
 """Triton's interpreter with the arithmetic that a GPU has, for tests.
 
-Triton 3.7's interpreter keeps bfloat16 as 16-bit integers, and multiplies those in a dot; it cuts
-float32 off to bfloat16 where a GPU rounds; and it takes every float32 dot for exact, whatever
-`input_precision` says. `install` mends these three. Arithmetic on bfloat16 outside of dots stays
-wrong there: kernels convert to float32 first.
+Triton 3.7's interpreter keeps bfloat16 as 16-bit integers, and multiplies those in a dot; it
+truncates float32 to bfloat16 where a GPU rounds; and it computes every float32 dot exactly,
+whatever `input_precision` says. `install` fixes these three. Arithmetic on bfloat16 outside of dots
+stays wrong: kernels convert to float32 first.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _cuts_off = True
 
 
 def install() -> None:
-    """Mend the interpreter of this process; a second call changes nothing."""
+    """Fix the interpreter of this process; a second call changes nothing."""
     builder = interpreter.InterpreterBuilder
     if getattr(builder, "is_mended", False):
         return
@@ -50,7 +50,7 @@ def to_bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
 
 def to_tf32(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Return float32 cut off to TF32's 10 bits of mantissa, as a tensor core reads it."""
+    """Return float32 truncated to TF32's 10 bits of mantissa, as a tensor core reads it."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     kept = (bits & np.uint32(0xFFFFE000)).view(np.float32)
     return np.where(np.isnan(values), values, kept)
@@ -71,7 +71,7 @@ def _cut_off(operand: Any) -> Any:
 
 @contextmanager
 def exact_dots() -> Iterator[None]:
-    """Keep float32 in dots whole, whatever `input_precision` says, inside a `with` block."""
+    """Compute float32 dots exactly inside a `with` block, whatever `input_precision` says."""
     global _cuts_off
     _cuts_off = False
     try:

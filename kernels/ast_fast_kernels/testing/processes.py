@@ -1,4 +1,4 @@
-"""Programs in processes of their own: what a test must not do to its own process."""
+"""Programs in processes of their own, for what a test must not do to its own process."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def modules_loaded_by(statements: str) -> set[str]:
 
 @contextmanager
 def private_memory_limit(more: int, what: str) -> Iterator[None]:
-    """Let this process meanwhile take no more private memory than it has, and some.
+    """Inside a `with` block, limit how much more private memory this process may take.
 
-    Private is what is neither shared nor a mapped file; what one gives back to malloc it still has.
+    Private memory is neither shared nor a mapped file; memory that was freed to malloc counts.
 
     Args:
-        more: In bytes.
-        what: Named where it is too little.
+        more: The limit, in bytes.
+        what: What the block does, for the error.
     Raises:
-        MemoryError: It was too little; of torch's tensors, torch's RuntimeError comes instead.
+        MemoryError: The block needed more; for its tensors, torch raises RuntimeError instead.
     """
     import resource  # which Windows lacks
 

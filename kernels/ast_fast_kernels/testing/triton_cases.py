@@ -29,7 +29,7 @@ def cases(arch: int) -> Iterator[Case]:
 
 
 def _types(kernel: Any, constants: Mapping[str, Any], **of: str) -> dict[str, str]:
-    """Give a type to each argument: those named, else i32 (fp32 for what is no count)."""
+    """Give a type to each argument: those named, else i32 (fp32 for what is not a count)."""
     floats = ("scale", "scale_log2", "eps", "preemphasis")
     types = {}
     for name in kernel.arg_names:

@@ -1,8 +1,8 @@
 """What every compiled Triton kernel needs, and a model of how fast that can be, as a table.
 
 `python -m ast_fast_kernels.testing.triton_table docs/triton.md` compiles every case and writes the
-page; a test compiles them again and compares. The model is arithmetic over instruction counts: it
-has never met a GPU, and its figures are called what they are.
+page; a test compiles them again and compares. The model is arithmetic over instruction counts. It
+has not been checked on a GPU, and the page says so.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ARCHITECTURES = (80, 90)
 AMD = GPUTarget("hip", "gfx942", 64)
 
 SCHEDULERS = 4
-"""Of a multiprocessor; each starts one instruction of 32 lanes a clock."""
+"""Schedulers of a multiprocessor; each starts one instruction of 32 lanes a clock."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Machine:
     gigahertz: float
     gigabytes_a_second: float
     dot_operations_a_clock: int
-    """Of a multiprocessor's tensor cores, in half precision; half as many in TF32."""
+    """Operations of a multiprocessor's tensor cores in half precision; half as many in TF32."""
     lanes: dict[str, int]
-    """Of a scheduler's units, where those are fewer than 32."""
+    """Lanes of a scheduler's units that have fewer than 32."""
 
 
 MACHINES = {
@@ -85,11 +85,11 @@ class Row:
 
 
 def model_range(case: Case, resources: Resources, arch: int) -> str:
-    """Return the model's speed: all of a step one after the other, to all of it at once.
+    """Return the model's range of speeds: a step's work one after the other, to all of it at once.
 
     A step of the loop keeps tensor cores, special functions, shared memory, arithmetic and the
-    schedulers busy for so many clocks each. At best the longest hides the others; at worst none
-    does. What memory bounds is limited by its speed too.
+    schedulers busy, each for a number of clocks. At best the longest hides the others; at worst
+    none does. Kernels that memory bounds are also limited by its speed.
     """
     machine = MACHINES[arch]
     counts = resources.loop
