@@ -153,11 +153,11 @@ def test_keys_that_are_not_there_cannot_overflow_a_gradient(device: torch.device
 
 def test_forward_mode_is_refused(device: torch.device) -> None:
     qkv = packed(1, 5, 1, 16, dtype=torch.float16, device=device).detach()
-    with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+    with pytest.raises(RuntimeError, match=r"torch\.func or forward-mode differentiation"):
         torch.func.jvp(lambda x: attention(x, backend="triton"), (qkv,), (qkv,))
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(qkv, qkv)
-        with pytest.raises(RuntimeError, match="has no forward-mode derivative"):
+        with pytest.raises(RuntimeError, match=r"torch\.func or forward-mode differentiation"):
             attention(dual, backend="triton")
 
 
