@@ -10,6 +10,7 @@ as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpacka
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -95,5 +96,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
+_WITHOUT_TORCH = {"FbankConfig", "OnlineFbank", "chosen_backend", "fbank", "mfcc", "use_backend"}
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    """Return what can be used here, so that `help` and `inspect` meet no missing torch."""
+    usable = set(__all__) if importlib.util.find_spec("torch") else _WITHOUT_TORCH
+    return sorted({*globals(), *usable})

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch.optional import import_for
+
+_OPERATIONS = {"add_layer_norm": "layer_norm", "linear_gelu": "gelu", "norm_gelu_conv": "stem"}
+"""Public functions whose operation has another name."""
 
 
 def chosen_backend(op: str, *inputs: Any, backend: str = "auto", **options: Any) -> str:
@@ -16,7 +20,7 @@ def chosen_backend(op: str, *inputs: Any, backend: str = "auto", **options: Any)
 
     Args:
         op: `"fbank"`, `"mix"`, `"normalise"`, `"layer_norm"`, `"attention"`, `"linear"`, `"gelu"`
-            or `"stem"`: the names that `use_backend` takes.
+            or `"stem"`: the names that `use_backend` takes, or a public function's own name.
         inputs: Those of the operation's arguments that the choice depends on, in its order:
             `fbank`'s waveform (an array or a tensor) and config; the waveforms of `mix`; the
             features of `normalise`; the qkv of `attention`; all tensors of `add_layer_norm`,
@@ -31,7 +35,12 @@ def chosen_backend(op: str, *inputs: Any, backend: str = "auto", **options: Any)
         RuntimeError: The backend asked for cannot run this input.
         ImportError: The operation needs torch for this input, and torch is not installed.
     """
+    op = _OPERATIONS.get(op, op)
     _dispatch.check_op(op, "op")
-    api = import_for(op, f"ast_fast_kernels.{op}.api")
-    chosen: str = api.chosen_backend(*inputs, backend=backend, **options)
+    choose = import_for(op, f"ast_fast_kernels.{op}.api").chosen_backend
+    try:
+        inspect.signature(choose).bind(*inputs, backend=backend, **options)
+    except TypeError as error:
+        raise TypeError(f"chosen_backend of {op!r}: {error}") from None
+    chosen: str = choose(*inputs, backend=backend, **options)
     return chosen

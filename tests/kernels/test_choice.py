@@ -115,3 +115,14 @@ def test_scale_decides_where_triton_needs_it_above_0() -> None:
 def test_there_must_be_such_an_operation() -> None:
     with pytest.raises(ValueError, match=r"op must name an operation \(fbank, mix, .*got 'fft'"):
         chosen_backend("fft", WAVEFORMS)
+
+
+@pytest.mark.parametrize("case", ["layer_norm", "gelu", "stem"])
+def test_a_public_function_can_be_named(case: str) -> None:
+    op, run, inputs, decide = CASES[case]
+    assert chosen_backend(run.__name__, *inputs[:decide]) == chosen_backend(op, *inputs[:decide])
+
+
+def test_arguments_that_do_not_fit_are_the_operation_s() -> None:
+    with pytest.raises(TypeError, match="chosen_backend of 'normalise': too many positional arg"):
+        chosen_backend("normalise", *CASES["normalise"].inputs)

@@ -531,3 +531,17 @@ def test_real_clips_agree_with_float64(backend: str, clips: np.ndarray, name: st
     error = log_mel_error(out, oracle(waveform, config), use_power=config.use_power)
     assert error.max() <= LOG_MEL_MAX
     assert error.mean() <= LOG_MEL_MEAN
+
+
+def test_a_matrix_takes_the_result_too(backend: str) -> None:
+    waveform = np.ones(4000, np.float32)
+    out = np.asmatrix(np.zeros((23, 128), np.float32))
+    assert fbank(waveform, out=out, backend=backend) is out
+    assert (np.asarray(out) == fbank(waveform, backend=backend)).all()
+
+
+def test_lengths_of_any_byte_order_count_alike(backend: str) -> None:
+    waveforms = np.random.default_rng(0).standard_normal((2, 3000)).astype(np.float32)
+    lengths = np.array([1000, 3000])
+    expected = fbank(waveforms, lengths=lengths, backend=backend)
+    assert (fbank(waveforms, lengths=lengths.astype(">i4"), backend=backend) == expected).all()

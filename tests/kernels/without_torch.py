@@ -7,6 +7,7 @@ say so. `.ci/run` and `test_without_torch.py` run both.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -40,9 +41,8 @@ def features(convert: Callable[[Any], Any]) -> dict[str, Any]:
 
 
 NEEDS_TORCH: dict[str, Callable[[], object]] = {
-    'numba needs a float32 or int16 waveform, got float64; backend "reference"': (
-        lambda: fbank(SAMPLES.astype(np.float64))
-    ),
+    "numba needs a float32 or int16 waveform, got float64; waveform.astype(np.float32) needs "
+    'nothing more, backend "reference"': lambda: fbank(SAMPLES.astype(np.float64)),
     'numba adds no dither, got dither 1; backend "reference"': (
         lambda: fbank(SAMPLES, FbankConfig(dither=1.0))
     ),
@@ -88,6 +88,9 @@ def main() -> None:
             assert array.dtype == saved[name].dtype
     assert ast_fast_kernels.chosen_backend("fbank", SAMPLES) == "numba"
     assert sys.modules.get("torch") is None, "torch was loaded"
+    usable = {name for name, _ in inspect.getmembers(ast_fast_kernels)}
+    assert {"fbank", "mfcc", "OnlineFbank", "FbankConfig"} <= usable
+    assert not {"Fbank", "attention", "kaldi"} & usable
     for what, call in NEEDS_TORCH.items():
         expected = f"{what} needs torch: pip install 'ast-fast-kernels[torch]'"
         assert error_of(call) == expected, (error_of(call), expected)

@@ -121,15 +121,16 @@ def _fbank_of_array(
     chosen = arrays.chosen_backend(waveform, config, backend)
     if out is not None:
         arrays.check_out(out, waveform, config)
+    counts = arrays.check_lengths(lengths, waveform)
     if chosen == "numba":
-        return arrays.compute(waveform, config, lengths, out)
+        return arrays.compute(waveform, config, counts, out)
     samples = _as_tensor(waveform, config, chosen)
     import torch
 
     from ast_fast_kernels.fbank import eager
 
     into = None if out is None else torch.from_numpy(out)
-    log_mel = eager.compute(samples, config, lengths, into, chosen)
+    log_mel = eager.compute(samples, config, counts, into, chosen)
     return log_mel.numpy() if out is None else out
 
 
@@ -142,5 +143,7 @@ def _as_tensor(waveform: npt.NDArray[Any], config: FbankConfig, chosen: str) -> 
             raise
         obstacle = arrays.obstacle(waveform, config)
         reason = "" if obstacle is None else f"{obstacle}; "
+        if waveform.dtype == np.float64:
+            reason += "waveform.astype(np.float32) needs nothing more, "
         raise needs_torch(f'{reason}backend "{chosen}"') from error
     return tensor_over(waveform)

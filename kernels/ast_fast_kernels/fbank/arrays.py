@@ -19,28 +19,27 @@ Array = npt.NDArray[Any]
 _DTYPES = frozenset(map(np.dtype, (np.float32, np.float64, np.int16)))
 
 
-def compute(
-    waveform: Array, config: FbankConfig, lengths: Lengths | None, out: Array | None
-) -> Array:
+def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Array | None) -> Array:
     """Do what `fbank` does for an array that Numba can take.
 
     Args:
         waveform: Checked by `chosen_backend`.
         config: The conventions.
-        lengths: As in `fbank`.
+        counts: As `check_lengths` returned them.
         out: Checked by `check_out`.
     """
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
-    counts = None if lengths is None else _checked_lengths(lengths, leading, num_samples)
     shape = (*leading, config.num_frames(num_samples), config.num_mel_bins)
     if 0 in shape:
         return np.empty(shape, np.float32) if out is None else out
     rows = _readable(waveform)
-    flat_out = out
+    flat_out = None if out is None else np.asarray(out)  # a matrix would stay one, of two axes
     if rows.ndim != 2:
         rows = rows.reshape(math.prod(leading), num_samples)
-        flat_out = None if out is None else out.reshape(len(rows), *shape[-2:])
-    log_mel: Array = _dispatch.load_backend("fbank", "numba")(rows, config, flat_out, counts)
+        flat_out = None if flat_out is None else flat_out.reshape(len(rows), *shape[-2:])
+    log_mel: Array = _dispatch.load_backend("fbank", "numba")(
+        rows, config, flat_out, None if counts is None else counts.reshape(-1).tolist()
+    )
     if out is not None:
         return out
     return log_mel if len(shape) == 3 else log_mel.reshape(shape)
@@ -93,8 +92,11 @@ def _readable(waveform: Array) -> Array:
     return waveform
 
 
-def _checked_lengths(lengths: Lengths, leading: tuple[int, ...], num_samples: int) -> list[int]:
-    """Return one count of samples for each row of the flattened batch."""
+def check_lengths(lengths: Lengths | None, waveform: Array) -> Array | None:
+    """Return the samples that count in each waveform, int64, shape (...); None if all do."""
+    if lengths is None:
+        return None
+    leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
     if is_tensor(lengths):
         lengths = lengths.numpy(force=True)
     try:
@@ -108,8 +110,7 @@ def _checked_lengths(lengths: Lengths, leading: tuple[int, ...], num_samples: in
         raise TypeError(f"lengths must be integers, got {counts.dtype}")
     if counts.shape != leading:
         raise ValueError(f"lengths must have shape {leading}, got {counts.shape}")
-    listed: list[int] = counts.reshape(-1).tolist()
-    wrong = [count for count in listed if not 0 <= count <= num_samples]
-    if wrong:
-        raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {wrong[0]}")
-    return listed
+    for count in counts.reshape(-1).tolist():
+        if not 0 <= count <= num_samples:
+            raise ValueError(f"lengths must be from 0 to num_samples ({num_samples}), got {count}")
+    return counts.astype(np.int64)
