@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from ast_fast.data.dataset import Dataset, check_folds, open_dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.console import RunConsole, fail, send_nowhere
-from ast_fast.machine.device import Placement, available_cores, resolve_placement
+from ast_fast.machine.device import Placement, available_cores, resolve_amp, resolve_device
 from ast_fast.machine.distributed import (
     Ranks,
     end_process,
@@ -138,12 +138,13 @@ class Prepared(Settled):
 def settle(arguments: Arguments) -> Settled:
     """Read the settings, join the run's other processes, and check all that needs no data."""
     config = parse_config(arguments)
-    placement = resolve_placement(config.device, config.training.amp)
-    ranks = join_ranks(placement.device)
+    device = resolve_device(config.device)
+    ranks = join_ranks(device)
     console = RunConsole(soft_wrap=True, highlight=False, markup=False, quiet=not ranks.is_first)
     out = ranks.same(choose_out(config))
     if config.resume:
         check_resumed_settings(config, out)
+    placement = Placement(device, resolve_amp(config.training.amp, device))
     check_run(config, out, placement)
     folder = RunFolder(
         out, is_named=config.paths.out is not None, is_resumed=config.resume, ranks=ranks
@@ -178,7 +179,12 @@ def prepare(settled: Settled) -> Prepared:
         settled.folder.begin(config, facts)
     say_what_runs(settled.console, dataset, folds, model, facts, settled.folder)
     return Prepared(
-        **vars(settled),
+        arguments=settled.arguments,
+        config=config,
+        placement=placement,
+        ranks=ranks,
+        console=settled.console,
+        folder=settled.folder,
         dataset=dataset,
         folds=folds,
         facts=facts,

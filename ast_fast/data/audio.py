@@ -16,10 +16,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from ast_fast.settings.config import SAMPLE_RATES
+
 RESAMPLE_MARGIN = 0.1
 """Seconds read beyond a clip's end, so that soxr's filter does not see the signal stop there."""
-SAMPLE_RATES = (100, 1_000_000)
-"""Sample rates that a header may claim, in Hz; any other means that it is damaged."""
 BLOCK_VALUES = 2**20
 """Samples decoded at once, over all channels: bounds memory whatever a header claims."""
 UNKNOWN_LENGTH = 0x7FFF0000

@@ -20,18 +20,18 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.data.audio import SAMPLE_RATES, BadAudioError, read_clip
+from ast_fast.data.audio import BadAudioError, read_clip
 from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
 from ast_fast.settings.config import Config
+from ast_fast.settings.rules import check_audio
 
 FORMAT_VERSION = 1
 """Increased when the samples of a file, or the way they are stored, change."""
 HASHED_BYTES = 64 * 2**20
 """Bytes of a file that are hashed: more than any clip has, and little for a ten-hour file."""
-MAX_CLIP_SECONDS = 3600.0
 BATCH = 64
 """Clips per worker between two writes: bounds the memory of decoded clips."""
 
@@ -54,15 +54,8 @@ def decode_settings(config: Config) -> DecodeSettings:
     Raises:
         InputError: The sample rate or the length of a clip is out of range.
     """
-    rate = config.fbank.sample_frequency
-    lowest, highest = SAMPLE_RATES
-    if rate != int(rate) or not lowest <= rate <= highest:
-        rule = f"a whole number of Hz from {lowest} to {highest}"
-        raise InputError(f"fbank.sample-frequency must be {rule}, got {rate:g}")
-    seconds = config.audio.clip_seconds
-    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
-        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
-        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
+    check_audio(config)
+    rate, seconds = config.fbank.sample_frequency, config.audio.clip_seconds
     return DecodeSettings(int(rate), round(seconds * rate), config.audio.resample_quality)
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.records import known_fields
 from ast_fast.report import metrics
 from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
@@ -45,7 +46,8 @@ class Measured:
         Raises:
             KeyError, TypeError: It is incomplete.
         """
-        return cls(**{**document, "kernels": KernelChecks.from_json(document["kernels"])})
+        kernels = KernelChecks.from_json(document["kernels"])
+        return cls(**known_fields(cls, document) | {"kernels": kernels})
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of measured.json."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_fast.features import undithered
+from ast_fast.machine.records import known_fields
 from ast_fast.settings.config import Config
 from ast_fast_kernels import attention, chosen_backend, fbank, norm_gelu_conv
 from ast_fast_kernels.fbank.reference import as_floating
@@ -64,12 +65,12 @@ class KernelCheck:
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return what `to_json` gave, or an earlier version of it that lacks figures.
+        """Return what `to_json` gave, of this version or another; unknown keys are left out.
 
         Raises:
-            TypeError: A key is missing or unknown.
+            TypeError: A key is missing.
         """
-        return cls(**document)
+        return cls(**known_fields(cls, document))
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures by name, and `reason` if there is one."""
@@ -96,13 +97,14 @@ class GradientCheck(KernelCheck):
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return what `to_json` gave.
+        """Return what `to_json` gave, of this version or another; unknown keys are left out.
 
         Raises:
-            TypeError: A key is missing or unknown.
+            TypeError: A key is missing.
         """
         both = document.get("forward_backward")
-        return cls(**{**document, "forward_backward": both and BothWays(**both)})
+        both = both and BothWays(**known_fields(BothWays, both))
+        return cls(**known_fields(cls, document) | {"forward_backward": both})
 
 
 @dataclass(frozen=True)

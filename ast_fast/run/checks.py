@@ -12,11 +12,9 @@ from ast_fast.machine.device import Placement
 from ast_fast.run.folder import check_out
 from ast_fast.run.kernels import check_backend
 from ast_fast.settings.config import Config
-from ast_fast.settings.rules import check_config
+from ast_fast.settings.rules import check_config, check_threads
 from ast_fast.settings.values import is_utf8
 from ast_fast.training.tensorboard import load_writer
-
-MOST_THREADS = 1024
 
 
 def check_run(config: Config, out: Path, placement: Placement) -> None:
@@ -25,9 +23,7 @@ def check_run(config: Config, out: Path, placement: Placement) -> None:
     Raises:
         InputError: The message names what cannot be used.
     """
-    for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
-        if not 0 <= value <= MOST_THREADS:
-            raise InputError(f"{name} must be from 0 to {MOST_THREADS}, got {value}")
+    check_threads(config)
     if config.tensorboard:
         load_writer()
     check_paths(config, out)

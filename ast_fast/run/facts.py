@@ -20,22 +20,13 @@ import torch
 
 from ast_fast.machine.device import Placement
 from ast_fast.machine.distributed import Ranks, processes_here
+from ast_fast.machine.records import known_fields
 from ast_fast.settings.command_line import PROGRAM
 
 PACKAGES = (
     *("torch", "numpy", "numba", "triton", "soundfile", "soxr", "scikit-learn"),
     *("ast-fast", "ast-fast-kernels"),
 )
-
-
-@dataclass(frozen=True)
-class MergedRun:
-    """A run whose folds became part of a merged run."""
-
-    path: str
-    folds: list[int]
-    run: dict[str, Any]
-    """Its run.json."""
 
 
 @dataclass(frozen=True)
@@ -59,28 +50,28 @@ class RunFacts:
     started: str = ""
     resumed: list[dict[str, Any]] = field(default_factory=list)
     """Command, commit, versions and start of each process that resumed the run."""
-    merged: list[MergedRun] | None = None
-    """The runs that it was merged from; None if it was not merged."""
+    merged: list[dict[str, Any]] | None = None
+    """`path`, `folds` and `run` (its run.json) of each run that it was merged from; None if of none."""
     ended: str | None = None
     peak_memory_gib: float | None = None
     """Sum over the processes of the run."""
 
+    unknown: dict[str, Any] = field(default_factory=dict)
+    """What another version wrote besides; it is kept."""
+
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
-        """Return the facts in a run.json; unknown keys are ignored."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        values = {name: value for name, value in document.items() if name in known}
-        if values.get("merged") is not None:
-            values["merged"] = [MergedRun(**part) for part in values["merged"]]
+        """Return the facts in a run.json."""
+        values = known_fields(cls, document)
+        values["unknown"] = {name: document[name] for name in document.keys() - values.keys()}
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the contents of run.json; facts not yet known are left out."""
         document = dataclasses.asdict(self)
-        unknown = [
-            name for name in ("merged", "ended", "peak_memory_gib") if document[name] is None
-        ]
-        return {name: value for name, value in document.items() if name not in unknown}
+        document |= document.pop("unknown")
+        absent = [name for name in ("merged", "ended", "peak_memory_gib") if document[name] is None]
+        return {name: value for name, value in document.items() if name not in absent}
 
     def resumed_by(self, other: RunFacts) -> RunFacts:
         """Return the facts of this run after a process with the other facts resumed it."""

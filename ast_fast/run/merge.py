@@ -16,7 +16,7 @@ from ast_fast.machine.atomic import filled_folder
 from ast_fast.machine.console import RunConsole
 from ast_fast.report.build import Measured, read_report, write_report
 from ast_fast.run.endings import exhausted_resource
-from ast_fast.run.facts import MergedRun, RunFacts, now
+from ast_fast.run.facts import RunFacts, now
 from ast_fast.run.folder import RUN, check_out, read_facts, read_measured, recorded
 from ast_fast.settings.agree import (
     MAY_DIFFER_MERGED,
@@ -99,7 +99,10 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
     facts = replace(
         first.facts,
         command=shlex.join([*shlex.split(PROGRAM), *argv]),
-        merged=[MergedRun(str(p.path), p.folds, p.facts.to_json()) for p in parts],
+        merged=[
+            {"path": str(part.path), "folds": part.folds, "run": part.facts.to_json()}
+            for part in parts
+        ],
         started=min(part.facts.started for part in parts),
         ended=now(),
         peak_memory_gib=max(part.facts.peak_memory_gib or 0.0 for part in parts),

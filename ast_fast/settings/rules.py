@@ -10,8 +10,17 @@ import torch
 
 from ast_fast.errors import InputError
 from ast_fast.machine.device import Placement
-from ast_fast.settings.config import AugmentConfig, Config, ModelConfig, TrainingConfig
+from ast_fast.settings.config import (
+    SAMPLE_RATES,
+    AugmentConfig,
+    Config,
+    ModelConfig,
+    TrainingConfig,
+)
 from ast_fast_kernels.fbank.config import FbankConfig
+
+MOST_THREADS = 1024
+MAX_CLIP_SECONDS = 3600.0
 
 
 def check_config(config: Config, num_samples: int, placement: Placement) -> None:
@@ -34,6 +43,34 @@ def check_config(config: Config, num_samples: int, placement: Placement) -> None
     check_memory(
         config, num_samples=num_samples, num_clips=1, num_classes=2, device=placement.device
     )
+
+
+def check_threads(config: Config) -> None:
+    """Raise if a number of threads is out of range.
+
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    for name, value in (("threads", config.threads), ("audio.workers", config.audio.workers)):
+        if not 0 <= value <= MOST_THREADS:
+            raise InputError(f"{name} must be from 0 to {MOST_THREADS}, got {value}")
+
+
+def check_audio(config: Config) -> None:
+    """Raise if files cannot be decoded to such clips.
+
+    Raises:
+        InputError: The sample rate or the length of a clip is out of range.
+    """
+    rate = config.fbank.sample_frequency
+    lowest, highest = SAMPLE_RATES
+    if rate != int(rate) or not lowest <= rate <= highest:
+        rule = f"a whole number of Hz from {lowest} to {highest}"
+        raise InputError(f"fbank.sample-frequency must be {rule}, got {rate:g}")
+    seconds = config.audio.clip_seconds
+    if not 0.5 < seconds * rate <= MAX_CLIP_SECONDS * rate:
+        rule = f"from one sample to {MAX_CLIP_SECONDS:g} seconds"
+        raise InputError(f"audio.clip-seconds must be {rule}, got {seconds:g}")
 
 
 def check_training(config: TrainingConfig) -> None:

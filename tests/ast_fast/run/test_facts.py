@@ -1,0 +1,42 @@
+"""run.json and measured.json of other versions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ast_fast.run.facts import RunFacts
+from ast_fast.run.folder import read_facts, read_measured
+
+RECORDS = Path(__file__).parents[3] / "docs" / "records"
+RUNS = sorted(RECORDS.glob("*/run*.json"))
+
+
+@pytest.mark.parametrize("path", RUNS, ids=[str(path.relative_to(RECORDS)) for path in RUNS])
+def test_every_recorded_run_reads_and_writes_alike(path: Path) -> None:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not {"amp", "processes", "kernels"} <= document.keys():
+        pytest.skip("an earlier version did not record what a resumed run must find unchanged")
+    assert RunFacts.from_json(document).to_json() == document
+
+
+def test_what_another_version_wrote_is_kept(tmp_path: Path) -> None:
+    document = json.loads(RUNS[-1].read_text(encoding="utf-8")) | {"note": ["later"]}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    facts = read_facts(tmp_path)
+    again = facts.resumed_by(facts).finished(0.1).to_json()
+    assert again["note"] == ["later"]
+    assert len(again["resumed"]) == len(document["resumed"]) + 1
+
+
+def test_a_fold_measured_by_another_version_is_whole(tmp_path: Path) -> None:
+    check = {"backend": "reference", "shape": [1, 2], "reason": "the same", "later": 1.0}
+    measured = {"seconds": 2.0, "stages": {"forward": 1.0}, "later": {}}
+    measured |= {"kernels": {"fbank": check, "attention": check, "later": check}}
+    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    found = read_measured(tmp_path)
+    assert found is not None
+    assert found.seconds == 2.0
+    assert found.kernels.fbank.backend == "reference"
