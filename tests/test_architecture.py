@@ -59,7 +59,9 @@ MAY_IMPORT = {
 }
 """Room (a folder or file right below a package) → the rooms that it imports, lowest room first.
 
-A room may import those above its line alone, so nothing points upward.
+A room may import only those above its line, so nothing points upward. Modules that are named by
+strings and loaded on first use are not counted: backends by `_dispatch`, every operation's `api` by
+`choice`, and public names by the package's face.
 """
 
 
@@ -197,8 +199,8 @@ def test_circles_are_found() -> None:
     assert circles({"a": {"b"}, "b": set()}) == []
 
 
-def test_an_operation_is_a_folder_and_all_else_begins_with_an_underscore() -> None:
-    """Or is one of the names that callers see."""
+def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> None:
+    """Beside them stand the modules that callers see."""
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,13 @@ def test_the_picture_is_what_its_record_gives(tmp_path: Path) -> None:
 
 def test_readme_states_the_figures_of_the_records() -> None:
     readme = " ".join((table.ROOT / "README.md").read_text(encoding="utf-8").split())
-    for of, figure in page.headlines().items():
-        assert figure in readme, of
+    headlines = page.headlines()
+    for of, figure in headlines.items():
+        assert re.search(rf"(?<![\d.,]){re.escape(figure)}", readme), of
+    opening = readme.partition("![")[0]
+    for of in ("FBANK", "ESC-50", "minutes"):
+        assert headlines[of].partition(" ±")[0] in opening, of
+    assert f"{headlines['torchaudio'].removesuffix(' ×')} times as fast as torchaudio" in opening
 
 
 def test_a_machine_is_named_by_its_maker_vectors_and_caches() -> None:
