@@ -51,7 +51,7 @@ class RunFacts:
     resumed: list[dict[str, Any]] = field(default_factory=list)
     """Command, commit, versions and start of each process that resumed the run."""
     merged: list[dict[str, Any]] | None = None
-    """`path`, `folds` and `run` (its run.json) of each run that it was merged from; None if of none."""
+    """`path`, `folds` and `run` (its run.json) of each run that it was merged from, if any."""
     ended: str | None = None
     peak_memory_gib: float | None = None
     """Sum over the processes of the run."""
