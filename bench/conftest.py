@@ -24,8 +24,22 @@ ROOT = Path(__file__).parent.parent
 CLIP_SAMPLES = 80000  # 5 s at 16 kHz, ESC-50's length
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--tiny`, for a run that only asks whether benchmarks still run."""
+    parser.addoption("--tiny", action="store_true", help="run one case of each benchmark")
+
+
 def pytest_configure() -> None:
     keep_freed_memory()
+
+
+@pytest.hookimpl(trylast=True)  # after -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """Keep the first case of each function, if asked to."""
+    if config.getoption("--tiny"):
+        first = {item.originalname: item for item in reversed(items)}
+        config.hook.pytest_deselected(items=[i for i in items if i not in first.values()])
+        items[:] = [item for item in items if item in first.values()]
 
 
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict) -> None:
