@@ -167,7 +167,7 @@ def source_digest(package: Path = _PACKAGE) -> str:
     """Return a digest of every source of the package, wherever kernels are emitted from.
 
     Numba's cache watches one file per kernel, and the code comes from several. To find which, one
-    would follow imports; reading all of them takes two milliseconds, once a process.
+    would follow imports, which takes longer than reading all of them.
     """
     texts = (path.read_bytes() for path in sorted(package.rglob("*.py")))
     return hashlib.sha256(b"".join(texts)).hexdigest()
