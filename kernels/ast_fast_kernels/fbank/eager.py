@@ -45,6 +45,12 @@ def compute(
     sample_counts = check(lengths, leading, waveform)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
+    if (
+        flat_out is not None
+        and chosen != "reference"
+        and checks.may_share_memory(samples, flat_out)
+    ):
+        samples = checks.copied(samples)  # a kernel would read frames that it has overwritten
     run = _dispatch.load_backend("fbank", chosen)
     log_mel: Tensor = run(samples, config, flat_out, sample_counts)
     if out is not None:
