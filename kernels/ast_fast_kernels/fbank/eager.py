@@ -195,7 +195,7 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
     if samples.shape[-1] >= MOST_PLACES:
-        return f"triton needs fewer than 2 ** 31 samples a clip, got {samples.shape[-1]}"
+        return f"triton needs fewer than {MOST_PLACES} samples a clip, got {samples.shape[-1]}"
     return unsupported(config)
 
 
