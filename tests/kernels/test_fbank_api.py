@@ -303,6 +303,17 @@ def test_out_may_overlap_the_waveform(backend: str) -> None:
         np.testing.assert_array_equal(out, expected, err_msg=f"call {call}")
 
 
+def test_autograd_knows_that_out_was_written(backend: str) -> None:
+    factor = torch.ones(8, 128, requires_grad=True)
+    out = torch.ones(8, 128)
+    product = factor * out
+    fbank(noise(1600), out=out, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():
+        fbank(noise(1600), out=torch.ones(8, 128), backend=backend)
+
+
 def overlapping_arrays(
     rng: np.random.Generator, config: FbankConfig
 ) -> tuple[np.ndarray, np.ndarray]:
