@@ -213,10 +213,13 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
     widths, bins, weights = _side_by_side(tables.mel_banks(config))
     bins = (bin_places(config.fft_size)[bins] * lanes).astype(np.int32)
     factors = twiddles(config.fft_size)
-    held = (window, places, factors, widths, bins, weights)
+    ones, in_grid = np.ones(config.fft_size, np.float32), (n * lanes).astype(np.int32)
+    held = (window, places, ones, in_grid, factors, widths, bins, weights)
     plan = Plan(
         window=window.ctypes.data,
         places=places.ctypes.data,
+        ones=ones.ctypes.data,
+        in_grid=in_grid.ctypes.data,
         factors=factors.ctypes.data,
         widths=widths.ctypes.data,
         bins=bins.ctypes.data,
@@ -334,7 +337,7 @@ def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
     return Scratch(
         samples=1 + _span(window_size, window_shift, lanes),
         tile=(window_shift + 2) * stride,
-        sums=2 * (stride + lanes),
+        sums=3 * (stride + lanes),
         grid=config.fft_size * lanes,
         square=(lanes + FILTERS_AT_ONCE) * lanes,
     )

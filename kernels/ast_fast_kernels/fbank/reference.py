@@ -116,10 +116,11 @@ def add_dither(frames: Tensor, config: FbankConfig) -> Tensor:
 
 
 def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
-    """Subtract each frame's mean."""
-    if not config.remove_dc_offset:
+    """Subtract each frame's mean, summed around the first sample: so equal values give zeros."""
+    if not config.remove_dc_offset or frames.numel() == 0:
         return frames
-    return frames - frames.mean(dim=-1, keepdim=True)
+    first = frames[..., :1].detach()  # the mean's value and gradient do not depend on it
+    return frames - (first + (frames - first).mean(dim=-1, keepdim=True))
 
 
 def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:
