@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import reprlib
 from functools import lru_cache
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ except ModuleNotFoundError as error:
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import api, eager, reference
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
+from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
 __all__ = ["fbank"]
 
@@ -102,48 +102,48 @@ def fbank(
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
     framing = _framing(
-        _number("sample_frequency", sample_frequency),
+        as_number("sample_frequency", sample_frequency),
         _milliseconds("frame_length", frame_length, sample_frequency),
         _milliseconds("frame_shift", frame_shift, sample_frequency),
-        _number("preemphasis_coefficient", preemphasis_coefficient),
+        as_number("preemphasis_coefficient", preemphasis_coefficient),
     )
     round_to_power_of_two = _flag("round_to_power_of_two", round_to_power_of_two)
     if not round_to_power_of_two and framing.window_size % 2:
         raise ValueError(
             "frame_length must be an even number of samples when round_to_power_of_two is False, "
-            f"got {_number('frame_length', frame_length):g} ms ({framing.window_size} samples)"
+            f"got {as_number('frame_length', frame_length):g} ms ({framing.window_size} samples)"
         )
     samples = _channel(waveform, channel)
     eager.check_waveform(samples, framing)
     if samples.dtype == torch.int16:
         samples = samples.to(torch.float32)
-    _number("min_duration", min_duration)
+    as_number("min_duration", min_duration)
     if samples.shape[0] < _product(min_duration, sample_frequency):
         return samples[:0]
-    num_mel_bins = _whole("num_mel_bins", num_mel_bins)
+    num_mel_bins = as_whole("num_mel_bins", num_mel_bins)
     if num_mel_bins < 4:
         raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
-    energy_floor = _number("energy_floor", energy_floor)
+    energy_floor = as_number("energy_floor", energy_floor)
     if not 0 <= energy_floor < math.inf:
         raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
-    dither = _number("dither", dither)
+    dither = as_number("dither", dither)
     if dither < 0:  # the noise upside down: the features do not see a waveform's sign
         samples, dither = -samples, -dither
     config = _complete(
         framing,
         n_fft=None if round_to_power_of_two else framing.window_size,
-        blackman_coeff=_number("blackman_coeff", blackman_coeff),
+        blackman_coeff=as_number("blackman_coeff", blackman_coeff),
         dither=dither,
-        high_freq=_number("high_freq", high_freq),
-        low_freq=_number("low_freq", low_freq),
+        high_freq=as_number("high_freq", high_freq),
+        low_freq=as_number("low_freq", low_freq),
         num_mel_bins=num_mel_bins,
         remove_dc_offset=_flag("remove_dc_offset", remove_dc_offset),
         snip_edges=_flag("snip_edges", snip_edges),
         use_log_fbank=_flag("use_log_fbank", use_log_fbank),
         use_power=_flag("use_power", use_power),
-        vtln_high=_number("vtln_high", vtln_high),
-        vtln_low=_number("vtln_low", vtln_low),
-        vtln_warp=_number("vtln_warp", vtln_warp),
+        vtln_high=as_number("vtln_high", vtln_high),
+        vtln_low=as_number("vtln_low", vtln_low),
+        vtln_warp=as_number("vtln_warp", vtln_warp),
         window_type=window_type,
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
@@ -153,36 +153,6 @@ def fbank(
         features = _with_energy(samples, config, energy_floor, raw_energy, energy_last)
     subtract_mean = _flag("subtract_mean", subtract_mean)
     return features - features.mean(dim=0) if subtract_mean else features
-
-
-def _number(argument: str, value: Any) -> float:
-    """Return one number of any type as a float."""
-    if type(value) is float:
-        return value
-    if isinstance(value, Tensor) and value.requires_grad:
-        raise ValueError(
-            f"{argument} must need no gradient, because it would get none, got {value}; "
-            "use .detach()"
-        )
-    one = value
-    if isinstance(value, (Tensor, np.ndarray)) and math.prod(value.shape) == 1:
-        one = value.item()
-    if isinstance(one, np.bool_):
-        one = bool(one)
-    if not isinstance(one, Real):
-        raise TypeError(f"{argument} must be a number, got {reprlib.repr(value)}")
-    try:
-        return float(one)
-    except OverflowError:
-        raise ValueError(f"{argument} must be finite, got {reprlib.repr(value)}") from None
-
-
-def _whole(argument: str, value: Any) -> int:
-    """Return a whole number of any type as an int."""
-    number = _number(argument, value)
-    if not number.is_integer():
-        raise ValueError(f"{argument} must be a whole number, got {number}")
-    return int(number)
 
 
 def _flag(argument: str, value: Any) -> bool:
@@ -195,7 +165,7 @@ def _flag(argument: str, value: Any) -> bool:
 
 def _milliseconds(argument: str, value: Any, rate: Any) -> float:
     """Return a time that truncates to as many samples as torchaudio makes of it."""
-    time, hertz = _number(argument, value), _number("sample_frequency", rate)
+    time, hertz = as_number(argument, value), as_number("sample_frequency", rate)
     if type(value) is float and type(rate) is float:
         return time
     samples = _product(value, rate, 0.001)
@@ -247,7 +217,7 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
         raise ValueError(f"waveform must be (channels, samples), got {tuple(waveform.shape)}")
     if isinstance(channel, (bool, np.bool_)):
         raise TypeError(f"channel must be a number, got {channel}")
-    channel = max(_whole("channel", channel), 0)
+    channel = max(as_whole("channel", channel), 0)
     if channel >= waveform.shape[0]:
         raise ValueError(
             f"channel must be below the waveform's {waveform.shape[0]} channels, got {channel}"

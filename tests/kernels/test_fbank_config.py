@@ -123,6 +123,7 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
             {"left_padding": "lhotse", "snip_edges": False, "frame_shift": 26.0},
             r"left_padding must be kaldi when the shift \(416 samples\) is above the window's 400",
         ),
+        ({"low_freq": 10**400}, r"low_freq must be finite, got 1000.*000"),
         ({"frame_length": 1e308}, r"frame_length must be a finite number of samples, got 1e\+308"),
         ({"frame_shift": -1e308}, r"frame_shift must be a finite number of samples, got -1e\+308"),
         ({"preemphasis_coefficient": 1.5}, r"preemphasis_coefficient must be from 0 to 1, got 1.5"),

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-import numpy as np
-
 from ast_fast_kernels.fbank.presets import PRESETS, ROUNDING, PresetName, follow
 
 if TYPE_CHECKING:
+    import numpy as np
     import numpy.typing as npt
     from torch import Tensor
 
@@ -415,8 +415,12 @@ def _require(good: bool, argument: str, rule: str, value: object) -> None:
 def _number(argument: str, value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    _require(math.isfinite(value), argument, "finite", value)
-    return float(value) + 0.0  # -0.0 becomes 0.0, which it equals
+    try:
+        number = float(value)
+    except OverflowError:  # of whole numbers
+        number = math.inf
+    _require(math.isfinite(number), argument, "finite", reprlib.repr(value))
+    return number + 0.0  # -0.0 becomes 0.0, which it equals
 
 
 def _integer(argument: str, value: object) -> int:
@@ -430,7 +434,9 @@ def _integer_or_none(argument: str, value: object) -> int | None:
 
 
 def _boolean(argument: str, value: object) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
+    kind = type(value)
+    numpys = kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")  # it is not loaded
+    if not (isinstance(value, bool) or numpys):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
     return bool(value)
 
