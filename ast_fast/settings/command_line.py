@@ -16,7 +16,7 @@ import tyro
 
 from ast_fast.errors import InputError
 from ast_fast.settings.config import Config, Paths
-from ast_fast.settings.toml import build_config, read_toml, recorded_values, with_preset
+from ast_fast.settings.toml import build_config, over, read_toml, recorded_values
 from ast_fast.settings.values import (
     CONFIG_FILE,
     PRESET,
@@ -169,7 +169,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
         print_help()
         raise SystemExit(0)
     flags, config_file = _read_flags(arguments)
-    values = {**(read_toml(config_file) if config_file else {}), **flags}
+    values = over(read_toml(config_file) if config_file else {}, flags)
     if values.get("resume"):
         if values.get("out") is None:
             raise InputError("--resume needs --out, the folder of the run to resume")
@@ -177,7 +177,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
     else:
         demo = values.get("data") is None and not values.get("download")
         base = DEMO_DEFAULTS if demo else {}
-    return build_config({**base, **values})
+    return build_config(over(base, values))
 
 
 def print_help() -> None:
@@ -264,4 +264,4 @@ def _read_flags(arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
     if problems:
         raise InputError("\n".join(problems))
     config_file = values.pop(CONFIG_FILE.key, None)
-    return with_preset(values), config_file
+    return values, config_file

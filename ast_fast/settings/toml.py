@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -87,11 +86,14 @@ def config_values(config: Config) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the file's values by key, each checked against its setting's type."""
+    """Return the file's values by key, each checked against its setting's type.
+
+    One may be `fbank.preset`, which `build_config` makes settings of.
+    """
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
-        return with_preset(_checked_document(document, path))
+        return _checked_document(document, path)
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
         raise InputError(message) from error
@@ -137,18 +139,18 @@ def _flatten(
             yield key, value
 
 
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values on top of the settings of their preset, if they name one."""
-    name = values.pop(PRESET.key, None)
-    if name is None:
-        return values
-    whole = dataclasses.asdict(FbankConfig.preset(name))
-    return {f"fbank.{field_name}": value for field_name, value in whole.items()} | values
+def over(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by key, the later ones first; their preset replaces an earlier filterbank."""
+    if PRESET.key in later:
+        earlier = {key: earlier[key] for key in earlier if not key.startswith("fbank.")}
+    return {**earlier, **later}
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
-    """Return the configuration with these values, by key, over the defaults."""
-    nested: dict[tuple[str, ...], dict[str, Any]] = {}
+    """Return the configuration with these values, by key, over the defaults or their preset."""
+    values = dict(values)
+    preset = values.pop(PRESET.key, None)
+    nested: dict[tuple[str, ...], dict[str, Any]] = {} if preset is None else {("fbank",): {}}
     for key, value in values.items():
         *parents, name = settings()[key].fields
         nested.setdefault(tuple(parents), {})[name] = value
@@ -156,7 +158,10 @@ def build_config(values: Mapping[str, Any]) -> Config:
     hints = get_type_hints(Config)
     for (section,), changes in nested.items():
         try:
-            top[section] = hints[section](**changes)
+            if section == "fbank" and preset is not None:
+                top[section] = FbankConfig.preset(preset, **changes)
+            else:
+                top[section] = hints[section](**changes)
         except ValueError as error:
             raise InputError(f"{section}.{error}") from error
     return Config(**top)

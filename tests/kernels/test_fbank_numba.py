@@ -27,6 +27,7 @@ CONFIGS = {
     "kaldi": FbankConfig.preset("kaldi"),
     "seed": FbankConfig.preset("seed"),
     "mirrored-edges": FbankConfig(snip_edges=False),
+    "lhotse-odd-shift": FbankConfig.preset("lhotse", window_shift=161),
     "8kHz-40mel": FbankConfig(sample_frequency=8000.0, num_mel_bins=40),
     "44.1kHz": FbankConfig(sample_frequency=44100.0),
     "5mel": FbankConfig(num_mel_bins=5),

@@ -106,6 +106,7 @@ def test_every_preset_ragged(device: torch.device, preset: str) -> None:
         {"use_log_fbank": False},
         {"use_power": False},
         {"snip_edges": False},
+        {"snip_edges": False, "left_padding": "lhotse", "frame_shift": 10.0625},  # 161 samples
         {"snip_edges": False, "pad_mode": "reflect"},
         {"snip_edges": False, "center": True, "pad_mode": "constant"},
         {"preemphasis_over": "waveform", "snip_edges": False},
