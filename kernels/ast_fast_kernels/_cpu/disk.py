@@ -15,7 +15,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -67,17 +67,29 @@ class KernelCache(NullCache):
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         """Return the kernel from disk; None, if it has to be compiled."""
         target_context.refresh()
-        name = self._name(sig, target_context.codegen())
-        paths = [folder / name for folder in _folders(self._function)]
-        found = _first_whole(paths)
-        if found is None:
-            self._target = self._held.enter_context(_writable(paths, self._kernel))
-            found = _first_whole(paths)  # another process may have compiled it meanwhile
-        if found is None:
-            compile_logger.info("compiling %s", self._kernel)
-            self._begin = time.perf_counter()
+        paths = _paths(self._function, self._name(sig, target_context.codegen()))
+        for path in paths:
+            found = _read_whole(path) or self._read_when_locked(path)
+            if found is not None:
+                return CompileResult._rebuild(target_context, *pickle.loads(found))
+            if self._target is not None:
+                break
+        else:
+            folders = ", ".join(str(path.parent) for path in paths)
+            say_uncached(f"none can be written of {folders}; NUMBA_CACHE_DIR names another folder")
+        compile_logger.info("compiling %s", self._kernel)
+        self._begin = time.perf_counter()
+        return None
+
+    def _read_when_locked(self, path: Path) -> bytes | None:
+        """Read a file again once no other process compiles it; take it as the one to write."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._held.enter_context(_locked(path.with_name(f"{path.name}.lock"), self._kernel))
+        except OSError:  # cannot be written
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(found))
+        self._target = path
+        return _read_whole(path)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Write a kernel that was compiled after a miss."""
@@ -109,33 +121,32 @@ class KernelCache(NullCache):
         return f"{function.__module__}.{kernel}.{digest}.nbc"
 
 
-def _folders(function: Callable[..., Any]) -> list[Path]:
-    """Return Numba's folders, in its order: NUMBA_CACHE_DIR, beside the source, the user's.
+def _paths(function: Callable[..., Any], name: str) -> list[Path]:
+    """Return where a file may lie: in NUMBA_CACHE_DIR, beside the source, in the user's cache.
 
-    Numba reads only a folder that it can also write. One that was filled for others to read, as
-    in a container's image, would be no use.
+    These are Numba's folders. The search ends at the first that can be written. Unlike Numba, it
+    reads those before it: a container's image may hold a cache that its users can only read.
     """
     source = inspect.getfile(function)
     locators: list[Any] = [InTreeCacheLocator, UserWideCacheLocator]
     if numba.config.CACHE_DIR:  # type: ignore[attr-defined]
         locators.insert(0, UserProvidedCacheLocator)
-    return [Path(locator(function, source).get_cache_path()) for locator in locators]
+    return [Path(locator(function, source).get_cache_path(), name) for locator in locators]
 
 
-def _first_whole(paths: list[Path]) -> bytes | None:
-    """Return the first of these files that is whole, without its checksum."""
-    for path in paths:
-        try:
-            held = path.read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            _say_unusable(path, f"cannot be read ({error.strerror})")
-            continue
-        payload = held[DIGEST_BYTES:]
-        if held[:DIGEST_BYTES] == _digest(path.name, payload):
-            return payload
-        _say_unusable(path, "is damaged")
+def _read_whole(path: Path) -> bytes | None:
+    """Return what a file holds after its checksum; None, if there is none that is whole."""
+    try:
+        held = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        _say_unusable(path, f"cannot be read ({error.strerror})")
+        return None
+    payload = held[DIGEST_BYTES:]
+    if held[:DIGEST_BYTES] == _digest(path.name, payload):
+        return payload
+    _say_unusable(path, "is damaged")
     return None
 
 
@@ -153,23 +164,6 @@ def _write(path: Path, contents: bytes) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-@contextlib.contextmanager
-def _writable(paths: list[Path], kernel: str) -> Iterator[Path | None]:
-    """Yield the first path that can be written, locked against other processes; None, if none."""
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            lock = _locked(path.with_name(f"{path.name}.lock"), kernel)
-        except OSError:  # cannot be written
-            continue
-        with lock:
-            yield path
-        return
-    folders = ", ".join(str(path.parent) for path in paths)
-    say_uncached(f"none of these folders can be written: {folders}; NUMBA_CACHE_DIR names another")
-    yield None
 
 
 def _locked(path: Path, kernel: str) -> contextlib.ExitStack:
