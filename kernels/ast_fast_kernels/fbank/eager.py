@@ -173,6 +173,8 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba cannot run under a transform of torch.func"
+    if (obstacle := _dispatch.numba_obstacle()) is not None:
+        return obstacle
     # Imported late: it loads Numba.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 
