@@ -18,6 +18,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked, was_forked
 from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 BACKENDS: dict[tuple[str, str], str] = {
@@ -97,11 +98,19 @@ def requested_backend(op: str, argument: str) -> str:
 
 
 def load_backend(op: str, backend: str) -> Callable[..., Any]:
-    """Return a backend's function, importing its module the first time."""
+    """Return a backend's function, importing its module the first time.
+
+    In a forked process, those of torch's operators run on the caller's thread only.
+    """
     name = f"{op}_{backend}"
     _load(op, backend, name)
     function: Callable[..., Any] = getattr(_loaded, name)
+    if was_forked() and backend not in _ON_OWN_THREADS:
+        return on_one_thread_if_forked(function)
     return function
+
+
+_ON_OWN_THREADS = ("numba", "triton")
 
 
 AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
