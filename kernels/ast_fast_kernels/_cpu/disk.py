@@ -49,6 +49,9 @@ LONGEST_WAIT = 180.0
 
 POLL_SECONDS = 0.05
 
+files: dict[str, Path | None] = {}
+"""Each kernel that this process has → its file; None, if it could not be written."""
+
 
 class KernelCache(NullCache):
     """One kernel's file. A failed read is a miss, and a failed write keeps the kernel.
@@ -71,6 +74,7 @@ class KernelCache(NullCache):
         for path in paths:
             found = _read_whole(path) or self._read_when_locked(path)
             if found is not None:
+                files[self._kernel] = path
                 return CompileResult._rebuild(target_context, *pickle.loads(found))
             if self._target is not None:
                 break
@@ -96,6 +100,7 @@ class KernelCache(NullCache):
         seconds = time.perf_counter() - self._begin
         compile_logger.info("compiled %s in %.1f s", self._kernel, seconds)
         assert not data.library.has_dynamic_globals, "addresses in the code hold for one process"
+        files[self._kernel] = None
         if self._target is None:
             return
         payload: bytes = dumps(data._reduce())
@@ -103,6 +108,8 @@ class KernelCache(NullCache):
             _write(self._target, _digest(self._target.name, payload) + payload)
         except OSError as error:  # such as a full disk
             say_uncached(f"{self._target}: {error}")
+            return
+        files[self._kernel] = self._target
 
     def close(self) -> None:
         """Let other processes go on."""
