@@ -54,6 +54,7 @@ MAY_IMPORT = {
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "choice": OPERATION,
+        "warm": "_cpu mix normalise attention fbank",
         "testing": "_gpu gelu layer_norm attention fbank",
     },
 }
@@ -204,7 +205,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("kaldi", "choice", "testing"),
+        *("kaldi", "choice", "warm", "testing"),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked, was_forked
 from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 BACKENDS: dict[tuple[str, str], str] = {
@@ -96,11 +98,19 @@ def requested_backend(op: str, argument: str) -> str:
 
 
 def load_backend(op: str, backend: str) -> Callable[..., Any]:
-    """Return a backend's function, importing its module the first time."""
+    """Return a backend's function, importing its module the first time.
+
+    In a forked process, those of torch's operators run on the caller's thread only.
+    """
     name = f"{op}_{backend}"
     _load(op, backend, name)
     function: Callable[..., Any] = getattr(_loaded, name)
+    if was_forked() and backend not in _ON_OWN_THREADS:
+        return on_one_thread_if_forked(function)
     return function
+
+
+_ON_OWN_THREADS = ("numba", "triton")
 
 
 AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}
@@ -127,7 +137,7 @@ def choose_kernel(
         RuntimeError: Kernels were asked for by name and cannot run.
     """
     if requested in obstacles:
-        reason = obstacles[requested]()
+        reason = _obstacle(requested, obstacles)
         if reason is not None:
             raise RuntimeError(f'{reason}; use backend="{otherwise}"')
         return requested
@@ -136,10 +146,21 @@ def choose_kernel(
     chosen, reason = otherwise, None
     for kernels in AUTO.get(device, ()):
         if kernels in obstacles:
-            reason = obstacles[kernels]()
+            reason = _obstacle(kernels, obstacles)
             chosen = otherwise if reason else kernels
     log_choice(op, chosen, reason)
     return chosen
+
+
+def _obstacle(kernels: str, obstacles: Mapping[str, Callable[[], str | None]]) -> str | None:
+    reason = obstacles[kernels]()
+    return numba_obstacle() if reason is None and kernels == "numba" else reason
+
+
+@constant_in_graphs
+def numba_obstacle() -> str | None:
+    """Say why Numba cannot compile on this machine; None when it can."""
+    return _numba_obstacle()
 
 
 @constant_in_graphs
@@ -164,6 +185,35 @@ def _load(op: str, backend: str, name: str) -> None:
 def _log(op: str, backend: str, reason: str | None) -> None:
     because = "" if reason is None else f" ({reason})"
     _logger.info("%s: auto chose backend %r%s", op, backend, because)
+    if _numba_obstacle.cache_info().currsize and reason == _numba_obstacle() is not None:
+        _warn_of_no_numba(reason)
+
+
+@cache
+def _warn_of_no_numba(reason: str) -> None:
+    _logger.warning("%s: auto chooses slower backends on the CPU", reason)
+
+
+_BROKEN = (
+    ImportError, OSError, RuntimeError, SystemError,
+    ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError,
+)  # fmt: skip
+"""What Numba and LLVM raise where they fit neither each other nor the machine."""
+
+
+@cache
+def _numba_obstacle() -> str | None:
+    """Load what compiles, and try it."""
+    try:
+        obstacle: str | None = importlib.import_module("ast_fast_kernels._cpu.probe").obstacle()
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return "numba is not installed (pip install numba)"
+        return f"numba cannot be loaded ({error})"
+    except _BROKEN as error:
+        said = " ".join(re.sub("\x1b[^m]*m", "", str(error)).split())
+        return f"numba does not work here ({type(error).__name__}: {said[:200]})"
+    return obstacle
 
 
 @cache

@@ -17,6 +17,7 @@ try:
 except ModuleNotFoundError as error:
     raise needs_torch("ast_fast_kernels.kaldi") from error
 
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import api, eager, reference
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
@@ -151,8 +152,10 @@ def fbank(
         features = api.fbank(samples, config)
     else:
         features = _with_energy(samples, config, energy_floor, raw_energy, energy_last)
-    subtract_mean = _flag("subtract_mean", subtract_mean)
-    return features - features.mean(dim=0) if subtract_mean else features
+    if not _flag("subtract_mean", subtract_mean):
+        return features
+    with one_thread_if_forked():
+        return features - features.mean(dim=0)
 
 
 def _flag(argument: str, value: Any) -> bool:
@@ -225,6 +228,7 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
     return waveform[channel]
 
 
+@on_one_thread_if_forked
 def _with_energy(
     samples: Tensor, config: FbankConfig, energy_floor: float, raw_energy: bool, energy_last: bool
 ) -> Tensor:

@@ -15,6 +15,7 @@ import tyro
 from ast_fast import compare, predict
 from ast_fast.errors import InputError
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
+from ast_fast_kernels import warm
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -79,7 +80,7 @@ def check(words: Sequence[str]) -> None:
     program, *arguments = words
     if program == "torchrun":
         program, arguments = "python", list(words[words.index("-m") :])
-    if program != "python" or arguments[0] != "-m" or not arguments[1].startswith("ast_fast."):
+    if program != "python" or arguments[0] != "-m" or not arguments[1].startswith("ast_fast"):
         return
     module, given = arguments[1], arguments[2:]
     if module == "ast_fast.cv":
@@ -89,6 +90,8 @@ def check(words: Sequence[str]) -> None:
                 parse_config(job.arguments)
             case None:
                 parse_config(run)
+    elif module == "ast_fast_kernels.warm":
+        warm.parser().parse_args(given)
     elif module in PROGRAMS:
         tyro.cli(PROGRAMS[module], args=given)
     else:
@@ -117,6 +120,7 @@ def test_commands_are_ones_that_the_programs_take(
         "torchrun --nproc-per-node 2 -m ast_fast.cv --no-such-flag",
         "python -m ast_fast.predict model.safetensors a.wav --topmost 3",
         "python -m ast_fast.train",
+        "python -m ast_fast_kernels.warm --preset kalid",
     ],
 )
 def test_a_flag_or_program_that_does_not_exist_is_found(command: str) -> None:

@@ -1,12 +1,9 @@
-"""How this package compiles with Numba: flags, and a disk cache that may fail without harm."""
+"""How this package compiles with Numba: its flags, and what its kernels are called."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import logging
-import pickle
-import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,19 +11,9 @@ from typing import Any
 
 import numba
 import numba.extending
-from numba.core.caching import FunctionCache, IndexDataCacheFile, NullCache
 from numba.core.ccallback import CFunc
 
-_logger = logging.getLogger("ast_fast_kernels")
-
-compile_logger = logging.getLogger("ast_fast_kernels.compile")
-"""Logs, at level INFO, the begin and the end of each compilation: two records. A kernel that comes
-from the disk has none."""
-
-_UNREADABLE = (
-    OSError, EOFError, pickle.UnpicklingError, AttributeError, ImportError, IndexError, ValueError,
-)  # fmt: skip
-"""What a damaged or foreign cache file raises (pickle's documentation), or a full disk."""
+from ast_fast_kernels._cpu.disk import KernelCache
 
 _OPTIONS: dict[str, Any] = {"error_model": "numpy"}
 _UNWRAPPED: dict[str, Any] = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
@@ -41,8 +28,11 @@ def callback(signature: Any, function: Callable[..., Any]) -> Any:
     """
     _tell_apart(function)
     compiled: Any = CFunc(function, (signature.args, signature.return_type), {}, _OPTIONS)
-    compiled._cache = _KernelCache(function)
-    compiled.compile()
+    compiled._cache = KernelCache(function, _describe(function))
+    try:
+        compiled.compile()
+    finally:
+        compiled._cache.close()
     return compiled
 
 
@@ -63,68 +53,6 @@ def _refuse_call(*args: object, **kwargs: object) -> None:
 def intrinsic(function: Callable[..., Any]) -> Any:
     """Make an intrinsic that sees the values of literal arguments."""
     return numba.extending.intrinsic(prefer_literal=True)(function)
-
-
-class _KernelCache(NullCache):
-    """Numba's disk cache, but a failed read is a miss and a failed write keeps the kernel."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._disk: Any = None
-        self._kernel = _describe(function)
-        self._begin = 0.0
-        try:
-            self._disk = FunctionCache(function)
-        except RuntimeError as error:  # Numba can write to none of its cache folders
-            _say_uncached(str(error))
-            return
-        self._disk._cache_file.__class__ = _KeyedFiles
-
-    @property
-    def cache_path(self) -> str | None:
-        path: str | None = self._disk and self._disk.cache_path
-        return path
-
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        loaded = None
-        try:
-            loaded = self._disk and self._disk.load_overload(sig, target_context)
-        except _UNREADABLE as error:
-            _say_uncached(f"{self.cache_path}: {error}")
-        if loaded is None:
-            compile_logger.info("compiling %s", self._kernel)
-            self._begin = time.perf_counter()
-        return loaded
-
-    def save_overload(self, sig: Any, data: Any) -> None:
-        seconds = time.perf_counter() - self._begin
-        compile_logger.info("compiled %s in %.1f s", self._kernel, seconds)
-        try:
-            if self._disk is not None:
-                self._disk.save_overload(sig, data)
-        except _UNREADABLE as error:
-            _say_uncached(f"{self.cache_path}: {error}")
-
-
-class _KeyedFiles(IndexDataCacheFile):
-    """Cache files named by what they hold, without an index.
-
-    Numba numbers its files. Two processes that compile at once, for two FFT lengths for example,
-    can take the same number, and a later reader then runs the wrong kernel.
-    """
-
-    def load(self, key: Any) -> Any:
-        try:
-            return self._load_data(self._name(key))  # type: ignore[no-untyped-call]
-        except FileNotFoundError:
-            return None
-
-    def save(self, key: Any, data: Any) -> None:
-        self._save_data(self._name(key), data)  # type: ignore[no-untyped-call]
-
-    def _name(self, key: Any) -> str:
-        holds = repr((self._version, self._source_stamp, key))
-        digest = hashlib.sha256(holds.encode()).hexdigest()[:16]
-        return self._index_name.removesuffix(".nbi") + f".{digest}.nbc"
 
 
 def _built_for(function: Callable[..., Any]) -> dict[str, int]:
@@ -154,12 +82,6 @@ def _describe(function: Callable[..., Any]) -> str:
     kernel = f"the {op} {name} kernel" if name in ("forward", "backward") else f"the {op} kernel"
     numbers = [f"{name} {value}" for name, value in _built_for(function).items()]
     return f"{kernel} for {', '.join(numbers)}" if numbers else kernel
-
-
-@cache
-def _say_uncached(reason: str) -> None:
-    """Warn, once for each reason, that kernels are not cached on disk."""
-    _logger.warning("compiled kernels are not cached on disk: %s", reason)
 
 
 @cache

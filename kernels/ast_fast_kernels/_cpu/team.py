@@ -28,17 +28,13 @@ from numba.core import types
 
 from ast_fast_kernels._cpu import threads as plain_threads
 from ast_fast_kernels._cpu.compile import callback, intrinsic
+from ast_fast_kernels._torch.forks import was_forked
 from ast_fast_kernels._torch.tracing import is_loaded
 
 NEXT_ITEM, NEXT_WORKER, HEADER = 0, 1, 2
 """Integers at the front of a task's memory, for `take`: the next item, the next worker's number."""
 
 _logger = logging.getLogger("ast_fast_kernels")
-
-_IMPORTED_IN = os.getpid()
-
-PF_FORKNOEXEC = 0x40
-"""Linux's flag of a process that was forked and has started no other program since."""
 
 
 def run_items(
@@ -63,7 +59,7 @@ def run_items(
     if threads <= 1:
         worker.ctypes(address)
         return
-    if is_loaded() and not (_was_forked(os.getpid()) or (shared and not _is_main_thread())):
+    if is_loaded() and not (was_forked() or (shared and not _is_main_thread())):
         parallel = _gomp_parallel()
         if parallel is not None:
             parallel(worker.address, address, team, 0)
@@ -148,14 +144,3 @@ def _loaded_openmp() -> set[str]:
         return set()
     paths = {line.split(maxsplit=5)[-1] for line in lines if "omp" in line}
     return {path for path in paths if re.match(r"lib[gi]?omp\b|libiomp5", Path(path).name)}
-
-
-@cache
-def _was_forked(process: int) -> bool:
-    """Say whether this process, with that id, was forked, and so lacks the threads of its team."""
-    try:
-        stat = Path("/proc/self/stat").read_text()
-    except OSError:  # not Linux
-        return process != _IMPORTED_IN
-    flags = stat.rpartition(")")[2].split()[6]
-    return bool(int(flags) & PF_FORKNOEXEC)

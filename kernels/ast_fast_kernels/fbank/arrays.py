@@ -64,6 +64,8 @@ def obstacle(waveform: Array, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if waveform.dtype == np.float64:
         return f"numba needs a float32 or int16 waveform, got {waveform.dtype}"
+    if (reason := _dispatch.numba_obstacle()) is not None:
+        return reason
     # Imported late: it loads Numba.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 

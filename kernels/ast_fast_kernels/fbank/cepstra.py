@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -90,8 +91,9 @@ def mfcc(
 
     from ast_fast_kernels._torch.autocast import exact_product
 
-    columns = torch.tensor(matrix.T, dtype=log_mel.dtype, device=log_mel.device)
-    return exact_product(log_mel, columns)
+    with one_thread_if_forked():
+        columns = torch.tensor(matrix.T, dtype=log_mel.dtype, device=log_mel.device)
+        return exact_product(log_mel, columns)
 
 
 @lru_cache(maxsize=32)

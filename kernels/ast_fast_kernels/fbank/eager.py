@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels.fbank.checks import Lengths, check_length
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -29,7 +30,8 @@ def compute(
     """
     check_waveform(waveform, config)
     if waveform.is_neg():
-        waveform = waveform.resolve_neg()
+        with one_thread_if_forked():
+            waveform = waveform.resolve_neg()
     leading = waveform.shape[:-1]
     num_frames = config.num_frames(waveform.shape[-1])
     shape = (*leading, num_frames, config.num_mel_bins)
@@ -38,7 +40,8 @@ def compute(
 
     samples = waveform
     if waveform.dim() != 2:
-        samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
+        with one_thread_if_forked():
+            samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     check = _device_lengths if chosen == "triton" else check_lengths
@@ -181,6 +184,8 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba cannot run under a transform of torch.func"
+    if (obstacle := _dispatch.numba_obstacle()) is not None:
+        return obstacle
     # Imported late: it loads Numba.
     from ast_fast_kernels.fbank.numba_cpu import unsupported
 

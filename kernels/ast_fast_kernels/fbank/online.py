@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels._torch.optional import is_tensor
 from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -173,9 +174,13 @@ def _joined(held: Array, chunk: Array) -> Array:
         return np.concatenate((held, chunk), axis=-1)
     import torch  # loaded already: the stream's chunks are tensors
 
-    return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
+    with one_thread_if_forked():
+        return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
 
 
 def _copied(samples: Array) -> Array:
     """Return a copy, which does not keep the whole chunk alive."""
-    return np.array(samples) if isinstance(samples, np.ndarray) else samples.detach().clone()
+    if isinstance(samples, np.ndarray):
+        return np.array(samples)
+    with one_thread_if_forked():
+        return samples.detach().clone()

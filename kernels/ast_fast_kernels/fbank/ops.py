@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import eager
 from ast_fast_kernels.fbank.checks import Lengths
@@ -70,7 +71,8 @@ def _fake_fbank(
 def _fbank_backward(
     grad: Tensor, waveform: Tensor, config: str, lengths: Tensor | None = None
 ) -> Tensor:
-    return _gradient(grad.detach(), waveform.detach(), config, lengths).contiguous()
+    with one_thread_if_forked():
+        return _gradient(grad.detach(), waveform.detach(), config, lengths).contiguous()
 
 
 @torch.library.register_fake("ast_fast::fbank_backward")  # type: ignore[untyped-decorator]

@@ -18,6 +18,7 @@ from ast_fast_kernels._cpu.compile import source_digest, stage
 from ast_fast_kernels._cpu.simd import floats_at, integers_at, shorts_at
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, compile_worker, run_items, take
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
@@ -32,13 +33,14 @@ def mix_numba(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Tenso
     clips, num_samples = waveforms.shape
     scale = 1 / 32768 if waveforms.dtype == torch.int16 else 1.0
     mixed = torch.empty(batch, num_samples, dtype=torch.float32, device="cpu")
-    arrays = (
-        checks.dense(waveforms),
-        checks.dense(sources.to("cpu", torch.int64)),
-        checks.dense(starts.to("cpu", torch.int64)),
-        checks.dense(factors.to("cpu", torch.float32) * scale),
-        mixed,
-    )
+    with one_thread_if_forked():
+        arrays = (
+            checks.dense(waveforms),
+            checks.dense(sources.to("cpu", torch.int64)),
+            checks.dense(starts.to("cpu", torch.int64)),
+            checks.dense(factors.to("cpu", torch.float32) * scale),
+            mixed,
+        )
     numbers = (batch, clips, num_samples, num_terms, *(array.data_ptr() for array in arrays))
     team = torch.get_num_threads()
     worker = _worker(waveforms.element_size(), source_digest())

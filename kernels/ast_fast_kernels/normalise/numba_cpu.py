@@ -26,6 +26,7 @@ from ast_fast_kernels._cpu.team import (
     take,
 )
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 
 CLIPS_PER_THREAD = 4
 """Fewest clips worth another thread."""
@@ -57,13 +58,14 @@ def normalise_numba(
     levels = np.array((log_silence, mean, scale, std_floor**2), np.float32)
     team = torch.get_num_threads()
     sums = np.empty((team, 2, num_bins), np.float32)
-    arrays = (
-        checks.dense(features),
-        _given(offsets, torch.float32, (batch, num_bins)),
-        _given(masked_frames, torch.bool, (batch, num_frames)),
-        _given(masked_bins, torch.bool, (batch, num_bins)),
-        out,
-    )
+    with one_thread_if_forked():
+        arrays = (
+            checks.dense(features),
+            _given(offsets, torch.float32, (batch, num_bins)),
+            _given(masked_frames, torch.bool, (batch, num_frames)),
+            _given(masked_bins, torch.bool, (batch, num_bins)),
+            out,
+        )
     numbers = (
         batch, num_frames, num_bins, target_frames, int(statistics is None), levels.ctypes.data,
         sums.ctypes.data, *(array.data_ptr() for array in arrays),

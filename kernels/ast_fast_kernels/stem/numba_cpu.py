@@ -52,6 +52,7 @@ from ast_fast_kernels._cpu.team import (
     take,
 )
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels.stem.ops import define_norm_gelu_conv
 
 TAPS = 9
@@ -95,7 +96,9 @@ def launch_norm_gelu_conv_bwd(
         eps: What forward was given.
     """
     batch, _, _, width = cells.shape
-    dcells, grad = cells.new_empty(cells.shape), checks.dense(grad.to(cells.dtype))
+    dcells = cells.new_empty(cells.shape)
+    with one_thread_if_forked():
+        grad = checks.dense(grad.to(cells.dtype))
     # By numpy: torch sums on its threads, which a forked process lacks and would wait for.
     partials = np.empty((batch, NUM_PARTIALS, width), np.float32)
     addresses = (dcells.data_ptr(), grad.data_ptr(), partials.ctypes.data)

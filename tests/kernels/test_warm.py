@@ -1,0 +1,87 @@
+"""Kernels compiled ahead of time: nothing is left to compile, and a command line that fits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ast_fast_kernels import warm
+from ast_fast_kernels.testing.processes import run_program
+
+SET = ["--set", "frame_length=2.0", "frame_shift=1.0", "num_mel_bins=8"]  # an FFT of 32
+WARM = f"""
+import sys
+from ast_fast_kernels.warm import main
+code = main(["--preset", "kaldi", *{SET!r}])
+assert "torch" not in sys.modules
+raise SystemExit(code)
+"""
+USE = """
+import logging, sys
+import numpy as np
+logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
+from ast_fast_kernels import FbankConfig, fbank
+fields = {"frame_length": 2.0, "frame_shift": 1.0, "num_mel_bins": 8}
+config = FbankConfig.preset("kaldi", **fields)
+for dtype in (np.int16, np.float32):
+    fbank(np.zeros((3, 999), dtype), config, lengths=[999, 0, 40])
+"""
+
+
+def test_a_process_after_it_compiles_nothing(tmp_path: Path) -> None:
+    said = run_program(WARM, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert [line.split()[0] for line in said] == ["compiling", "compiled", "kept", "ready:"]
+    (kernel,) = tmp_path.rglob("*.nbc")
+    assert said[2] == f"kept in {kernel.parent}"
+    said = run_program(WARM, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert [line.split()[0] for line in said] == ["kept", "ready:"]
+    assert "compil" not in run_program(USE, NUMBA_CACHE_DIR=str(tmp_path))
+
+
+def test_kernels_that_cannot_be_kept_are_an_error(read_only_package) -> None:
+    _, environment = read_only_package
+    with pytest.raises(RuntimeError) as raised:
+        run_program(WARM, NUMBA_CACHE_DIR="", **environment)
+    said = str(raised.value)
+    assert said.startswith("exit code 1: error: not kept on disk: the fbank kernel for ")
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "kalid"], "argument --preset: invalid choice: 'kalid'"),
+        (["--preset"], "argument --preset: expected at least one argument"),
+        (["--sample-rate", "fast"], "argument --sample-rate: invalid float value: 'fast'"),
+        (["--sample-rate", "-1"], "sample_frequency must be"),
+        (["--set", "n_ff=512"], "--set must name a field of FbankConfig, got 'n_ff'"),
+        (["--set", "n_fft"], "--set must be FIELD=VALUE, got 'n_fft'"),
+        (["--set", "n_fft=many"], "n_fft must be"),
+        (["--preset", "ast", "--set", "dither=1.0"], "numba adds no dither, got dither 1"),
+        (["--preset", "ast", "--set", "n_fft=480"], "numba needs an FFT length of"),
+        (["--mix", "--sample-rate", "8000"], "--sample-rate and --set change presets; --preset"),
+        (["--attention", "48"], "numba needs a head_dim of 16, 32, 64, got 48"),
+        (["--stem", "6"], "numba needs a width divisible by 4, got 6"),
+        (["--all"], "unrecognized arguments: --all"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_arguments_that_do_not_fit_end_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = warm.main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_it_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "ast_fast_kernels.warm", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "NUMBA_CACHE_DIR" in shown
