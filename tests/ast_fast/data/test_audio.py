@@ -141,7 +141,7 @@ def _cut_last_page(path, kept):
         ("au", _cut(0.5), r"is cut short: its header promises 32000 bytes of audio, it holds"),
         ("flac", _cut(0.5), r"is not audio that libsndfile can decode \(.*lost sync\)"),
         ("flac", _scramble, r"is not audio that libsndfile can decode \("),
-        ("ogg", _cut(0.7), r"is cut short: its last Ogg page does not end the stream"),
+        ("ogg", _cut(0.7), r"is cut short: its last Ogg page is not whole"),
         ("ogg", _cut(0.97), r"is cut short: its last Ogg page is not whole"),
         ("ogg", lambda path: _cut_last_page(path, 20), r"its last Ogg page is not whole"),
         ("ogg", lambda path: _cut_last_page(path, 27), r"its last Ogg page is not whole"),
