@@ -50,6 +50,10 @@ class BadAudioError(Exception):
     """A file holds no usable audio; the message is a reason that follows the file's name."""
 
 
+class AbsentAudioError(BadAudioError):
+    """There is no file of that name."""
+
+
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
     """A file that is only read forwards: soundfile seeks after each read of one that can seek.
 
@@ -228,6 +232,8 @@ def _opened(path: Path, seconds: float | None = None) -> Iterator[_Source]:
             raise BadAudioError("is empty (0 bytes)")
         with ExitStack() as stack:
             file = _open(path, stack)
+            if file.format == "RAW":  # libsndfile guesses by names such as .au, .snd and .gsm
+                raise BadAudioError("is not audio that libsndfile can decode (it has no header)")
             lowest, highest = SAMPLE_RATES
             if not lowest <= file.samplerate <= highest:
                 raise BadAudioError(f"claims a sample rate of {file.samplerate} Hz")
@@ -240,7 +246,7 @@ def _opened(path: Path, seconds: float | None = None) -> Iterator[_Source]:
                 frames = file.frames if stated is None else min(stated, file.frames)
                 yield _Source(file, path, frames)
     except FileNotFoundError:
-        raise BadAudioError("is absent") from None
+        raise AbsentAudioError("is absent") from None
     except OSError as error:
         raise BadAudioError(f"cannot be read: {error.strerror or error}") from None
     except (soundfile.SoundFileError, TypeError, ValueError) as error:  # TypeError: headerless .raw

@@ -24,9 +24,9 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.data.audio import BadAudioError, read_clip
+from ast_fast.data.audio import AbsentAudioError, BadAudioError, read_clip
 from ast_fast.data.flaws import FLAWS, Flaws, Survey
-from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files
+from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files, found_as
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
@@ -156,7 +156,7 @@ def read_cache(
 
 
 def _row_digest(row: NDArray[np.int16]) -> bytes:
-    return hashlib.blake2b(row, digest_size=32).digest()
+    return hashlib.blake2b(row.data, digest_size=32).digest()
 
 
 def _combined(digests: Iterable[bytes]) -> str:
@@ -194,6 +194,9 @@ def build_cache(
                 resample_quality=settings.resample_quality,
                 survey=survey,
             )
+        except AbsentAudioError as error:
+            other = found_as(root / AUDIO / clip.filename, root / AUDIO)
+            return f"{error}, but is there as {other!r}" if other else str(error)
         except BadAudioError as error:
             return str(error)
         return samples, _row_digest(samples), survey.flaws

@@ -218,6 +218,14 @@ def test_a_headerless_file_is_no_audio(tmp_path):
         clip_of(tmp_path / "a.raw")
 
 
+@pytest.mark.parametrize("suffix", ["au", "snd", "gsm", "vox", "raw", "wav", ""])
+def test_a_suffix_alone_makes_no_audio(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("hello " * 999)
+    with pytest.raises(BadAudioError, match="is not audio that libsndfile can decode"):
+        clip_of(path)
+
+
 @pytest.mark.parametrize("rate", [1, 2_000_000_000])
 def test_a_mad_sample_rate_is_refused_before_anything_is_read(tmp_path, rate):
     path = tmp_path / "a.wav"
