@@ -124,7 +124,7 @@ def _first_clip(
     num_samples: int,
     resample_quality: str,
 ) -> NDArray[np.int16]:
-    waveform = np.concatenate(blocks)
+    waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     rate = source.file.samplerate
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
@@ -337,9 +337,11 @@ def _mono_blocks(
         channels = file.read(min(block_size, limit - count), dtype="float32", always_2d=True)
         if not len(channels):
             break
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found below
-            block: NDArray[np.float32] = channels.mean(axis=1, dtype=np.float32)
-            survey.add_channels(channels, block)
+        block: NDArray[np.float32] = channels[:, 0]
+        if file.channels > 1:
+            with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found below
+                block = channels.mean(axis=1, dtype=np.float32)
+                survey.add_channels(channels, block)
         if not np.isfinite(block).all():
             first = count + int(np.flatnonzero(~np.isfinite(block))[0])
             raise BadAudioError(f"holds NaN or infinity (first at frame {first})")

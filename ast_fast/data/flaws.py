@@ -39,10 +39,9 @@ class Survey:
 
     def add_channels(self, channels: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
         """Compare the energy of channels, shape (frames, channels), with that of their mean."""
-        if channels.shape[1] > 1:
-            every = channels.reshape(-1)
-            self._energy += float(np.dot(every, every)) / channels.shape[1]
-            self._mean_energy += float(np.dot(mean, mean)) * channels.shape[1]
+        every = channels.reshape(-1)
+        self._energy += float(np.dot(every, every)) / channels.shape[1]
+        self._mean_energy += float(np.dot(mean, mean)) * channels.shape[1]
 
     def add_samples(self, waveform: NDArray[np.float32], samples: NDArray[np.int16]) -> None:
         """Count the samples of a waveform that are lost in int16."""
