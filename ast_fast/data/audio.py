@@ -113,23 +113,21 @@ def read_clip(
             _check_whole(source, survey)
         wanted = needed + math.ceil(RESAMPLE_MARGIN * file.samplerate)
         blocks = list(_mono_blocks(source, survey, wanted, needed))
-        return _first_clip(blocks, source, survey, sample_rate, num_samples, resample_quality)
+        return _first_clip(blocks, file.samplerate, sample_rate, num_samples, resample_quality)
 
 
 def _first_clip(
     blocks: list[NDArray[np.float32]],
-    source: _Source,
-    survey: Survey,
+    rate: int,
     sample_rate: int,
     num_samples: int,
     resample_quality: str,
 ) -> NDArray[np.int16]:
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    rate = source.file.samplerate
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
     clip = np.zeros(num_samples, np.int16)
-    samples = _as_int16(waveform[:num_samples], survey)
+    samples = _as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
     return clip
 
@@ -167,17 +165,14 @@ def read_windows(
             begun.append(block)
             if sum(map(len, begun)) * sample_rate > num_samples * rate:
                 every = _with_last(chain(begun, blocks))
-                yield from _long_windows(
-                    every, rate, survey, sample_rate, num_samples, resample_quality
-                )
+                yield from _long_windows(every, rate, sample_rate, num_samples, resample_quality)
                 return
-        yield _first_clip(begun, source, survey, sample_rate, num_samples, resample_quality)
+        yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality)
 
 
 def _long_windows(
     blocks: Iterable[tuple[NDArray[np.float32], bool]],
     rate: int,
-    survey: Survey,
     sample_rate: int,
     num_samples: int,
     resample_quality: str,
@@ -187,7 +182,7 @@ def _long_windows(
     for block, is_last in blocks:
         if rate != sample_rate:
             block = resampler.resample_chunk(block, last=is_last)
-        rest = np.concatenate((rest, _as_int16(block, survey)))
+        rest = np.concatenate((rest, _as_int16(block)))
         while len(rest) >= num_samples:
             window, rest = rest[:num_samples], rest[num_samples:]
             yield window
@@ -209,10 +204,9 @@ def _with_last(items: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
         yield item, True
 
 
-def _as_int16(waveform: NDArray[np.float32], survey: Survey) -> NDArray[np.int16]:
+def _as_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
     scaled = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0)
     samples: NDArray[np.int16] = np.minimum(scaled, 32767.0).astype(np.int16)
-    survey.add_samples(waveform, samples)
     return samples
 
 
@@ -342,7 +336,8 @@ def _mono_blocks(
             with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found below
                 block = channels.mean(axis=1, dtype=np.float32)
                 survey.add_channels(channels, block)
-        if not np.isfinite(block).all():
+        used = max(0, needed - count)
+        if not (survey.add_block(block[:used]) and np.isfinite(block[used:]).all()):
             first = count + int(np.flatnonzero(~np.isfinite(block))[0])
             raise BadAudioError(f"holds NaN or infinity (first at frame {first})")
         count += len(block)

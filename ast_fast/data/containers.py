@@ -233,7 +233,7 @@ class AudioView:
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Move to an offset, and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
-        self._position = base + offset
+        self._position = max(0, base + offset)
         return self._position
 
     def tell(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -12,11 +13,13 @@ CLIPPED_SHARE = 0.01
 CANCELLED_SHARE = 0.01
 """Share of their energy below which channels cancel out in the mean. Unrelated channels keep all
 of it by this count; two that are alike, but inverted, keep none."""
+INT16_STEP = 1 / 32768
+"""What changes by less is lost."""
 
 FLAWS = {
     "clipped": f"clipped: over {100 * CLIPPED_SHARE:.0f} % of the samples are beyond full scale",
     "cancelled": "nearly silent: a channel is inverted, and the mean of all is taken",
-    "silent": "silent: no sample differs from the first",
+    "silent": "silent: nothing in it changes by one step of int16",
     "unfinished": "unfinished: without the end that the format asks for; all there is was read",
 }
 """Kinds of flaws, and how each is said of a file."""
@@ -33,8 +36,8 @@ class Survey:
     def __init__(self) -> None:
         self.is_unfinished = False
         """Whether the file ends without the mark that its format asks for."""
-        self._samples = self._clipped = 0
-        self._lowest, self._highest = 32767, -32768
+        self._frames = self._clipped = 0
+        self._lowest, self._highest = math.inf, -math.inf
         self._energy = self._mean_energy = 0.0
 
     def add_channels(self, channels: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
@@ -43,24 +46,27 @@ class Survey:
         self._energy += float(np.dot(every, every)) / channels.shape[1]
         self._mean_energy += float(np.dot(mean, mean)) * channels.shape[1]
 
-    def add_samples(self, waveform: NDArray[np.float32], samples: NDArray[np.int16]) -> None:
-        """Count the samples of a waveform that are lost in int16."""
-        if not len(samples):
-            return
-        self._samples += len(samples)
-        low, high = int(samples.min()), int(samples.max())
+    def add_block(self, block: NDArray[np.float32]) -> bool:
+        """Count what is beyond full scale, before resampling; return whether all is finite."""
+        if not len(block):
+            return True
+        low, high = float(block.min()), float(block.max())  # NaN if there is one
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        self._frames += len(block)
         self._lowest, self._highest = min(self._lowest, low), max(self._highest, high)
-        if low == -32768 or high == 32767:  # else nothing was beyond full scale
-            self._clipped += int(np.count_nonzero(np.abs(waveform) > 1.0))
+        if low < -1.0 or high > 1.0:
+            self._clipped += int(np.count_nonzero(np.abs(block) > 1.0))
+        return True
 
     @property
     def flaws(self) -> tuple[str, ...]:
         """Kinds of flaws found, in the order of FLAWS."""
         cancelled = self._mean_energy < CANCELLED_SHARE * self._energy
         found = {
-            "clipped": self._clipped > CLIPPED_SHARE * self._samples,
+            "clipped": self._clipped > CLIPPED_SHARE * self._frames,
             "cancelled": cancelled,
-            "silent": self._samples > 0 and self._lowest == self._highest and not cancelled,
+            "silent": 0 <= self._highest - self._lowest < INT16_STEP and not cancelled,
             "unfinished": self.is_unfinished,
         }
         return tuple(kind for kind in FLAWS if found[kind])

@@ -12,6 +12,10 @@ LARGEST_FRAME = 2048
 """Bytes that no frame exceeds: layer II at 384 kbit/s and 32 kHz has 1729."""
 MOST_JUNK = 1024
 """Bytes without a frame after which libsndfile's decoder gives up as well."""
+MOST_AHEAD = 2**16
+"""Bytes without a frame, behind the tags, at the beginning of a file."""
+MOST_SEARCHED = 2**22
+"""Bytes that are searched for frames behind too much that is none."""
 RUN = 8
 """Frames in a row that are no accident."""
 
@@ -71,7 +75,7 @@ def read_mpeg_stream(path: Path, *, at_most: int | None = None) -> MpegStream | 
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = _find_frame(file, 0, size, None, size)
+        start = _find_frame(file, 0, size, None, MOST_AHEAD)
         if start is None:
             return None
         position, first = start
@@ -151,7 +155,8 @@ def _find_frame(
 
 def _frames_follow(file: BinaryIO, position: int, size: int, kind: tuple[int, int, int]) -> bool:
     """Return whether a run of frames follows anywhere: a picture in a tag may look like two."""
-    found = _find_frame(file, position, size, kind, size)
+    end = min(size, position + MOST_SEARCHED)
+    found = _find_frame(file, position, size, kind, end - position)
     while found is not None:
         at, header = found
         for _ in range(RUN):
@@ -162,7 +167,7 @@ def _frames_follow(file: BinaryIO, position: int, size: int, kind: tuple[int, in
             header = following
         else:
             return True
-        found = _find_frame(file, found[0] + 1, size, kind, size)
+        found = _find_frame(file, found[0] + 1, size, kind, end - found[0] - 1)
     return False
 
 
