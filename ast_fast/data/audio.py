@@ -231,7 +231,7 @@ def _opened(path: Path, seconds: float | None = None) -> Iterator[_Source]:
             lowest, highest = SAMPLE_RATES
             if not lowest <= file.samplerate <= highest:
                 raise BadAudioError(f"claims a sample rate of {file.samplerate} Hz")
-            if file.format == "MP3":
+            if file.format == "MP3" or file.subtype == "MPEG_LAYER_III":
                 yield _mpeg_source(file, path, stack, seconds)
             elif file.frames >= UNKNOWN_FRAMES:
                 yield _Source(file, path, None, promise=None)
@@ -281,7 +281,11 @@ def _mpeg_source(
     at_most = None
     if seconds is not None:
         at_most = math.ceil((seconds + RESAMPLE_MARGIN) * file.samplerate / 384) + 2
-    stream = read_mpeg_stream(path, at_most=at_most)
+    begin, end = 0, None
+    if file.format != "MP3" and (chunk := read_data_chunk(path)) is not None:  # inside a WAV
+        begin = chunk.begin
+        end = begin + min(chunk.found, chunk.found if chunk.promised is None else chunk.promised)
+    stream = read_mpeg_stream(path, begin=begin, end=end, at_most=at_most)
     if stream is None:
         return _Source(file, path, None, promise=None)
     if stream.gap is not None:

@@ -89,6 +89,8 @@ class DataChunk:
 
     promised: int | None
     """Bytes of audio by the header; None if it does not know."""
+    begin: int
+    """Offset of the audio."""
     found: int
     """Bytes of audio in the file."""
     padding: int
@@ -138,8 +140,8 @@ def read_data_chunk(path: Path) -> DataChunk | None:
                 if size_format[1] == "I":
                     there = min(there, 0xFFFFFFFF)
                 mended = {size_at: struct.pack(size_format, there)}
-                return DataChunk(None, found, layout.padding, mended)
-            return DataChunk(promised, found, layout.padding, {})
+                return DataChunk(None, begin, found, layout.padding, mended)
+            return DataChunk(promised, begin, found, layout.padding, {})
     return None
 
 
@@ -148,8 +150,8 @@ def _au_data(file: BinaryIO, order: str, size: int) -> DataChunk:
     begin, promised = struct.unpack(f"{order}II", file.read(8).ljust(8, b"\0"))
     found = max(0, size - begin)
     if (found and not promised) or _is_placeholder(promised, found):
-        return DataChunk(None, found, 1, {8: b"\xff\xff\xff\xff"})
-    return DataChunk(promised, found, 1, {})
+        return DataChunk(None, begin, found, 1, {8: b"\xff\xff\xff\xff"})
+    return DataChunk(promised, begin, found, 1, {})
 
 
 def _voc_data(file: BinaryIO, size: int) -> DataChunk | None:
@@ -162,7 +164,8 @@ def _voc_data(file: BinaryIO, size: int) -> DataChunk | None:
         before = {1: 2, 9: 12}.get(kind)  # type, and with it the header of the samples
         there = int.from_bytes(bytes(length), "little")
         if before is not None:
-            return DataChunk(there - before, max(0, size - position - 4 - before), 1, {})
+            begin = position + 4 + before
+            return DataChunk(there - before, begin, max(0, size - begin), 1, {})
         position += 4 + there
     return None
 

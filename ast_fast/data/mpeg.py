@@ -60,13 +60,17 @@ class _Header:
     side_info: int
 
 
-def read_mpeg_stream(path: Path, *, at_most: int | None = None) -> MpegStream | None:
+def read_mpeg_stream(
+    path: Path, *, begin: int = 0, end: int | None = None, at_most: int | None = None
+) -> MpegStream | None:
     """Count the frames of MPEG audio by their headers; decode nothing.
 
     Skips ID3v2 tags and up to MOST_JUNK bytes between frames, as decoders do.
 
     Args:
         path: The file.
+        begin: Offset of the stream, in bytes.
+        end: Offset of its end; None is the file's.
         at_most: Frames after which counting stops; None counts all.
     Returns:
         None if there is no frame, or if its size is not in its header ("free format").
@@ -75,14 +79,15 @@ def read_mpeg_stream(path: Path, *, at_most: int | None = None) -> MpegStream | 
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        start = _find_frame(file, 0, size, None, MOST_AHEAD)
+        size = size if end is None else min(size, end)
+        start = _find_frame(file, begin, size, None, MOST_AHEAD)
         if start is None:
             return None
         position, first = start
         promised = _promised_frames(file, position, first)
         if promised is not None:
             position += first.size
-        begin = position
+        start_of_audio = position
         count = 0
         ends_in_frame, gap = False, None
         while at_most is None or count < at_most:
@@ -99,8 +104,8 @@ def read_mpeg_stream(path: Path, *, at_most: int | None = None) -> MpegStream | 
             count += 1
             position += header.size
         else:
-            return MpegStream(begin, count, first.samples, promised, False, False, None)
-    return MpegStream(begin, count, first.samples, promised, True, ends_in_frame, gap)
+            return MpegStream(start_of_audio, count, first.samples, promised, False, False, None)
+    return MpegStream(start_of_audio, count, first.samples, promised, True, ends_in_frame, gap)
 
 
 def _bytes_at(file: BinaryIO, position: int, count: int) -> bytes:

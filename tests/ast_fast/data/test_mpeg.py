@@ -1,5 +1,6 @@
 """MPEG audio with a tag that counts its frames, without one, and with one that lies."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -197,3 +198,22 @@ def test_a_file_without_a_whole_frame_says_so(tmp_path, parts):
     path.write_bytes(parts[0][0][:100])
     with pytest.raises(BadAudioError, match=r"can decode \(no whole frame\)|not recognised"):
         read_clip(path, sample_rate=RATE, num_samples=1000, resample_quality="HQ")
+
+
+def in_a_wav(mp3):
+    """Return a WAV file of MPEG layer III, with a chunk behind it."""
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 16000, 1, 0, 12, 1, 2, 417, 1, 1393)
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + b"fact" + struct.pack("<II", 4, RATE)
+    body += b"data" + struct.pack("<I", len(mp3)) + mp3 + bytes(len(mp3) % 2)
+    body += b"LIST" + struct.pack("<I", 2000) + bytes(2000)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+def test_mpeg_in_a_wav_is_read_whole(tmp_path, parts):
+    loud, quiet = parts
+    path = tmp_path / "a.wav"
+    for frames in (loud[1:] + quiet[1:], quiet[1:] + loud[1:]):
+        path.write_bytes(in_a_wav(b"".join(frames)))
+        assert duration(path) == 100 * -(-1152 * len(frames) // 100)
+    path.write_bytes(in_a_wav(b"".join(loud)))
+    assert duration(path) == RATE
