@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ast_fast.data.audio import BadAudioError, read_windows
 from ast_fast.data.cache import decode_settings
+from ast_fast.data.flaws import FLAWS, Survey
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
@@ -34,10 +35,12 @@ from ast_fast.training import checkpoint
 
 PROGRAM = "python -m ast_fast.predict"
 
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {
-    ".aif", ".oga", ".opus", ".mp3",
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {
+    ".8svx", ".aff", ".aif", ".aifc", ".amb", ".bw64", ".bwf", ".fla", ".iff", ".mat", ".mp1",
+    ".mp2", ".mpa", ".mpc", ".mpga", ".oga", ".opus", ".sf", ".snd", ".sph", ".wave", ".wv1",
 }  # fmt: skip
-"""Suffixes of the files taken from a folder; a file named by itself is always tried."""
+"""Suffixes of the files taken from a folder: libsndfile's formats, and their other usual names.
+Not .raw, which has no header. A file named by itself is always tried."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,8 @@ class ClassifiedFile:
     best: float = -1.0
     clearest: NDArray[np.int16] | None = None
     error: str | None = None
+    flaws: tuple[str, ...] = ()
+    """Kinds of flaws in the audio."""
     pending: int = 0
     """Clips read but not yet classified."""
 
@@ -140,6 +145,9 @@ class ClassifiedFile:
 def find_audio(paths: Sequence[Path]) -> list[Path]:
     """Return the named files, and the audio files in the named folders, sorted by path.
 
+    Leaves out what is hidden in a folder: names that begin with a dot, such as the `._` files that
+    macOS leaves beside the audio.
+
     Raises:
         InputError: A folder holds no audio file.
     """
@@ -149,7 +157,11 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         inside = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
         )
         if not inside:
             raise InputError(
@@ -172,12 +184,14 @@ def classify(
     for path in paths:
         file = ClassifiedFile(path)
         waiting.append(file)
+        survey = Survey()
         try:
             for window in read_windows(
                 path,
                 sample_rate=settings.sample_rate,
                 num_samples=settings.num_samples,
                 resample_quality=settings.resample_quality,
+                survey=survey,
             ):
                 pending.append((file, window))
                 file.pending += 1
@@ -185,6 +199,7 @@ def classify(
                     _classify_batch(classifier, pending)
         except BadAudioError as error:
             file.error = str(error)
+        file.flaws = survey.flaws
         while waiting and not waiting[0].pending:
             yield waiting.popleft()
     _classify_batch(classifier, pending)
@@ -219,6 +234,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = tyro.cli(Options, prog=PROGRAM, args=arguments)
     keep_freed_memory()
     try:
+        if "" in arguments:  # Path would take it for the current folder
+            raise InputError("a path must not be empty, got ''")
         return _classify_all(options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -251,6 +268,8 @@ def _classify_all(options: Options) -> int:
                 num_bad += 1
                 print(f"error: {file.path} {file.error}", file=sys.stderr)
                 continue
+            for kind in file.flaws:
+                print(f"note: {file.path} is {FLAWS[kind]}", file=sys.stderr)
             _print_result(file, classifier.class_names, options)
             if options.explain is not None:
                 try:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.data.cache import (
+    CachedAudio,
+    DamagedCacheError,
+    DecodeSettings,
     build_cache,
     cache_errors,
     cache_folder,
@@ -28,6 +31,7 @@ from ast_fast.data.cache import (
     read_cache,
 )
 from ast_fast.data.download import download_esc50
+from ast_fast.data.flaws import Flaws
 from ast_fast.data.metadata import (
     METADATA,
     BadFile,
@@ -67,6 +71,8 @@ class Dataset:
     decode_seconds: float
     """Time spent decoding; 0.0 if the cache existed."""
     synthesised: bool
+    flaws: Flaws = field(default_factory=dict)
+    """Names of the files whose audio is ruined on its way in, by kind."""
 
     @cached_property
     def sound_levels(self) -> NDArray[np.float32]:
@@ -100,17 +106,24 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     folder = cache / f"audio-{audio_key[:32]}"
     decode_seconds = 0.0
     with cache_errors(cache):
-        cached = read_cache(folder, len(clips), settings.num_samples)
+        cached, _ = _try_cache(folder, clips, settings, workers)
         if cached is None:
             with FileLock(cache / f"{folder.name}.lock"):
-                cached = read_cache(folder, len(clips), settings.num_samples)
+                cached, damage = _try_cache(folder, clips, settings, workers)
+                if damage is not None:
+                    console.print(
+                        f"cache {folder} is damaged ({damage}); the audio is decoded again",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
                 if cached is None:
                     started = time.perf_counter()
                     cached = build_cache(
                         folder, root, clips, settings, workers, config.skip_bad_files, console
                     )
                     decode_seconds = time.perf_counter() - started
-    waveforms, reasons = cached
+    waveforms, reasons = cached.waveforms, cached.reasons
     bad_files = bad_files_of(clips, reasons)
     check_bad_files(root, clips, bad_files, skip=config.skip_bad_files)
     good = tuple(clip for clip in clips if clip.filename not in reasons)
@@ -128,7 +141,18 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
         key=_dataset_key(audio_key, clips),
         decode_seconds=decode_seconds,
         synthesised=config.paths.data is None and not config.download,
+        flaws=cached.flaws,
     )
+
+
+def _try_cache(
+    folder: Path, clips: Sequence[Clip], settings: DecodeSettings, workers: int
+) -> tuple[CachedAudio | None, str | None]:
+    """Return what a cache holds, if it is there and whole, and what is damaged if it is not."""
+    try:
+        return read_cache(folder, len(clips), settings.num_samples, workers=workers), None
+    except DamagedCacheError as error:
+        return None, str(error)
 
 
 def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:

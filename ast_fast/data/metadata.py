@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -188,6 +190,37 @@ def class_names_of(clips: Sequence[Clip]) -> tuple[str, ...]:
     """Return the categories of the clips, ordered by their target."""
     names = {clip.target: clip.category for clip in clips}
     return tuple(names[target] for target in sorted(names))
+
+
+def found_as(path: Path, root: Path) -> str | None:
+    """Return another spelling of a file that is not there: in other case, or other Unicode form.
+
+    A name such as "é.wav" has one form on macOS (NFD) and another elsewhere (NFC).
+
+    Args:
+        path: The file that is absent.
+        root: The folder below which its name may be spelt otherwise.
+    Returns:
+        The name that is there, relative to `root`; None if there is none.
+    """
+    there = root
+    for part in path.relative_to(root).parts:
+        wanted = _folded(part)
+        try:
+            names = sorted(os.listdir(there))
+        except OSError:
+            return None
+        same = [name for name in names if name == part] or [
+            name for name in names if _folded(name) == wanted
+        ]
+        if not same:
+            return None
+        there /= same[0]
+    return str(there.relative_to(root))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def bad_files_of(clips: Sequence[Clip], reasons: dict[str, str]) -> tuple[BadFile, ...]:

@@ -163,6 +163,10 @@ def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
         "folds": sorted({int(fold) for fold in dataset.folds}),
         "key": dataset.key,
         "bad_files": [asdict(bad) for bad in dataset.bad_files],
+        "flaws": {
+            kind: {"count": len(names), "files": list(names)}
+            for kind, names in dataset.flaws.items()
+        },
     }
 
 

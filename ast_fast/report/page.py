@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.flaws import flaw_lines
 from ast_fast.features import log_mel
 from ast_fast.report import figures
 from ast_fast.settings.config import Config
@@ -59,6 +60,7 @@ def render_page(
         fbank_errors=FBANK_ERRORS,
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
+        flaw_lines=flaw_lines(dataset.flaws),
     )
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.flaws import flaw_lines
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.run.facts import RunFacts, program
 from ast_fast.run.folder import RunFolder
@@ -38,6 +39,8 @@ def say_what_runs(
     )
     if dataset.bad_files:
         say(f"         {len(dataset.bad_files)} files that cannot be read are skipped")
+    for line in flaw_lines(dataset.flaws):
+        say(f"         {line}")
     say(f"model    {parameters:,} parameters, {model.num_patches} patches")
     say(
         f"kernels  FBANK by {facts.kernels['fbank']}, attention by {facts.kernels['attention']}; "

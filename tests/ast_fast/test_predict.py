@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from ast_fast.cv import main as train
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast.explain import attention_rollout
-from ast_fast.predict import classify, load_classifier, main
+from ast_fast.predict import SUFFIXES, classify, find_audio, load_classifier, main
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 
@@ -165,6 +165,41 @@ def test_bad_files_are_named_and_the_rest_classified(model: Path, audio: Path, c
     assert len(errors) == 3
 
 
+def test_ruined_audio_is_noted_and_classified(model: Path, audio: Path, capsys) -> None:
+    wave = tone(310.0)
+    soundfile.write(audio / "loud.wav", 32768 * wave, RATE, subtype="FLOAT")
+    soundfile.write(audio / "inverted.wav", np.stack([wave, -wave], axis=1), RATE)
+    soundfile.write(audio / "silent.wav", np.zeros(4 * RATE), RATE)
+    assert main([str(model), str(audio), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len([json.loads(line) for line in shown.out.splitlines()]) == 5
+    assert [line for line in shown.err.splitlines() if line.startswith("note")] == [
+        f"note: {audio / 'inverted.wav'} is nearly silent: a channel is inverted, and the mean of "
+        "all is taken",
+        f"note: {audio / 'loud.wav'} is clipped: over 1 % of the samples are beyond full scale",
+        f"note: {audio / 'silent.wav'} is silent: nothing in it changes by one step of int16",
+    ]
+
+
+def test_a_folder_gives_what_libsndfile_reads_and_nothing_hidden(tmp_path: Path) -> None:
+    taken = [f"a{suffix}" for suffix in sorted(SUFFIXES)] + ["B.WAV", "c.d.aifc", "x/e.snd"]
+    for suffix in (".aifc", ".snd", ".wave", ".bwf", ".sph", ".oga", ".opus", ".mp2", ".w64"):
+        assert suffix in SUFFIXES
+    left = ["a.raw", "a.txt", "._a.wav", ".hidden.wav", ".x/a.wav", "x/._e.snd", "x/.y/z.wav"]
+    inside = tmp_path / ".root"  # a hidden folder that is named itself is searched
+    for name in taken + left:
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).touch()
+    assert find_audio([inside]) == sorted(inside / name for name in taken)
+    assert find_audio([inside / "._a.wav"]) == [inside / "._a.wav"]
+
+
+def test_every_format_of_libsndfile_has_its_suffix() -> None:
+    for name in set(soundfile.available_formats()) - {"RAW"}:
+        assert f".{name.lower()}" in SUFFIXES
+    assert ".raw" not in SUFFIXES
+
+
 def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> None:
     out = tmp_path / "explained"
     (audio / "a-low.wav").rename(audio / "a-$\\low$.wav")  # no formula, as matplotlib might think
@@ -250,6 +285,8 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
             [str(model), str(tmp_path / "nothing")],
             "AUDIO must be files or folders of audio files, got",
         ),
+        ([str(model), ""], "a path must not be empty, got ''"),
+        ([str(model), str(audio), ""], "a path must not be empty, got ''"),
         ([str(model)], "AUDIO must name at least one file or folder, got none"),
         ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
         ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),

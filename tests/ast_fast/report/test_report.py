@@ -286,6 +286,18 @@ def test_the_page_counts_skipped_files(write: Callable[..., Page]) -> None:
     assert "1 audio file was skipped" in page
 
 
+def test_ruined_audio_is_counted_by_kind(write: Callable[..., Page]) -> None:
+    flaws = {"clipped": ["a.wav", "b.wav"], "silent": [f"{n}.wav" for n in range(60)]}
+    report, page = write(replace(make_dataset(), flaws=flaws))
+    assert report["data"]["flaws"]["clipped"] == {"count": 2, "files": ["a.wav", "b.wav"]}
+    assert report["data"]["flaws"]["silent"] == {"count": 60, "files": flaws["silent"]}
+    assert "2 files are clipped: over 1 % of the samples are beyond full scale (a.wav" in page
+    assert "0.wav, 1.wav, 2.wav and 57 more" in page
+    report, page = write(make_dataset())
+    assert report["data"]["flaws"] == {}
+    assert "ruined" not in page
+
+
 def test_the_page_shows_every_error_of_the_filterbank(write: Callable[..., Page]) -> None:
     _, page = write(make_dataset())
     for shown in ("0.001", "0.00023", "0.037", "1e-07"):
