@@ -116,11 +116,9 @@ def fbank(
         )
     samples = _channel(waveform, channel)
     eager.check_waveform(samples, framing)
-    if samples.dtype == torch.int16:
-        samples = samples.to(torch.float32)
     as_number("min_duration", min_duration)
     if samples.shape[0] < _product(min_duration, sample_frequency):
-        return samples[:0]
+        return reference.as_floating(samples[:0])
     num_mel_bins = as_whole("num_mel_bins", num_mel_bins)
     if num_mel_bins < 4:
         raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
@@ -129,9 +127,11 @@ def fbank(
         raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
     dither = as_number("dither", dither)
     if dither < 0:  # the noise upside down: the features do not see a waveform's sign
-        samples, dither = -samples, -dither
+        samples, dither = -reference.as_floating(samples), -dither
+    scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
     config = _complete(
         framing,
+        waveform_scale=scale,
         n_fft=None if round_to_power_of_two else framing.window_size,
         blackman_coeff=as_number("blackman_coeff", blackman_coeff),
         dither=dither,
@@ -193,6 +193,10 @@ def _product(*factors: Any) -> float:
     return float(product)
 
 
+_INT16_SCALE = 32768.0
+"""Undoes, exactly, that a backend divides int16."""
+
+
 @lru_cache(maxsize=64, typed=True)
 def _framing(
     sample_frequency: float, frame_length: float, frame_shift: float, preemphasis: float
@@ -232,7 +236,7 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
 def _with_energy(
     samples: Tensor, config: FbankConfig, energy_floor: float, raw_energy: bool, energy_last: bool
 ) -> Tensor:
-    frames = reference.prepare_frames(samples, config)
+    frames = reference.prepare_frames(reference.as_floating(samples), config)
     if config.dither != 0.0:
         # Energy and filters see the same noise, so both come from these frames.
         eager.chosen_backend(samples, config, "auto")

@@ -389,3 +389,16 @@ def test_what_a_caller_sets_is_never_derived() -> None:
 def test_preset_refuses_what_it_cannot_follow(preset: str, changes: Options, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         FbankConfig.preset(preset, **changes)
+
+
+@pytest.mark.parametrize("num_mel_bins", [40, 80])
+def test_kaldi_preset_in_int16_scale_is_what_seamless_m4t_takes(num_mel_bins: int) -> None:
+    transformers = pytest.importorskip("transformers")
+    waveform = signal(5123)
+    extractor = transformers.SeamlessM4TFeatureExtractor(num_mel_bins=num_mel_bins)
+    expected = extractor._extract_fbank_features(waveform)  # before it normalises and stacks
+    config = FbankConfig.preset("kaldi", num_mel_bins=num_mel_bins, waveform_scale=32768.0)
+    for backend in ("reference", "numba"):
+        difference = np.abs(fbank(waveform, config, backend=backend) - expected)
+        assert difference.max() <= MAX_DIFFERENCE
+        assert difference.mean() <= MEAN_DIFFERENCE
