@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
 
+MOST_SHIFT = 2**24
+"""Longest shift in samples, 17 minutes at 16 kHz: 32 bits index a block's samples, and its buffers
+have up to 1 GiB."""
+
 BLOCKS_PER_THREAD = 64
 """Fewest blocks of frames that justify another thread: two clips of 5 s, twice a thread's cost."""
 
@@ -135,6 +139,8 @@ def unsupported(config: FbankConfig) -> str | None:
             f"{', '.join(map(str, SIZES_OF_25))} or a power of two from {MIN_SIZE} to {MAX_SIZE}"
         )
         return f"numba needs an FFT length of {sizes}, got {config.fft_size}"
+    if config.window_shift > MOST_SHIFT:
+        return f"numba needs a shift of at most {MOST_SHIFT} samples, got {config.window_shift}"
     return None
 
 

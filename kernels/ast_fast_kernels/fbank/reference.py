@@ -122,7 +122,7 @@ def add_dither(samples: Tensor, config: FbankConfig) -> Tensor:
 
 def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
     """Subtract each frame's mean, summed around the first sample: so equal values give zeros."""
-    if not config.remove_dc_offset or frames.numel() == 0:
+    if not config.remove_dc_offset:
         return frames
     first = frames[..., :1].detach()  # the mean's value and gradient do not depend on it
     return frames - (first + (frames - first).mean(dim=-1, keepdim=True))
