@@ -266,7 +266,12 @@ def _open(path: Path, stack: ExitStack) -> soundfile.SoundFile:
             content = stack.enter_context(path.open("rb"))
             return stack.enter_context(_Stream(AudioView(content, replaced=chunk.mended)))
     if failed is not None:
-        raise failed
+        if read_mpeg_stream(path, at_most=3) is None:
+            raise failed
+        # libsndfile takes MPEG audio for SD2 if a resource fork is there, such as macOS leaves
+        # beside it as ._NAME; a view has no name
+        content = stack.enter_context(path.open("rb"))
+        return stack.enter_context(_Stream(AudioView(content)))
     return file
 
 

@@ -193,6 +193,18 @@ def test_what_has_no_countable_frame_is_none(tmp_path: Path, content):
     assert read_mpeg_stream(tmp_path / "a") is None
 
 
+def test_a_resource_fork_beside_it_does_no_harm(tmp_path, parts):
+    path = tmp_path / "a.mp3"
+    for frames in (parts[0], parts[0][1:]):  # with its tag, and without
+        path.write_bytes(b"".join(frames))
+        alone = duration(path)
+        (tmp_path / "._a.mp3").write_bytes(bytes.fromhex("0005160700020000") + bytes(4000))
+        with pytest.raises(soundfile.SoundFileError):
+            soundfile.info(path)
+        assert duration(path) == alone
+        (tmp_path / "._a.mp3").unlink()
+
+
 def test_a_file_without_a_whole_frame_says_so(tmp_path, parts):
     path = tmp_path / "a.mp3"
     path.write_bytes(parts[0][0][:100])
