@@ -11,12 +11,19 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""
+
+LARGEST_CONFIG = 2**20
+"""Bytes of a TOML file; one with every setting has 4,000."""
+
+LISTED_KEYS = 5
+"""Unknown keys that an error names before it counts the rest."""
 
 
 def recorded_values(out: Path) -> dict[str, Any]:
@@ -53,7 +60,7 @@ def config_from_settings(settings: Mapping[str, Any], path: Path) -> Config:
     Raises:
         InputError: A setting is unknown, or its value is of the wrong type.
     """
-    return build_config(_checked_document(_without_none(settings), path))
+    return build_config(with_preset(_checked_document(_without_none(settings), path)))
 
 
 def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,8 +96,7 @@ def config_values(config: Config) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the file's values by key, each checked against its setting's type."""
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(read_document(path, LARGEST_CONFIG))
         return with_preset(_checked_document(document, path))
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
@@ -110,6 +116,7 @@ def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]
     tables = {key.rpartition(".")[0] for key in known} - {""}
     values: dict[str, Any] = {}
     problems: list[str] = []
+    unknown = 0
     for key, raw in _flatten(document, tables):
         if key in known:
             try:
@@ -120,9 +127,14 @@ def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]
         elif key in tables:
             problems.append(f"{path}: {key} must be a table, got {shown(raw)}")
         else:
-            problems.append(f"{path}: unknown key {key}{nearest(key, [*known, *tables])}")
+            unknown += 1
+            if unknown <= LISTED_KEYS:
+                hint = nearest(key, [*known, *tables])
+                problems.append(f"{path}: unknown key {one_name(key)}{hint}")
+    if unknown > LISTED_KEYS:
+        problems.append(f"{path}: and {unknown - LISTED_KEYS} more unknown keys")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     return values
 
 

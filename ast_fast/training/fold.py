@@ -30,6 +30,7 @@ from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
 from ast_fast.machine.device import Placement, deterministic_algorithms, resolve_placement
 from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.text import one_name
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.agree import check_same_fold, fold_identity
@@ -142,7 +143,7 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
     if missing := untrained_classes(dataset, fold):
         raise InputError(
             f"every class must have a training clip outside fold {fold}, "
-            f"got none of {', '.join(missing)}"
+            f"got none of {', '.join(map(one_name, missing))}"
         )
     return train_indices, test_indices
 
