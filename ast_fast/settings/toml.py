@@ -19,8 +19,11 @@ from ast_fast_kernels.fbank.config import FbankConfig
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""
 
-LARGEST_CONFIG = 2**20
+LARGEST_CONFIG = 2**18
 """Bytes of a TOML file; one with every setting has 4,000."""
+
+MOST_DOTS = 32
+"""Of a line. A setting's key has one; tomllib takes time with the square of a key's."""
 
 LISTED_KEYS = 5
 """Unknown keys that an error names before it counts the rest."""
@@ -96,7 +99,7 @@ def config_values(config: Config) -> dict[str, Any]:
 def read_toml(path: Path) -> dict[str, Any]:
     """Return the file's values by key, each checked against its setting's type."""
     try:
-        document = tomllib.loads(read_document(path, LARGEST_CONFIG))
+        document = tomllib.loads(_checked_text(read_document(path, LARGEST_CONFIG), path))
         return with_preset(_checked_document(document, path))
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
@@ -109,6 +112,15 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: a number is too long") from error
     except RecursionError as error:
         raise InputError(f"{path}: not valid TOML: nested too deeply") from error
+
+
+def _checked_text(text: str, path: Path) -> str:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise InputError(
+                f"{path}: line {number} must have at most {MOST_DOTS} dots, got {line.count('.')}"
+            )
+    return text
 
 
 def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
