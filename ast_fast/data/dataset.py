@@ -44,8 +44,10 @@ from ast_fast.data.metadata import (
 )
 from ast_fast.data.synth import synthesise
 from ast_fast.errors import InputError
+from ast_fast.machine.console import RunConsole
 from ast_fast.machine.device import available_cores
 from ast_fast.settings.config import Config
+from ast_fast.settings.values import shown
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     Raises:
         InputError: The data set, the settings or the cache folder cannot be used.
     """
-    console = console or Console(stderr=True)
+    console = console or RunConsole(stderr=True)
     settings = decode_settings(config)
     cache = cache_folder(config)
     with cache_errors(cache):
@@ -174,7 +176,7 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
         )
     if len(dataset.class_names) < 2:
         raise InputError(
-            f"{table} must have at least 2 classes, got only {dataset.class_names[0]!r}"
+            f"{table} must have at least 2 classes, got only {shown(dataset.class_names[0])}"
         )
     check_fold_names(folds, used, table)
     for fold in folds:
@@ -189,7 +191,7 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
             problems.append(f"fold {fold} has no test clip (bad files skipped: {skipped})")
             continue
         problems += [
-            f"class {name!r} has no training clip when fold {fold} is tested"
+            f"class {shown(name)} has no training clip when fold {fold} is tested"
             for name in untrained_classes(dataset, fold)
         ]
     if problems:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ast_fast.machine.text import one_name
+
 CLIPPED_SHARE = 0.01
 """Share of the samples beyond full scale from which a file counts as clipped."""
 CANCELLED_SHARE = 0.01
@@ -79,7 +81,9 @@ def flaw_lines(flaws: Flaws) -> list[str]:
         names = flaws.get(kind, ())
         if names:
             rest = len(names) - NAMED
-            listed = ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")
+            listed = ", ".join(map(one_name, names[:NAMED])) + (
+                f" and {rest} more" if rest > 0 else ""
+            )
             count = "1 file is" if len(names) == 1 else f"{len(names)} files are"
             lines.append(f"{count} {text} ({listed})")
     return lines

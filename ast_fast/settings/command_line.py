@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name
 from ast_fast.settings.config import Config, Paths
 from ast_fast.settings.toml import build_config, over, read_toml, recorded_values
 from ast_fast.settings.values import (
@@ -23,6 +24,7 @@ from ast_fast.settings.values import (
     from_text,
     nearest,
     settings,
+    shown,
     strip_optional,
 )
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -247,21 +249,21 @@ def _read_flags(arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
         try:
             if flag in off:
                 if tokens:
-                    raise InputError(f"{flag} takes no value, got {' '.join(tokens)}")
+                    raise InputError(f"{flag} takes no value, got {one_name(' '.join(tokens))}")
                 setting, value = off[flag], False
             elif flag in known:
                 setting = known[flag]
                 value = from_text(setting, tokens, flag)
             elif flag:
-                raise InputError(f"unknown flag {given}{nearest(flag, [*known, *off])}")
+                raise InputError(f"unknown flag {one_name(given)}{nearest(flag, [*known, *off])}")
             else:
-                raise InputError(f"every argument must be a flag, got {tokens[0]!r}")
+                raise InputError(f"every argument must be a flag, got {shown(tokens[0])}")
             if setting.key in values:
                 raise InputError(f"{setting.flag} is given twice")
             values[setting.key] = value
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     config_file = values.pop(CONFIG_FILE.key, None)
     return values, config_file

@@ -10,12 +10,22 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""
+
+LARGEST_CONFIG = 2**18
+"""Bytes of a TOML file; one with every setting has 4,000."""
+
+MOST_DOTS = 32
+"""Of a line. A setting's key has one; tomllib takes time with the square of a key's."""
+
+LISTED_KEYS = 5
+"""Unknown keys that an error names before it counts the rest."""
 
 
 def recorded_values(out: Path) -> dict[str, Any]:
@@ -91,8 +101,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     One may be `fbank.preset`, which `build_config` makes settings of.
     """
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
+        document = tomllib.loads(_checked_text(read_document(path, LARGEST_CONFIG), path))
         return _checked_document(document, path)
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
@@ -107,11 +116,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: nested too deeply") from error
 
 
+def _checked_text(text: str, path: Path) -> str:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise InputError(
+                f"{path}: line {number} must have at most {MOST_DOTS} dots, got {line.count('.')}"
+            )
+    return text
+
+
 def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     known = settings() | {PRESET.key: PRESET}
     tables = {key.rpartition(".")[0] for key in known} - {""}
     values: dict[str, Any] = {}
     problems: list[str] = []
+    unknown = 0
     for key, raw in _flatten(document, tables):
         if key in known:
             try:
@@ -122,9 +141,14 @@ def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]
         elif key in tables:
             problems.append(f"{path}: {key} must be a table, got {shown(raw)}")
         else:
-            problems.append(f"{path}: unknown key {key}{nearest(key, [*known, *tables])}")
+            unknown += 1
+            if unknown <= LISTED_KEYS:
+                hint = nearest(key, [*known, *tables])
+                problems.append(f"{path}: unknown key {one_name(key)}{hint}")
+    if unknown > LISTED_KEYS:
+        problems.append(f"{path}: and {unknown - LISTED_KEYS} more unknown keys")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     return values
 
 

@@ -216,21 +216,103 @@ def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> Non
 def test_a_picture_that_cannot_be_written_is_named(
     model: Path, audio: Path, tmp_path: Path, capsys
 ) -> None:
-    long = audio / f"{'x' * 251}.wav"  # as long as a name may be
-    soundfile.write(long, tone(310.0), RATE)
-    assert main([str(model), str(audio), "--top", "1", "--explain", str(tmp_path / "maps")]) == 1
+    maps = tmp_path / "maps"
+    (maps / "a-low.png").mkdir(parents=True)
+    assert main([str(model), str(audio), "--top", "1", "--explain", str(maps)]) == 1
     shown = capsys.readouterr()
-    assert shown.out.count("clip") == 3
-    assert f"error: {long} cannot be drawn: File name too long" in shown.err
-    assert len(list((tmp_path / "maps").iterdir())) == 2
+    assert shown.out.count("clip") == 2
+    assert f"error: {audio / 'a-low.wav'} cannot be drawn: Is a directory" in shown.err
+    assert sorted(path.name for path in maps.iterdir()) == ["a-low.png", "b-high.png"]
 
 
-def test_a_name_that_is_not_utf_8_is_read(model: Path, audio: Path) -> None:
-    name = os.fsencode(audio) + b"/low-\xff.wav"
-    os.rename(audio / "a-low.wav", name)
-    command = [sys.executable, "-m", "ast_fast.predict", str(model), name]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert done.stdout.startswith(os.fsencode(audio) + b"/low-?.wav (1 clip)")
+ODD_NAMES = (
+    b"low-\xff",  # not UTF-8
+    b"\xfe" * 251,
+    b"low\nerror: forged",
+    b"low\x1b[2J\x1b]0;title\x07",
+    "\u202elow\u3164".encode(),
+    "音".encode() * 83,
+    b"x" * 251,
+    b"=1+1",
+    b"$\\frac$",
+)
+
+
+def test_odd_names_spoil_nothing_for_their_neighbours(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    """Each name gets a line of JSON, and the bytes of one that is no text; five get a picture."""
+    stems = (*ODD_NAMES, b"a-low")
+    for stem in ODD_NAMES:
+        os.link(audio / "a-low.wav", os.fsencode(audio) + b"/" + stem + b".wav")
+    assert main([str(model), str(audio), "--json", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.encode().decode().splitlines()
+    assert all(line.isprintable() for line in lines)
+    results = [json.loads(line) for line in lines]
+    names = [
+        bytes.fromhex(r["file_bytes"]) if "file_bytes" in r else r["file"].encode() for r in results
+    ]
+    wanted = {os.fsencode(audio) + b"/" + stem + b".wav" for stem in stems}
+    assert set(names) == wanted | {os.fsencode(audio / "deeper" / "b-high.flac")}
+    assert len(names) == len(stems) + 1
+    maps = tmp_path / "maps"
+    drawn = [os.fsdecode(os.fsencode(audio) + b"/" + stem + b".wav") for stem in stems[:5]]
+    command = [str(model), *drawn, "--explain", str(maps), "--device", "cpu"]
+    assert main(command) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if not line.startswith("classifying")] == []
+    assert sorted(name.encode().decode() for name in os.listdir(maps)) == sorted(
+        f"{stem}.png"
+        for stem in (
+            r"low-\xff",
+            r"\xfe" * 24 + "…" + r"\xfe" * 24,
+            r"low\nerror: forged",
+            r"low\x1b[2J\x1b]0;title\x07",
+            r"\u202elow\u3164",
+        )
+    )
+
+
+def test_odd_names_forge_no_line(model: Path, tmp_path: Path, capsys) -> None:
+    """The results, the errors of bad files, and the error of a folder."""
+    folder = tmp_path / "odd\x1b[31m"
+    folder.mkdir()
+    for stem in ODD_NAMES:
+        name = os.fsencode(folder) + b"/" + stem + b".wav"
+        if len(stem) % 2:
+            soundfile.write(name, tone(310.0), RATE, format="WAV")
+        else:
+            os.mknod(name)
+    assert main([str(model), str(folder), "--top", "1", "--device", "cpu"]) == 1
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2 * sum(len(stem) % 2 for stem in ODD_NAMES)
+    errors = shown.err.splitlines()
+    assert len(errors) == sum(1 - len(stem) % 2 for stem in ODD_NAMES)
+    assert all(line.endswith(".wav is empty (0 bytes)") for line in errors)
+    assert all(line.startswith(f"error: {tmp_path}/odd\\x1b[31m/") for line in errors)
+    assert not set(shown.out + shown.err) & set("\x1b\x07\u202e\udcff\udcfe")
+    assert main([str(model), str(tmp_path / "none\nerror: x"), "--device", "cpu"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_class_names_of_a_stranger_are_shown_escaped(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    tensors, facts = checkpoint.load(model)
+    facts["class_names"] = ["low\x1b[2J\nerror: forged", "h" * 10_000]
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, tensors, facts)
+    arguments = [str(path), str(audio / "a-low.wav"), "--device", "cpu"]
+    assert main([*arguments, "--explain", str(tmp_path / "maps")]) == 0
+    first, low, high = capsys.readouterr().out.splitlines()
+    assert first == f"{audio / 'a-low.wav'} (1 clip)"
+    assert low.endswith(r" %  low\x1b[2J\nerror: forged")
+    assert len(high) < 300
+    assert main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert set(json.loads(line)["probabilities"]) == set(facts["class_names"])
 
 
 def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:

@@ -202,6 +202,26 @@ def test_a_table_that_is_no_text_is_named(tmp_path):
         read_metadata(tmp_path)
 
 
+def test_a_table_that_is_a_pipe_or_endless_is_named(tmp_path):
+    table = write_table(tmp_path, HEADER) / "meta" / "esc50.csv"
+    os.truncate(table, 2**40)
+    with pytest.raises(InputError, match=r"esc50\.csv cannot be read: Larger than 256 MiB"):
+        read_metadata(tmp_path)
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(InputError, match=r"must hold meta/esc50\.csv, which is missing"):
+        read_metadata(tmp_path)
+
+
+def test_what_a_table_holds_is_quoted_short(tmp_path):
+    write_table(tmp_path, HEADER, *GOOD_ROWS, f"d.wav,{'9' * 100_000},0,dog,True,1,A")
+    with pytest.raises(InputError, match=r"column fold: .*, got '9{98,99}…9{98,99}'$"):
+        read_metadata(tmp_path)
+    write_table(tmp_path, "filename,fold\x1b[2J,target,category", "a.wav,1,0,dog")
+    with pytest.raises(InputError, match=r"got 0 among 'filename', 'fold\\x1b\[2J', 'target'"):
+        read_metadata(tmp_path)
+
+
 def test_a_table_with_null_bytes_is_named(tmp_path):
     write_table(tmp_path, HEADER, "a\0.wav,1,0,dog,True,1,A")
     with pytest.raises(InputError, match=r"line 2.*(not valid csv|must name a file)"):

@@ -327,6 +327,18 @@ def test_names_from_the_data_set_cannot_become_markup(write: Callable[..., Page]
     check_page(page)
 
 
+def test_names_from_the_data_set_are_shown_escaped_and_cut(write: Callable[..., Page]) -> None:
+    odd = "a\x1b[2J\n\u202eb\udcff" + "x" * 10_000
+    dataset = make_dataset()
+    clips = (replace(dataset.clips[0], filename=odd), *dataset.clips[1:])
+    bad_files = (BadFile(odd, 1, odd, odd),)
+    dataset = replace(dataset, clips=clips, class_names=(odd, "b", "c"), bad_files=bad_files)
+    _, page = write(dataset, run={**RUN, "command": odd})
+    assert not set(page) & set("\x1b\u202e\udcff")
+    assert r"a\x1b[2J\n\u202eb\xff" in page
+    assert "x" * 5000 not in page
+
+
 def test_settings_that_differ_from_the_defaults_are_set_off(write: Callable[..., Page]) -> None:
     _, page = write(make_dataset())
     assert f'<tr class="changed"><td>epochs</td><td>{EPOCHS}</td></tr>' in page
