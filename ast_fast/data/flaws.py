@@ -21,7 +21,7 @@ INT16_STEP = 1 / 32768
 FLAWS = {
     "clipped": f"clipped: over {100 * CLIPPED_SHARE:.0f} % of the samples are beyond full scale",
     "cancelled": "nearly silent: a channel is inverted, and the mean of all is taken",
-    "silent": "silent: nothing in it changes by one step of int16",
+    "silent": "silent: no change is as large as one step of int16",
     "unfinished": "unfinished: without the end that the format asks for; all there is was read",
 }
 """Kinds of flaws, and how each is said of a file."""

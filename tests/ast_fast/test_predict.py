@@ -177,7 +177,7 @@ def test_ruined_audio_is_noted_and_classified(model: Path, audio: Path, capsys) 
         f"note: {audio / 'inverted.wav'} is nearly silent: a channel is inverted, and the mean of "
         "all is taken",
         f"note: {audio / 'loud.wav'} is clipped: over 1 % of the samples are beyond full scale",
-        f"note: {audio / 'silent.wav'} is silent: nothing in it changes by one step of int16",
+        f"note: {audio / 'silent.wav'} is silent: no change is as large as one step of int16",
     ]
 
 

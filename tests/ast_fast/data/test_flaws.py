@@ -105,7 +105,7 @@ def test_a_line_for_each_kind_counts_and_names_the_first():
     assert flaw_lines(flaws) == [
         "2000 files are clipped: over 1 % of the samples are beyond full scale "
         "(0.wav, 1.wav, 2.wav and 1997 more)",
-        "1 file is silent: nothing in it changes by one step of int16 (a.wav)",
+        "1 file is silent: no change is as large as one step of int16 (a.wav)",
     ]
     assert flaw_lines({}) == []
     assert len(flaw_lines({kind: ["x"] for kind in FLAWS})) == len(FLAWS)
