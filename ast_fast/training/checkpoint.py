@@ -50,7 +50,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         facts = json.loads(header["facts"])
         checksum = int(header["checksum"])
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise InputError(
             f"{path} must be a whole file written by ast_fast, but cannot be read ({error}); "
             "remove it to train its fold again"
