@@ -7,6 +7,7 @@ import json
 import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,6 +16,7 @@ import numpy as np
 import soundfile
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
@@ -24,6 +26,7 @@ from ast_fast.data.cache import decode_settings
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
+from ast_fast.machine.atomic import remove_leftovers
 from ast_fast.machine.console import send_nowhere, show_progress
 from ast_fast.machine.device import Placement, nearest_amp, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
@@ -31,6 +34,8 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_from_settings
 from ast_fast.training import checkpoint
+from ast_fast.training.manifest import check_files, read_manifest
+from ast_fast.training.results import MODEL
 
 PROGRAM = "python -m ast_fast.predict"
 
@@ -96,6 +101,10 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     """
     if not path.is_file():
         raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
+    in_fold = path.name == MODEL and path.absolute().parent.name.startswith("fold-")
+    files = read_manifest(path.parent) if in_fold else None
+    if files is not None:
+        check_files(path.parent, files, (MODEL,))
     tensors, facts = checkpoint.load(path)
     if "class_names" not in facts or any(name.startswith("optimizer.") for name in tensors):
         raise InputError(f"CHECKPOINT must be a finished fold's model.safetensors, got {path}")
@@ -240,11 +249,12 @@ def _classify_all(options: Options) -> int:
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
     _say_if_less_precise(classifier)
-    if options.explain is not None:
-        _make_folder(options.explain)
     num_bad = 0
     drawn: set[str] = set()
-    with show_progress(Console(stderr=True), "classifying", len(paths)) as advance:
+    with (
+        _drawing_in(options.explain),
+        show_progress(Console(stderr=True), "classifying", len(paths)) as advance,
+    ):
         for file in classify(classifier, paths, options.batch_size):
             advance(1)
             if file.error is not None:
@@ -276,12 +286,30 @@ def _say_if_less_precise(classifier: Classifier) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    """Create the folder of `--explain`."""
+@contextmanager
+def _drawing_in(folder: Path | None) -> Iterator[None]:
+    """Create the folder of `--explain`, if given, and remove what killed processes left there.
+
+    While another process draws there, nothing is removed.
+    """
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            remove_leftovers(folder)
     except OSError as error:
         raise InputError(f"--explain {folder} cannot be made: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
 
 
 def _print_result(file: ClassifiedFile, class_names: Sequence[str], options: Options) -> None:
