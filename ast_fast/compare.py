@@ -17,9 +17,9 @@ from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.console import RunConsole, fail, parse_options
 from ast_fast.machine.text import one_line, one_name
-from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
+from ast_fast.run.verified import read_finished
 from ast_fast.settings.agree import NOT_COMPARED
 
 PROGRAM = "python -m ast_fast.compare"
@@ -89,11 +89,12 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
     """Return a row for each run, and the values of each setting in which runs differ.
 
     Raises:
-        InputError: There are fewer than two runs, a report is missing, or data or folds differ.
+        InputError: There are fewer than two runs, a file is missing or damaged, or data or folds
+            differ.
     """
     if len(paths) < 2:
         raise InputError(f"RUNS must be at least 2 folders, got {len(paths)}")
-    reports = [read_report(path) for path in paths]
+    reports = [read_finished(path) for path in paths]
     accuracies = [
         {int(fold): float(value) for fold, value in report["accuracy"]["per_fold"].items()}
         for report in reports

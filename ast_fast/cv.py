@@ -40,7 +40,13 @@ from ast_fast.run.folder import (
     read_measured,
     write_measured,
 )
-from ast_fast.run.kernels import compare_kernels, kernels_in_use, use_backends_of, warm_up
+from ast_fast.run.kernels import (
+    compare_kernels,
+    kernels_in_use,
+    use_backends_of,
+    warm_up,
+    wrong_kernel,
+)
 from ast_fast.run.merge import merge
 from ast_fast.run.say import how_to_resume, say_results, say_what_runs
 from ast_fast.run.seeds import run_seeds
@@ -175,10 +181,8 @@ def prepare(settled: Settled) -> Prepared:
     )
     warm_up_seconds = warm_up(config, dataset, placement, model, settled.console)
     ranks.same(None)  # all have checked the folder
-    if config.resume:
-        facts = settled.folder.resume(facts)
-    else:
-        settled.folder.begin(config, facts)
+    folder = settled.folder
+    facts = folder.resume(facts) if config.resume else folder.begin(config, facts)
     say_what_runs(settled.console, dataset, folds, model, facts, settled.folder)
     return Prepared(
         arguments=settled.arguments,
@@ -206,8 +210,13 @@ def choose_threads(settled: Settled) -> int:
 def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict[int, Measured]]:
     """Train and test every fold, and compare the kernels on a batch of each.
 
+    A fold whose kernels are wrong is the last: what they would train is worth no hours. Its files
+    are written, so a resumed run ends with the same error; there is no report.
+
     Returns:
         The result of each fold; and the cost of each, by fold, in the first process only.
+    Raises:
+        InputError: A fold cannot be trained or resumed, or its kernels are wrong.
     """
     results: list[FoldResult] = []
     measured: dict[int, Measured] = {}
@@ -234,23 +243,26 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
                     placement=run.placement,
                 )
                 results.append(result)
+                problem = None
                 if run.ranks.is_first:
-                    was_trained = progress.epochs_seen > 0
-                    measured[fold] = measure(run, result, stages, was_trained=was_trained)
+                    measured[fold] = measure(run, result, stages)
+                    folder = run.folder.of_fold(fold)
+                    problem = wrong_kernel(fold, measured[fold].kernels, folder)
+                if problem := run.ranks.same(problem):
+                    raise InputError(problem if run.ranks.is_first else "")  # one says it for all
     return results, measured
 
 
-def measure(run: Prepared, result: FoldResult, stages: Stages, *, was_trained: bool) -> Measured:
+def measure(run: Prepared, result: FoldResult, stages: Stages) -> Measured:
     """Return the cost of a fold and write it; read it if an earlier process wrote it.
 
     Args:
         run: The fold's run.
         result: The fold's result.
         stages: Its time by stage.
-        was_trained: Whether this process trained an epoch of the fold.
     """
     folder = run.folder.of_fold(result.fold)
-    earlier = None if was_trained else read_measured(folder)
+    earlier = read_measured(folder)
     if earlier is not None:
         return earlier
     kernels = compare_kernels(run.config, run.dataset, run.placement, result, folder)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,6 +18,7 @@ import numpy as np
 import soundfile
 import torch
 import tyro
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from ast_fast.data.flaws import FLAWS, Survey
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
+from ast_fast.machine.atomic import remove_leftovers
 from ast_fast.machine.console import (
     RunConsole,
     complain,
@@ -269,11 +272,12 @@ def _classify_all(options: Options) -> int:
     paths = find_audio(options.audio)
     classifier = load_classifier(options.checkpoint, resolve_device(options.device))
     _say_if_less_precise(classifier)
-    if options.explain is not None:
-        _make_folder(options.explain)
     num_bad = 0
     drawn: set[str] = set()
-    with show_progress(RunConsole(stderr=True), "classifying", len(paths)) as advance:
+    with (
+        _drawing_in(options.explain),
+        show_progress(RunConsole(stderr=True), "classifying", len(paths)) as advance,
+    ):
         for file in classify(classifier, paths, options.batch_size):
             advance(1)
             if file.error is not None:
@@ -304,12 +308,30 @@ def _say_if_less_precise(classifier: Classifier) -> None:
         )
 
 
-def _make_folder(folder: Path) -> None:
-    """Create the folder of `--explain`."""
+@contextmanager
+def _drawing_in(folder: Path | None) -> Iterator[None]:
+    """Create the folder of `--explain`, if given, and remove what killed processes left there.
+
+    While another process draws there, nothing is removed.
+    """
+    if folder is None:
+        yield
+        return
+    lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with suppress(Timeout):
+            lock.acquire(timeout=0)
+            remove_leftovers(folder)
     except OSError as error:
         raise InputError(f"--explain {folder} cannot be made: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        if lock.is_locked:
+            lock.release()
+            with suppress(OSError):
+                (folder / ".lock").unlink(missing_ok=True)
 
 
 def _print_result(file: ClassifiedFile, class_names: Sequence[str], options: Options) -> None:

@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "explain": "machine model",
         "cv": "errors machine settings data model training report run",
         "predict": "errors machine settings data features model training explain",
-        "compare": "errors machine settings report",
+        "compare": "errors machine settings report run",
     },
     "ast_fast_kernels": {
         "_torch": "",

@@ -7,11 +7,15 @@ process killed at any moment leaves the old target or the new one, never half of
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+PARTIAL = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
+"""Names that the functions here give to what is not whole yet."""
 
 
 @contextmanager
@@ -84,6 +88,20 @@ def filled_folder(path: Path) -> Iterator[Path]:
         if is_new:
             with suppress(OSError):
                 path.rmdir()  # if it is empty
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a folder; its subfolders are not searched.
+
+    The caller must hold the folder's lock: what a living process writes has the same names.
+    """
+    for name in os.listdir(folder):
+        if PARTIAL.fullmatch(name):
+            path = folder / name
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _replace_folder(temporary: Path, path: Path) -> None:

@@ -17,12 +17,13 @@ from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.records import known_fields
+from ast_fast.machine.sealed import CHECKSUM, is_intact, sealed
 from ast_fast.machine.text import read_document
 from ast_fast.report import metrics
 from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import config_values
+from ast_fast.settings.toml import DIGEST, config_values
 from ast_fast.training.results import FoldResult
 
 STAGES = ("decode", "features", "forward", "backward")
@@ -77,7 +78,8 @@ def write_report(
     """
     report = build_report(config, dataset, results, measured=measured, run=run)
     with atomic_write(out_dir / "report.json") as path:
-        path.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(sealed(report), indent=2, allow_nan=False)
+        path.write_text(text + "\n", encoding="utf-8")
     page = render_page(report, config, dataset, results)
     with atomic_write(out_dir / "report.html") as path:
         path.write_text(page, encoding="utf-8")
@@ -88,7 +90,7 @@ def read_report(out_dir: Path) -> dict[str, Any]:
     """Return the content of report.json in a finished run's folder.
 
     Raises:
-        InputError: It is missing, or is not a run's report.
+        InputError: It is missing, damaged, or is not a run's report.
     """
     path = out_dir / "report.json"
     try:
@@ -96,10 +98,19 @@ def read_report(out_dir: Path) -> dict[str, Any]:
         for table, key in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
             report[table][key]
         report["config"].keys()
+        accuracies = {int(k): float(v) for k, v in report["accuracy"]["per_fold"].items()}
+        if not accuracies or not all(0 <= value <= 1 for value in accuracies.values()):
+            raise ValueError(f"accuracies must be between 0 and 1, got {accuracies}")
+        is_sealed = CHECKSUM in report or DIGEST in report.get("run", {})
     except FileNotFoundError:
         raise InputError(f"{out_dir} must be a finished run; it has no report.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} must be a run's report, but cannot be read: {error!r}") from error
+    if is_sealed and not is_intact(report):
+        raise InputError(
+            f"{path} is damaged or was changed: its checksum does not match; resume the run with "
+            f"--resume --out {out_dir} to write it again"
+        )
     return report
 
 

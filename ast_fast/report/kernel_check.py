@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -15,11 +15,19 @@ from ast_fast.machine.records import known_fields
 from ast_fast.settings.config import Config
 from ast_fast_kernels import attention, chosen_backend, fbank, norm_gelu_conv
 from ast_fast_kernels.fbank.reference import as_floating
-from ast_fast_kernels.testing.budgets import log_mel_error
+from ast_fast_kernels.testing.budgets import (
+    LOG_MEL_MAX,
+    eps_bound,
+    log_mel_error,
+    relative_norm,
+)
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 MOST_SCORES = 2**25
 """Most attention scores of a batch to compare: the reference holds them all in memory."""
+
+MOST_EXACT_SCORES = 2**22
+"""Most attention scores to compute in float64, for the errors that decide: few clips of a batch."""
 
 ROUNDS = 7
 """Interleaved rounds of each timing."""
@@ -34,6 +42,20 @@ class Times(NamedTuple):
     reference_seconds: float
     speed_ratio: float
     """The reference's time over the fast one's."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An error that a kernel is judged by, and the most that it may be."""
+
+    measure: str
+    value: float
+    bound: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the error is within its bound; NaN is not."""
+        return self.value <= self.bound
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +84,8 @@ class KernelCheck:
     fast_seconds: float | None = None
     reference_seconds: float | None = None
     speed_ratio: float | None = None
+    judged: tuple[Judged, ...] | None = None
+    """What decides whether the kernel is right; None in versions up to 0.2.0."""
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> Self:
@@ -70,7 +94,10 @@ class KernelCheck:
         Raises:
             TypeError: A key is missing.
         """
-        return cls(**known_fields(cls, document))
+        values = known_fields(cls, document)
+        if values.get("judged") is not None:
+            values["judged"] = tuple(Judged(**known_fields(Judged, j)) for j in values["judged"])
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """Return the figures by name, and `reason` if there is one."""
@@ -102,9 +129,10 @@ class GradientCheck(KernelCheck):
         Raises:
             TypeError: A key is missing.
         """
+        check = super().from_json(document)
         both = document.get("forward_backward")
         both = both and BothWays(**known_fields(BothWays, both))
-        return cls(**known_fields(cls, document) | {"forward_backward": both})
+        return replace(check, forward_backward=both)
 
 
 @dataclass(frozen=True)
@@ -133,6 +161,14 @@ class KernelChecks:
         """Return the checks by the names of their operations."""
         checks: dict[str, KernelCheck] = {"fbank": self.fbank, "attention": self.attention}
         return checks | ({"stem": self.stem} if self.stem is not None else {})
+
+    def wrong(self) -> tuple[str, KernelCheck, Judged] | None:
+        """Return the first error beyond its bound, with its operation; None if there is none."""
+        for operation, check in self.by_operation().items():
+            for judged in check.judged or ():
+                if not judged.holds:
+                    return operation, check, judged
+        return None
 
     def to_json(self) -> dict[str, Any]:
         """Return every check's figures, by operation."""
@@ -175,6 +211,9 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
     - `relative_norm_before_log`: norm of the difference of their mel energies, over the norm of the
       reference's. There a quiet bin cannot hide or invent error.
 
+    It is judged by `max_abs_error`, or without a logarithm by the relative norm of its error from
+    float64. Each may be twice the reference's own, and at least what every backend is held to.
+
     Args:
         config: `config.fbank` is used.
         waveforms: Clips, int16, shape (batch, num_samples).
@@ -205,9 +244,17 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
     norm = torch.linalg.vector_norm(before_log[1])
     relative = (difference / norm).item() if norm > 0 else 0.0
     times = _compare(partial(run, chosen), partial(run, "reference"), waveforms.device)
+    if fbank_config.use_log_fbank:
+        floor = LOG_MEL_MAX * abs(fbank_config.log_factor)  # in the config's logarithms
+        judged = _judged("largest log-mel error", error(fast), error(reference), floor)
+    else:
+        floor = eps_bound(fast.dtype, fbank_config.fft_size)
+        ours, theirs = relative_norm(fast, exact), relative_norm(reference, exact)
+        judged = _judged("relative norm of the error", ours, theirs, floor)
     return FbankCheck(
         backend=chosen,
         shape=shape,
+        judged=(judged,),
         max_abs_error=error(fast),
         reference_max_abs_error=error(reference),
         max_abs_difference=_max_abs_error(fast, reference),
@@ -222,6 +269,13 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     `max_abs_error` is the largest difference between the two, in their dtype. `forward_backward`
     has the times of forward and backward together, and the largest error of the gradient of
     queries, keys or values, over the largest value of that gradient.
+
+    It is judged by its errors from float64 (the largest, and the norms of the output's and of the
+    gradient's). Each may be twice the reference's own in that dtype, and at least what rounding
+    may come to: `_rounding`, of the values' largest for the largest error, fourfold for gradients.
+    In half precision, torch's attention rounds scores, so it may also be four times what that
+    alone does to attention in float64: large scores leave few digits. Of a large batch, the first
+    clips are judged, as many as `MOST_EXACT_SCORES` allows.
 
     Args:
         qkv: Shape (batch, num_tokens, 3, num_heads, head_dim).
@@ -239,7 +293,34 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     def gradients(backend: str, grad: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(run(backend), leaf, grad)[0].unbind(2)
 
-    return _both_ways(chosen, shape, run, gradients)
+    def exact(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return by_clip(partial(attention, backend="reference"), grad)
+
+    def of_rounded_scores(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        return by_clip(partial(_attention_of_rounded_scores, dtype=qkv.dtype), grad)
+
+    def by_clip(
+        attend: Callable[[Tensor], Tensor], grad: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        outs, parts = [], []
+        count = max(1, MOST_EXACT_SCORES // (qkv.shape[3] * qkv.shape[1] ** 2))
+        for clip in range(min(count, len(qkv))):  # one by one, to hold few scores
+            wide = qkv[clip : clip + 1].detach().double().requires_grad_()
+            out = attend(wide)
+            outs.append(out.detach())
+            parts.append(torch.autograd.grad(out, wide, grad[clip : clip + 1].double())[0])
+        return torch.cat(outs), torch.cat(parts).unbind(2)
+
+    return _both_ways(
+        chosen,
+        shape,
+        run,
+        gradients,
+        exact,
+        rounded=None if qkv.dtype == torch.float32 else of_rounded_scores,
+        rounding=_rounding(qkv, chosen, terms=qkv.shape[1]),
+        largest=qkv[:, :, 2].abs().max().item(),
+    )
 
 
 def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> GradientCheck:
@@ -248,7 +329,7 @@ def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> Gradient
     The stage is the first that a kernel runs. Figures are as in `check_attention`; gradients are
     those of the cells and of each parameter. Errors are differences from the reference in float32
     on the same cells: in bfloat16, torch's own gradients of a norm's weight and bias are off by a
-    third.
+    third. It is judged as attention is, but for the largest error.
 
     Args:
         model: An `AudioSpectrogramTransformer` with a stem.
@@ -276,13 +357,21 @@ def check_stem(model: nn.Module, features: Tensor, amp: torch.dtype) -> Gradient
     def gradients(backend: str, grad: Tensor) -> tuple[Tensor, ...]:
         return torch.autograd.grad(run(backend), leaves, grad)
 
-    def exact(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def computed_in(dtype: torch.dtype, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         with torch.autocast(cells.device.type, enabled=False):
-            wide = [leaf.detach().float().requires_grad_() for leaf in leaves]
+            wide = [leaf.detach().to(dtype).requires_grad_() for leaf in leaves]
             out = norm_gelu_conv(*wide, backend="reference")
-            return out.detach(), torch.autograd.grad(out, wide, grad.float())
+            return out.detach(), torch.autograd.grad(out, wide, grad.to(dtype))
 
-    return _both_ways(chosen, shape, run, gradients, exact)
+    return _both_ways(
+        chosen,
+        shape,
+        run,
+        gradients,
+        partial(computed_in, torch.float64),
+        partial(computed_in, torch.float32),
+        rounding=_rounding(cells, chosen, terms=cells.shape[-1]),
+    )
 
 
 def _both_ways(
@@ -290,7 +379,12 @@ def _both_ways(
     shape: list[int],
     run: Callable[[str], Tensor],
     gradients: Callable[[str, Tensor], tuple[Tensor, ...]],
-    exact: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] | None = None,
+    exact: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]],
+    reference: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] | None = None,
+    *,
+    rounding: float,
+    rounded: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] | None = None,
+    largest: float | None = None,
 ) -> GradientCheck:
     """Compare an operation with the reference, forward and with its gradients.
 
@@ -299,8 +393,11 @@ def _both_ways(
         shape: Of the operation's input.
         run: Returns a backend's result.
         gradients: Returns a backend's gradients, given that of the result.
-        exact: Returns the result and the gradients from which errors are measured, given the
-            gradient of the result; None takes the reference's.
+        exact: Returns the result and the gradients in float64, given the gradient of the result.
+        reference: Returns those of the reference that errors are reported from; None runs it.
+        rounding: Relative norm of the error that rounding may come to.
+        rounded: Returns those in float64 after a rounding that the kernel may do, too.
+        largest: Largest value that a result may be; None does not judge single values.
     """
 
     def forward(backend: str) -> Tensor:
@@ -309,11 +406,39 @@ def _both_ways(
 
     fast = forward(chosen)
     grad = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0)).to(fast)
-    if exact is None:
+    if reference is None:
         right, right_gradients = forward("reference"), gradients("reference", grad)
     else:
-        right, right_gradients = exact(grad)
-    pairs = zip(gradients(chosen, grad), right_gradients, strict=True)
+        right, right_gradients = reference(grad)
+    fast_gradients = gradients(chosen, grad)
+    exact_out, exact_gradients = exact(grad)
+    rounded_out, rounded_gradients = rounded(grad) if rounded else (exact_out, exact_gradients)
+
+    def judge(
+        measure: str, error: Callable[[Tensor, tuple[Tensor, ...]], float], floor: float
+    ) -> Judged:
+        of_rounding = error(rounded_out, rounded_gradients)
+        floor = max(floor, 4 * of_rounding)
+        ours, theirs = (
+            error(out[: len(exact_out)], _first(gradients, exact_gradients))
+            for out, gradients in ((fast, fast_gradients), (right, right_gradients))
+        )
+        return _judged(measure, ours, theirs, floor)
+
+    judged = [
+        judge("relative norm of the error", lambda out, _: relative_norm(out, exact_out), rounding)
+    ]
+    if largest is not None:
+        floor = rounding * largest
+        judged.append(judge("largest error", lambda out, _: _max_abs_error(out, exact_out), floor))
+    judged.append(
+        judge(
+            "relative norm of the gradients' error",
+            lambda _, gradients: _joint_norm(gradients, exact_gradients),
+            4 * rounding,
+        )
+    )
+    pairs = zip(fast_gradients, right_gradients, strict=True)
     times = _compare(lambda: forward(chosen), lambda: forward("reference"), fast.device)
     gradient_error = max(
         _max_abs_error(ours, theirs) / max(theirs.abs().max().item(), 1e-30)
@@ -325,10 +450,52 @@ def _both_ways(
     return GradientCheck(
         backend=chosen,
         shape=shape,
+        judged=tuple(judged),
         max_abs_error=_max_abs_error(fast, right),
         **times._asdict(),
         forward_backward=BothWays(max_gradient_error=gradient_error, **both_times._asdict()),
     )
+
+
+def _judged(measure: str, value: float, reference: float, floor: float) -> Judged:
+    """Return an error with its bound: twice the reference's own, and at least the floor."""
+    return Judged(measure, value, max(floor, 2 * reference))  # the floor first: max drops a NaN
+
+
+def _rounding(given: Tensor, backend: str, *, terms: int) -> float:
+    """Return the relative norm that rounding may come to in a sum, as the kernels' tests have it.
+
+    Half precisions round weights and results once each; TF32 truncates the factors of a product.
+    """
+    if given.dtype != torch.float32:
+        return 4 * torch.finfo(given.dtype).eps
+    if backend == "triton" and torch.get_float32_matmul_precision() != "highest":
+        return 2.0**-9
+    return eps_bound(given.dtype, terms)
+
+
+def _first(parts: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Return as many rows of each tensor as its counterpart has: `exact` may be of few clips."""
+    return tuple(part[: len(other)] for part, other in zip(parts, like, strict=True))
+
+
+def _attention_of_rounded_scores(qkv: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return attention in the dtype of `qkv`, of scores that are rounded to another first."""
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, num_tokens, head_dim)
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    scores = scores + (scores.to(dtype).to(scores.dtype) - scores).detach()
+    attended: Tensor = scores.softmax(dim=-1) @ v
+    return attended.transpose(1, 2)
+
+
+def _joint_norm(gradients: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:
+    """Return the relative norm of the error of gradients taken together.
+
+    A gradient by itself may be nothing but cancelled rounding, as that of queries whose softmax
+    has one key.
+    """
+    flat = [torch.cat([part.double().flatten() for part in parts]) for parts in (gradients, exact)]
+    return relative_norm(*flat)
 
 
 def first_block_qkv(model: nn.Module, features: Tensor) -> Tensor:

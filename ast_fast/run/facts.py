@@ -22,6 +22,7 @@ from ast_fast.machine.device import Placement
 from ast_fast.machine.distributed import Ranks, processes_here
 from ast_fast.machine.records import known_fields
 from ast_fast.settings.command_line import PROGRAM
+from ast_fast.settings.toml import DIGEST
 
 PACKAGES = (
     *("torch", "numpy", "numba", "triton", "soundfile", "soxr", "scikit-learn"),
@@ -42,6 +43,9 @@ class RunFacts:
     processes: int
     data_key: str
     """`Dataset.key` of the clips."""
+    settings_sha256: str | None = None
+    """Digest of the values in config.toml; None in versions up to 0.2.0. With it, every finished
+    fold has a manifest."""
     command: str = ""
     commit: dict[str, Any] | None = None
     """Of a checkout: its `hash`, and whether it is `dirty` (tracked files differ from it)."""
@@ -70,7 +74,8 @@ class RunFacts:
         """Return the contents of run.json; facts not yet known are left out."""
         document = dataclasses.asdict(self)
         document |= document.pop("unknown")
-        absent = [name for name in ("merged", "ended", "peak_memory_gib") if document[name] is None]
+        optional = (DIGEST, "merged", "ended", "peak_memory_gib")
+        absent = [name for name in optional if document[name] is None]
         return {name: value for name, value in document.items() if name not in absent}
 
     def resumed_by(self, other: RunFacts) -> RunFacts:

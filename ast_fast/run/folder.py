@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -16,22 +17,32 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.atomic import PARTIAL, atomic_write, filled_folder, remove_leftovers
 from ast_fast.machine.distributed import Ranks
+from ast_fast.machine.sealed import sealed
 from ast_fast.machine.text import read_document
 from ast_fast.report.build import Measured
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts
 from ast_fast.settings.agree import RESUMED_FACTS, differing_facts
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import CONFIG, config_to_toml
+from ast_fast.settings.toml import CONFIG, RUN, config_to_toml, recorded_run, settings_digest
+from ast_fast.training.manifest import (
+    check_files,
+    describe,
+    read_manifest,
+    remedy,
+    write_manifest,
+)
 
-RUN = "run.json"
 MEASURED = "measured.json"
 LOCK = ".lock"
 
-OWN_FILES = re.compile(r"\.lock|run\.json|\.(run|config)\.[0-9a-f]{8}\.partial\.(json|toml)")
-"""Files left by a process that was killed before it wrote config.toml."""
+OWN_FILES = re.compile(rf"\.lock|run\.json|{PARTIAL.pattern}", PARTIAL.flags)
+"""What a process left that was killed before it wrote config.toml."""
+OF_A_MERGE = re.compile(r"fold-\d+|report\.(json|html)")
+"""What one merging runs left besides, if it was killed while it moved them in from a folder that
+is still there."""
 
 
 class RunFolder:
@@ -55,16 +66,40 @@ class RunFolder:
         self._lock: FileLock | None = None
         self._made: list[Path] = []
 
-    def begin(self, config: Config, facts: RunFacts) -> None:
+    def begin(self, config: Config, facts: RunFacts) -> RunFacts:
         """Create the folder of a new run, and write its settings and facts there.
 
+        Returns:
+            The facts, with the digest of the settings.
         Raises:
             InputError: It cannot be created, or another process took it first.
         """
+        settings = config_to_toml(recorded(config))
+        facts = replace(facts, settings_sha256=settings_digest(settings))
         with _reported_by_name(self.path):
             if self.ranks.is_first:
-                self._make(config, facts)
+                self._make(settings, facts)
         self.path, self.holds_run = self.ranks.same((self.path, True))
+        return facts
+
+    @contextlib.contextmanager
+    def filled(self) -> Iterator[Path]:
+        """Yield an empty folder whose contents become the new run when the block ends well.
+
+        Raises:
+            InputError: The run's folder cannot be created, or another process took it first.
+        """
+        try:
+            self._claim()
+            self._acquire()
+            self._clear()
+            with filled_folder(self.path) as whole:
+                yield whole
+        except BaseException:
+            self._remove_files(*((LOCK,) if self._lock is not None else ()))
+            raise
+        finally:
+            self.close()
 
     def resume(self, facts: RunFacts) -> RunFacts:
         """Resume the run in the folder; return its facts, with those of this process added.
@@ -94,7 +129,7 @@ class RunFolder:
     def write_facts(self, facts: RunFacts) -> None:
         """Write run.json."""
         with atomic_write(self.path / RUN) as path:
-            path.write_text(json.dumps(facts.to_json(), indent=2) + "\n", encoding="utf-8")
+            path.write_text(run_json(facts), encoding="utf-8")
 
     def remove_untrained(self) -> None:
         """Remove what this process created of the folder, unless it finished an epoch there."""
@@ -113,22 +148,28 @@ class RunFolder:
         if self._lock is not None:
             self._lock.release()
 
-    def _make(self, config: Config, facts: RunFacts) -> None:
+    def _make(self, settings: str, facts: RunFacts) -> None:
         try:
             self._claim()
             self._acquire()
-            check_out(self.path)  # again: another process may have been first
-            for name in os.listdir(self.path):
-                if name != LOCK:
-                    (self.path / name).unlink()  # OWN_FILES of a killed process
+            self._clear()
             self.write_facts(facts)
             with atomic_write(self.path / CONFIG) as path:
-                path.write_text(config_to_toml(recorded(config)), encoding="utf-8")
+                path.write_text(settings, encoding="utf-8")
         except BaseException:
             unfinished = self._lock is not None and not (self.path / CONFIG).exists()
             self._remove_files(*((RUN, LOCK) if unfinished else ()))
             raise
         self.holds_run = True
+
+    def _clear(self) -> None:
+        """Remove what a killed process left, after checking that it is nothing else."""
+        check_out(self.path)  # again: another process may have been first
+        for path in self.path.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != LOCK:
+                path.unlink()
 
     def _claim(self) -> None:
         """Create the folder; without `--out`, one that did not exist."""
@@ -153,6 +194,8 @@ class RunFolder:
         except Timeout:
             raise InputError(f"--out {self.path} is in use by another process") from None
         self._lock = lock
+        if (self.path / CONFIG).exists():  # a killed merge leaves what tells its other files
+            remove_leftovers(self.path)
 
     def _remove_files(self, *names: str) -> None:
         """Remove these files from the run's folder, then the folders created for it if empty."""
@@ -215,7 +258,11 @@ def _check_out(out: Path) -> None:
             )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out must be a folder, got {out}, which is a file")
-    if out.is_dir() and not all(OWN_FILES.fullmatch(name) for name in os.listdir(out)):
+    names = os.listdir(out) if out.is_dir() else []
+    half_merged = any(PARTIAL.fullmatch(name) and (out / name).is_dir() for name in names)
+    for name in names:
+        if OWN_FILES.fullmatch(name) or (half_merged and OF_A_MERGE.fullmatch(name)):
+            continue
         raise InputError(f"--out must be a new or empty folder, got {out}, which holds other files")
     ancestor = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     if not ancestor.is_dir():
@@ -233,6 +280,11 @@ def recorded(config: Config) -> Config:
     )
 
 
+def run_json(facts: RunFacts) -> str:
+    """Return the text of run.json."""
+    return json.dumps(sealed(facts.to_json()), indent=2) + "\n"
+
+
 def read_facts(out: Path) -> RunFacts:
     """Return the facts in the run.json of a run's folder.
 
@@ -240,28 +292,50 @@ def read_facts(out: Path) -> RunFacts:
         InputError: It is missing, damaged, or lacks a fact that results depend on.
     """
     path = out / RUN
-    try:
-        document = json.loads(read_document(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    for name in (*RESUMED_FACTS, "resumed"):
-        if not isinstance(document, dict) or name not in document:
+    document = recorded_run(out)
+    kinds = {"data_key": str, "device": str, "kernels": dict, "threads": int, "amp": str}
+    for name, kind in (kinds | {"processes": int, "resumed": list}).items():
+        if name not in document:
             raise InputError(f"{path} must have {name}, which is missing")
+        if not isinstance(document[name], kind):
+            raise InputError(
+                f"{path}: {name} must be of type {kind.__name__}, got {document[name]!r}"
+            )
     return RunFacts.from_json(document)
 
 
 def read_measured(folder: Path) -> Measured | None:
-    """Return the cost of a finished fold; None if the file is missing or incomplete."""
+    """Return the cost of a finished fold; None if it is still to be measured.
+
+    So it is if the file is missing, or not in the fold's manifest yet. Version 0.2.0 wrote no
+    manifest: there, an incomplete file counts as missing.
+
+    Raises:
+        InputError: The file is not the one that the manifest lists.
+    """
+    path = folder / MEASURED
+    files = read_manifest(folder)
+    if not path.exists() or (files is not None and MEASURED not in files):
+        return None
+    if files is not None:
+        check_files(folder, files, (MEASURED,))
     try:
-        document = json.loads(read_document(folder / MEASURED))
-        measured = Measured.from_json(document)
+        measured = Measured.from_json(json.loads(read_document(path)))
         whole = math.isfinite(measured.seconds + sum(measured.stages.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        whole = False
+    if not whole and files is not None:
+        raise InputError(f"{path} must hold a fold's times and kernels; {remedy(folder)}")
     return measured if whole else None
 
 
 def write_measured(folder: Path, measured: Measured) -> None:
-    """Write the cost of a finished fold."""
+    """Write the cost of a finished fold, and list it in the manifest if there is one."""
+    files = read_manifest(folder)
+    if files is not None and MEASURED in files:
+        del files[MEASURED]
+        write_manifest(folder, files)  # a kill after this leaves a fold to be measured
     with atomic_write(folder / MEASURED) as path:
-        path.write_text(json.dumps(measured.to_json(), indent=2))
+        path.write_text(json.dumps(measured.to_json(), indent=2) + "\n", encoding="utf-8")
+    if files is not None:
+        write_manifest(folder, files | describe(folder, (MEASURED,)))

@@ -145,6 +145,25 @@ def warm_up(
     return seconds
 
 
+def wrong_kernel(fold: int, checks: KernelChecks, folder: Path) -> str | None:
+    """Return the message about a fold whose kernels exceed a bound; None if none does.
+
+    Args:
+        fold: The fold.
+        checks: Its comparison of kernels.
+        folder: Its folder.
+    """
+    wrong = checks.wrong()
+    if wrong is None:
+        return None
+    operation, check, judged = wrong
+    return (
+        f"fold {fold}: {operation} by {check.backend} is further from the reference than rounding "
+        f"explains: {judged.measure} {judged.value:.2g}, bound {judged.bound:.2g}; remove {folder} "
+        "to train the fold again, or start a new run with --backend reference"
+    )
+
+
 def compare_kernels(
     config: Config, dataset: Dataset, placement: Placement, result: FoldResult, folder: Path
 ) -> KernelChecks:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -12,13 +11,23 @@ from typing import Any, Self
 
 from ast_fast.data.dataset import Dataset, open_dataset
 from ast_fast.errors import InputError
-from ast_fast.machine.atomic import filled_folder
 from ast_fast.machine.console import RunConsole
+from ast_fast.machine.distributed import ALONE
 from ast_fast.machine.text import one_line
-from ast_fast.report.build import Measured, read_report, write_report
+from ast_fast.report.build import Measured, write_report
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts, now
-from ast_fast.run.folder import RUN, check_out, read_facts, read_measured, recorded
+from ast_fast.run.folder import (
+    MEASURED,
+    RunFolder,
+    check_out,
+    read_facts,
+    read_measured,
+    recorded,
+    run_json,
+)
+from ast_fast.run.kernels import wrong_kernel
+from ast_fast.run.verified import read_finished
 from ast_fast.settings.agree import (
     MAY_DIFFER_MERGED,
     MERGED_FACTS,
@@ -27,9 +36,17 @@ from ast_fast.settings.agree import (
 )
 from ast_fast.settings.command_line import MERGE, PROGRAM, MergeJob
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import CONFIG, config_to_toml, config_values, recorded_config
+from ast_fast.settings.toml import (
+    CONFIG,
+    RUN,
+    config_to_toml,
+    config_values,
+    recorded_config,
+    settings_digest,
+)
 from ast_fast.training.fold import split_fold
-from ast_fast.training.results import FoldResult, load_result
+from ast_fast.training.manifest import describe, read_manifest, write_manifest
+from ast_fast.training.results import RESULTS, FoldResult, load_result
 
 
 @dataclass(frozen=True)
@@ -44,7 +61,7 @@ class _Part:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        report = read_report(path)
+        report = read_finished(path)
         folds = sorted(int(fold) for fold in report["accuracy"]["per_fold"])
         return cls(path, recorded_config(path), read_facts(path), report["data"]["key"], folds)
 
@@ -97,8 +114,10 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         raise InputError(
             f"{dataset.root} no longer holds the clips that {first.path} was trained on"
         )
+    settings = config_to_toml(recorded(config))
     facts = replace(
         first.facts,
+        settings_sha256=settings_digest(settings),
         command=shlex.join([*shlex.split(PROGRAM), *argv]),
         merged=[
             {"path": str(part.path), "folds": part.folds, "run": part.facts.to_json()}
@@ -109,16 +128,18 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
         peak_memory_gib=max(part.facts.peak_memory_gib or 0.0 for part in parts),
     )
     try:
-        with filled_folder(out) as whole:
+        folder = RunFolder(out, is_named=True, is_resumed=False, ranks=ALONE)
+        with folder.filled() as whole:
             results, measured = [], {}
             for fold, home in sorted(homes.items()):
                 result, times = _copy_fold(config, dataset, fold, home, whole)
                 results.append(result)
                 measured[fold] = times
-            run = facts.to_json()
-            (whole / RUN).write_text(json.dumps(run, indent=2) + "\n", encoding="utf-8")
-            (whole / CONFIG).write_text(config_to_toml(recorded(config)), encoding="utf-8")
-            return write_report(whole, config, dataset, results, measured=measured, run=run)
+            (whole / RUN).write_text(run_json(facts), encoding="utf-8")
+            (whole / CONFIG).write_text(settings, encoding="utf-8")
+            return write_report(
+                whole, config, dataset, results, measured=measured, run=facts.to_json()
+            )
     except (OSError, shutil.Error) as error:
         reason = exhausted_resource(error) or f"--out {out} cannot be made from these runs: {error}"
         raise InputError(reason) from error
@@ -158,14 +179,23 @@ def _home_of_each_fold(parts: Sequence[_Part]) -> dict[int, Path]:
 def _copy_fold(
     config: Config, dataset: Dataset, fold: int, home: Path, whole: Path
 ) -> tuple[FoldResult, Measured]:
-    """Copy a finished fold into the new run; return its result and what it cost."""
-    name = f"fold-{fold}"
-    if (home / name).is_dir():
-        shutil.copytree(home / name, whole / name, copy_function=shutil.copyfile)
-    result = load_result(config, dataset, fold, whole / name, split_fold(dataset, fold)[1])
-    measured = read_measured(whole / name)
-    if result is None or measured is None:
+    """Check a finished fold and copy it into the new run; return its result and its cost.
+
+    A fold of version 0.2.0, which has no manifest, gets one.
+    """
+    folder, copied = home / f"fold-{fold}", whole / f"fold-{fold}"
+    result = load_result(config, dataset, fold, folder, split_fold(dataset, fold)[1])
+    if result is None:
+        raise InputError(f"{folder} must be a finished fold; its files are missing or incomplete")
+    measured = read_measured(folder)
+    if measured is None:
         raise InputError(
-            f"{home / name} must be a finished fold; its files are missing or incomplete"
+            f"{folder / MEASURED} is missing or incomplete; resume the run in {home} to write it"
         )
+    if problem := wrong_kernel(fold, measured.kernels, folder):
+        raise InputError(problem)
+    litter = shutil.ignore_patterns(".*.partial*")
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile, ignore=litter)
+    if read_manifest(copied) is None:
+        write_manifest(copied, describe(copied, (*RESULTS, MEASURED)))
     return result, measured

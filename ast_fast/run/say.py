@@ -72,7 +72,9 @@ def say_results(
             if check["speed_ratio"] is None:
                 cells += [check["backend"], "not compared"]
             else:
-                cells += [f"{check['speed_ratio']:.1f} x", f"{check['max_abs_error']:.1e}"]
+                error = check["max_abs_error"]  # None where it is not finite
+                shown = "not finite" if error is None else f"{error:.1e}"
+                cells += [f"{check['speed_ratio']:.1f} x", shown]
         folds.add_row(*cells)
     console.print()
     console.print(folds)

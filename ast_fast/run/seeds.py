@@ -7,18 +7,20 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.atomic import atomic_write, remove_leftovers
 from ast_fast.machine.device import resolve_device
 from ast_fast.machine.distributed import join_ranks
 from ast_fast.machine.text import one_line
-from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
-from ast_fast.run.folder import choose_out
+from ast_fast.run.folder import LOCK, choose_out
+from ast_fast.run.verified import read_finished
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import CONFIG, config_values
+from ast_fast.settings.toml import CONFIG, config_values, recorded_values
 
 SUMMARY = "seeds.json"
 
@@ -44,7 +46,7 @@ def run_seeds(job: SeedsJob, run: Callable[[Sequence[str]], int]) -> int:
         raise InputError(f"--out must be a folder for the runs of {SEEDS}, got {out}, itself a run")
     planned = config_values(config)
     for folder in _finished(out).values():
-        _check_alike(folder, read_report(folder)["config"], planned)
+        _check_alike(folder, read_finished(folder)["config"], planned)
     resumes = bool(job.arguments.of("--resume"))
     for seed in job.seeds:
         folder = out / f"seed-{seed}"
@@ -81,6 +83,7 @@ def arguments_of_new_runs(arguments: Arguments) -> Arguments:
         raise InputError(f"--out must hold runs to resume, got {out}, which has no seed-N")
     if given.of("--config"):
         return given
+    recorded_values(existing[0].parent)  # raises if they were cut or changed
     return Arguments(("--config", str(existing[0]), *given.tokens))
 
 
@@ -88,8 +91,10 @@ def _write_summary(out: Path) -> None:
     """Summarise the finished runs of all seeds, in seeds.json and on the console."""
     folders = _finished(out)
     summary = summarise(folders)
-    with atomic_write(out / SUMMARY) as path:
-        path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    with FileLock(out / LOCK):
+        remove_leftovers(out)
+        with atomic_write(out / SUMMARY) as path:
+            path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     accuracy = summary["accuracy"]
     spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(folders) > 1 else ""
     print(
@@ -114,7 +119,7 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
     per_seed: dict[str, dict[str, float]] = {}
     first: dict[str, Any] = {}
     for seed, folder in folders.items():
-        report = read_report(folder)
+        report = read_finished(folder)
         per_seed[str(seed)] = report["accuracy"]["per_fold"]
         facts = {"the clips": report["data"]["key"], "the folds": sorted(per_seed[str(seed)])}
         first = first or facts | report["config"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from ast_fast.errors import InputError
+from ast_fast.machine.sealed import CHECKSUM, digest_of, is_intact
 from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
@@ -17,6 +19,10 @@ from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""
+RUN = "run.json"
+"""File beside it that keeps what else the run's numbers depend on, and the settings' digest."""
+DIGEST = "settings_sha256"
+"""Key of that digest."""
 
 LARGEST_CONFIG = 2**18
 """Bytes of a TOML file; one with every setting has 4,000."""
@@ -32,7 +38,7 @@ def recorded_values(out: Path) -> dict[str, Any]:
     """Return the settings, by key, with which the run in folder `out` started.
 
     Raises:
-        InputError: `out` holds no run, or its config.toml cannot be read.
+        InputError: `out` holds no run, or its config.toml cannot be read or was changed.
     """
     path = out / CONFIG
     try:
@@ -41,7 +47,51 @@ def recorded_values(out: Path) -> dict[str, Any]:
         raise InputError(f"--out {out} cannot be read: {error.strerror}") from error
     if not found:
         raise InputError(f"--out must hold a run to resume, got {out}, which has no config.toml")
-    return read_toml(path)
+    values = read_toml(path)
+    _check_unchanged(out)
+    return values
+
+
+def recorded_run(out: Path) -> dict[str, Any]:
+    """Return the content of run.json in a run's folder, without its checksum.
+
+    Raises:
+        InputError: It is missing or damaged.
+    """
+    path = out / RUN
+    try:
+        document = json.loads(read_document(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if not isinstance(document, dict):
+        raise InputError(f"{path} must hold a run's facts, got a {type(document).__name__}")
+    if (CHECKSUM in document or DIGEST in document) and not is_intact(document):
+        raise InputError(
+            f"{path} is damaged or was changed: its checksum does not match; restore it, or start "
+            "a new run with another --out"
+        )
+    return {key: value for key, value in document.items() if key != CHECKSUM}
+
+
+def settings_digest(text: str) -> str:
+    """Return the SHA-256 of the values in a TOML text; its layout and comments do not count."""
+    return digest_of(tomllib.loads(text))
+
+
+def _check_unchanged(out: Path) -> None:
+    """Raise if config.toml has other values than those whose digest run.json keeps.
+
+    Versions up to 0.2.0 kept none. A missing run.json is for whoever needs its facts to name.
+    """
+    if not (out / RUN).exists():
+        return
+    kept = recorded_run(out).get(DIGEST)
+    if kept is None or kept == settings_digest(read_document(out / CONFIG, LARGEST_CONFIG)):
+        return
+    raise InputError(
+        f"{out / CONFIG} must hold the settings that the run began with, and was cut or changed "
+        f"({RUN} has their SHA-256); restore it, or start a new run with another --out"
+    )
 
 
 def recorded_config(out: Path) -> Config:

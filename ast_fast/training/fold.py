@@ -28,6 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
+from ast_fast.machine.atomic import remove_leftovers
 from ast_fast.machine.device import Placement, deterministic_algorithms, resolve_placement
 from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.text import one_name
@@ -39,12 +40,15 @@ from ast_fast.settings.rules import check_config
 from ast_fast.training import checkpoint
 from ast_fast.training.batches import Batches
 from ast_fast.training.checkpoint import CHECKPOINT, prefixed, without_prefix
+from ast_fast.training.manifest import MANIFEST, describe, remedy, write_manifest
 from ast_fast.training.observers import Observer, Observers
 from ast_fast.training.optimiser import Optimiser
 from ast_fast.training.results import (
     MODEL,
+    RESULTS,
     EpochRow,
     FoldResult,
+    accuracy_of,
     load_result,
     write_history,
     write_predictions,
@@ -73,10 +77,10 @@ def train_fold(
     """Train on every other fold and return the last epoch's result on this one.
 
     Writes into `out_dir/fold-N`: history.csv and checkpoint.safetensors after every epoch;
-    predictions.csv and model.safetensors (the tested weights) at the end, when the checkpoint is
-    removed. With `config.resume` it continues from the checkpoint, or returns the result of a
-    finished fold; otherwise it replaces the files of an earlier run. The caller chooses the
-    kernels, with `ast_fast_kernels.use_backend`.
+    predictions.csv, model.safetensors (the tested weights) and the manifest of these files at the
+    end, when the checkpoint is removed. With `config.resume` it continues from the checkpoint, or
+    returns the result of a finished fold; otherwise it replaces the files of an earlier run. The
+    caller chooses the kernels, with `ast_fast_kernels.use_backend`.
 
     Args:
         config: The run's settings.
@@ -103,14 +107,15 @@ def train_fold(
     folder = out_dir / f"fold-{fold}"
     folder.mkdir(parents=True, exist_ok=True)
     if ranks.is_first:
-        for left_behind in folder.glob(".*.partial.*"):  # by a process that was killed writing
-            left_behind.unlink(missing_ok=True)
+        remove_leftovers(folder)
 
     observer = Observers(observers)
     observer.on_fold_start(fold, len(train_indices), len(test_indices), config.training.epochs)
     result = None
     if config.resume:
         result = load_result(config, dataset, fold, folder, test_indices, stages)
+        if result is not None and ranks.is_first:
+            (folder / CHECKPOINT).unlink(missing_ok=True)  # of a process killed before this
     if result is None:
         with reproducible(placement.device):
             training = _FoldTraining(
@@ -307,8 +312,8 @@ class _FoldTraining:
         loss = functional.cross_entropy(all_logits, labels).item()
         if not math.isfinite(loss):
             raise self._diverged("the test", loss)
-        accuracy = int((all_logits.argmax(dim=1) == labels).sum()) / len(labels)
-        return _Outcome(all_logits.softmax(dim=1).numpy(), loss, accuracy)
+        probabilities = all_logits.softmax(dim=1).numpy()
+        return _Outcome(probabilities, loss, accuracy_of(probabilities, labels.numpy()))
 
     def _diverged(self, where: str, loss: float) -> DivergedError:
         training = self.config.training
@@ -340,12 +345,16 @@ class _FoldTraining:
         path = self.folder / CHECKPOINT
         if not self.config.resume:
             if self.ranks.is_first:
-                for name in (CHECKPOINT, MODEL):
+                for name in (MANIFEST, CHECKPOINT, MODEL):
                     (self.folder / name).unlink(missing_ok=True)
             return False
         if not path.exists():
             return False
         tensors, facts = checkpoint.load(path)
+        if "scaler" not in facts:
+            raise InputError(
+                f"{path} must be the checkpoint of a fold in training; {remedy(self.folder)}"
+            )
         try:
             self._take_up(path, tensors, facts)
         except InputError:
@@ -372,7 +381,7 @@ class _FoldTraining:
         self.history = [EpochRow(**row) for row in facts["history"]]
 
     def _finish(self) -> FoldResult:
-        """Write the files of a finished fold; model.safetensors, the last, marks it finished."""
+        """Write the files of a finished fold; the manifest, the last, marks it finished."""
         outcome = self.outcome or self._test()
         if self.ranks.is_first:
             with self.stages("other"):
@@ -381,7 +390,9 @@ class _FoldTraining:
                     self.folder, self.dataset, self.test_indices, outcome.probabilities
                 )
                 facts = self._facts() | {"accuracy": outcome.accuracy, "loss": outcome.loss}
+                facts |= {"beside": [MANIFEST]}  # so that a lost manifest is missed
                 checkpoint.save(self.folder / MODEL, self.tested.state_dict(), facts)
+                write_manifest(self.folder, describe(self.folder, RESULTS))
                 (self.folder / CHECKPOINT).unlink()
         return FoldResult(
             fold=self.fold,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,25 @@ from numpy.typing import NDArray
 from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.text import from_cell, to_cell
+from ast_fast.machine.text import from_cell, read_document, to_cell
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.checkpoint import CHECKPOINT
+from ast_fast.training.manifest import (
+    MANIFEST,
+    check_files,
+    missing_manifest,
+    read_manifest,
+    remedy,
+)
 
 MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"
 HISTORY = "history.csv"
+RESULTS = (MODEL, PREDICTIONS, HISTORY)
+"""Files that the manifest of a trained fold lists."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,10 @@ def load_result(
 ) -> FoldResult | None:
     """Return the result of a fold that an earlier run finished; None if none did.
 
+    Its files are checked against its manifest. The model says whether there must be one; those of
+    version 0.2.0 and before do not. If a process was killed before the manifest was written, the
+    checkpoint is still there and the fold is not finished.
+
     Args:
         config: The run's settings.
         dataset: Its clips.
@@ -78,24 +92,49 @@ def load_result(
         test_indices: The clips that it was tested on, shape (num_test,).
         stages: Receives the time that the fold took.
     Raises:
-        InputError: A file is damaged or belongs to another run.
+        InputError: A file is missing, damaged, was changed, or belongs to another run.
     """
     path = folder / MODEL
-    if not path.exists():
+    files = read_manifest(folder)
+    if files is not None:
+        check_files(folder, files, RESULTS)
+    elif not path.exists():
         return None
     _, facts = checkpoint.load(path)
+    if files is None and MANIFEST in facts.get("beside", ()):
+        if (folder / CHECKPOINT).exists():
+            return None
+        raise missing_manifest(folder)
+    if "accuracy" not in facts:
+        raise InputError(f"{path} must be a finished fold's model; {remedy(folder)}")
     check_same_fold(path, facts["run"], fold_identity(config, fold, dataset.key))
+    probabilities = _read_predictions(folder / PREDICTIONS, dataset, test_indices)
+    accuracy = accuracy_of(probabilities, dataset.labels[test_indices])
+    if accuracy != facts["accuracy"]:
+        raise InputError(
+            f"{folder / PREDICTIONS} must give the accuracy that {MODEL} records, "
+            f"{facts['accuracy']:.6g}, got {accuracy:.6g}; {remedy(folder)}"
+        )
     if stages is not None:
         stages.take_up(facts["stages"])
-    (folder / CHECKPOINT).unlink(missing_ok=True)
     return FoldResult(
         fold=fold,
-        accuracy=facts["accuracy"],
+        accuracy=accuracy,
         loss=facts["loss"],
         history=[EpochRow(**row) for row in facts["history"]],
         test_indices=test_indices,
-        probabilities=_read_predictions(folder / PREDICTIONS, dataset, test_indices),
+        probabilities=probabilities,
     )
+
+
+def accuracy_of(probabilities: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Return the share of clips whose most probable class is their label's.
+
+    Args:
+        probabilities: Shape (num_clips, num_classes).
+        labels: Shape (num_clips,).
+    """
+    return int((probabilities.argmax(axis=1) == labels).sum()) / len(labels)
 
 
 def write_history(folder: Path, history: Sequence[EpochRow]) -> None:
@@ -125,7 +164,7 @@ def write_predictions(
         test_indices: The clips that were tested, shape (num_test,).
         probabilities: Shape (num_test, num_classes).
     """
-    targets = {int(dataset.labels[i]): clip.target for i, clip in enumerate(dataset.clips)}
+    targets = _targets(dataset)
     with (
         atomic_write(folder / PREDICTIONS) as path,
         path.open("w", newline="", encoding="utf-8") as file,
@@ -146,18 +185,54 @@ def _read_predictions(
     """Return the probabilities that `write_predictions` wrote for these clips."""
     expected = [dataset.clips[index].filename for index in test_indices]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.reader(file))[1:]
+        rows = list(csv.reader(io.StringIO(read_document(path), newline="")))[1:]
         probabilities = np.array([[float(share) for share in row[4:]] for row in rows], np.float32)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path} must hold the predictions of a finished fold, but cannot be read ({error}); "
             f"remove {path.parent} to train the fold again"
         ) from error
     shape = (len(expected), len(dataset.class_names))
-    if [from_cell(row[0]) for row in rows] != expected or probabilities.shape != shape:
+    if probabilities.shape != shape or [from_cell(row[0]) for row in rows] != expected:
         raise InputError(
             f"{path} must hold one line for each of the {len(expected)} clips of its test fold; "
             f"it does not, so remove {path.parent} to train the fold again"
         )
+    _check_predictions(path, rows, probabilities, dataset, test_indices)
     return probabilities
+
+
+def _check_predictions(
+    path: Path,
+    rows: Sequence[Sequence[str]],
+    probabilities: NDArray[np.float32],
+    dataset: Dataset,
+    test_indices: NDArray[np.int64],
+) -> None:
+    """Raise if a line is none that `write_predictions` can have written for its clip."""
+    # Rounding of the sum that a softmax divides by, of each quotient, and of what is summed here.
+    rounding = (len(dataset.class_names) + 2) * float(np.finfo(np.float32).eps)
+    targets = _targets(dataset)
+    for line, (row, shares, index) in enumerate(
+        zip(rows, probabilities, test_indices, strict=True), start=2
+    ):
+        total = float(shares.sum(dtype=np.float64))
+        clip = dataset.clips[index]
+        expected = [str(clip.fold), str(clip.target), str(targets[int(shares.argmax())])]
+        if not (np.isfinite(shares).all() and shares.min() >= 0 and shares.max() <= 1):
+            problem = "must have probabilities between 0 and 1, and has others"
+        elif abs(total - 1) > rounding:
+            problem = f"must have probabilities whose sum is 1, got {total:.9g}"
+        elif list(row[1:4]) != expected:
+            problem = (
+                f"must have fold, target and predicted {', '.join(expected)}, "
+                f"got {', '.join(row[1:4])}"
+            )
+        else:
+            continue
+        raise InputError(f"{path}: line {line} {problem}; {remedy(path.parent)}")
+
+
+def _targets(dataset: Dataset) -> dict[int, int]:
+    """Return the target, as numbered in the data set's table, of each label."""
+    return {int(dataset.labels[i]): clip.target for i, clip in enumerate(dataset.clips)}

@@ -25,6 +25,8 @@ from ast_fast.settings.rules import check_prediction
 from ast_fast.settings.toml import config_from_settings
 from ast_fast.settings.values import is_utf8, shown
 from ast_fast.training import checkpoint
+from ast_fast.training.manifest import check_files, read_manifest
+from ast_fast.training.results import MODEL
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,10 @@ def load_trained(path: Path) -> TrainedModel:
         raise InputError(f"CHECKPOINT {path} cannot be read: {error.strerror}") from error
     if not found:
         raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
+    in_fold = path.name == MODEL and path.absolute().parent.name.startswith("fold-")
+    files = read_manifest(path.parent) if in_fold else None
+    if files is not None:
+        check_files(path.parent, files, (MODEL,))
     stored = checkpoint.read_header(path)
     facts = stored.facts
     if "class_names" not in facts or any(name.startswith("optimizer.") for name in stored.shapes):

@@ -108,6 +108,7 @@ def test_the_first_process_alone_prints_and_writes(together: tuple[Path, str]) -
     assert info["command"].startswith("torchrun --nproc-per-node 2 -m ast_fast.cv ")
     assert sorted(path.name for path in (out / "fold-2").iterdir()) == [
         "history.csv",
+        "manifest.json",
         "measured.json",
         "model.safetensors",
         "predictions.csv",

@@ -1,7 +1,7 @@
 import json
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -26,6 +26,7 @@ from ast_fast.settings.config import Config, FeatureConfig, ModelConfig
 from ast_fast_kernels import _dispatch, use_backend
 from ast_fast_kernels.attention.sdpa import attention_sdpa
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.presets import PresetName
 from ast_fast_kernels.fbank.reference import fbank_reference
 from ast_fast_kernels.stem.reference import norm_gelu_conv_reference
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX
@@ -262,3 +263,103 @@ def test_checks_of_a_version_that_had_fewer_figures_are_read() -> None:
     older = {"backend": "numba", "shape": [3, 4000], **figures, "relative_norm_before_log": 1e-7}
     check = FbankCheck.from_json(older)
     assert (check.max_abs_error, check.reference_max_abs_error) == (0.5, None)
+
+
+def right_attention(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+    return attention_sdpa(qkv, key_lengths, scale)
+
+
+def attention_of_one_wrong_value(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+    out = attention_sdpa(qkv, key_lengths, scale)
+    wrong = torch.zeros_like(out)
+    wrong[-1, -1, -1, -1] = 1.0
+    return out + wrong
+
+
+def attention_of_wrong_gradients(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+    out = attention_sdpa(qkv, key_lengths, scale)
+    return 1.5 * out - 0.5 * out.detach()
+
+
+def attention_of_nan(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
+    return attention_sdpa(qkv, key_lengths, scale) * torch.nan
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("function", "measure"),
+    [
+        (right_attention, None),
+        (shifted_attention, "relative norm of the error"),
+        (attention_of_nan, "relative norm of the error"),
+        (attention_of_one_wrong_value, "largest error"),
+        (attention_of_wrong_gradients, "relative norm of the gradients' error"),
+    ],
+)
+def test_attention_is_judged_by_each_of_its_errors(
+    function: Any, measure: str | None, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace_backend(monkeypatch, "attention", "sdpa", function)
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(8, 60, 3, 2, 8, generator=generator).to(dtype)
+    check = check_attention(qkv)
+    wrong = [judged.measure for judged in check.judged if not judged.holds]
+    assert measure in wrong if measure else not wrong
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0, 1000.0])
+def test_right_attention_holds_whatever_its_scores(scale: float) -> None:
+    """From even weights to one key with all the weight, where gradients cancel."""
+    for seed in range(4):
+        generator = torch.Generator().manual_seed(seed)
+        qkv = (
+            torch.randn(3, 37, 3, 2, 16, generator=generator)
+            * torch.tensor([scale, 1, 1])[:, None, None]
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            check = check_attention(qkv.to(dtype))
+            assert all(judged.holds for judged in check.judged), (seed, dtype, check.judged)
+
+
+def test_a_filterbank_is_judged_with_and_without_logarithm(
+    waveforms: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = replace(CONFIG, fbank=CONFIG.fbank.replace(use_log_fbank=False))
+    for config in (CONFIG, plain):
+        assert all(judged.holds for judged in check_fbank(config, waveforms).judged)
+    for function in (louder_fbank, lambda *given: fbank_reference(*given) * torch.nan):
+        with monkeypatch.context() as patch:
+            replace_backend(patch, "fbank", "numba", function)
+            for config in (CONFIG, plain):
+                with use_backend(fbank="numba"):
+                    check = check_fbank(config, waveforms)
+                assert not any(judged.holds for judged in check.judged)
+
+
+@pytest.mark.parametrize("preset", get_args(PresetName))
+@pytest.mark.parametrize("clip", ["noise", "silence", "offset", "click"])
+def test_a_right_filterbank_holds_on_any_clip(preset: str, clip: str) -> None:
+    rng = np.random.default_rng(0)
+    samples = {
+        "noise": rng.integers(-9000, 9000, 16000),
+        "silence": np.zeros(16000, int),
+        "offset": np.full(16000, 12345),
+        "click": np.eye(1, 16000, 8000, dtype=int)[0] * 32767,
+    }[clip]
+    config = replace(CONFIG, fbank=FbankConfig.preset(preset))
+    check = check_fbank(config, torch.from_numpy(samples.astype(np.int16))[None])
+    assert check.backend == "numba"
+    assert all(judged.holds for judged in check.judged), check.judged
+
+
+def test_a_wrong_stem_is_judged_wrong(
+    model_with_stem: AudioSpectrogramTransformer,
+    features: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        right = check_stem(model_with_stem, features, dtype)
+        assert all(judged.holds for judged in right.judged), right.judged
+    replace_backend(monkeypatch, "stem", "numba", lambda *g: 2 * norm_gelu_conv_reference(*g))
+    wrong = check_stem(model_with_stem, features, torch.float32)
+    assert not any(judged.holds for judged in wrong.judged)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from ast_fast.errors import InputError
 from ast_fast.run.facts import RunFacts
 from ast_fast.run.folder import read_facts, read_measured
 
@@ -40,3 +42,36 @@ def test_a_fold_measured_by_another_version_is_whole(tmp_path: Path) -> None:
     assert found is not None
     assert found.seconds == 2.0
     assert found.kernels.fbank.backend == "reference"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"seconds": 1}',
+        '{"seconds": "1", "stages": {}, "epochs": 1, "kernels": {}}',
+    ],
+    ids=["empty", "list", "nothing", "partial", "wrong"],
+)
+def test_a_measurement_that_is_not_whole_is_to_be_made_again(content: str, tmp_path: Path) -> None:
+    """Of version 0.2.0, which listed it in no manifest."""
+    (tmp_path / "measured.json").write_text(content)
+    assert read_measured(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("threads", "2", "threads must be of type int, got '2'"),
+        ("resumed", 5, "resumed must be of type list, got 5"),
+        ("kernels", [], "kernels must be of type dict, got []"),
+    ],
+)
+def test_a_fact_of_another_type_is_named(name, value, message, tmp_path: Path) -> None:
+    """Of version 0.2.0, which had no checksum."""
+    document = json.loads(RUNS[-1].read_text(encoding="utf-8")) | {name: value}
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    with pytest.raises(InputError, match=re.escape(f"run.json: {message}")):
+        read_facts(tmp_path)

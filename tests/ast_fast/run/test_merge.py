@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ast_fast.cv import main
+from ast_fast.machine.sealed import CHECKSUM, sealed
 
 TINY = [
     *("--training.epochs", "1", "--threads", "1", "--backend", "reference"),
@@ -31,6 +32,13 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def rewrite(path: Path, change) -> None:
+    """Change a sealed JSON file as a program of another version or machine would have."""
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(sealed(document)))
+
+
 def merge(jobs: Path, out: Path, *names: str) -> int:
     return main(["--merge", *(str(jobs / name) for name in names), "--out", str(out)])
 
@@ -42,6 +50,8 @@ def test_merged_folds_are_the_run_of_them_all(jobs: Path, tmp_path: Path, capsys
     assert merged["accuracy"] == whole["accuracy"]
     assert merged["confusion"] == whole["confusion"]
     runs = [json.loads((jobs / name / "run.json").read_text()) for name in "ab"]
+    for run in runs:
+        del run[CHECKSUM]
     assert merged["run"]["merged"] == [
         {"path": str(jobs / "a"), "folds": [1, 2], "run": runs[0]},
         {"path": str(jobs / "b"), "folds": [3], "run": runs[1]},
@@ -72,9 +82,7 @@ def test_what_does_not_go_together_is_refused(jobs, tmp_path, names, message, ca
 
 def test_other_clips_are_refused(jobs: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(jobs / "b", tmp_path / "b")
-    report = json.loads((tmp_path / "b" / "report.json").read_text())
-    report["data"]["key"] = "other"
-    (tmp_path / "b" / "report.json").write_text(json.dumps(report))
+    rewrite(tmp_path / "b" / "report.json", lambda report: report["data"].update(key="other"))
     out = ["--out", str(tmp_path / "merged")]
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
     message = f"error: {jobs / 'a'} and {tmp_path / 'b'} must hold the same clips; they do not\n"
@@ -86,7 +94,7 @@ def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> Non
     shutil.copytree(jobs / "b", tmp_path / "b")
     info = json.loads((tmp_path / "b" / "run.json").read_text())
     other = "off" if info["amp"] == "bfloat16" else "bfloat16"
-    (tmp_path / "b" / "run.json").write_text(json.dumps(info | {"amp": other}))
+    rewrite(tmp_path / "b" / "run.json", lambda run: run.update(amp=other))
     out = ["--out", str(tmp_path / "merged")]
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
     message = f"must have the precision of {jobs / 'a'} ({info['amp']}), got {other}\n"
@@ -96,9 +104,7 @@ def test_another_precision_is_refused(jobs: Path, tmp_path: Path, capsys) -> Non
 
 def test_runs_of_another_version_are_told(jobs: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(jobs / "b", tmp_path / "b")
-    info = json.loads((tmp_path / "b" / "run.json").read_text())
-    info["versions"]["torch"] = "1.0"
-    (tmp_path / "b" / "run.json").write_text(json.dumps(info))
+    rewrite(tmp_path / "b" / "run.json", lambda run: run["versions"].update(torch="1.0"))
     out = tmp_path / "merged"
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), "--out", str(out)]) == 0
     note = "note: the runs differ in versions; run.json has the values of each run\n"
@@ -109,14 +115,17 @@ def test_runs_of_another_version_are_told(jobs: Path, tmp_path: Path, capsys) ->
 def test_a_fold_that_is_gone_leaves_nothing_behind(jobs: Path, tmp_path: Path, capsys) -> None:
     shutil.copytree(jobs / "b", tmp_path / "b")
     out = ["--out", str(tmp_path / "deeper" / "merged")]
-    for broken in (tmp_path / "b" / "fold-3" / "model.safetensors", tmp_path / "b" / "fold-3"):
+    fold = tmp_path / "b" / "fold-3"
+    model = fold / "model.safetensors"
+    missing = (
+        f"{model} is missing, and manifest.json lists it; remove {fold} to train the fold again"
+    )
+    gone = f"{fold} must be a finished fold; its files are missing or incomplete"
+    for broken, message in ((model, missing), (fold, gone)):
         broken.unlink() if broken.is_file() else shutil.rmtree(broken)
         assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 2
-        assert capsys.readouterr().err == (
-            f"error: {tmp_path / 'b' / 'fold-3'} must be a finished fold; "
-            "its files are missing or incomplete\n"
-        )
-        assert not any((tmp_path / "deeper").iterdir())
+        assert capsys.readouterr().err == f"error: {message}\n"
+        assert not (tmp_path / "deeper").exists()
     assert main(["--merge", str(jobs / "a"), str(jobs / "b"), *out]) == 0
 
 
@@ -135,9 +144,7 @@ def test_an_empty_folder_that_is_there_is_filled(jobs: Path, tmp_path: Path, mon
 
 def test_kernels_that_a_version_did_not_name_are_not_told(jobs, tmp_path, capsys) -> None:
     shutil.copytree(jobs / "b", tmp_path / "b")
-    info = json.loads((tmp_path / "b" / "run.json").read_text())
-    del info["kernels"]["mix"]
-    (tmp_path / "b" / "run.json").write_text(json.dumps(info))
+    rewrite(tmp_path / "b" / "run.json", lambda run: run["kernels"].pop("mix"))
     assert main(["--resume", "--out", str(tmp_path / "b")]) == 0
     out = ["--out", str(tmp_path / "merged")]
     assert main(["--merge", str(jobs / "a"), str(tmp_path / "b"), *out]) == 0

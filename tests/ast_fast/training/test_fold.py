@@ -188,6 +188,7 @@ def test_a_fold_writes_its_files_and_no_others(tmp_path):
         "history.csv",
         "predictions.csv",
         "model.safetensors",
+        "manifest.json",
     }
     np.testing.assert_array_equal(result.test_indices, np.flatnonzero(dataset.folds == 2))
 
@@ -286,7 +287,7 @@ def test_a_resumed_fold_is_equal_to_the_bit(tmp_path, killer, norm_per_sample):
     assert not (tmp_path / "killed" / "fold-1" / "checkpoint.safetensors").exists()
 
 
-@pytest.mark.parametrize("name", ["predictions.csv", "model.safetensors"])
+@pytest.mark.parametrize("name", ["predictions.csv", "model.safetensors", "manifest.json"])
 def test_a_fold_killed_while_it_finishes_is_finished_on_resume(tmp_path, monkeypatch, name):
     dataset = fake_dataset()
     expected = train_fold(SMALL, dataset, 1, tmp_path / "whole")
@@ -316,8 +317,8 @@ def test_what_a_kill_within_a_write_left_behind_is_removed(tmp_path, monkeypatch
     folder = tmp_path / "fold-1"
     assert len(list(folder.iterdir())) == 1
     train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path)
-    assert {path.suffix for path in folder.iterdir()} == {".csv", ".safetensors"}
-    assert len(list(folder.iterdir())) == 3
+    assert {path.suffix for path in folder.iterdir()} == {".csv", ".json", ".safetensors"}
+    assert len(list(folder.iterdir())) == 4
 
 
 def test_a_finished_fold_is_not_trained_again(tmp_path):

@@ -1,0 +1,38 @@
+"""JSON documents with a checksum of their own content, and the digests of files.
+
+A checksum is of the values, not of the text: a file that was formatted anew is still intact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+CHECKSUM = "checksum"
+"""Key of the checksum in a sealed document."""
+
+
+def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON document with its checksum added."""
+    plain = {key: value for key, value in document.items() if key != CHECKSUM}
+    return plain | {CHECKSUM: digest_of(plain)}
+
+
+def is_intact(document: Mapping[str, Any]) -> bool:
+    """Return whether a document read back has the checksum that `sealed` gave it."""
+    return bool(document.get(CHECKSUM) == sealed(document)[CHECKSUM])
+
+
+def digest_of(document: Any) -> str:
+    """Return the SHA-256 of a document's values; what JSON lacks counts as its text."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

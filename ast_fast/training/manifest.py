@@ -1,0 +1,118 @@
+"""manifest.json: the size and SHA-256 of each file of a finished fold.
+
+It is the last file that a fold's training writes, so it marks the fold as finished. Its checkpoint
+stays until then: a process killed before that resumes from it and finishes the fold again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from ast_fast.errors import InputError
+from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.sealed import digest_of_file, is_intact, sealed
+from ast_fast.machine.text import read_document
+
+MANIFEST = "manifest.json"
+
+Files = dict[str, dict[str, int | str]]
+"""By name, `bytes` and `sha256`."""
+
+
+def describe(folder: Path, names: Sequence[str]) -> Files:
+    """Return the size and SHA-256 of files in a fold's folder."""
+    return {
+        name: {
+            "bytes": (folder / name).stat().st_size,
+            "sha256": digest_of_file(folder / name),
+        }
+        for name in names
+    }
+
+
+def write_manifest(folder: Path, files: Files) -> None:
+    """Write the manifest of files that are on disk already."""
+    with atomic_write(folder / MANIFEST) as path:
+        path.write_text(json.dumps(sealed({"files": files}), indent=2) + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> Files | None:
+    """Return the files that a fold's manifest lists; None if there is no manifest.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    path = folder / MANIFEST
+    try:
+        document = json.loads(read_document(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path} must be a fold's manifest, but cannot be read ({error}); {remedy(folder)}"
+        ) from error
+    if not isinstance(document, dict) or not is_intact(document):
+        raise InputError(
+            f"{path} is damaged or was changed: its checksum does not match; {remedy(folder)}"
+        )
+    try:
+        return {
+            name: {key: of[key] for key in ("bytes", "sha256")}
+            for name, of in document["files"].items()
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} must list files, but does not; {remedy(folder)}") from error
+
+
+def check_files(folder: Path, files: Files, names: Sequence[str]) -> None:
+    """Check that files are those that the manifest lists.
+
+    Args:
+        folder: The fold's folder.
+        files: What `read_manifest` gave.
+        names: The files to check.
+    Raises:
+        InputError: The message names the first that is missing or another.
+    """
+    for name in names:
+        path = folder / name
+        if name not in files:
+            raise InputError(f"{folder / MANIFEST} must list {name}; {remedy(folder)}")
+        listed = files[name]
+        try:
+            size = path.stat().st_size
+            same_size = size == listed["bytes"]
+            same = same_size and digest_of_file(path) == listed["sha256"]
+        except FileNotFoundError:
+            raise InputError(
+                f"{path} is missing, and {MANIFEST} lists it; {remedy(folder)}"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{path} cannot be read: {error.strerror}; {remedy(folder)}"
+            ) from error
+        if not same_size:
+            raise InputError(
+                f"{path} must have the {listed['bytes']} bytes that {MANIFEST} lists, got {size}; "
+                f"{remedy(folder)}"
+            )
+        if not same:
+            raise InputError(
+                f"{path} must have the SHA-256 that {MANIFEST} lists, but was damaged or changed; "
+                f"{remedy(folder)}"
+            )
+
+
+def missing_manifest(folder: Path) -> InputError:
+    """Return the error for a fold that must have a manifest and has none."""
+    return InputError(
+        f"{folder / MANIFEST} is missing, so the files beside it cannot be checked; "
+        f"{remedy(folder)}"
+    )
+
+
+def remedy(folder: Path) -> str:
+    """Return what to do about a damaged fold, as the last clause of an error."""
+    return f"remove {folder} to train the fold again"
