@@ -36,15 +36,15 @@ EXTRAS_REQUIRE = {
         "threadpoolctl>=3.5",  # benchmarks hold every library's BLAS to the same threads
         "hypothesis>=6.100",  # property tests over configs and shapes
         "kaldi-native-fbank>=1.20",  # an independent Kaldi fbank to agree with
-        "transformers>=4.57",  # ASTFeatureExtractor, to agree with
+        "librosa>=0.11",  # its mel spectrogram, to agree with; brings joblib, pooch, msgpack
+        "lhotse>=1.30",  # its Fbank, to agree with; brings cytoolz, intervaltree, audioread
+        "python_speech_features>=0.6",  # to agree with; needs numpy and scipy, which it doesn't say
+        "transformers>=4.57",  # the extractors of AST and Whisper, to agree with
     ],
 }
 EXTRAS_REQUIRE["bench"] = [  # peers of benchmarks, where the tests' own are not enough
     *EXTRAS_REQUIRE["test"],
     "asrfront>=0.2.2",  # the fastest filterbank on a CPU that we know of; needs numpy alone
-    "librosa>=0.11",  # what most people call; brings scipy, joblib, pooch, audioread, msgpack
-    "lhotse>=1.30",  # Kaldi's filterbank in plain torch; brings cytoolz, intervaltree, audioread
-    "python_speech_features>=0.6",  # an old favourite; needs numpy and scipy, which it doesn't say
 ]
 EXTRAS_REQUIRE["docs"] = [
     "mkdocs-material>=9.6",  # the site: theme and search; brings mkdocs and pymdown-extensions

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.console import RunConsole, fail, parse_options
+from ast_fast.machine.text import one_line, one_name
 from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
@@ -110,10 +111,10 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
         mean, std = mean_and_std(list(accuracy.values()))
         difference = paired_difference(accuracy, accuracies[0]) if index else None
         seconds = float(report["timing"]["total_seconds"])
-        rows.append(Row(str(path), mean, std, accuracy, seconds, difference))
+        rows.append(Row(one_line(str(path)), mean, std, accuracy, seconds, difference))
     settings = [report["config"] for report in reports]
     keys = sorted(set().union(*settings) - NOT_COMPARED)
-    values = {key: [str(config.get(key, UNKNOWN)) for config in settings] for key in keys}
+    values = {key: [one_name(config.get(key, UNKNOWN)) for config in settings] for key in keys}
     return rows, {key: shown for key, shown in values.items() if len(set(shown)) > 1}
 
 
@@ -128,15 +129,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None takes the command line's.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    options = parse_options(Options, PROGRAM, arguments)
     try:
         rows, settings = compare(options.runs)
         if options.html is not None:
             _write_page(options.html, rows, settings)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    console = Console()
+        return fail(*error.problems)
+    console = RunConsole()
     table = Table()
     table.add_column("run", overflow="fold")  # paths often differ only at their end
     for title in ("accuracy", "difference", "95 % interval", "minutes"):
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for row in rows:
             table.add_column(row.name, overflow="fold")
         for key, values in settings.items():
-            table.add_row(key, *values)
+            table.add_row(one_name(key), *values)
         console.print(table)
     return 0
 

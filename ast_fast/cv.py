@@ -26,6 +26,7 @@ from ast_fast.machine.distributed import (
     leave_ranks,
     processes_here,
 )
+from ast_fast.machine.text import one_line
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report.build import Measured, write_report
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             case MergeJob() as job:
                 return merge(job, arguments.tokens)
     except InputError as error:
-        return fail(str(error))
+        return fail(*error.problems)
     return cross_validate(arguments)
 
 
@@ -90,11 +91,12 @@ def cross_validate(arguments: Arguments) -> int:
     except InputError as error:
         if settled is not None:
             settled.folder.remove_untrained()
-        return fail(str(error))
+        return fail(*error.problems)
     except KeyboardInterrupt as error:
         terminated = isinstance(error, Terminated)
         what = "terminated" if terminated else "interrupted"
-        print(f"\n{what}; {how_to_resume(settled.folder if settled else None)}", file=sys.stderr)
+        resume = one_line(how_to_resume(settled.folder if settled else None))
+        print(f"\n{what}; {resume}", file=sys.stderr)
         return 143 if terminated else 130
     except BrokenPipeError:
         if settled is not None and settled.folder.holds_run:
@@ -140,7 +142,7 @@ def settle(arguments: Arguments) -> Settled:
     config = parse_config(arguments)
     device = resolve_device(config.device)
     ranks = join_ranks(device)
-    console = RunConsole(soft_wrap=True, highlight=False, markup=False, quiet=not ranks.is_first)
+    console = RunConsole(soft_wrap=True, quiet=not ranks.is_first)
     out = ranks.same(choose_out(config))
     if config.resume:
         check_resumed_settings(config, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def save_explanation(
         shares: Shares of its patches, shape (patches along frequency, along time).
         covered: Mel bins and frames that the patches cover.
         frame_shift: Hop between frames, in milliseconds.
-        title: Title of the figure.
+        title: Title of the figure, one line without control characters.
     """
     num_frames, num_mel_bins = features.shape
     seconds = num_frames * frame_shift / 1000.0
@@ -91,5 +92,6 @@ def save_explanation(
     figure.colorbar(overlay, ax=axes, label="attention, relative to an even share")
     axes[0].set_xlim(0.0, seconds)
     axes[1].set_xlabel("seconds")
-    with atomic_write(path) as temporary:
+    with atomic_write(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # a name in another script
         figure.savefig(temporary, dpi=120)

@@ -7,6 +7,8 @@ patch `f * num_patches_time + t`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -61,6 +63,40 @@ class AudioSpectrogramTransformer(nn.Module):
             num_frames=config.features.target_frames,
             num_classes=num_classes,
         )
+
+    @classmethod
+    def weight_shapes(cls, config: Config, num_classes: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the weights of a run's settings, by name; nothing is allocated."""
+        repeated = {
+            "blocks.0.": config.model.depth,
+            "patch_embedding.blocks.0.": config.model.conv_depth,
+        }
+        one_each = replace(config.model, depth=1, conv_depth=min(1, config.model.conv_depth))
+        with torch.device("meta"):
+            model = cls.of(replace(config, model=one_each), num_classes)
+        shapes: dict[str, tuple[int, ...]] = {}
+        for name, tensor in model.state_dict().items():
+            first = next((start for start in repeated if name.startswith(start)), None)
+            if first is None:
+                shapes[name] = tuple(tensor.shape)
+                continue
+            for number in range(repeated[first]):
+                shapes[f"{first[:-2]}{number}.{name[len(first) :]}"] = tuple(tensor.shape)
+        return shapes
+
+    @classmethod
+    def from_weights(cls, config: Config, num_classes: int, weights: Mapping[str, Tensor]) -> Self:
+        """Return the model of a run's settings with these weights, which are not copied.
+
+        Args:
+            config: The run's settings.
+            num_classes: Width of the logits.
+            weights: Tensors of `weight_shapes`, by name.
+        """
+        with torch.device("meta"):
+            model = cls.of(config, num_classes)
+        model.load_state_dict(weights, assign=True)
+        return model
 
     @property
     def num_patches(self) -> int:
@@ -368,12 +404,11 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
     Source: Vaswani et al., "Attention Is All You Need", section 3.5, once for each axis.
     """
     quarter = embed_dim // 4
-    frequencies = 10000.0 ** -(torch.arange(quarter, dtype=torch.float64) / quarter)
+    options: Any = {"dtype": torch.float64, "device": "cpu"}  # not meta, where weights are read
+    frequencies = 10000.0 ** -(torch.arange(quarter, **options) / quarter)
     halves = []
     for positions in torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64),
-        torch.arange(grid[1], dtype=torch.float64),
-        indexing="ij",
+        torch.arange(grid[0], **options), torch.arange(grid[1], **options), indexing="ij"
     ):
         angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
         halves += [angles.sin(), angles.cos()]

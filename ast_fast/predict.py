@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import soundfile
 import torch
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 from torch import Tensor
 
 from ast_fast.data.audio import BadAudioError, read_windows
 from ast_fast.data.cache import decode_settings
+from ast_fast.data.flaws import FLAWS, Survey
 from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
-from ast_fast.machine.console import send_nowhere, show_progress
-from ast_fast.machine.device import Placement, nearest_amp, resolve_device
+from ast_fast.machine.console import (
+    RunConsole,
+    complain,
+    fail,
+    parse_options,
+    send_nowhere,
+    show_progress,
+)
+from ast_fast.machine.device import Placement, is_out_of_memory, nearest_amp, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
+from ast_fast.machine.text import is_visible, one_line, one_name
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import config_from_settings
-from ast_fast.training import checkpoint
+from ast_fast.settings.rules import clips_that_fit
+from ast_fast.training.trained import load_trained
 
 PROGRAM = "python -m ast_fast.predict"
 
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} | {
-    ".aif", ".oga", ".opus", ".mp3",
+MOST_NAME_BYTES = 200
+"""Of a picture's name, without its number and suffix; file systems take 255."""
+
+SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {
+    ".8svx", ".aff", ".aif", ".aifc", ".amb", ".bw64", ".bwf", ".fla", ".iff", ".mat", ".mp1",
+    ".mp2", ".mpa", ".mpc", ".mpga", ".oga", ".opus", ".sf", ".snd", ".sph", ".wave", ".wv1",
 }  # fmt: skip
-"""Suffixes of the files taken from a folder; a file named by itself is always tried."""
+"""Suffixes of the files taken from a folder: libsndfile's formats, and their other usual names.
+Not .raw, which has no header. A file named by itself is always tried."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Options:
     explain: Path | None = None
     """Folder for a PNG of each file: its spectrogram, and the model's attention over it."""
     batch_size: int = 32
-    """Clips classified at once."""
+    """Clips classified at once; fewer if this machine's memory would not hold them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto takes CUDA if available."""
 
@@ -94,19 +109,10 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     Raises:
         InputError: The file is missing, damaged, or not a model of this program.
     """
-    if not path.is_file():
-        raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
-    tensors, facts = checkpoint.load(path)
-    if "class_names" not in facts or any(name.startswith("optimizer.") for name in tensors):
-        raise InputError(f"CHECKPOINT must be a finished fold's model.safetensors, got {path}")
-    run = {key: value for key, value in facts["run"].items() if key not in ("fold", "data_key")}
-    config = config_from_settings(run, path)
-    model = AudioSpectrogramTransformer.of(config, len(facts["class_names"]))
-    model.load_state_dict(tensors)
-    statistics = Statistics(**facts["statistics"]) if facts["statistics"] else None
-    model.to(device).eval().requires_grad_(False)
-    placement = Placement(device, nearest_amp(config.training.amp, device))
-    return Classifier(model, config, facts["class_names"], statistics, placement)
+    trained = load_trained(path)
+    model = trained.model.to(device).eval().requires_grad_(False)
+    placement = Placement(device, nearest_amp(trained.config.training.amp, device))
+    return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
 @dataclass
@@ -119,6 +125,8 @@ class ClassifiedFile:
     best: float = -1.0
     clearest: NDArray[np.int16] | None = None
     error: str | None = None
+    flaws: tuple[str, ...] = ()
+    """Kinds of flaws in the audio."""
     pending: int = 0
     """Clips read but not yet classified."""
 
@@ -140,6 +148,9 @@ class ClassifiedFile:
 def find_audio(paths: Sequence[Path]) -> list[Path]:
     """Return the named files, and the audio files in the named folders, sorted by path.
 
+    Leaves out what is hidden in a folder: names that begin with a dot, such as the `._` files that
+    macOS leaves beside the audio.
+
     Raises:
         InputError: A folder holds no audio file.
     """
@@ -149,7 +160,11 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
             found.append(path)
             continue
         inside = sorted(
-            file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file()
+            file
+            for file in path.rglob("*")
+            if file.suffix.lower() in SUFFIXES
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            and file.is_file()
         )
         if not inside:
             raise InputError(
@@ -167,17 +182,20 @@ def classify(
     Batches span files, so many short files take no longer than one long file.
     """
     settings = decode_settings(classifier.config)
+    batch_size = min(batch_size, clips_that_fit(classifier.config, settings.num_samples))
     waiting: deque[ClassifiedFile] = deque()
     pending: list[tuple[ClassifiedFile, NDArray[np.int16]]] = []
     for path in paths:
         file = ClassifiedFile(path)
         waiting.append(file)
+        survey = Survey()
         try:
             for window in read_windows(
                 path,
                 sample_rate=settings.sample_rate,
                 num_samples=settings.num_samples,
                 resample_quality=settings.resample_quality,
+                survey=survey,
             ):
                 pending.append((file, window))
                 file.pending += 1
@@ -185,6 +203,7 @@ def classify(
                     _classify_batch(classifier, pending)
         except BadAudioError as error:
             file.error = str(error)
+        file.flaws = survey.flaws
         while waiting and not waiting[0].pending:
             yield waiting.popleft()
     _classify_batch(classifier, pending)
@@ -197,9 +216,14 @@ def _classify_batch(
     if not pending:
         return
     windows = torch.from_numpy(np.stack([window for _, window in pending]))
-    results = classifier.probabilities(windows).double().numpy()
+    try:
+        results = classifier.probabilities(windows).double().numpy()
+    except ValueError as error:
+        raise InputError(f"CHECKPOINT's settings give no features of a clip: {error}") from error
     for (file, window), probabilities in zip(pending, results, strict=True):
         file.add(probabilities, window)
+        if not np.isfinite(probabilities).all():
+            file.error = "cannot be classified: the model's probabilities are not finite"
     pending.clear()
 
 
@@ -216,13 +240,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an encoding may lack characters of file names
     arguments = list(sys.argv[1:] if argv is None else argv)
-    options = tyro.cli(Options, prog=PROGRAM, args=arguments)
+    options = parse_options(Options, PROGRAM, arguments)
     keep_freed_memory()
     try:
+        if "" in arguments:  # Path would take it for the current folder
+            raise InputError("a path must not be empty, got ''")
         return _classify_all(options)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(*error.problems)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return fail("out of memory: lower --batch-size")
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -244,23 +273,22 @@ def _classify_all(options: Options) -> int:
         _make_folder(options.explain)
     num_bad = 0
     drawn: set[str] = set()
-    with show_progress(Console(stderr=True), "classifying", len(paths)) as advance:
+    with show_progress(RunConsole(stderr=True), "classifying", len(paths)) as advance:
         for file in classify(classifier, paths, options.batch_size):
             advance(1)
             if file.error is not None:
                 num_bad += 1
-                print(f"error: {file.path} {file.error}", file=sys.stderr)
+                complain("error", f"{file.path} {file.error}")
                 continue
+            for kind in file.flaws:
+                complain("note", f"{file.path} is {FLAWS[kind]}")
             _print_result(file, classifier.class_names, options)
             if options.explain is not None:
                 try:
                     _draw(file, classifier, options.explain, drawn)
                 except OSError as error:
                     num_bad += 1
-                    print(
-                        f"error: {file.path} cannot be drawn: {error.strerror or error}",
-                        file=sys.stderr,
-                    )
+                    complain("error", f"{file.path} cannot be drawn: {error.strerror or error}")
     return 1 if num_bad else 0
 
 
@@ -269,10 +297,10 @@ def _say_if_less_precise(classifier: Classifier) -> None:
     precision = str(classifier.placement.amp or torch.float32).removeprefix("torch.")
     trained_in, kind = classifier.config.training.amp, classifier.placement.device.type
     if trained_in not in ("auto", "off", precision):
-        print(
-            f"note: the model was trained with training.amp {trained_in}, which this {kind} does "
-            f"not support; classifying in {precision}",
-            file=sys.stderr,
+        complain(
+            "note",
+            f"the model was trained with training.amp {trained_in}, which this {kind} does not "
+            f"support; classifying in {precision}",
         )
 
 
@@ -288,13 +316,34 @@ def _print_result(file: ClassifiedFile, class_names: Sequence[str], options: Opt
     order = np.argsort(-file.probabilities, kind="stable")
     if options.json:
         classes = {class_names[k]: float(file.probabilities[k]) for k in order}
-        result = {"file": str(file.path), "clips": file.count, "probabilities": classes}
-        print(json.dumps(result, ensure_ascii=False), flush=True)
+        result = {**_named(file.path), "clips": file.count, "probabilities": classes}
+        print(_json_line(result), flush=True)
         return
     clips = "1 clip" if file.count == 1 else f"{file.count} clips"
-    print(f"{file.path} ({clips})")
+    print(f"{one_line(str(file.path))} ({clips})")
     for k in order[: options.top]:
-        print(f"  {100 * file.probabilities[k]:5.1f} %  {class_names[k]}", flush=True)
+        name = one_name(class_names[k])
+        print(f"  {100 * file.probabilities[k]:5.1f} %  {name}", flush=True)
+
+
+def _named(path: Path) -> dict[str, str]:
+    """Return a file's name for JSON: as text, and as bytes in hexadecimal if it is not UTF-8."""
+    name = os.fsencode(path)
+    try:
+        return {"file": name.decode()}
+    except UnicodeDecodeError:
+        return {"file": name.decode(errors="replace"), "file_bytes": name.hex()}
+
+
+def _json_line(result: Mapping[str, Any]) -> str:
+    """Return a line of JSON that standard output can hold, without control characters."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False)
+    if all(map(is_visible, text)):
+        with contextlib.suppress(UnicodeEncodeError, LookupError):
+            text.encode(encoding)
+            return text
+    return json.dumps(result, allow_nan=False)
 
 
 def _draw(file: ClassifiedFile, classifier: Classifier, folder: Path, drawn: set[str]) -> None:
@@ -303,10 +352,11 @@ def _draw(file: ClassifiedFile, classifier: Classifier, folder: Path, drawn: set
     window = torch.from_numpy(file.clearest)[None].to(classifier.placement.device)
     features = classifier.features(window)
     model, config = classifier.model, classifier.config
-    name, number = file.path.stem, 1
+    stem = _picture_name(file.path.stem)
+    name, number = stem, 1
     while name in drawn:
         number += 1
-        name = f"{file.path.stem}-{number}"
+        name = f"{stem}-{number}"
     drawn.add(name)
     best = int(file.probabilities.argmax())
     (height, width), (step_freq, step_time) = config.model.patch_size, config.model.patch_stride
@@ -317,9 +367,15 @@ def _draw(file: ClassifiedFile, classifier: Classifier, folder: Path, drawn: set
         attention_rollout(model, features)[0],
         covered=((grid[0] - 1) * step_freq + height, (grid[1] - 1) * step_time + width),
         frame_shift=config.fbank.frame_shift,
-        title=f"{file.path.name}: {classifier.class_names[best]} "
+        title=f"{one_line(file.path.name, 60)}: {one_line(classifier.class_names[best], 40)} "
         f"({100 * file.probabilities[best]:.1f} %)",
     )
+
+
+def _picture_name(stem: str) -> str:
+    """Return a name in UTF-8, without control characters, that every file system takes."""
+    names = (one_line(stem, longest) for longest in (MOST_NAME_BYTES, 100, MOST_NAME_BYTES // 4))
+    return next(name for name in names if len(name.encode()) <= MOST_NAME_BYTES)
 
 
 if __name__ == "__main__":

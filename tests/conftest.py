@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +11,68 @@ import pytest
 import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class InterpretedTests:
+    """The tests marked `interpreter`, run in a process of their own beside the other tests.
+
+    They take minutes on one core. The test that waits for them comes last.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed by close()
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+        self._process = subprocess.Popen(
+            [*command, "-m", "interpreter", "tests"],
+            cwd=root,
+            env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def wait(self) -> tuple[int, str]:
+        """Return their exit code and what they printed."""
+        code = self._process.wait()
+        self._output.seek(0)
+        return code, self._output.read()
+
+    def close(self) -> None:
+        """End them, if they still run."""
+        self._process.kill()
+        self._process.wait()
+        self._output.close()
+
+
+INTERPRETED_TESTS = pytest.StashKey[InterpretedTests]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the test that waits for the interpreted ones last."""
+    items.sort(key=lambda item: "interpreted_tests" in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the interpreted tests if a test waits for them."""
+    waiting = session.items and "interpreted_tests" in getattr(
+        session.items[-1], "fixturenames", ()
+    )
+    if waiting and not INTERPRETED and not session.config.option.collectonly:
+        session.config.stash[INTERPRETED_TESTS] = InterpretedTests(session.config.rootpath)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the interpreted tests where this session ends before them."""
+    if INTERPRETED_TESTS in config.stash:
+        config.stash[INTERPRETED_TESTS].close()
+
+
+@pytest.fixture
+def interpreted_tests(pytestconfig: pytest.Config) -> InterpretedTests:
+    """The tests marked `interpreter`, which have run since this session began."""
+    if INTERPRETED:
+        pytest.skip("this is that process")
+    return pytestconfig.stash[INTERPRETED_TESTS]
 
 
 @pytest.fixture(scope="session")

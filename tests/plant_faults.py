@@ -97,6 +97,12 @@ FAULTS = [
         "return tokens",
     ),
     Fault(
+        "lengths are read as if they were dense",
+        "attention",
+        "return key_lengths.to(torch.int32).contiguous()",
+        "return key_lengths.to(torch.int32)",
+    ),
+    Fault(
         "the gradient of keys lacks the scale",
         "attention",
         "dk = tl.where(mask_n[:, None], dk * scale, 0.0)",
@@ -182,10 +188,34 @@ FAULTS = [
         "repeats: tl.constexpr = 1",
     ),
     Fault(
-        "a remainder keeps its sign",
+        "what lies before a clip is its first sample",
         "fbank",
-        "index = tl.where(index < 0, index + period, index)",
+        "index = tl.where(index < 0, -index - repeats, index)",
         "index = tl.where(index < 0, 0, index)",
+    ),
+    Fault(
+        "twice a clip's length has a sign",
+        "fbank",
+        "count = count.to(tl.uint32)",
+        "count = count",
+    ),
+    Fault(
+        "a frame's mean is not taken around its first sample",
+        "fbank",
+        "differences = tl.where(mask, x - start, 0.0)",
+        "start, differences = start * 0.0, x",
+    ),
+    Fault(
+        "a frame's mean is not taken around its first sample, fused",
+        "fbank",
+        "        if REMOVE_DC:\n            first_of_frame = _load_samples(",
+        "        if False:\n            first_of_frame = _load_samples(",
+    ),
+    Fault(
+        "squares of magnitudes overflow",
+        "fbank",
+        "tl.where(largest < SMALL, RAISE, tl.where(largest > LARGE, LOWER, 1.0))",
+        "tl.where(largest < SMALL, RAISE, tl.where(largest > LARGE, 1.0, 1.0))",
     ),
     Fault(
         "int16 is not scaled",

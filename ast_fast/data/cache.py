@@ -1,4 +1,8 @@
-"""The cache of decoded audio: one memory-mapped folder for each content, written whole."""
+"""The cache of decoded audio: one memory-mapped folder for each content, written whole.
+
+A folder holds waveforms.npy and about.json. The latter has a checksum of the former, and one of
+itself; both are verified whenever a cache is opened.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,12 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import platformdirs
@@ -20,15 +24,16 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.data.audio import BadAudioError, read_clip
-from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files
+from ast_fast.data.audio import AbsentAudioError, BadAudioError, read_clip
+from ast_fast.data.flaws import FLAWS, Flaws, Survey
+from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files, found_as
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_audio
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Increased when the samples of a file, or the way they are stored, change."""
 HASHED_BYTES = 64 * 2**20
 """Bytes of a file that are hashed: more than any clip has, and little for a ten-hour file."""
@@ -99,19 +104,69 @@ def _file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class CachedAudio:
+    """What a cache holds."""
+
+    waveforms: NDArray[np.int16]
+    """Memory-mapped and read-only, shape (num_clips, num_samples)."""
+    reasons: dict[str, str]
+    """Why a file cannot be used, by file name."""
+    flaws: Flaws
+    """Names of the files whose audio is ruined, by kind."""
+
+
+class DamagedCacheError(Exception):
+    """A cache does not hold what was written; the message says which file."""
+
+
 def read_cache(
-    folder: Path, num_clips: int, num_samples: int
-) -> tuple[NDArray[np.int16], dict[str, str]] | None:
-    """Open a finished cache; None if it is absent or holds something else than its name says."""
+    folder: Path, num_clips: int, num_samples: int, *, workers: int
+) -> CachedAudio | None:
+    """Open a finished cache, and verify it as it will be read, through its memory map.
+
+    Returns:
+        None if there is no cache.
+    Raises:
+        DamagedCacheError: A file is missing, or is not as it was written.
+    """
+    if not folder.is_dir():
+        return None
     try:
         about = json.loads((folder / "about.json").read_text("utf-8"))
-        reasons: dict[str, str] = dict(about["bad_files"])
-        waveforms = _map(folder / "waveforms.npy")
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-        return None
-    if waveforms.dtype != np.int16 or waveforms.shape != (num_clips - len(reasons), num_samples):
-        return None
-    return waveforms, reasons
+        digest = about.pop("digest")
+        if digest != _about_digest(about):
+            raise DamagedCacheError("about.json")
+        cached = CachedAudio(
+            _map(folder / "waveforms.npy"), dict(about["bad_files"]), dict(about["flaws"])
+        )
+        expected = about["waveforms"]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DamagedCacheError(f"{Path(error.filename).name} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedCacheError(f"a file is not readable: {error!r}") from None
+    rows = cached.waveforms
+    shape = (num_clips - len(cached.reasons), num_samples)
+    if rows.dtype != np.int16 or rows.shape != shape or not rows.flags.c_contiguous:
+        raise DamagedCacheError("waveforms.npy")
+    with ThreadPoolExecutor(workers) as pool:
+        if _combined(pool.map(_row_digest, rows, chunksize=1)) != expected:
+            raise DamagedCacheError("waveforms.npy")
+    return cached
+
+
+def _row_digest(row: NDArray[np.int16]) -> bytes:
+    return hashlib.blake2b(row.data, digest_size=32).digest()
+
+
+def _combined(digests: Iterable[bytes]) -> str:
+    """Hash the digests of all rows, which threads compute side by side."""
+    return hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
+
+
+def _about_digest(about: Mapping[str, Any]) -> str:
+    text = json.dumps(about, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
 def build_cache(
@@ -122,27 +177,35 @@ def build_cache(
     workers: int,
     skip_bad_files: bool,
     console: Console,
-) -> tuple[NDArray[np.int16], dict[str, str]]:
+) -> CachedAudio:
     """Decode every clip into a folder, which appears under its name once it is complete.
 
     Publishes nothing if there are bad files and `skip_bad_files` is off. Rows are written to a
     file, not through a memory map: there, a full disk would crash the process.
     """
 
-    def decode(clip: Clip) -> NDArray[np.int16] | str:
+    def decode(clip: Clip) -> tuple[NDArray[np.int16], bytes, tuple[str, ...]] | str:
+        survey = Survey()
         try:
-            return read_clip(
+            samples = read_clip(
                 root / AUDIO / clip.filename,
                 sample_rate=settings.sample_rate,
                 num_samples=settings.num_samples,
                 resample_quality=settings.resample_quality,
+                survey=survey,
             )
+        except AbsentAudioError as error:
+            other = found_as(root / AUDIO / clip.filename, root / AUDIO)
+            return f"{error}, but is there as {other!r}" if other else str(error)
         except BadAudioError as error:
             return str(error)
+        return samples, _row_digest(samples), survey.flaws
 
     for left_behind in folder.parent.glob(f".{folder.name}.*.partial"):
         shutil.rmtree(left_behind, ignore_errors=True)  # by a killed process: we hold the lock now
     reasons: dict[str, str] = {}
+    flaws: dict[str, list[str]] = {kind: [] for kind in FLAWS}
+    digests: list[bytes] = []
     with atomic_folder(folder) as temporary:
         with (
             (temporary / "waveforms.npy").open("wb") as file,
@@ -156,14 +219,25 @@ def build_cache(
                     if isinstance(decoded, str):
                         reasons[clip.filename] = decoded
                     else:
-                        file.write(decoded.tobytes())
+                        samples, digest, kinds = decoded
+                        file.write(samples.tobytes())
+                        digests.append(digest)
+                        for kind in kinds:
+                            flaws[kind].append(clip.filename)
                     advance(1)
             file.seek(0)
             _write_header(file, len(clips) - len(reasons), settings.num_samples)
         check_bad_files(root, clips, bad_files_of(clips, reasons), skip=skip_bad_files)
-        about = {"settings": asdict(settings), "source": str(root), "bad_files": reasons}
+        about: dict[str, Any] = {
+            "settings": asdict(settings),
+            "source": str(root),
+            "bad_files": reasons,
+            "flaws": {kind: names for kind, names in flaws.items() if names},
+            "waveforms": _combined(digests),
+        }
+        about["digest"] = _about_digest(about)
         (temporary / "about.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-    return _map(folder / "waveforms.npy"), reasons
+    return CachedAudio(_map(folder / "waveforms.npy"), reasons, about["flaws"])
 
 
 def _map(path: Path) -> NDArray[np.int16]:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.data.cache import (
+    CachedAudio,
+    DamagedCacheError,
+    DecodeSettings,
     build_cache,
     cache_errors,
     cache_folder,
@@ -28,6 +31,7 @@ from ast_fast.data.cache import (
     read_cache,
 )
 from ast_fast.data.download import download_esc50
+from ast_fast.data.flaws import Flaws
 from ast_fast.data.metadata import (
     METADATA,
     BadFile,
@@ -40,8 +44,10 @@ from ast_fast.data.metadata import (
 )
 from ast_fast.data.synth import synthesise
 from ast_fast.errors import InputError
+from ast_fast.machine.console import RunConsole
 from ast_fast.machine.device import available_cores
 from ast_fast.settings.config import Config
+from ast_fast.settings.values import shown
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Dataset:
     decode_seconds: float
     """Time spent decoding; 0.0 if the cache existed."""
     synthesised: bool
+    flaws: Flaws = field(default_factory=dict)
+    """Names of the files whose audio is ruined on its way in, by kind."""
 
     @cached_property
     def sound_levels(self) -> NDArray[np.float32]:
@@ -88,7 +96,7 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     Raises:
         InputError: The data set, the settings or the cache folder cannot be used.
     """
-    console = console or Console(stderr=True)
+    console = console or RunConsole(stderr=True)
     settings = decode_settings(config)
     cache = cache_folder(config)
     with cache_errors(cache):
@@ -100,17 +108,24 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     folder = cache / f"audio-{audio_key[:32]}"
     decode_seconds = 0.0
     with cache_errors(cache):
-        cached = read_cache(folder, len(clips), settings.num_samples)
+        cached, _ = _try_cache(folder, clips, settings, workers)
         if cached is None:
             with FileLock(cache / f"{folder.name}.lock"):
-                cached = read_cache(folder, len(clips), settings.num_samples)
+                cached, damage = _try_cache(folder, clips, settings, workers)
+                if damage is not None:
+                    console.print(
+                        f"cache {folder} is damaged ({damage}); the audio is decoded again",
+                        highlight=False,
+                        markup=False,
+                        soft_wrap=True,
+                    )
                 if cached is None:
                     started = time.perf_counter()
                     cached = build_cache(
                         folder, root, clips, settings, workers, config.skip_bad_files, console
                     )
                     decode_seconds = time.perf_counter() - started
-    waveforms, reasons = cached
+    waveforms, reasons = cached.waveforms, cached.reasons
     bad_files = bad_files_of(clips, reasons)
     check_bad_files(root, clips, bad_files, skip=config.skip_bad_files)
     good = tuple(clip for clip in clips if clip.filename not in reasons)
@@ -128,7 +143,18 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
         key=_dataset_key(audio_key, clips),
         decode_seconds=decode_seconds,
         synthesised=config.paths.data is None and not config.download,
+        flaws=cached.flaws,
     )
+
+
+def _try_cache(
+    folder: Path, clips: Sequence[Clip], settings: DecodeSettings, workers: int
+) -> tuple[CachedAudio | None, str | None]:
+    """Return what a cache holds, if it is there and whole, and what is damaged if it is not."""
+    try:
+        return read_cache(folder, len(clips), settings.num_samples, workers=workers), None
+    except DamagedCacheError as error:
+        return None, str(error)
 
 
 def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
@@ -150,7 +176,7 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
         )
     if len(dataset.class_names) < 2:
         raise InputError(
-            f"{table} must have at least 2 classes, got only {dataset.class_names[0]!r}"
+            f"{table} must have at least 2 classes, got only {shown(dataset.class_names[0])}"
         )
     check_fold_names(folds, used, table)
     for fold in folds:
@@ -165,7 +191,7 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
             problems.append(f"fold {fold} has no test clip (bad files skipped: {skipped})")
             continue
         problems += [
-            f"class {name!r} has no training clip when fold {fold} is tested"
+            f"class {shown(name)} has no training clip when fold {fold} is tested"
             for name in untrained_classes(dataset, fold)
         ]
     if problems:

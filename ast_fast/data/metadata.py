@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
+import os
 import re
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name, open_document
+from ast_fast.settings.values import shown
 
 METADATA = Path("meta", "esc50.csv")
 AUDIO = Path("audio")
@@ -59,7 +64,10 @@ def read_metadata(root: Path, *, subset: Subset = "all") -> list[Clip]:
     table = root / METADATA
     _check_layout(root, table)
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with (
+            open_document(table) as opened,
+            io.TextIOWrapper(opened, encoding="utf-8-sig", newline="") as file,
+        ):
             return _read_rows(table, csv.reader(file, strict=True), subset)
     except UnicodeDecodeError as error:
         raise InputError(
@@ -94,7 +102,7 @@ def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list
         raise InputError(f"{table} must begin with the columns {', '.join(required)}, but is empty")
     for column in required:
         if header.count(column) != 1:
-            found = ", ".join(repr(name) for name in header[:LISTED])
+            found = list_some([shown(name) for name in header], ", ")
             raise InputError(
                 f"{table}, line {header_line}: column {column} must appear once, "
                 f"got {header.count(column)} among {found}"
@@ -149,11 +157,11 @@ class _RowChecker:
             self._fail(line, "category", "must be a name", category)
         known, first = self.categories.setdefault(target, (category, line))
         if known != category:
-            rule = f"must be {known!r} as on line {first}, which also has target {target}"
+            rule = f"must be {shown(known)} as on line {first}, which also has target {target}"
             self._fail(line, "category", rule, category)
         known_target, first = self.targets.setdefault(category, (target, line))
         if known_target != target:
-            rule = f"must be {known_target} as on line {first}, which is also {category!r}"
+            rule = f"must be {known_target} as on line {first}, which is also {shown(category)}"
             self._fail(line, "target", rule, values["target"])
         return Clip(filename, fold, target, category)
 
@@ -181,13 +189,44 @@ class _RowChecker:
         return int(value)
 
     def _fail(self, line: int, column: str, rule: str, value: str) -> None:
-        raise InputError(f"{self.table}, line {line}, column {column}: {rule}, got {value!r}")
+        raise InputError(f"{self.table}, line {line}, column {column}: {rule}, got {shown(value)}")
 
 
 def class_names_of(clips: Sequence[Clip]) -> tuple[str, ...]:
     """Return the categories of the clips, ordered by their target."""
     names = {clip.target: clip.category for clip in clips}
     return tuple(names[target] for target in sorted(names))
+
+
+def found_as(path: Path, root: Path) -> str | None:
+    """Return another spelling of a file that is not there: in other case, or other Unicode form.
+
+    A name such as "é.wav" has one form on macOS (NFD) and another elsewhere (NFC).
+
+    Args:
+        path: The file that is absent.
+        root: The folder below which its name may be spelt otherwise.
+    Returns:
+        The name that is there, relative to `root`; None if there is none.
+    """
+    there = root
+    for part in path.relative_to(root).parts:
+        wanted = _folded(part)
+        try:
+            names = sorted(os.listdir(there))
+        except OSError:
+            return None
+        same = [name for name in names if name == part] or [
+            name for name in names if _folded(name) == wanted
+        ]
+        if not same:
+            return None
+        there /= same[0]
+    return str(there.relative_to(root))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def bad_files_of(clips: Sequence[Clip], reasons: dict[str, str]) -> tuple[BadFile, ...]:
@@ -211,7 +250,7 @@ def check_bad_files(
         )
     bad = {file.filename for file in bad_files}
     left = {clip.category for clip in clips if clip.filename not in bad}
-    lost = [repr(name) for name in class_names_of(clips) if name not in left]
+    lost = [shown(name) for name in class_names_of(clips) if name not in left]
     if lost:
         listed = list_some([f"{file.filename} {file.reason}" for file in bad_files])
         names = list_some(lost, ", ")
@@ -219,7 +258,7 @@ def check_bad_files(
 
 
 def list_some(items: Sequence[str], separator: str = "; ") -> str:
-    """Join the first items; count the rest."""
-    listed = separator.join(items[:LISTED])
+    """Join the first items, the long ones without their middle; count the rest."""
+    listed = separator.join(map(one_name, items[:LISTED]))
     rest = len(items) - LISTED
     return f"{listed}{separator}and {rest} more" if rest > 0 else listed

@@ -7,10 +7,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Any, TypeVar
 
+import tyro
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -22,6 +23,9 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
+
+from ast_fast.machine.text import one_line
 
 LINE_INTERVAL = 5.0
 """Seconds between two plain lines."""
@@ -100,7 +104,19 @@ def send_nowhere(stream: IO[str]) -> None:
 
 
 class RunConsole(Console):
-    """A console that falls silent once its reader has left (`| head`); the run continues."""
+    """A console for plain text, whoever wrote it.
+
+    Control characters are escaped, except line breaks. It falls silent once its reader has left
+    (`| head`); the run continues.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"markup": False, "highlight": False, "emoji": False} | options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return text for the screen, as rich does, without control characters."""
+        lines = [one_line(line) for line in text.split("\n")]
+        return super().render_str("\n".join(lines), **options)
 
     def on_broken_pipe(self) -> None:
         """Discard further output, and say so on standard error."""
@@ -110,8 +126,28 @@ class RunConsole(Console):
             print("standard output was closed; the run continues without it", file=sys.stderr)
 
 
-def fail(message: str) -> int:
-    """Print an error, with `error:` before each line that is not indented; return exit code 2."""
-    for line in message.splitlines():
-        print(line if line.startswith(" ") else f"error: {line}", file=sys.stderr)
+def fail(*problems: str) -> int:
+    """Print each problem as one line that begins with `error:`; return exit code 2."""
+    for problem in problems:
+        complain("error", problem)
     return 2
+
+
+def complain(kind: str, text: str) -> None:
+    """Print one line on standard error: the kind (`error`, `note`), then the text, escaped."""
+    print(one_line(f"{kind}: {text}"), file=sys.stderr)
+
+
+Options = TypeVar("Options")
+
+
+def parse_options(kind: type[Options], program: str, arguments: Sequence[str]) -> Options:
+    """Return a program's options from its arguments, as `tyro.cli` does.
+
+    Arguments that a terminal would not print as they are (names that a shell's `*` found) are
+    parsed once escaped, so that an error shows them so.
+    """
+    escaped = [one_line(argument) for argument in arguments]
+    if escaped != list(arguments):
+        tyro.cli(kind, prog=program, args=escaped)
+    return tyro.cli(kind, prog=program, args=list(arguments))

@@ -140,3 +140,10 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of the machine or of the GPU."""
+    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    named = any(sign in str(error) for sign in signs)
+    return named or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -17,6 +17,7 @@ from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.records import known_fields
+from ast_fast.machine.text import read_document
 from ast_fast.report import metrics
 from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
@@ -91,13 +92,13 @@ def read_report(out_dir: Path) -> dict[str, Any]:
     """
     path = out_dir / "report.json"
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report: dict[str, Any] = json.loads(read_document(path))
         for table, key in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
             report[table][key]
         report["config"].keys()
     except FileNotFoundError:
         raise InputError(f"{out_dir} must be a finished run; it has no report.json") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} must be a run's report, but cannot be read: {error!r}") from error
     return report
 
@@ -163,6 +164,10 @@ def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
         "folds": sorted({int(fold) for fold in dataset.folds}),
         "key": dataset.key,
         "bad_files": [asdict(bad) for bad in dataset.bad_files],
+        "flaws": {
+            kind: {"count": len(names), "files": list(names)}
+            for kind, names in dataset.flaws.items()
+        },
     }
 
 

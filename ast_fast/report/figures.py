@@ -14,6 +14,8 @@ from markupsafe import Markup, escape
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from ast_fast.machine.text import one_line, one_name
+
 NUM_COLOURS = 8
 """Number of line colours in the page's style sheet: `--series-1` and so on."""
 
@@ -165,6 +167,7 @@ def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Markup:
         matrix: Counts, shape (num_classes, num_classes), true classes down, predicted across.
         names: Class names in the matrix's order.
     """
+    names = [one_name(name) for name in names]
     count = len(names)
     cell, font = (34, 12.5) if count <= 12 else (24, 10.5) if count <= 25 else (16, 9)
     label_font = max(font - 0.5, 9.5)
@@ -317,7 +320,7 @@ def _text(
     font = f' style="font-size:{size:g}px"' if size else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{style}"{font} {extra}>'
-        f"{escape(text)}</text>"
+        f"{escape(one_line(text))}</text>"
     )
 
 
@@ -330,7 +333,7 @@ def _rect(name: str, x: float, y: float, width: float, height: float, *, style: 
 
 def _titled(title: str, *parts: str) -> str:
     """Group shapes with a text that the browser shows as a tooltip."""
-    return f"<g><title>{escape(title)}</title>{''.join(parts)}</g>"
+    return f"<g><title>{escape(one_line(title))}</title>{''.join(parts)}</g>"
 
 
 def _svg(

@@ -11,7 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.flaws import flaw_lines
 from ast_fast.features import log_mel
+from ast_fast.machine.text import one_line
 from ast_fast.report import figures
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
@@ -59,6 +61,7 @@ def render_page(
         fbank_errors=FBANK_ERRORS,
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
+        flaw_lines=flaw_lines(dataset.flaws),
     )
 
 
@@ -70,9 +73,15 @@ def page_environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_printable,
     )
     environment.filters.update(percent=_percent, duration=_duration, number=_number, ms=_ms)
     return environment
+
+
+def _printable(value: Any) -> Any:
+    """Return text without control characters; figures, numbers and other values as they are."""
+    return one_line(value) if type(value) is str else value
 
 
 def _shares(timing: Mapping[str, Any]) -> list[tuple[str, float]]:

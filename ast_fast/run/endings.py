@@ -7,9 +7,9 @@ import signal
 import threading
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
 
+from ast_fast.machine.device import is_out_of_memory
 from ast_fast.machine.distributed import is_lost_peer
 from ast_fast.training.observers import Observer
 
@@ -64,7 +64,6 @@ def exhausted_resource(error: BaseException) -> str | None:
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
     if full or (isinstance(error, SafetensorError) and "No space left" in text):
         return "the disk is full: free some space"
-    signs = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(s in text for s in signs):
+    if is_out_of_memory(error):
         return "out of memory: lower training.batch_size or the model's size"
     return None

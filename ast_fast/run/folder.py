@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.distributed import Ranks
+from ast_fast.machine.text import read_document
 from ast_fast.report.build import Measured
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts
@@ -240,7 +241,7 @@ def read_facts(out: Path) -> RunFacts:
     """
     path = out / RUN
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(read_document(path))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     for name in (*RESUMED_FACTS, "resumed"):
@@ -252,7 +253,7 @@ def read_facts(out: Path) -> RunFacts:
 def read_measured(folder: Path) -> Measured | None:
     """Return the cost of a finished fold; None if the file is missing or incomplete."""
     try:
-        document = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
+        document = json.loads(read_document(folder / MEASURED))
         measured = Measured.from_json(document)
         whole = math.isfinite(measured.seconds + sum(measured.stages.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

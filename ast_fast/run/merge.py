@@ -14,6 +14,7 @@ from ast_fast.data.dataset import Dataset, open_dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import filled_folder
 from ast_fast.machine.console import RunConsole
+from ast_fast.machine.text import one_line
 from ast_fast.report.build import Measured, read_report, write_report
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts, now
@@ -62,7 +63,7 @@ def merge(job: MergeJob, argv: Sequence[str]) -> int:
     accuracy = report["accuracy"]
     folds = " ".join(accuracy["per_fold"])
     print(f"accuracy {100 * accuracy['mean']:.1f} % ± {100 * accuracy['std']:.1f} (folds {folds})")
-    print(f"report   {job.out / 'report.html'}")
+    print(f"report   {one_line(str(job.out / 'report.html'))}")
     first, *others = (part["run"] for part in report["run"]["merged"])
     differing = {name for run in others for name in differing_facts(first, run, MERGED_FACTS)}
     if differing:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.flaws import flaw_lines
+from ast_fast.machine.text import one_line
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.run.facts import RunFacts, program
 from ast_fast.run.folder import RunFolder
@@ -29,7 +31,7 @@ def say_what_runs(
     if dataset.synthesised:
         where = "synthesised (no --data was given): simple artificial sounds, not real audio"
     else:
-        where = str(dataset.root)
+        where = one_line(str(dataset.root))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"data     {where}")
     say(
@@ -38,12 +40,14 @@ def say_what_runs(
     )
     if dataset.bad_files:
         say(f"         {len(dataset.bad_files)} files that cannot be read are skipped")
+    for line in flaw_lines(dataset.flaws):
+        say(f"         {line}")
     say(f"model    {parameters:,} parameters, {model.num_patches} patches")
     say(
         f"kernels  FBANK by {facts.kernels['fbank']}, attention by {facts.kernels['attention']}; "
         f"{facts.device}, {facts.threads} threads"
     )
-    say(f"out      {folder.path}{' (resumed)' if facts.resumed else ''}")
+    say(f"out      {one_line(str(folder.path))}{' (resumed)' if facts.resumed else ''}")
 
 
 def say_results(
@@ -77,7 +81,7 @@ def say_results(
     console.print(f"\naccuracy {100 * accuracy['mean']:.1f} %{spread}{of}")
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items())
     console.print(f"time     {timing['total_seconds']:.1f} s: {stages}")
-    console.print(f"report   {folder / 'report.html'}")
+    console.print(f"report   {one_line(str(folder / 'report.html'))}")
 
 
 def how_to_resume(folder: RunFolder | None) -> str:

@@ -11,6 +11,7 @@ from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.device import resolve_device
 from ast_fast.machine.distributed import join_ranks
+from ast_fast.machine.text import one_line
 from ast_fast.report.build import read_report
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.run.folder import choose_out
@@ -95,7 +96,7 @@ def _write_summary(out: Path) -> None:
         f"\naccuracy {accuracy['mean']:.1%}{spread} over seed{'s' * (len(folders) > 1)} "
         f"{' '.join(map(str, folders))} "
         f"(± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
-        f"summary  {out / SUMMARY}"
+        f"summary  {one_line(str(out / SUMMARY))}"
     )
 
 

@@ -15,14 +15,16 @@ from typing import Annotated, Any
 import tyro
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name
 from ast_fast.settings.config import Config, Paths
-from ast_fast.settings.toml import build_config, read_toml, recorded_values, with_preset
+from ast_fast.settings.toml import build_config, over, read_toml, recorded_values
 from ast_fast.settings.values import (
     CONFIG_FILE,
     PRESET,
     from_text,
     nearest,
     settings,
+    shown,
     strip_optional,
 )
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -169,7 +171,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
         print_help()
         raise SystemExit(0)
     flags, config_file = _read_flags(arguments)
-    values = {**(read_toml(config_file) if config_file else {}), **flags}
+    values = over(read_toml(config_file) if config_file else {}, flags)
     if values.get("resume"):
         if values.get("out") is None:
             raise InputError("--resume needs --out, the folder of the run to resume")
@@ -177,7 +179,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
     else:
         demo = values.get("data") is None and not values.get("download")
         base = DEMO_DEFAULTS if demo else {}
-    return build_config({**base, **values})
+    return build_config(over(base, values))
 
 
 def print_help() -> None:
@@ -247,21 +249,21 @@ def _read_flags(arguments: Arguments) -> tuple[dict[str, Any], Path | None]:
         try:
             if flag in off:
                 if tokens:
-                    raise InputError(f"{flag} takes no value, got {' '.join(tokens)}")
+                    raise InputError(f"{flag} takes no value, got {one_name(' '.join(tokens))}")
                 setting, value = off[flag], False
             elif flag in known:
                 setting = known[flag]
                 value = from_text(setting, tokens, flag)
             elif flag:
-                raise InputError(f"unknown flag {given}{nearest(flag, [*known, *off])}")
+                raise InputError(f"unknown flag {one_name(given)}{nearest(flag, [*known, *off])}")
             else:
-                raise InputError(f"every argument must be a flag, got {tokens[0]!r}")
+                raise InputError(f"every argument must be a flag, got {shown(tokens[0])}")
             if setting.key in values:
                 raise InputError(f"{setting.flag} is given twice")
             values[setting.key] = value
         except InputError as error:
             problems.append(str(error))
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     config_file = values.pop(CONFIG_FILE.key, None)
-    return with_preset(values), config_file
+    return values, config_file

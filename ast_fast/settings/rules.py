@@ -124,13 +124,93 @@ def check_memory(
     if device is not None and device.type == "cuda":
         available = torch.cuda.get_device_properties(device).total_memory
     else:
-        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        available = _physical_memory()
     if needed > available:
         most = max(needs, key=lambda need: need.bytes)
         raise InputError(
             f"{most.settings} need at least {needed / 2**30:.4g} GiB of memory; this machine has "
             f"{available / 2**30:.4g}"
         )
+
+
+MOST_BLOCKS = 1000
+"""Blocks of a model that is read from a file."""
+MOST_PATCHES = 2**16
+"""Patches of a clip: attention takes time with their square."""
+MOST_SAMPLES = 2**30
+"""Samples of a clip."""
+MOST_FFT = 2**20
+"""Samples of an FFT."""
+MOST_FILTER_VALUES = 2**27
+"""Values of all mel filters, which are computed when a model is first used."""
+
+
+def check_prediction(config: Config, num_samples: int, *, num_classes: int) -> None:
+    """Raise if no clip can be classified with a model of these settings, before it is built.
+
+    The settings come with the model's file, and the file's size bounds its weights. This bounds
+    what settings cost beyond them: clips, features, patches, filters.
+
+    Args:
+        config: The settings, of the right types.
+        num_samples: Samples of a clip.
+        num_classes: Width of the logits.
+    Raises:
+        InputError: The message names the setting, its rule and its value.
+    """
+    model, fbank, frames = config.model, config.fbank, config.features.target_frames
+    filter_values = fbank.num_mel_bins * (fbank.fft_size // 2 + 1)
+    for name, value, most in (
+        ("model.depth", model.depth, MOST_BLOCKS),
+        ("model.conv_depth", model.conv_depth, MOST_BLOCKS),
+        ("an FFT's samples (fbank.frame_length, fbank.n_fft)", fbank.fft_size, MOST_FFT),
+        ("the mel filters' values (fbank.num_mel_bins)", filter_values, MOST_FILTER_VALUES),
+        ("a clip's samples (audio.clip_seconds)", num_samples, MOST_SAMPLES),
+    ):
+        if value > most:
+            raise InputError(f"{name} must be at most {most}, got {value}")
+    check_features(config, num_samples)
+    check_model(model, fbank.num_mel_bins, frames)
+    if config.num_patches > MOST_PATCHES:
+        raise InputError(
+            f"model.patch_stride must give at most {MOST_PATCHES} patches, got {config.num_patches}"
+        )
+    needed = 4 * _least_weights(config, num_classes) + 8 * filter_values
+    needed += _bytes_of_clip(config, num_samples)
+    available = _physical_memory()
+    if needed > available:
+        raise InputError(
+            f"model.embed_dim {model.embed_dim}, features.target_frames {frames} and "
+            f"fbank.num_mel_bins {fbank.num_mel_bins} need at least {needed / 2**30:.4g} GiB of "
+            f"memory; this machine has {available / 2**30:.4g}"
+        )
+
+
+def clips_that_fit(config: Config, num_samples: int) -> int:
+    """Return how many clips can be classified at once in half of this machine's memory."""
+    return max(1, _physical_memory() // 2 // _bytes_of_clip(config, num_samples))
+
+
+def _bytes_of_clip(config: Config, num_samples: int) -> int:
+    """Return the least memory that a clip takes while it is classified."""
+    model = config.model
+    stem = sum(stage.cells * stage.width for stage in model.stem_stages)
+    token = model.patch_values + 5 * model.embed_dim + model.hidden_width + stem
+    features = config.features.target_frames * config.fbank.num_mel_bins
+    return 8 * num_samples + 8 * features + 4 * config.num_patches * token
+
+
+def _least_weights(config: Config, num_classes: int) -> int:
+    """Return about how many weights a model has, and no more."""
+    model, width = config.model, config.model.embed_dim
+    weights = model.depth * (4 * width**2 + 2 * width * model.hidden_width)
+    weights += model.conv_depth * 2 * width * model.conv_hidden_width
+    weights += sum(stage.values * stage.width for stage in model.stem_stages)
+    return weights + width * (model.patch_values + num_classes)
+
+
+def _physical_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class _Need(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,12 +10,22 @@ from typing import Any, get_type_hints
 import tomli_w
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""
+
+LARGEST_CONFIG = 2**18
+"""Bytes of a TOML file; one with every setting has 4,000."""
+
+MOST_DOTS = 32
+"""Of a line. A setting's key has one; tomllib takes time with the square of a key's."""
+
+LISTED_KEYS = 5
+"""Unknown keys that an error names before it counts the rest."""
 
 
 def recorded_values(out: Path) -> dict[str, Any]:
@@ -87,11 +96,13 @@ def config_values(config: Config) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Return the file's values by key, each checked against its setting's type."""
+    """Return the file's values by key, each checked against its setting's type.
+
+    One may be `fbank.preset`, which `build_config` makes settings of.
+    """
     try:
-        with open(path, "rb") as file:
-            document = tomllib.load(file)
-        return with_preset(_checked_document(document, path))
+        document = tomllib.loads(_checked_text(read_document(path, LARGEST_CONFIG), path))
+        return _checked_document(document, path)
     except OSError as error:
         message = f"--config must be a readable TOML file, got {path}: {error.strerror}"
         raise InputError(message) from error
@@ -105,11 +116,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: not valid TOML: nested too deeply") from error
 
 
+def _checked_text(text: str, path: Path) -> str:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.count(".") > MOST_DOTS:
+            raise InputError(
+                f"{path}: line {number} must have at most {MOST_DOTS} dots, got {line.count('.')}"
+            )
+    return text
+
+
 def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]:
     known = settings() | {PRESET.key: PRESET}
     tables = {key.rpartition(".")[0] for key in known} - {""}
     values: dict[str, Any] = {}
     problems: list[str] = []
+    unknown = 0
     for key, raw in _flatten(document, tables):
         if key in known:
             try:
@@ -120,9 +141,14 @@ def _checked_document(document: Mapping[str, Any], path: Path) -> dict[str, Any]
         elif key in tables:
             problems.append(f"{path}: {key} must be a table, got {shown(raw)}")
         else:
-            problems.append(f"{path}: unknown key {key}{nearest(key, [*known, *tables])}")
+            unknown += 1
+            if unknown <= LISTED_KEYS:
+                hint = nearest(key, [*known, *tables])
+                problems.append(f"{path}: unknown key {one_name(key)}{hint}")
+    if unknown > LISTED_KEYS:
+        problems.append(f"{path}: and {unknown - LISTED_KEYS} more unknown keys")
     if problems:
-        raise InputError("\n".join(problems))
+        raise InputError(*problems)
     return values
 
 
@@ -137,18 +163,18 @@ def _flatten(
             yield key, value
 
 
-def with_preset(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values on top of the settings of their preset, if they name one."""
-    name = values.pop(PRESET.key, None)
-    if name is None:
-        return values
-    whole = dataclasses.asdict(FbankConfig.preset(name))
-    return {f"fbank.{field_name}": value for field_name, value in whole.items()} | values
+def over(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values by key, the later ones first; their preset replaces an earlier filterbank."""
+    if PRESET.key in later:
+        earlier = {key: earlier[key] for key in earlier if not key.startswith("fbank.")}
+    return {**earlier, **later}
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
-    """Return the configuration with these values, by key, over the defaults."""
-    nested: dict[tuple[str, ...], dict[str, Any]] = {}
+    """Return the configuration with these values, by key, over the defaults or their preset."""
+    values = dict(values)
+    preset = values.pop(PRESET.key, None)
+    nested: dict[tuple[str, ...], dict[str, Any]] = {} if preset is None else {("fbank",): {}}
     for key, value in values.items():
         *parents, name = settings()[key].fields
         nested.setdefault(tuple(parents), {})[name] = value
@@ -156,7 +182,10 @@ def build_config(values: Mapping[str, Any]) -> Config:
     hints = get_type_hints(Config)
     for (section,), changes in nested.items():
         try:
-            top[section] = hints[section](**changes)
+            if section == "fbank" and preset is not None:
+                top[section] = FbankConfig.preset(preset, **changes)
+            else:
+                top[section] = hints[section](**changes)
         except ValueError as error:
             raise InputError(f"{section}.{error}") from error
     return Config(**top)

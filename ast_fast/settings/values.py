@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from ast_fast.errors import InputError
+from ast_fast.machine.text import LONGEST_NAME, one_name
 from ast_fast.settings.config import Config
 from ast_fast_kernels.fbank.presets import PresetName
 
 LARGEST_INT = 2**31 - 1
 LARGEST_SEED = 2**63 - 1
+LISTED = 20
+"""Items of a list that an error shows."""
 LARGEST_FLOAT = 1e12
 """Larger than any useful value, and far from overflow in sizes computed from settings."""
 
@@ -83,6 +86,8 @@ def nearest(name: str, names: Sequence[str]) -> str:
     this table, one whose words have these initials (lr), a similar whole name, a similar part in
     any table.
     """
+    if len(name) > LONGEST_NAME:  # similarity takes time, and nothing that long is a typing error
+        return "; --help lists them all"
     table, _, wanted = name.lstrip("-").rpartition(".")
     last = {n: n.lstrip("-").rpartition(".")[2] for n in names}
     here = {last[n]: n for n in names if n.lstrip("-").rpartition(".")[0] == table}
@@ -116,7 +121,7 @@ def from_text(setting: Setting, tokens: list[str], flag: str) -> Any:
     elif len(tokens) == 1:
         value = checked(inner, _number(inner, tokens[0]), flag)
     else:
-        got = f"{len(tokens)} values: {' '.join(tokens)}" if tokens else "none"
+        got = f"{len(tokens)} values: {one_name(' '.join(tokens))}" if tokens else "none"
         raise InputError(f"{flag} takes one value, got {got}")
     check_size(setting, value, flag)
     return value
@@ -155,7 +160,8 @@ def checked(kind: Any, raw: Any, name: str) -> Any:
         choices = get_args(kind)
         if isinstance(raw, str) and raw in choices:
             return raw
-        near = difflib.get_close_matches(raw, choices, n=1) if isinstance(raw, str) else []
+        is_short = isinstance(raw, str) and len(raw) <= LONGEST_NAME
+        near = difflib.get_close_matches(raw, choices, n=1) if is_short else []
         hint = f"; did you mean {near[0]}?" if near else ""
         raise InputError(f"{name} must be one of {', '.join(choices)}, got {shown(raw)}{hint}")
     if get_origin(kind) is tuple:
@@ -176,17 +182,19 @@ def checked(kind: Any, raw: Any, name: str) -> Any:
             raise InputError(f"{name} must be a finite number, got {shown(raw)}") from None
     if kind is float and isinstance(raw, float):
         if not math.isfinite(raw):
-            raise InputError(f"{name} must be a finite number, got {raw}")
+            raise InputError(f"{name} must be a finite number, got {shown(raw)}")
         return raw
     if kind in (str, Path) and isinstance(raw, str) and not is_utf8(raw):
-        raise InputError(f"{name} must be text in UTF-8, got {raw!r}")
+        raise InputError(f"{name} must be text in UTF-8, got {shown(raw)}")
     if kind is str and isinstance(raw, str):
         return raw
     if kind is Path and isinstance(raw, str) and raw and "\0" not in raw:
         try:
             return Path(raw).expanduser()
         except RuntimeError as error:
-            raise InputError(f"{name} must be in a home folder that exists, got {raw!r}") from error
+            raise InputError(
+                f"{name} must be in a home folder that exists, got {shown(raw)}"
+            ) from error
     raise InputError(f"{name} must be {_TYPE_WORDS[kind]}, got {shown(raw)}")
 
 
@@ -217,11 +225,17 @@ def strip_optional(kind: Any) -> tuple[Any, bool]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a user would write it."""
+    """Return a value as a user would write it; a long one loses its middle."""
     if isinstance(value, int) and value.bit_length() > 128:
         return (
             f"a number of {value.bit_length()} bits"  # Python prints none with thousands of digits
         )
     if isinstance(value, list | tuple):
-        return " ".join(shown(item) for item in value) or "none"
-    return repr(value) if isinstance(value, str) else str(value)
+        items = [shown(item) for item in value[:LISTED]]
+        rest = [f"and {len(value) - LISTED} more"] if len(value) > LISTED else []
+        return one_name(" ".join([*items, *rest]) or "none")
+    if isinstance(value, dict):
+        return f"a table of {len(value)} keys"
+    if isinstance(value, str) and len(value) > LONGEST_NAME:
+        value = one_name(value)
+    return one_name(repr(value) if isinstance(value, str) else str(value))

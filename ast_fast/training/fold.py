@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
 from ast_fast.machine.device import Placement, deterministic_algorithms, resolve_placement
 from ast_fast.machine.distributed import ALONE, Ranks
+from ast_fast.machine.text import one_name
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.agree import check_same_fold, fold_identity
@@ -142,7 +143,7 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
     if missing := untrained_classes(dataset, fold):
         raise InputError(
             f"every class must have a training clip outside fold {fold}, "
-            f"got none of {', '.join(missing)}"
+            f"got none of {', '.join(map(one_name, missing))}"
         )
     return train_indices, test_indices
 
@@ -345,16 +346,30 @@ class _FoldTraining:
         if not path.exists():
             return False
         tensors, facts = checkpoint.load(path)
+        try:
+            self._take_up(path, tensors, facts)
+        except InputError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise InputError(
+                f"{path} must hold the whole state of its fold, and does not "
+                f"({type(error).__name__}: {one_name(error)}); remove it to train its fold again"
+            ) from error
+        return True
+
+    def _take_up(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Continue from the state in a checkpoint."""
         check_same_fold(path, facts["run"], fold_identity(self.config, self.fold, self.dataset.key))
         self.model.load_state_dict(without_prefix("model", tensors))
         if self.tested is not self.model:
             self.tested.load_state_dict(without_prefix("average", tensors))
-        self.optimiser.load_state(without_prefix("optimizer", tensors))
+        self.optimiser.load_state(
+            without_prefix("optimizer", tensors), may_be_empty=self.scaler.is_enabled()
+        )
         self.scaler.load_state_dict(facts["scaler"])
         self.stages.take_up(facts["stages"])
         self.statistics = facts["statistics"] and Statistics(**facts["statistics"])
         self.history = [EpochRow(**row) for row in facts["history"]]
-        return True
 
     def _finish(self) -> FoldResult:
         """Write the files of a finished fold; model.safetensors, the last, marks it finished."""

@@ -89,6 +89,11 @@ class _Whole(torch.optim.Optimizer):
             part.step()
 
 
+ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
+MUON_STATE = ("momentum_buffer",)
+"""What each optimiser keeps of a parameter."""
+
+
 class Optimiser:
     """AdamW, or Muon and AdamW, as one: one learning rate, one step, one state by names.
 
@@ -152,8 +157,28 @@ class Optimiser:
             for key, value in entries.items()
         }
 
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Load what `state` returned."""
+    def load_state(self, state: Mapping[str, Tensor], *, may_be_empty: bool = False) -> None:
+        """Load what `state` returned.
+
+        Args:
+            state: The state after at least one step.
+            may_be_empty: Whether a scaler may have skipped every step so far.
+        Raises:
+            ValueError: A parameter's state is missing, unknown or of another shape.
+        """
+        shapes = {
+            f"{name}.{entry}": () if entry == "step" else tuple(parameter.shape)
+            for names, optimizer in self._parts
+            for name, parameter in zip(names, _parameters_of(optimizer), strict=True)
+            for entry in (ADAMW_STATE if isinstance(optimizer, torch.optim.AdamW) else MUON_STATE)
+        }
+        got = {name: tuple(value.shape) for name, value in state.items()}
+        differing = [n for n in shapes | got if shapes.get(n) != got.get(n)]
+        if differing and (state or not may_be_empty):
+            name = min(differing)
+            raise ValueError(
+                f"the optimiser's {name} must have shape {shapes.get(name)}, got {got.get(name)}"
+            )
         for names, optimizer in self._parts:
             entries: dict[int, dict[str, Tensor]] = {}
             for index, name in enumerate(names):
@@ -163,6 +188,10 @@ class Optimiser:
                     entries[index] = there
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": entries, "param_groups": groups})
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def parameter_groups(

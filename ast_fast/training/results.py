@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
+from ast_fast.machine.text import from_cell, to_cell
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
@@ -116,6 +117,8 @@ def write_predictions(
 ) -> None:
     """Write predictions.csv: one line a clip, with probabilities that read back to the same bits.
 
+    Names that a spreadsheet would run as a formula begin with an apostrophe.
+
     Args:
         folder: The fold's folder.
         dataset: The clips; targets are as numbered in its table.
@@ -128,12 +131,13 @@ def write_predictions(
         path.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.writer(file)
-        writer.writerow(["filename", "fold", "target", "predicted", *dataset.class_names])
+        names = [to_cell(name) for name in dataset.class_names]
+        writer.writerow(["filename", "fold", "target", "predicted", *names])
         for index, row in zip(test_indices, probabilities, strict=True):
             clip = dataset.clips[index]
             predicted = targets[int(row.argmax())]
             shares = [f"{share:.9g}" for share in row]  # nine digits identify a float32
-            writer.writerow([clip.filename, clip.fold, clip.target, predicted, *shares])
+            writer.writerow([to_cell(clip.filename), clip.fold, clip.target, predicted, *shares])
 
 
 def _read_predictions(
@@ -151,7 +155,7 @@ def _read_predictions(
             f"remove {path.parent} to train the fold again"
         ) from error
     shape = (len(expected), len(dataset.class_names))
-    if [row[0] for row in rows] != expected or probabilities.shape != shape:
+    if [from_cell(row[0]) for row in rows] != expected or probabilities.shape != shape:
         raise InputError(
             f"{path} must hold one line for each of the {len(expected)} clips of its test fold; "
             f"it does not, so remove {path.parent} to train the fold again"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from ast_fast_kernels._torch.optional import needs_torch
 
@@ -17,6 +21,7 @@ from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import api, eager, reference
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
+from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
 __all__ = ["fbank"]
 
@@ -56,12 +61,16 @@ def fbank(
     batches. Filters are computed in float32, as torchaudio does (`FbankConfig.mel_dtype`). Where
     torchaudio asserts, this raises ValueError. `use_backend` or AST_FAST_BACKEND sets the backend.
 
+    As in torchaudio, a number may be of any type: int, bool, a numpy scalar, a tensor of one
+    element, and a count may be a whole float. A switch is on if it is true.
+
     Args:
-        waveform: Samples, shape (channels, num_samples): float32 or float64 (not rescaled) or int16
-            (read as sample / 32768).
+        waveform: Samples, shape (channels, num_samples), float32, float64 or int16. None is
+            rescaled: the features are those of the numbers, as in Kaldi, whose recipes give it
+            whole numbers in int16's range. `ast_fast_kernels.fbank` divides int16 by 32768.
         blackman_coeff: Constant coefficient of the generalised Blackman window.
         channel: Channel to take; below 0, the first.
-        dither: Standard deviation of the noise added to each frame; 0 is none.
+        dither: Factor on the Gaussian noise added to each frame; 0 is none.
         energy_floor: Floor of the energy column, not of the mel energies; 0 is none.
         frame_length: Length of a frame, in milliseconds.
         frame_shift: Hop between frames, in milliseconds.
@@ -88,49 +97,104 @@ def fbank(
         Energies, shape (num_frames, num_mel_bins + use_energy), on the waveform's device and of its
         dtype (float32 for int16).
     Raises:
-        TypeError: The waveform is not a tensor of float32, float64 or int16.
-        ValueError: An argument is out of range, or the clip is shorter than one frame.
+        TypeError: The waveform is not a tensor of float32, float64 or int16, or a number is none.
+        ValueError: An argument is out of range, or a tensor that needs a gradient, or the clip is
+            shorter than one frame.
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
-    framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
+    framing = _framing(
+        as_number("sample_frequency", sample_frequency),
+        _milliseconds("frame_length", frame_length, sample_frequency),
+        _milliseconds("frame_shift", frame_shift, sample_frequency),
+        as_number("preemphasis_coefficient", preemphasis_coefficient),
+    )
+    round_to_power_of_two = _flag("round_to_power_of_two", round_to_power_of_two)
     if not round_to_power_of_two and framing.window_size % 2:
         raise ValueError(
             "frame_length must be an even number of samples when round_to_power_of_two is False, "
-            f"got {frame_length:g} ms ({framing.window_size} samples)"
+            f"got {as_number('frame_length', frame_length):g} ms ({framing.window_size} samples)"
         )
     samples = _channel(waveform, channel)
     eager.check_waveform(samples, framing)
-    if samples.shape[0] < min_duration * sample_frequency:
+    as_number("min_duration", min_duration)
+    if samples.shape[0] < _product(min_duration, sample_frequency):
         return reference.as_floating(samples[:0])
+    num_mel_bins = as_whole("num_mel_bins", num_mel_bins)
     if num_mel_bins < 4:
         raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
-    if energy_floor < 0:
-        raise ValueError(f"energy_floor must be at least 0, got {energy_floor}")
+    energy_floor = as_number("energy_floor", energy_floor)
+    if not 0 <= energy_floor < math.inf:
+        raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
+    dither = as_number("dither", dither)
+    if dither < 0:  # the noise upside down: the features do not see a waveform's sign
+        samples, dither = -reference.as_floating(samples), -dither
+    scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
     config = _complete(
         framing,
+        waveform_scale=scale,
         n_fft=None if round_to_power_of_two else framing.window_size,
-        blackman_coeff=blackman_coeff,
+        blackman_coeff=as_number("blackman_coeff", blackman_coeff),
         dither=dither,
-        high_freq=high_freq,
-        low_freq=low_freq,
+        high_freq=as_number("high_freq", high_freq),
+        low_freq=as_number("low_freq", low_freq),
         num_mel_bins=num_mel_bins,
-        remove_dc_offset=bool(remove_dc_offset),
-        snip_edges=bool(snip_edges),
-        use_log_fbank=bool(use_log_fbank),
-        use_power=bool(use_power),
-        vtln_high=vtln_high,
-        vtln_low=vtln_low,
-        vtln_warp=vtln_warp,
+        remove_dc_offset=_flag("remove_dc_offset", remove_dc_offset),
+        snip_edges=_flag("snip_edges", snip_edges),
+        use_log_fbank=_flag("use_log_fbank", use_log_fbank),
+        use_power=_flag("use_power", use_power),
+        vtln_high=as_number("vtln_high", vtln_high),
+        vtln_low=as_number("vtln_low", vtln_low),
+        vtln_warp=as_number("vtln_warp", vtln_warp),
         window_type=window_type,
     )
-    if not use_energy:
+    raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
+    if not _flag("use_energy", use_energy):
         features = api.fbank(samples, config)
     else:
-        features = _with_energy(samples, config, energy_floor, raw_energy, htk_compat)
-    if not subtract_mean:
+        features = _with_energy(samples, config, energy_floor, raw_energy, energy_last)
+    if not _flag("subtract_mean", subtract_mean):
         return features
     with one_thread_if_forked():
         return features - features.mean(dim=0)
+
+
+def _flag(argument: str, value: Any) -> bool:
+    """Say whether a value counts as true."""
+    try:
+        return bool(value)
+    except (RuntimeError, ValueError):  # of tensors and arrays of several elements
+        raise ValueError(f"{argument} must be true or false, got {reprlib.repr(value)}") from None
+
+
+def _milliseconds(argument: str, value: Any, rate: Any) -> float:
+    """Return a time that truncates to as many samples as torchaudio makes of it."""
+    time, hertz = as_number(argument, value), as_number("sample_frequency", rate)
+    if type(value) is float and type(rate) is float:
+        return time
+    samples = _product(value, rate, 0.001)
+    if not (math.isfinite(samples) and math.isfinite(time) and hertz > 0):
+        return time
+    size = int(samples)
+    if size == int(hertz * time * 0.001) or size < 1:
+        return time
+    return FbankConfig.from_samples(
+        window_size=max(size, 2), window_shift=size, sample_frequency=hertz, low_freq=0.0
+    ).frame_shift
+
+
+def _product(*factors: Any) -> float:
+    """Multiply numbers in the precision of the least precise, as torch and numpy do."""
+    product: Any = 1.0
+    for factor in factors:
+        own = isinstance(factor, np.floating) or (
+            isinstance(factor, Tensor) and factor.is_floating_point()
+        )
+        product = product * (factor if own else float(factor))
+    return float(product)
+
+
+_INT16_SCALE = 32768.0
+"""Undoes, exactly, that a backend divides int16."""
 
 
 @lru_cache(maxsize=64, typed=True)
@@ -158,7 +222,9 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
         raise TypeError(f"waveform must be a tensor, got {type(waveform).__name__}")
     if waveform.dim() != 2:
         raise ValueError(f"waveform must be (channels, samples), got {tuple(waveform.shape)}")
-    channel = max(channel, 0)
+    if isinstance(channel, (bool, np.bool_)):
+        raise TypeError(f"channel must be a number, got {channel}")
+    channel = max(as_whole("channel", channel), 0)
     if channel >= waveform.shape[0]:
         raise ValueError(
             f"channel must be below the waveform's {waveform.shape[0]} channels, got {channel}"

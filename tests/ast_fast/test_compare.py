@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,19 @@ def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
     assert "--accent" in html  # the style sheet that both pages have
 
 
+def test_what_reports_hold_is_shown_escaped(tmp_path: Path, capsys) -> None:
+    a = write_run(tmp_path / "a[red]", {1: 0.5}, backend="auto")
+    b = write_run(tmp_path / "b\x1b[2J\udcff", {1: 0.6}, backend="\x1b]0;x\x07\u202e" + "y" * 999)
+    page = tmp_path / "compare.html"
+    assert main([str(a), str(b), "--html", str(page)]) == 0
+    shown = capsys.readouterr().out
+    assert "[red]" in shown
+    assert r"b\x1b[2J\xff" in "".join(shown.split())
+    for text in (shown, page.read_text()):
+        assert not set(text) & set("\x1b\x07\u202e\udcff")
+        assert "y" * 300 not in text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -95,6 +109,10 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys) -> None:
     (tmp_path / "b" / "report.json").write_text("{}")
     assert main([str(a), str(tmp_path / "b")]) == 2
     assert "report.json must be a run's report, but cannot be read" in capsys.readouterr().err
+    (tmp_path / "b" / "report.json").unlink()
+    os.mkfifo(tmp_path / "b" / "report.json")
+    assert main([str(a), str(tmp_path / "b")]) == 2
+    assert "Not a regular file" in capsys.readouterr().err
     assert main([str(a)]) == 2
     assert "RUNS must be at least 2 folders, got 1" in capsys.readouterr().err
     b = write_run(tmp_path / "c", {1: 0.5})

@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from ast_fast.cv import main as train
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast.explain import attention_rollout
-from ast_fast.predict import classify, load_classifier, main
+from ast_fast.predict import SUFFIXES, classify, find_audio, load_classifier, main
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 
@@ -165,6 +165,41 @@ def test_bad_files_are_named_and_the_rest_classified(model: Path, audio: Path, c
     assert len(errors) == 3
 
 
+def test_ruined_audio_is_noted_and_classified(model: Path, audio: Path, capsys) -> None:
+    wave = tone(310.0)
+    soundfile.write(audio / "loud.wav", 32768 * wave, RATE, subtype="FLOAT")
+    soundfile.write(audio / "inverted.wav", np.stack([wave, -wave], axis=1), RATE)
+    soundfile.write(audio / "silent.wav", np.zeros(4 * RATE), RATE)
+    assert main([str(model), str(audio), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert len([json.loads(line) for line in shown.out.splitlines()]) == 5
+    assert [line for line in shown.err.splitlines() if line.startswith("note")] == [
+        f"note: {audio / 'inverted.wav'} is nearly silent: a channel is inverted, and the mean of "
+        "all is taken",
+        f"note: {audio / 'loud.wav'} is clipped: over 1 % of the samples are beyond full scale",
+        f"note: {audio / 'silent.wav'} is silent: no change is as large as one step of int16",
+    ]
+
+
+def test_a_folder_gives_what_libsndfile_reads_and_nothing_hidden(tmp_path: Path) -> None:
+    taken = [f"a{suffix}" for suffix in sorted(SUFFIXES)] + ["B.WAV", "c.d.aifc", "x/e.snd"]
+    for suffix in (".aifc", ".snd", ".wave", ".bwf", ".sph", ".oga", ".opus", ".mp2", ".w64"):
+        assert suffix in SUFFIXES
+    left = ["a.raw", "a.txt", "._a.wav", ".hidden.wav", ".x/a.wav", "x/._e.snd", "x/.y/z.wav"]
+    inside = tmp_path / ".root"  # a hidden folder that is named itself is searched
+    for name in taken + left:
+        (inside / name).parent.mkdir(parents=True, exist_ok=True)
+        (inside / name).touch()
+    assert find_audio([inside]) == sorted(inside / name for name in taken)
+    assert find_audio([inside / "._a.wav"]) == [inside / "._a.wav"]
+
+
+def test_every_format_of_libsndfile_has_its_suffix() -> None:
+    for name in set(soundfile.available_formats()) - {"RAW"}:
+        assert f".{name.lower()}" in SUFFIXES
+    assert ".raw" not in SUFFIXES
+
+
 def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> None:
     out = tmp_path / "explained"
     (audio / "a-low.wav").rename(audio / "a-$\\low$.wav")  # no formula, as matplotlib might think
@@ -181,21 +216,103 @@ def test_explanations_are_drawn(model: Path, audio: Path, tmp_path: Path) -> Non
 def test_a_picture_that_cannot_be_written_is_named(
     model: Path, audio: Path, tmp_path: Path, capsys
 ) -> None:
-    long = audio / f"{'x' * 251}.wav"  # as long as a name may be
-    soundfile.write(long, tone(310.0), RATE)
-    assert main([str(model), str(audio), "--top", "1", "--explain", str(tmp_path / "maps")]) == 1
+    maps = tmp_path / "maps"
+    (maps / "a-low.png").mkdir(parents=True)
+    assert main([str(model), str(audio), "--top", "1", "--explain", str(maps)]) == 1
     shown = capsys.readouterr()
-    assert shown.out.count("clip") == 3
-    assert f"error: {long} cannot be drawn: File name too long" in shown.err
-    assert len(list((tmp_path / "maps").iterdir())) == 2
+    assert shown.out.count("clip") == 2
+    assert f"error: {audio / 'a-low.wav'} cannot be drawn: Is a directory" in shown.err
+    assert sorted(path.name for path in maps.iterdir()) == ["a-low.png", "b-high.png"]
 
 
-def test_a_name_that_is_not_utf_8_is_read(model: Path, audio: Path) -> None:
-    name = os.fsencode(audio) + b"/low-\xff.wav"
-    os.rename(audio / "a-low.wav", name)
-    command = [sys.executable, "-m", "ast_fast.predict", str(model), name]
-    done = subprocess.run(command, capture_output=True, check=True)
-    assert done.stdout.startswith(os.fsencode(audio) + b"/low-?.wav (1 clip)")
+ODD_NAMES = (
+    b"low-\xff",  # not UTF-8
+    b"\xfe" * 251,
+    b"low\nerror: forged",
+    b"low\x1b[2J\x1b]0;title\x07",
+    "\u202elow\u3164".encode(),
+    "音".encode() * 83,
+    b"x" * 251,
+    b"=1+1",
+    b"$\\frac$",
+)
+
+
+def test_odd_names_spoil_nothing_for_their_neighbours(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    """Each name gets a line of JSON, and the bytes of one that is no text; five get a picture."""
+    stems = (*ODD_NAMES, b"a-low")
+    for stem in ODD_NAMES:
+        os.link(audio / "a-low.wav", os.fsencode(audio) + b"/" + stem + b".wav")
+    assert main([str(model), str(audio), "--json", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.encode().decode().splitlines()
+    assert all(line.isprintable() for line in lines)
+    results = [json.loads(line) for line in lines]
+    names = [
+        bytes.fromhex(r["file_bytes"]) if "file_bytes" in r else r["file"].encode() for r in results
+    ]
+    wanted = {os.fsencode(audio) + b"/" + stem + b".wav" for stem in stems}
+    assert set(names) == wanted | {os.fsencode(audio / "deeper" / "b-high.flac")}
+    assert len(names) == len(stems) + 1
+    maps = tmp_path / "maps"
+    drawn = [os.fsdecode(os.fsencode(audio) + b"/" + stem + b".wav") for stem in stems[:5]]
+    command = [str(model), *drawn, "--explain", str(maps), "--device", "cpu"]
+    assert main(command) == 0
+    errors = capsys.readouterr().err.splitlines()
+    assert [line for line in errors if not line.startswith("classifying")] == []
+    assert sorted(name.encode().decode() for name in os.listdir(maps)) == sorted(
+        f"{stem}.png"
+        for stem in (
+            r"low-\xff",
+            r"\xfe" * 24 + "…" + r"\xfe" * 24,
+            r"low\nerror: forged",
+            r"low\x1b[2J\x1b]0;title\x07",
+            r"\u202elow\u3164",
+        )
+    )
+
+
+def test_odd_names_forge_no_line(model: Path, tmp_path: Path, capsys) -> None:
+    """The results, the errors of bad files, and the error of a folder."""
+    folder = tmp_path / "odd\x1b[31m"
+    folder.mkdir()
+    for stem in ODD_NAMES:
+        name = os.fsencode(folder) + b"/" + stem + b".wav"
+        if len(stem) % 2:
+            soundfile.write(name, tone(310.0), RATE, format="WAV")
+        else:
+            os.mknod(name)
+    assert main([str(model), str(folder), "--top", "1", "--device", "cpu"]) == 1
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2 * sum(len(stem) % 2 for stem in ODD_NAMES)
+    errors = shown.err.splitlines()
+    assert len(errors) == sum(1 - len(stem) % 2 for stem in ODD_NAMES)
+    assert all(line.endswith(".wav is empty (0 bytes)") for line in errors)
+    assert all(line.startswith(f"error: {tmp_path}/odd\\x1b[31m/") for line in errors)
+    assert not set(shown.out + shown.err) & set("\x1b\x07\u202e\udcff\udcfe")
+    assert main([str(model), str(tmp_path / "none\nerror: x"), "--device", "cpu"]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_class_names_of_a_stranger_are_shown_escaped(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    tensors, facts = checkpoint.load(model)
+    facts["class_names"] = ["low\x1b[2J\nerror: forged", "h" * 10_000]
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, tensors, facts)
+    arguments = [str(path), str(audio / "a-low.wav"), "--device", "cpu"]
+    assert main([*arguments, "--explain", str(tmp_path / "maps")]) == 0
+    first, low, high = capsys.readouterr().out.splitlines()
+    assert first == f"{audio / 'a-low.wav'} (1 clip)"
+    assert low.endswith(r" %  low\x1b[2J\nerror: forged")
+    assert len(high) < 300
+    assert main([*arguments, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.isprintable()
+    assert set(json.loads(line)["probabilities"]) == set(facts["class_names"])
 
 
 def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:
@@ -250,6 +367,8 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
             [str(model), str(tmp_path / "nothing")],
             "AUDIO must be files or folders of audio files, got",
         ),
+        ([str(model), ""], "a path must not be empty, got ''"),
+        ([str(model), str(audio), ""], "a path must not be empty, got ''"),
         ([str(model)], "AUDIO must name at least one file or folder, got none"),
         ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
         ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),

@@ -4,8 +4,8 @@
     pip download --no-deps torchaudio==2.9.1
     python tests/golden/make_library_golden.py torchaudio-2.9.1-*.whl
 
-librosa, python_speech_features, lhotse and transformers run as installed; the functions behind
-torchaudio's MelSpectrogram are read from the wheel and run with the torch at hand. VGGish and NeMo
+librosa, python_speech_features, lhotse and transformers run as installed; torchaudio's
+MelSpectrogram is read from the wheel and runs with the torch at hand. VGGish and NeMo
 cannot be installed beside them, so their recipes are written here, in numpy, from the published
 code that each names. Everything is stored as (num_frames, num_mel_bins), in float32.
 
@@ -21,6 +21,7 @@ import importlib.metadata
 import json
 import math
 import os
+import random
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -71,17 +72,61 @@ def whisper(waveform: np.ndarray) -> np.ndarray:
     return features["input_features"][0].T
 
 
-def melspectrogram(functional: SimpleNamespace) -> Callable[[np.ndarray], np.ndarray]:
-    """Return torchaudio.transforms.MelSpectrogram with its defaults, from its functions."""
-    banks = functional.melscale_fbanks(201, 0.0, 8000.0, 128, 16000, None, "htk")
+# MelSpectrogram's options: draws of them make a grid. Its lengths of FFT are few, because a kernel
+# is compiled for each.
+GRID_SIZE = 120
+WINDOWS = {
+    "hanning": torch.hann_window,
+    "hamming": torch.hamming_window,
+    "blackman": torch.blackman_window,
+    "rectangular": torch.ones,
+}
 
-    def transform(waveform: np.ndarray) -> np.ndarray:
-        spectrum = functional.spectrogram(
-            torch.from_numpy(waveform), 0, torch.hann_window(400), 400, 200, 400, 2.0, False
-        )
-        return (spectrum.mT @ banks).numpy()
 
-    return transform
+def draw_grid() -> list[tuple[int, dict[str, Any]]]:
+    """Return samples to take of the input, and MelSpectrogram's arguments, of each case."""
+    rng = random.Random(0)
+    values: dict[str, list[Any]] = {
+        "sample_rate": [8000, 11025, 22050, 44100, 48000],
+        "n_fft": [512],
+        "win_length": [300, 251],
+        "hop_length": [160, 147],
+        "f_min": [50.0, 300.0],
+        "f_max": [3500.0, 4000.0],
+        "n_mels": [20, 40],
+        "power": [1.0],
+        "center": [False],
+        "pad_mode": ["constant"],
+        "norm": ["slaney"],
+        "mel_scale": ["slaney"],
+        "window_fn": ["hamming", "blackman", "rectangular"],
+    }
+    grid = []
+    while len(grid) < GRID_SIZE:
+        arguments = {name: rng.choice(v) for name, v in values.items() if rng.random() < 0.4}
+        if "center" in arguments and "win_length" in arguments:
+            continue  # no field of FbankConfig says it; the preset refuses it
+        grid.append((rng.randrange(3000, 4000), arguments))
+    return grid
+
+
+def summary(features: np.ndarray) -> np.ndarray:
+    """Return the mean frame, later ones weighing more: small, and no frame differs unseen."""
+    weights = np.arange(1.0, len(features) + 1.0)
+    return weights @ features / weights.sum()
+
+
+def make_grid(transform: Any) -> dict[str, np.ndarray]:
+    """Return each case's samples, arguments and shape, and all summaries in one array."""
+    waveform = torch.from_numpy(make_inputs()["dog"])
+    cases, outputs = [], []
+    for count, arguments in draw_grid():
+        window = {"window_fn": WINDOWS[arguments.get("window_fn", "hanning")]}
+        features = transform(**{**arguments, **window})(waveform[:count]).mT.numpy()
+        cases.append({"samples": count, "arguments": arguments, "shape": features.shape})
+        outputs.append(summary(features).astype(np.float32))
+    manifest = np.frombuffer(json.dumps(cases).encode(), np.uint8)
+    return {"cases": manifest, "mean_frames": np.concatenate(outputs)}
 
 
 def vggish(waveform: np.ndarray) -> np.ndarray:
@@ -132,11 +177,9 @@ def nemo(waveform: np.ndarray) -> np.ndarray:
     return (log_mel - log_mel.mean(axis=0)) / (log_mel.std(axis=0, ddof=1) + 1e-5)
 
 
-def load_torchaudio_functional(wheel: Path) -> SimpleNamespace:
-    """Return the functions behind MelSpectrogram, without importing torchaudio."""
-    with zipfile.ZipFile(wheel) as archive:
-        source = archive.read("torchaudio/functional/functional.py").decode()
-    wanted = {
+def load_mel_spectrogram(wheel: Path) -> Any:
+    """Return torchaudio.transforms.MelSpectrogram, without importing torchaudio."""
+    functions = {
         "spectrogram",
         "_get_spec_norms",
         "melscale_fbanks",
@@ -144,16 +187,25 @@ def load_torchaudio_functional(wheel: Path) -> SimpleNamespace:
         "_mel_to_hz",
         "_create_triangular_filterbank",
     }
-    tree = ast.parse(source)
+    functional = _load(wheel, "torchaudio/functional/functional.py", functions, {})
+    classes = {"Spectrogram", "MelScale", "MelSpectrogram"}
+    parts = {"F": SimpleNamespace(**functional)}
+    return _load(wheel, "torchaudio/transforms/_transforms.py", classes, parts)["MelSpectrogram"]
+
+
+def _load(wheel: Path, path: str, wanted: set[str], namespace: dict[str, Any]) -> dict[str, Any]:
+    """Return a module's functions or classes by name, and nothing else of it."""
+    with zipfile.ZipFile(wheel) as archive:
+        tree = ast.parse(archive.read(path))
     tree.body = [
         node
         for node in tree.body
         if getattr(node, "name", None) in wanted
         or (isinstance(node, ast.ImportFrom) and node.module in ("typing", "torch"))
     ]
-    namespace: dict[str, Any] = {"torch": torch, "math": math, "warnings": warnings}
-    exec(compile(tree, "torchaudio/functional/functional.py", "exec"), namespace)
-    return SimpleNamespace(**{name: namespace[name] for name in wanted})
+    namespace |= {"torch": torch, "math": math, "warnings": warnings, "__name__": path}
+    exec(compile(tree, path, "exec"), namespace)
+    return {name: namespace[name] for name in wanted}
 
 
 def real_clips() -> np.ndarray:
@@ -195,9 +247,10 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
     wheel = args.wheel
+    transform = load_mel_spectrogram(wheel)
     recipes = {
         "librosa": librosa,
-        "melspectrogram": melspectrogram(load_torchaudio_functional(wheel)),
+        "melspectrogram": lambda waveform: transform()(torch.from_numpy(waveform)).mT.numpy(),
         "nemo": nemo,
         "python_speech_features": python_speech_features,
         "lhotse": lhotse,
@@ -215,6 +268,7 @@ def main() -> None:
     versions = {name: importlib.metadata.version(name) for name in INSTALLED}
     versions["torchaudio"] = wheel.name.split("-")[1]
     np.savez_compressed(HERE / "libraries.npz", **outputs)
+    np.savez_compressed(HERE / "melspectrogram_grid.npz", **make_grid(transform))
     (HERE / "libraries.json").write_text(json.dumps(versions, indent=1) + "\n")
 
 

@@ -280,6 +280,63 @@ def test_out_is_filled_and_returned(backend: str) -> None:
         np.testing.assert_array_equal(array, expected.numpy())
 
 
+def test_out_may_overlap_the_waveform(backend: str) -> None:
+    rng = np.random.default_rng(0)
+    configs = [
+        AST.replace(num_mel_bins=bins, snip_edges=snip)
+        for bins in (3, 80)
+        for snip in (True, False)
+    ]
+    for call in range(300):
+        config = configs[call % 4]
+        waveform, out = overlapping_arrays(rng, config)
+        lengths = rng.integers(0, waveform.shape[-1] + 1, len(waveform)) if call % 3 else None
+        kwargs = {"config": config, "lengths": lengths, "backend": backend}
+        expected = fbank(waveform, **kwargs)
+        assert np.may_share_memory(waveform, out)
+        if call % 2:
+            # torch takes two views of numpy's memory for two storages.
+            result = fbank(torch.from_numpy(waveform), out=torch.from_numpy(out), **kwargs).numpy()
+        else:
+            result = fbank(waveform, out=out, **kwargs)
+        assert np.may_share_memory(result, out)
+        np.testing.assert_array_equal(out, expected, err_msg=f"call {call}")
+
+
+def test_autograd_knows_that_out_was_written(backend: str) -> None:
+    factor = torch.ones(8, 128, requires_grad=True)
+    out = torch.ones(8, 128)
+    product = factor * out
+    fbank(noise(1600), out=out, backend=backend)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    with torch.inference_mode():
+        fbank(noise(1600), out=torch.ones(8, 128), backend=backend)
+
+
+def overlapping_arrays(
+    rng: np.random.Generator, config: FbankConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a waveform of any strides, and an `out` for it in the same memory."""
+    dtype = np.dtype(rng.choice(["int16", "float32"]))
+    batch, num_samples, step = (int(rng.integers(*pair)) for pair in ((1, 4), (400, 1600), (1, 3)))
+    size = batch * num_samples * step
+    shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
+    pool = np.zeros(4 * size + 2 * 4 * math.prod(shape) + 64, np.uint8)
+    begin = 4 * int(rng.integers(0, math.prod(shape)))
+    samples = pool[begin : begin + size * dtype.itemsize].view(dtype)
+    samples[:] = (rng.standard_normal(size) * (3000 if dtype == np.int16 else 0.1)).astype(dtype)
+    if rng.random() < 0.3:
+        waveform = samples.reshape(num_samples * step, batch).T[:, ::step]
+    else:
+        waveform = samples.reshape(batch, num_samples * step)[:, ::step]
+    last = begin + samples.nbytes - 4
+    first = max(0, begin - 4 * math.prod(shape) + 4)
+    place = 4 * int(rng.integers(first // 4, last // 4 + 1))
+    out = pool[place : place + 4 * math.prod(shape)].view(np.float32).reshape(shape)
+    return waveform, out
+
+
 @pytest.mark.parametrize(
     ("waveform", "error", "message"),
     [

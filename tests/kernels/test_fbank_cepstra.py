@@ -102,3 +102,18 @@ def test_gradient_reaches_the_waveform() -> None:
 def test_bad_arguments_are_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         mfcc(waveform(), **arguments)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.int64, np.array, torch.tensor], ids=repr)
+def test_counts_may_be_of_any_type(kind) -> None:
+    expected = mfcc(waveform())
+    assert torch.equal(mfcc(waveform(), num_ceps=kind(13), cepstral_lifter=kind(22)), expected)
+
+
+@pytest.mark.parametrize("argument", ["num_ceps", "cepstral_lifter"])
+def test_what_is_no_number_is_refused_by_name(argument: str) -> None:
+    for value in ("13", None, [13], 1j, torch.ones(2)):
+        with pytest.raises(TypeError, match=f"^{argument} must be a number, got "):
+            mfcc(waveform(), **{argument: value})
+    with pytest.raises(ValueError, match=r"num_ceps must be a whole number, got 12\.5"):
+        mfcc(waveform(), num_ceps=12.5)  # type: ignore[arg-type]

@@ -117,6 +117,15 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
         ({"window_type": "kaiser"}, r"window_type must be one of hanning, .*, got kaiser"),
         ({"num_mel_bins": 0}, r"num_mel_bins must be at least 1, got 0"),
         ({"dither": -1.0}, r"dither must be at least 0, got -1.0"),
+        ({"dither_over": "clip"}, r"dither_over must be one of frame, waveform, got clip"),
+        ({"left_padding": "left"}, r"left_padding must be one of kaldi, lhotse, got left"),
+        (
+            {"left_padding": "lhotse", "snip_edges": False, "frame_shift": 26.0},
+            r"left_padding must be kaldi when the shift \(416 samples\) is above the window's 400",
+        ),
+        ({"low_freq": 10**400}, r"low_freq must be finite, got 1000.*000"),
+        ({"frame_length": 1e308}, r"frame_length must be a finite number of samples, got 1e\+308"),
+        ({"frame_shift": -1e308}, r"frame_shift must be a finite number of samples, got -1e\+308"),
         ({"preemphasis_coefficient": 1.5}, r"preemphasis_coefficient must be from 0 to 1, got 1.5"),
         ({"low_freq": -1.0}, r"low_freq must be from 0 to below the upper edge \(8000 Hz\)"),
         ({"low_freq": 8000.0}, r"low_freq must be .* got 8000.0"),
@@ -197,7 +206,10 @@ def test_wrong_type_names_argument_rule_and_value(changes, message) -> None:
 
 def test_values_are_kept_as_plain_python_ones() -> None:
     config = FbankConfig(
-        sample_frequency=np.float32(16000), num_mel_bins=np.int64(128), n_fft=np.int32(512)
+        sample_frequency=np.float32(16000),
+        num_mel_bins=np.int64(128),
+        n_fft=np.int32(512),
+        use_power=np.True_,
     )
     assert config == FbankConfig(n_fft=512)
     assert {type(value) for value in vars(config).values()} == {float, int, bool, str}
@@ -210,7 +222,7 @@ def test_json_holds_what_differs_and_gives_the_config_back() -> None:
         '{"num_mel_bins": 40, "low_freq": 30.0}'
     )
     for name in PRESETS:
-        config = FbankConfig.preset(name, frame_length=math.pi, high_freq=-1 / 3)
+        config = FbankConfig.preset(name, frame_length=7.5 * math.pi, high_freq=-1 / 3)
         assert FbankConfig.from_json(config.as_json) == config
         assert pickle.loads(pickle.dumps(config)).as_json == config.as_json
 
@@ -268,7 +280,7 @@ def test_preset_in_samples_keeps_them_at_another_rate_unless_times_are_given() -
     config = FbankConfig.preset("librosa", sample_frequency=16000.0, window_shift=160)
     assert (config.window_size, config.window_shift, config.fft_size) == (2048, 160, 2048)
     config = FbankConfig.preset("librosa", sample_frequency=16000.0, frame_length=25.0)
-    assert (config.window_size, config.window_shift, config.fft_size) == (400, 512, 512)
+    assert (config.window_size, config.window_shift, config.fft_size) == (400, 512, 2048)
     assert FbankConfig.preset("ast", sample_frequency=8000.0).window_size == 200
 
 

@@ -27,6 +27,7 @@ CONFIGS = {
     "kaldi": FbankConfig.preset("kaldi"),
     "seed": FbankConfig.preset("seed"),
     "mirrored-edges": FbankConfig(snip_edges=False),
+    "lhotse-odd-shift": FbankConfig.preset("lhotse", window_shift=161),
     "8kHz-40mel": FbankConfig(sample_frequency=8000.0, num_mel_bins=40),
     "44.1kHz": FbankConfig(sample_frequency=44100.0),
     "5mel": FbankConfig(num_mel_bins=5),
@@ -196,6 +197,14 @@ def test_an_fft_that_is_not_served_is_named(n_fft: int) -> None:
     with pytest.raises(RuntimeError, match=f"numba needs an FFT length of {sizes}, got {n_fft}"):
         fbank(noise(16000), FbankConfig(n_fft=n_fft), backend="numba")
     assert unsupported(FbankConfig(n_fft=512)) is None
+
+
+def test_a_shift_that_32_bits_cannot_index_is_named() -> None:
+    config = FbankConfig.from_samples(window_size=400, window_shift=2**28, sample_frequency=16000.0)
+    message = "numba needs a shift of at most 16777216 samples, got 268435456"
+    with pytest.raises(RuntimeError, match=message):
+        fbank(noise(16000), config, backend="numba")
+    assert fbank(noise(16000), config).shape == (1, 128)
 
 
 WORKER = "compiled_worker(512, 25, host_lanes(), source_digest())"

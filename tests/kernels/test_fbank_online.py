@@ -18,6 +18,7 @@ CONFIGS = {
     **{name: FbankConfig.preset(name, **PLAIN) for name in PRESETS},
     "hop-beyond-window": FbankConfig(frame_shift=40.0),
     "mirrored-hop-beyond-window": FbankConfig(frame_shift=40.0, snip_edges=False),
+    "lhotse-odd-shift": FbankConfig.preset("lhotse", window_shift=161),
     "reflected-emphasised": FbankConfig(
         preemphasis_over="waveform", snip_edges=False, center=True, pad_mode="reflect"
     ),

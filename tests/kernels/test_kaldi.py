@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -180,12 +181,218 @@ def test_dither_is_right_under_autocast() -> None:
         assert torch.equal(kaldi.fbank(noise(), dither=0.1, use_energy=True), expected)
 
 
-def test_float64_and_int16_waveforms_are_taken() -> None:
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("changes", [{}, {"use_energy": True}, {"min_duration": 1.0}], ids=str)
+def test_int16_is_taken_as_its_numbers_as_kaldi_does(changes: dict, backend: str) -> None:
     samples = (noise() * 32768).to(torch.int16)
-    from_int16 = kaldi.fbank(samples, use_energy=True)
-    assert torch.equal(from_int16, kaldi.fbank(samples.float() / 32768, use_energy=True))
+    samples[0, 100] = -32768  # whose negative is none
+    with use_backend(backend):
+        out = kaldi.fbank(samples, **changes)
+        assert out.dtype == torch.float32
+        assert torch.equal(out, kaldi.fbank(samples.float(), **changes))
+    torch.manual_seed(0)
+    dithered = kaldi.fbank(samples, dither=-1.0, **changes)
+    torch.manual_seed(0)
+    assert torch.equal(dithered, kaldi.fbank(samples.float(), dither=-1.0, **changes))
+
+
+def test_float64_waveforms_are_taken() -> None:
     out = kaldi.fbank(noise(dtype=torch.float64), use_energy=True)
     assert out.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.int8,
+        torch.uint8,
+        torch.int32,
+        torch.int64,
+        torch.bool,
+        torch.float16,
+        torch.bfloat16,
+        torch.complex64,
+    ],
+    ids=str,
+)
+def test_other_waveforms_are_refused_never_rescaled(dtype: torch.dtype) -> None:
+    name = str(dtype).removeprefix("torch.")
+    message = f"waveform must be float32, float64 or int16, got {name}"
+    with pytest.raises(TypeError, match=re.escape(message)):
+        kaldi.fbank(torch.ones(1, 4000, dtype=dtype))
+
+
+# Values that every kind of number holds exactly, unlike the defaults.
+NUMBERS: dict[str, tuple[float, ...]] = {
+    "blackman_coeff": (0.375,),
+    "channel": (1,),
+    "energy_floor": (0.5, 2),
+    "frame_length": (18.75, 20),
+    "frame_shift": (12.5, 8),
+    "high_freq": (3500.5, -400),
+    "low_freq": (62.5, 50),
+    "min_duration": (0.25, 0),
+    "num_mel_bins": (40,),
+    "preemphasis_coefficient": (0.5, 1),
+    "sample_frequency": (15999.5, 12000),
+    "vtln_high": (3000.5, -300),
+    "vtln_low": (350.5, 400),
+    "vtln_warp": (1.125, 2),
+}
+FLAGS = [
+    name
+    for name, parameter in inspect.signature(kaldi.fbank).parameters.items()
+    if isinstance(parameter.default, bool)
+]
+FLOATS = {
+    "float": float,
+    "numpy-float16": np.float16,
+    "numpy-float32": np.float32,
+    "numpy-float64": np.float64,
+    "array-float64": lambda value: np.array(value, np.float64),
+    "tensor-float32": lambda value: torch.tensor(value, dtype=torch.float32),
+    "tensor-float64": lambda value: torch.tensor(value, dtype=torch.float64),
+    "tensor-of-one": lambda value: torch.tensor([value], dtype=torch.float32),
+    "parameter": lambda value: torch.nn.Parameter(
+        torch.tensor(value, dtype=torch.float32), requires_grad=False
+    ),
+}
+INTEGERS = {
+    "int": int,
+    "numpy-int16": np.int16,
+    "numpy-int64": np.int64,
+    "array-int32": lambda value: np.array(value, np.int32),
+    "tensor-int16": lambda value: torch.tensor(value, dtype=torch.int16),
+    "tensor-int64": lambda value: torch.tensor(value, dtype=torch.int64),
+}
+# With what an argument is seen at all.
+SEEN = {
+    "blackman_coeff": {"window_type": "blackman"},
+    "energy_floor": {"use_energy": True},
+    "htk_compat": {"use_energy": True},
+    "raw_energy": {"use_energy": True},
+    "min_duration": {"sample_frequency": 15999.0},
+    "vtln_high": {"vtln_warp": 1.1},
+    "vtln_low": {"vtln_warp": 1.1},
+}
+
+
+@pytest.fixture
+def no_kernel() -> Iterator[None]:
+    """What is tested is what comes before the backend; the kernel compiles for each FFT length."""
+    with use_backend(fbank="reference"):
+        yield
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize("argument", NUMBERS)
+def test_a_number_may_be_of_any_type(argument: str) -> None:
+    waveform = torch.cat((noise(), noise().flip(-1)))
+    others = SEEN.get(argument, {})
+    tried = 0
+    for value in NUMBERS[argument]:
+        whole = float(value).is_integer()
+        expected = kaldi.fbank(waveform, **others, **{argument: value})
+        for kind, make in {**FLOATS, **(INTEGERS if whole else {})}.items():
+            if kind == "numpy-float16" and float(np.float16(value)) != value:
+                continue
+            with np.errstate(over="ignore"):
+                out = kaldi.fbank(waveform, **others, **{argument: make(value)})
+            assert torch.equal(out, expected), (kind, value)
+            tried += 1
+    assert tried >= len(FLOATS)
+
+
+def test_every_argument_but_the_waveform_and_the_window_is_a_number_or_a_flag() -> None:
+    names = set(inspect.signature(kaldi.fbank).parameters)
+    assert names == {*NUMBERS, *FLAGS, "waveform", "window_type", "dither"}
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize("argument", FLAGS)
+def test_a_flag_may_be_of_any_type(argument: str) -> None:
+    others = SEEN.get(argument, {})
+    # 440 samples are no power of two, and even.
+    changes = {"frame_length": 27.5, **others}
+    results = []
+    for flag in (False, True):
+        expected = kaldi.fbank(noise(), **{**changes, argument: flag})
+        for make in (int, float, np.bool_, np.int64, torch.tensor, np.array, lambda x: [0] * x):
+            out = kaldi.fbank(noise(), **{**changes, argument: make(flag)})
+            assert torch.equal(out, expected)
+        results.append(expected)
+    assert results[0].shape != results[1].shape or not torch.equal(*results)
+
+
+@pytest.mark.parametrize(
+    "dither", [-0.1, torch.tensor(-0.1), np.float32(-0.1), torch.tensor([-0.1]), -1, True], ids=str
+)
+@pytest.mark.parametrize("use_energy", [False, True])
+def test_dither_is_a_factor_of_either_sign(dither, use_energy: bool) -> None:
+    torch.manual_seed(0)
+    out = kaldi.fbank(noise(), dither=dither, use_energy=use_energy)
+    torch.manual_seed(0)
+    noises = torch.randn(1, 23, 400)
+    frames = noise().unfold(-1, 400, 160) + float(dither) * noises
+    frames = frames[0].reshape(1, -1)  # frames that do not overlap
+    expected = kaldi.fbank(frames, frame_shift=25.0, use_energy=use_energy)
+    torch.testing.assert_close(out, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dither", [False, 0, -0.0, np.False_, torch.tensor(0.0)], ids=repr)
+def test_dither_of_zero_is_none_whatever_its_type(dither) -> None:
+    with use_backend(fbank="numba"):  # which adds none
+        assert torch.equal(kaldi.fbank(noise(), dither=dither), kaldi.fbank(noise()))
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_sizes_are_torchaudios_in_the_precision_of_what_it_is_given() -> None:
+    # int(10000 · tensor(25.3) · 0.001) is 253 in float32; 25.3 in float32 is below 25.3.
+    for length in (torch.tensor(25.3), np.float32(25.3)):
+        for argument in ("frame_length", "frame_shift"):
+            arguments = {"sample_frequency": 10000.0, argument: length}
+            expected = kaldi.fbank(noise(), **{**arguments, argument: 25.3})
+            assert torch.equal(kaldi.fbank(noise(), **arguments), expected)
+    # 0.1 in float32 is above 0.1; 16000 times it is 1600 in float32.
+    assert kaldi.fbank(noise(1600), min_duration=torch.tensor(0.1)).shape == (8, 23)
+
+
+class NoNumber:
+    def __repr__(self) -> str:
+        return "no number"
+
+
+@pytest.mark.parametrize("argument", [*NUMBERS, "dither"])
+def test_what_is_no_number_is_refused_by_name(argument: str) -> None:
+    for value in ("20", None, [20.0], torch.ones(2), np.ones(2), 1j, NoNumber()):
+        with pytest.raises(TypeError, match=rf"^{argument} must be a number, got "):
+            kaldi.fbank(noise(), **{argument: value})
+    # torchaudio only compares min_duration, and takes any.
+    infinite = [] if argument == "min_duration" else [math.nan, math.inf, torch.tensor(-math.inf)]
+    for value in (*infinite, 10**400):
+        message = rf"^{argument} must be (.* and )?(finite|a whole number), got "
+        with pytest.raises(ValueError, match=message):
+            kaldi.fbank(noise(), **{argument: value})
+    learnt = torch.tensor(20.0, requires_grad=True)
+    with pytest.raises(ValueError, match=f"^{argument} must need no gradient, because it would"):
+        kaldi.fbank(noise(), **{argument: learnt})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"num_mel_bins": 80.5}, ValueError, "num_mel_bins must be a whole number, got 80.5"),
+        ({"channel": 0.5}, ValueError, "channel must be a whole number, got 0.5"),
+        ({"channel": True}, TypeError, "channel must be a number, got True"),
+        ({"use_power": torch.ones(2)}, ValueError, "use_power must be true or false, got tensor"),
+        ({"htk_compat": np.ones(2)}, ValueError, "htk_compat must be true or false, got array"),
+        ({"frame_length": 1e308}, ValueError, "frame_length must be a finite number of samples"),
+        ({"window_type": None}, TypeError, "window_type must be a string, got None"),
+    ],
+)
+def test_what_torchaudio_cannot_mean_is_refused(arguments, error, message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        kaldi.fbank(noise(), **arguments)
 
 
 def test_gradient_reaches_the_waveform() -> None:
@@ -235,7 +442,7 @@ def test_dither_with_a_backend_that_has_none_raises() -> None:
     ("arguments", "message"),
     [
         ({"channel": 1}, "channel must be below the waveform's 1 channels, got 1"),
-        ({"energy_floor": -1.0}, "energy_floor must be at least 0, got -1.0"),
+        ({"energy_floor": -1.0}, "energy_floor must be at least 0 and finite, got -1.0"),
         ({"frame_length": 300.0}, "num_samples >= 4800 (frame_length 300 ms at 16000 Hz), got (40"),
         ({"frame_length": 0.1}, "frame_length must be at least 2 samples, got 0.1"),
         ({"frame_shift": 0.0}, "frame_shift must be at least 1 sample, got 0.0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 
 import pytest
 import torch
@@ -17,6 +18,9 @@ from ast_fast_kernels.testing.budgets import relative_norm
 # each time. TF32 cuts up to 2 ** -10 off both factors of a product, always the same way.
 EPS = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-9}
 OUT, GRADIENT = 1.0, 2.0
+
+LAZY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""Flags of memory of which only the pages exist that are written to."""
 
 dtypes = pytest.mark.parametrize("dtype", EPS, ids=lambda dtype: str(dtype).removeprefix("torch."))
 
@@ -111,6 +115,69 @@ def test_lengths_beyond_the_tokens_are_all_of_them(device: torch.device) -> None
         launch_attention_fwd(qkv, counts, 0.25), launch_attention_fwd(qkv, None, 0.25), strict=True
     ):
         assert torch.equal(ours, all_keys)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8], ids=str)
+def test_lengths_may_be_a_column_of_a_table(device: torch.device, dtype: torch.dtype) -> None:
+    from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
+
+    qkv = packed(3, 70, 1, 16, dtype=torch.float16, device=device).detach()
+    table = torch.tensor([[70, 9], [3, 41], [1, 2]], dtype=dtype, device=device)
+    column, dense = table[:, 0], torch.tensor([70, 3, 1], dtype=torch.int32, device=device)
+    repeated, threes = table[1:2, 0].expand(3), torch.full((3,), 3, dtype=dtype, device=device)
+    for strided, alike in ((column, dense), (repeated, threes)):
+        assert not strided.is_contiguous()
+        out, lse = launch_attention_fwd(qkv, strided, 0.25)
+        expected = launch_attention_fwd(qkv, alike, 0.25)
+        assert torch.equal(out, expected[0])
+        assert torch.equal(lse, expected[1])
+        grad = torch.ones_like(out)
+        gradient = launch_attention_bwd(grad, qkv, out, lse, strided, 0.25)
+        assert torch.equal(gradient, launch_attention_bwd(grad, qkv, out, lse, alike, 0.25))
+    given = attention(qkv, key_lengths=column, scale=0.25, backend="triton")
+    assert torch.equal(given, launch_attention_fwd(qkv, dense, 0.25)[0])
+
+
+def test_lengths_beyond_32_bits_are_all_tokens(device: torch.device) -> None:
+    from ast_fast_kernels.attention.triton_gpu import launch_attention_fwd
+
+    qkv = packed(2, 70, 1, 16, dtype=torch.float16, device=device).detach()
+    counts = torch.tensor([2**32 + 3, 2**31], device=device)
+    ours, all_keys = launch_attention_fwd(qkv, counts, 0.25), launch_attention_fwd(qkv, None, 0.25)
+    assert torch.equal(ours[0], all_keys[0])
+
+
+def test_heads_may_lie_further_apart_than_32_bits_reach(device: torch.device) -> None:
+    from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
+
+    apart = 2**30 + 8
+    if device.type == "cuda":
+        memory = torch.empty(2 * apart + 70 * 48, dtype=torch.float16, device=device)
+    else:  # no more than the pages that are written to
+        pages = mmap.mmap(-1, 2 * (2 * apart + 70 * 48), flags=LAZY)
+        memory = torch.frombuffer(pages, dtype=torch.float16)
+    near = packed(1, 70, 3, 16, dtype=torch.float16, device=device).detach()
+    far = memory.as_strided((1, 70, 3, 3, 16), (0, 48, 16, apart, 1))
+    far.copy_(near)
+    assert not far.is_contiguous()
+    out, lse = launch_attention_fwd(far, None, 0.25)
+    expected = launch_attention_fwd(near, None, 0.25)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(lse, expected[1])
+    grad = torch.ones_like(out)
+    gradient = launch_attention_bwd(grad, far, out, lse, None, 0.25)
+    assert torch.equal(gradient, launch_attention_bwd(grad, near, out, lse, None, 0.25))
+
+
+def test_a_clip_that_32_bits_cannot_address_is_refused(device: torch.device) -> None:
+    qkv = torch.zeros(1, 1, 3, 1, 16, dtype=torch.float16, device=device).expand(
+        -1, 2**26, 3, 1, 16
+    )
+    message = (
+        r"triton needs fewer than 2 \*\* 31 values of qkv a clip, got \(1, 67108864, 3, 1, 16\)"
+    )
+    with pytest.raises(RuntimeError, match=message):
+        attention(qkv, backend="triton")
 
 
 def test_lse_is_the_natural_logarithm_of_the_sum(device: torch.device) -> None:

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
+import mmap
 import re
 
 import numpy as np
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels import FbankConfig, fbank
+from ast_fast_kernels.fbank import triton_gpu
 from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX, LOG_MEL_MEAN, log_mel_error, relative_norm
 
 AST = FbankConfig()
+source_index = triton_gpu._source_index
+
+LAZY = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+"""Flags of memory of which only the pages exist that are written to."""
+
 WINDOWS = ("hanning", "hamming", "povey", "rectangular", "blackman")
 
 
@@ -97,6 +106,7 @@ def test_every_preset_ragged(device: torch.device, preset: str) -> None:
         {"use_log_fbank": False},
         {"use_power": False},
         {"snip_edges": False},
+        {"snip_edges": False, "left_padding": "lhotse", "frame_shift": 10.0625},  # 161 samples
         {"snip_edges": False, "pad_mode": "reflect"},
         {"snip_edges": False, "center": True, "pad_mode": "constant"},
         {"preemphasis_over": "waveform", "snip_edges": False},
@@ -252,6 +262,112 @@ def test_gradient_is_the_reference_s(device: torch.device) -> None:
     torch.testing.assert_close(*grads, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("n_fft", "dtype"), [(512, torch.int32), (400, torch.int64), (400, torch.uint8)], ids=str
+)
+def test_lengths_may_be_a_column_of_a_table(
+    device: torch.device, n_fft: int, dtype: torch.dtype
+) -> None:
+    config = FbankConfig.from_samples(
+        window_size=64, window_shift=40, sample_frequency=16000.0, n_fft=n_fft, num_mel_bins=8
+    )
+    waveform = noise(3, 300).to(device)
+    table = torch.tensor([[200, 9], [100, 41], [250, 2]], dtype=dtype, device=device)
+    expected = fbank(waveform, config, lengths=[200, 100, 250], backend="triton")
+    out = triton_gpu.fbank_triton(waveform, config, counts=table[:, 0])
+    assert torch.equal(out, expected)
+    assert torch.equal(fbank(waveform, config, lengths=table[:, 0], backend="triton"), expected)
+
+
+def test_clips_beyond_one_launch_take_another(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waveform, counts = noise(3, 2000).to(device), torch.tensor([2000, 900, 1500], device=device)
+    expected = triton_gpu.fbank_triton(waveform, AST, counts=counts)
+    monkeypatch.setattr(triton_gpu, "MOST_PLACES", 4)  # 11 frames are 2 blocks: 2 clips a launch
+    assert triton_gpu.clips_of_a_launch(11, 8) == 2
+    assert torch.equal(triton_gpu.fbank_triton(waveform, AST, counts=counts), expected)
+
+
+@triton.jit
+def _source_index_kernel(index_ptr, count_ptr, out_ptr, PADDING: tl.constexpr):
+    places = tl.arange(0, 4096)
+    index, count = tl.load(index_ptr + places), tl.load(count_ptr + places)
+    tl.store(out_ptr + places, source_index(index, count, PADDING))
+
+
+@pytest.mark.parametrize("padding", ["symmetric", "reflect"])
+def test_mirrored_places_do_not_overflow(device: torch.device, padding: str) -> None:
+    rng = np.random.default_rng(0)
+    last = triton_gpu.MOST_PLACES - 1
+    counts = rng.choice([1, 2, 3, 100, 2**20, 2**30, 2**30 + 1, last - 1, last], 4096)
+    beyond = rng.integers(-8192, 8192, 4096)
+    index = np.where(rng.random(4096) < 0.5, beyond, counts + beyond)
+    out = torch.zeros(4096, dtype=torch.int32, device=device)
+    given = (torch.from_numpy(array.astype(np.int32)).to(device) for array in (index, counts))
+    _source_index_kernel[1,](*given, out, triton_gpu.PADDING[padding])
+    repeats = 1 if padding == "symmetric" else 0
+    period = np.maximum(2 * (counts - 1 + repeats), 1)
+    expected = index % period
+    expected = np.where(expected < counts, expected, period - repeats - expected)
+    np.testing.assert_array_equal(out.cpu().numpy(), expected)
+
+
+@pytest.mark.parametrize("n_fft", [512, 400], ids=["fused", "in-chunks"])
+def test_a_clip_of_more_than_2_to_the_30_samples_is_mirrored(
+    device: torch.device, n_fft: int
+) -> None:
+    hop, window = 2**28, 320
+    config = FbankConfig.from_samples(
+        window_size=window, window_shift=hop, sample_frequency=16000.0, n_fft=n_fft,
+        snip_edges=False, center=True, pad_mode="reflect", num_mel_bins=8,
+    )  # fmt: skip
+    num_samples = 4 * hop + 30
+    pages = mmap.mmap(-1, 2 * num_samples, flags=LAZY)
+    clip = torch.frombuffer(pages, dtype=torch.int16)
+    for first in (0, hop - 200, 4 * hop - 200):  # only these pages are real
+        part = clip[first : first + 400]
+        part.copy_((1000 * noise(len(part), seed=first % 7)).to(torch.int16))
+    index = np.arange(5)[:, None] * hop + config.first_sample + np.arange(window)
+    index = np.abs(index)
+    index = np.where(index < num_samples, index, 2 * (num_samples - 1) - index)
+    frames = clip[torch.from_numpy(index)].to(device)
+    expected = fbank(frames, config.replace(snip_edges=True, center=False), backend="triton")
+    out = fbank(clip[None].to(device), config, backend="triton")
+    assert torch.equal(out[0], expected[:, 0])
+
+
+def test_equal_samples_have_the_features_of_silence(device: torch.device) -> None:
+    values = torch.tensor([12345.0, 0.1, -7.3e20])
+    for changes in ({"num_mel_bins": 32}, {"n_fft": 400, "num_mel_bins": 16, "snip_edges": False}):
+        config = FbankConfig.preset("kaldi", **changes)
+        waveform = values[:, None].expand(3, 560).to(device)
+        out = fbank(waveform, config, backend="triton").cpu()
+        assert (out == torch.tensor(np.float32(config.log_silence))).all()
+
+
+@pytest.mark.parametrize("n_fft", [512, 400], ids=["fused", "in-chunks"])
+def test_magnitudes_hold_at_every_scale(device: torch.device, n_fft: int) -> None:
+    config = AST.replace(n_fft=n_fft, num_mel_bins=16, use_power=False, log_floor=1.2e-38)
+    scales = torch.tensor([1e-30, 1e-24, 1e-19, 1e-12, 1.0, 1e12, 1e19, 1e25, 1e33])[:, None]
+    waveform = (noise(1, 560) * scales).to(device)
+    out = fbank(waveform, config, backend="triton").cpu()
+    expected = fbank(waveform.double().cpu(), config, backend="reference")
+    assert log_mel_error(out, expected, use_power=False).max() < LOG_MEL_MAX
+
+
+def test_out_may_overlap_the_waveform(device: torch.device) -> None:
+    config = AST.replace(num_mel_bins=8)
+    generator = torch.Generator().manual_seed(0)
+    for n_fft in (512, 400, 400, 400):
+        place = int(torch.randint(460, 1690, (1,), generator=generator))
+        pool = noise(2000).to(device)
+        waveform, out = pool[500:1700], pool[place : place + 6 * 8].view(6, 8)
+        changed = config.replace(n_fft=n_fft)
+        expected = fbank(waveform, changed, backend="triton")
+        assert torch.equal(fbank(waveform, changed, out=out, backend="triton"), expected)
+
+
 def test_what_it_cannot_run_is_refused_by_name(device: torch.device) -> None:
     waveform = noise(1, 1000).to(device)
     for given, config, message in (
@@ -261,7 +377,7 @@ def test_what_it_cannot_run_is_refused_by_name(device: torch.device) -> None:
         (
             waveform[:, :1].expand(1, 2**31),
             AST,
-            r"triton needs fewer than 2 \*\* 31 samples a clip",
+            "triton needs fewer than 2147450880 samples a clip, got 2147483648",
         ),
     ):
         with pytest.raises(RuntimeError, match=message):

@@ -28,19 +28,10 @@ print(out[0, 0].item())
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(INTERPRETED, reason="this is that process")
-def test_interpreted_kernels_pass_in_a_process_of_their_own() -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "interpreter"]
-    run = subprocess.run(
-        [*command, "tests"],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert run.returncode == 0, run.stdout[-5000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 200
+def test_interpreted_kernels_pass_in_a_process_of_their_own(interpreted_tests) -> None:
+    code, output = interpreted_tests.wait()
+    assert code == 0, output[-5000:]
+    assert int(re.search(r"(\d+) passed", output)[1]) > 200
 
 
 @pytest.mark.interpreter

@@ -26,7 +26,15 @@ from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
 from ast_fast_kernels._cpu.lanes import ALIGNMENT, Lanes, Value
-from ast_fast_kernels._cpu.simd import data_pointer, prefetch_read, prefetch_write
+from ast_fast_kernels._cpu.simd import (
+    data_pointer,
+    load,
+    prefetch_read,
+    prefetch_write,
+    splat,
+    sqrt,
+    store,
+)
 
 MIN_SIZE, MAX_SIZE = 32, 4096
 """The two passes serve powers of two from MIN_SIZE to MAX_SIZE, and SIZES_OF_25."""
@@ -432,6 +440,23 @@ def power_spectrum(
     _real_rows_pass(grid, n_fft, lanes)
     for row in range(1, (rows + 1) // 2):
         _row_pass(grid, table, row, n_fft, lanes)
+
+
+@stage
+def take_magnitudes(grid: Any, factor: Any, n_fft: int, lanes: int) -> Any:
+    """Replace the powers that `power_spectrum` left by their square roots times a vector.
+
+    Returns each lane's sum of powers: NaN where one is, infinite where one has overflowed.
+    """
+    rows, columns = _split(n_fft)
+    total = splat(np.float32(0.0), lanes)
+    for row in range(rows):
+        for column in range((n_fft // 2 - row) // rows + 1):
+            place = (row * columns + column) * lanes
+            power = load(grid, place, lanes)
+            total = total + power
+            store(grid, place, sqrt(power) * factor)
+    return total
 
 
 @stage

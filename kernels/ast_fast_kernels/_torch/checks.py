@@ -71,6 +71,30 @@ def dense(tensor: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(bits.numpy())).view(tensor.dtype)
 
 
+def copied(tensor: Tensor) -> Tensor:
+    """Return a copy without a graph; on the CPU by numpy, as in `dense`."""
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.is_cuda else torch.from_numpy(tensor.numpy().copy())
+
+
+def may_share_memory(a: Tensor, b: Tensor) -> bool:
+    """Say whether the addresses of two tensors overlap, from their first to their last element.
+
+    Addresses, because views of one memory can come from numpy and have storages of their own.
+    """
+    if a.device != b.device or 0 in (a.numel(), b.numel()):
+        return False
+    (first, last), (other_first, other_last) = _addresses(a), _addresses(b)
+    return first < other_last and other_first < last
+
+
+def _addresses(tensor: Tensor) -> tuple[int, int]:
+    """Return the address of the first byte and that after the last; strides are never negative."""
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    first = tensor.data_ptr()
+    return first, first + (steps + 1) * tensor.element_size()
+
+
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which must not be written to."""
     if not array.flags.c_contiguous:

@@ -15,6 +15,9 @@ from ast_fast_kernels._torch.autocast import lowers_float32
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
 
+MOST_VALUES = 2**31
+"""A clip has fewer projected values than this, so that 32 bits address its tokens on a GPU."""
+
 NUMBA_HEAD_DIMS = (16, 32, 64)
 """Head dimensions that the CPU kernels take: whole vectors of 16 lanes or fewer."""
 
@@ -109,6 +112,8 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
         return f"triton needs a head_dim of {rule}, got {qkv.shape[-1]}"
     if not scale > 0:
         return f"triton needs a scale above 0, got {scale:g}"
+    if qkv.shape[1:].numel() >= MOST_VALUES:
+        return f"triton needs fewer than 2 ** 31 values of qkv a clip, got {tuple(qkv.shape)}"
     return None
 
 
@@ -145,4 +150,6 @@ def _checked_lengths(key_lengths: Tensor | Sequence[int], qkv: Tensor) -> Tensor
             raise ValueError(f"key_lengths must be from 1 to num_tokens ({tokens}), got {wrong[0]}")
         # By numpy: torch's conversion runs on threads, which a forked process lacks.
         lengths = torch.from_numpy(lengths.numpy().astype(np.int32))
-    return lengths.to(qkv.device, torch.int32)
+    elif lengths.dtype == torch.int64:
+        lengths = lengths.clamp(0, tokens)  # a larger one may not fit into 32 bits
+    return lengths.to(qkv.device, torch.int32).contiguous()

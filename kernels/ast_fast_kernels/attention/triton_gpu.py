@@ -58,12 +58,15 @@ DELTA_LAUNCH = Launch.of(BLOCK_M=128, num_warps=4)
 
 @triton.jit
 def _place(heads, tokens, BLOCK: tl.constexpr):
-    """Return this program's clip, head and first row: neighbours share a head's keys."""
+    """Return this program's clip, head and first row: neighbours share a head's keys.
+
+    Clip and head are of 64 bits, as what they are multiplied by may be of 32.
+    """
     blocks = tl.cdiv(tokens, BLOCK)
     pid = tl.program_id(0)
     clip_head = pid // blocks
     clip = (clip_head // heads).to(tl.int64)
-    return clip, clip_head % heads, (pid % blocks) * BLOCK
+    return clip, (clip_head % heads).to(tl.int64), (pid % blocks) * BLOCK
 
 
 @triton.jit
@@ -316,14 +319,15 @@ def launch_attention_fwd(
 
     Args:
         qkv: Shape (batch, tokens, 3, heads, head_dim).
-        key_lengths: Keys that count in each clip, int32, shape (batch,); None counts all.
+        key_lengths: Keys that count in each clip, shape (batch,), integers of any strides; None
+            counts all.
         scale: Factor on the scores, above 0.
     Returns:
         Values of qkv's dtype, shape (batch, tokens, heads, head_dim), and float32, shape (batch,
         heads, tokens).
     """
     batch, tokens, _, heads, head_dim = qkv.shape
-    qkv = _readable(qkv)
+    qkv, key_lengths = _readable(qkv), _dense_lengths(key_lengths, tokens)
     out = qkv.new_empty(batch, tokens, heads, head_dim)
     lse = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
     if batch == 0:
@@ -352,6 +356,7 @@ def launch_attention_bwd(
     """
     batch, tokens, _, heads, head_dim = qkv.shape
     qkv, grad = _readable(qkv), grad.contiguous()
+    key_lengths = _dense_lengths(key_lengths, tokens)
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
     if batch == 0:
         return dqkv
@@ -377,6 +382,15 @@ def _readable(qkv: Tensor) -> Tensor:
     """Return the projections as the kernels address them: a clip's tokens by 32 bits."""
     near = qkv.stride(-1) == 1 and qkv.shape[1] * qkv.stride(1) < 2**31
     return qkv if near else qkv.contiguous()
+
+
+def _dense_lengths(key_lengths: Tensor | None, tokens: int) -> Tensor | None:
+    """Return the lengths as the kernels address them: int32, one after another."""
+    if key_lengths is None:
+        return None
+    if key_lengths.dtype == torch.int64:
+        key_lengths = key_lengths.clamp(0, tokens)  # a larger one may not fit into 32 bits
+    return key_lengths.to(torch.int32).contiguous()
 
 
 def _launch(kernel: str, qkv: Tensor) -> Launch:

@@ -64,7 +64,8 @@ def fbank(
             `config.log_silence`; `top_db` raises them like silence in their clip.
             `config.num_frames(lengths)` gives the number of valid frames. Triton clamps lengths on
             a GPU to the valid range instead of checking them, which would wait for the GPU.
-        out: Contiguous array or tensor that receives the result and is returned.
+        out: Contiguous array or tensor that receives the result and is returned. It may share
+            memory with the waveform, which is then overwritten, but read before.
         backend: `"auto"`, `"reference"` (plain torch), `"numba"` (CPU) or `"triton"` (CUDA); the
             last two compute in float32, and their gradient is the reference's.
     Returns:

@@ -32,6 +32,8 @@ def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Arr
     shape = (*leading, config.num_frames(num_samples), config.num_mel_bins)
     if 0 in shape:
         return np.empty(shape, np.float32) if out is None else out
+    if out is not None and np.may_share_memory(waveform, out):
+        waveform = waveform.copy()  # the kernel would read frames that it has overwritten
     rows = _readable(waveform)
     flat_out = None if out is None else np.asarray(out)  # a matrix would stay one, of two axes
     if rows.ndim != 2:

@@ -12,6 +12,7 @@ from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def mfcc(
         Coefficients, shape (..., num_frames, num_ceps), of the waveform's kind, device and dtype
         (float32 for int16).
     Raises:
-        TypeError: As in `fbank`.
+        TypeError: As in `fbank`, or `num_ceps` or `cepstral_lifter` is no number.
         ValueError: As in `fbank`, or `num_ceps` or `cepstral_lifter` is out of range, or the config
             takes no logarithm.
     Source: kaldi/src/feat/feature-mfcc.cc; mel-computations.cc, ComputeLifterCoeffs.
@@ -75,10 +76,12 @@ def mfcc(
     log_mel = fbank(waveform, config, lengths=lengths, backend=backend)
     if not config.use_log_fbank:
         raise ValueError("config must have use_log_fbank True, got False")
+    num_ceps = as_whole("num_ceps", num_ceps)
     if not 1 <= num_ceps <= config.num_mel_bins:
         raise ValueError(
             f"num_ceps must be from 1 to num_mel_bins ({config.num_mel_bins}), got {num_ceps}"
         )
+    cepstral_lifter = as_number("cepstral_lifter", cepstral_lifter)
     if not 0 <= cepstral_lifter < float("inf"):
         raise ValueError(f"cepstral_lifter must be at least 0 and finite, got {cepstral_lifter}")
     matrix = cepstral_matrix(config.num_mel_bins, num_ceps, cepstral_lifter)

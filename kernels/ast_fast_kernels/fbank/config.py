@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args, overload
 
-from ast_fast_kernels.fbank.presets import PRESETS, PresetName
+from ast_fast_kernels.fbank.presets import PRESETS, ROUNDING, PresetName, follow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +26,9 @@ FLOAT32_TINY = 1.1754943508222875e-38
 
 WindowType = Literal["hanning", "hamming", "povey", "rectangular", "blackman"]
 PadMode = Literal["symmetric", "reflect", "constant"]
+DitherOver = Literal["frame", "waveform"]
 PreemphasisOver = Literal["frame", "waveform"]
+LeftPadding = Literal["kaldi", "lhotse"]
 MelScale = Literal["htk", "slaney"]
 MelNorm = Literal["none", "slaney"]
 TriangleAxis = Literal["mel", "hertz", "bins"]
@@ -59,7 +62,10 @@ class FbankConfig:
     waveform_scale: float = 1.0
     """Factor applied to the waveform first; 32768 for conventions in int16's scale."""
     dither: float = 0.0
-    """Standard deviation of the Gaussian noise added to each frame; 0 is none."""
+    """Standard deviation of the Gaussian noise that is added; 0 is none."""
+    dither_over: DitherOver = "frame"
+    """Whether each frame has noise of its own (Kaldi), or the waveform has it, before pre-emphasis,
+    so that frames that overlap share it (lhotse, Whisper, NeMo)."""
     preemphasis_coefficient: float = 0.97
     """Fraction of the previous sample that is subtracted from each sample; 0 is none."""
     preemphasis_over: PreemphasisOver = "frame"
@@ -74,6 +80,10 @@ class FbankConfig:
     pad_mode: PadMode = "symmetric"
     """Padding beyond the ends, without snip_edges: the waveform mirrored with its edge sample
     repeated (symmetric, as in Kaldi), mirrored without it (reflect), or zeros (constant)."""
+    left_padding: LeftPadding = "kaldi"
+    """Samples before the first frame that are padding, without snip_edges and center: half a window
+    less half a shift, each rounded down (Kaldi), or half of window less shift (lhotse). They differ
+    by one if the window is even and the shift odd."""
     pad_tail: bool = False
     """Whether the last, partial frame is taken too, padded with zeros; only with snip_edges."""
     drop_last_frame: bool = False
@@ -90,6 +100,9 @@ class FbankConfig:
     """Lower edge of the lowest filter, in Hz."""
     high_freq: float = 0.0
     """Upper edge of the highest filter, in Hz; 0 or below counts down from Nyquist."""
+    whole_nyquist: bool = False
+    """Whether the filters take Nyquist to be a whole number of Hz, rounded down (torchaudio's
+    transforms, transformers); only an odd sample rate tells them apart."""
     mel_scale: MelScale = "htk"
     """Mel scale: logarithmic from 0 Hz on (HTK, Kaldi) or only above 1 kHz (Slaney)."""
     mel_norm: MelNorm = "none"
@@ -132,6 +145,8 @@ class FbankConfig:
         for name, kind in _KINDS:
             object.__setattr__(self, name, kind(name, getattr(self, name)))
         _require(self.sample_frequency > 0, "sample_frequency", "above 0 Hz", self.sample_frequency)
+        _require_finite_size("frame_length", self.sample_frequency, self.frame_length)
+        _require_finite_size("frame_shift", self.sample_frequency, self.frame_shift)
         _require(self.window_size >= 2, "frame_length", "at least 2 samples", self.frame_length)
         _require(self.window_shift >= 1, "frame_shift", "at least 1 sample", self.frame_shift)
         if self.n_fft is not None:
@@ -158,6 +173,10 @@ class FbankConfig:
         _require(self.output_scale > 0, "output_scale", "above 0", self.output_scale)
         good = not (self.center and self.snip_edges)
         _require(good, "center", "False when snip_edges is True", self.center)
+        good = self.window_shift <= self.window_size or not self._pads_as_lhotse
+        rule = f"kaldi when the shift ({self.window_shift} samples) is above the window's "
+        rule += f"{self.window_size}"
+        _require(good, "left_padding", rule, self.left_padding)
         good = self.snip_edges or not self.pad_tail
         _require(good, "pad_tail", "False when snip_edges is False", self.pad_tail)
         kaldis = (self.mel_scale, self.mel_norm, self.triangle_axis) == ("htk", "none", "mel")
@@ -174,6 +193,13 @@ class FbankConfig:
         (num_mel_bins, num_frames): librosa, melspectrogram, whisper and nemo. The first three of
         these define window and shift in samples, and keep them at any `sample_frequency`.
 
+        A field that the library derives from another one follows a change of that, unless it is
+        changed too: the window's size from `n_fft` (librosa, melspectrogram, whisper), the shift
+        from the window (melspectrogram), whole samples from milliseconds (rounded to the nearest by
+        python_speech_features and vggish), the Blackman window's period (lhotse), `snip_edges` from
+        `center=False` (librosa, melspectrogram). `replace` knows no library: it changes what it
+        names.
+
         Args:
             name: `"ast"` (the default of every field);
                 `"kaldi"` (torchaudio's `compliance.kaldi.fbank`: 23 bins, Povey window);
@@ -187,15 +213,27 @@ class FbankConfig:
                 `"whisper"` (OpenAI's and transformers' extractor, without its padding to 30 s).
             changes: Fields to set differently, or `window_size` and `window_shift` in samples.
         Raises:
-            ValueError: `name` is not a preset, or a changed field does not fit.
+            ValueError: `name` is not a preset, a changed field does not fit, or it would mean
+                something else in the library than here.
         """
         if name not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {name!r}")
         values = {**PRESETS[name], **changes}
+        values["sample_frequency"] = rate = _sample_frequency(values)
+        values["n_fft"] = _integer_or_none("n_fft", values.get("n_fft"))
         for size, length in _SIZES.items():
-            if length in changes:
-                values.pop(size, None)
-        return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
+            if size in changes and length in changes:
+                _require(False, size, f"left out when {length} is given", changes[size])
+            if size in values and length not in changes:
+                values[size] = _size(size, values[size])
+                values.pop(length, None)
+            else:
+                values[length] = time = _number(length, values.get(length, getattr(cls, length)))
+                _require_finite_size(length, rate, time)
+                values[size] = _truncated(rate, time)
+                if name in ROUNDING:
+                    values[size] = ROUNDING[name](rate * (time / 1000.0))
+        return cls(**_in_milliseconds(follow(name, values, changes)))
 
     @classmethod
     def from_samples(
@@ -218,7 +256,7 @@ class FbankConfig:
             "window_shift": window_shift,
             **changes,
         }
-        return cls(**_in_milliseconds(values))  # type: ignore[arg-type]
+        return cls(**_in_milliseconds(values))
 
     def __hash__(self) -> int:
         # A string caches its hash; hashing thirty fields would cost each call a microsecond.
@@ -252,12 +290,12 @@ class FbankConfig:
     @property
     def window_size(self) -> int:
         """Length of a frame, in samples (Kaldi truncates)."""
-        return int(self.sample_frequency * self.frame_length * 0.001)
+        return _truncated(self.sample_frequency, self.frame_length)
 
     @property
     def window_shift(self) -> int:
         """Hop between frames, in samples (Kaldi truncates)."""
-        return int(self.sample_frequency * self.frame_shift * 0.001)
+        return _truncated(self.sample_frequency, self.frame_shift)
 
     @property
     def fft_size(self) -> int:
@@ -266,8 +304,9 @@ class FbankConfig:
 
     @property
     def nyquist(self) -> float:
-        """Half the sample rate, in Hz."""
-        return 0.5 * self.sample_frequency
+        """Half the sample rate, in Hz; without its fraction if `whole_nyquist`."""
+        half = 0.5 * self.sample_frequency
+        return float(math.floor(half)) if self.whole_nyquist else half
 
     @property
     def upper_edge(self) -> float:
@@ -286,6 +325,8 @@ class FbankConfig:
             return 0
         if self.center:
             return (self.fft_size - self.window_size) // 2 - self.fft_size // 2
+        if self.left_padding == "lhotse":
+            return -((self.window_size - self.window_shift) // 2)
         return self.window_shift // 2 - self.window_size // 2
 
     @property
@@ -350,6 +391,10 @@ class FbankConfig:
         frames = frames - int(self.drop_last_frame)
         return frames * (frames > 0)
 
+    @property
+    def _pads_as_lhotse(self) -> bool:
+        return self.left_padding == "lhotse" and not (self.snip_edges or self.center)
+
     def _check_vtln(self) -> None:
         rule = f"above low_freq ({self.low_freq:g} Hz) and below vtln_high"
         rule += f" ({self.vtln_upper_edge:g} Hz)"
@@ -370,8 +415,12 @@ def _require(good: bool, argument: str, rule: str, value: object) -> None:
 def _number(argument: str, value: object) -> float:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{argument} must be a number, got {value!r}")
-    _require(math.isfinite(value), argument, "finite", value)
-    return float(value) + 0.0  # -0.0 becomes 0.0, which it equals
+    try:
+        number = float(value)
+    except OverflowError:  # of whole numbers
+        number = math.inf
+    _require(math.isfinite(number), argument, "finite", reprlib.repr(value))
+    return number + 0.0  # -0.0 becomes 0.0, which it equals
 
 
 def _integer(argument: str, value: object) -> int:
@@ -385,9 +434,11 @@ def _integer_or_none(argument: str, value: object) -> int | None:
 
 
 def _boolean(argument: str, value: object) -> bool:
-    if not isinstance(value, bool):
+    kind = type(value)
+    numpys = kind.__module__ == "numpy" and kind.__name__ in ("bool", "bool_")  # it is not loaded
+    if not (isinstance(value, bool) or numpys):
         raise TypeError(f"{argument} must be True or False, got {value!r}")
-    return value
+    return bool(value)
 
 
 def _one_of(choice: Any) -> Callable[[str, object], str]:
@@ -409,7 +460,9 @@ _CHECKS: dict[Any, Callable[[str, object], object]] = {
     "bool": _boolean,
     "WindowType": _one_of(WindowType),
     "PadMode": _one_of(PadMode),
+    "DitherOver": _one_of(DitherOver),
     "PreemphasisOver": _one_of(PreemphasisOver),
+    "LeftPadding": _one_of(LeftPadding),
     "MelScale": _one_of(MelScale),
     "MelNorm": _one_of(MelNorm),
     "TriangleAxis": _one_of(TriangleAxis),
@@ -424,18 +477,43 @@ _SIZES = {"window_size": "frame_length", "window_shift": "frame_shift"}
 """Size in samples → the field that holds it in milliseconds."""
 
 
-def _in_milliseconds(values: dict[str, object]) -> dict[str, object]:
-    """Return fields with each size in samples replaced by a time that truncates to it."""
+def _in_milliseconds(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with each size in samples replaced by a time that truncates to it.
+
+    A time that stands beside the size stays if it does.
+    """
     values = dict(values)
-    sample_frequency = _number("sample_frequency", values.get("sample_frequency", 16000.0))
-    _require(sample_frequency > 0, "sample_frequency", "above 0 Hz", sample_frequency)
+    rate = _sample_frequency(values)
     for argument, length in _SIZES.items():
         if argument not in values:
             continue
-        size = _integer(argument, values.pop(argument))
-        _require(size > 0, argument, "at least 1 sample", size)
-        milliseconds = size / sample_frequency * 1000.0
-        while int(sample_frequency * milliseconds * 0.001) < size:
+        size = values.pop(argument)
+        if length in values and _truncated(rate, _number(length, values[length])) == size:
+            continue
+        milliseconds = _size(argument, size) / rate * 1000.0
+        while _truncated(rate, milliseconds) < size:
             milliseconds = math.nextafter(milliseconds, math.inf)
         values[length] = milliseconds
     return values
+
+
+def _sample_frequency(values: Mapping[str, object]) -> float:
+    rate = _number("sample_frequency", values.get("sample_frequency", 16000.0))
+    _require(rate > 0, "sample_frequency", "above 0 Hz", rate)
+    return rate
+
+
+def _size(argument: str, value: object) -> int:
+    size = _integer(argument, value)
+    _require(size > 0, argument, "at least 1 sample", size)
+    return size
+
+
+def _require_finite_size(argument: str, rate: float, milliseconds: float) -> None:
+    rule = "a finite number of samples"
+    _require(math.isfinite(rate * milliseconds), argument, rule, milliseconds)
+
+
+def _truncated(rate: float, milliseconds: float) -> int:
+    """Return a time in whole samples, as Kaldi makes them."""
+    return int(rate * milliseconds * 0.001)

@@ -48,9 +48,17 @@ def compute(
     sample_counts = check(lengths, leading, waveform)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
+    if (
+        flat_out is not None
+        and chosen != "reference"
+        and checks.may_share_memory(samples, flat_out)
+    ):
+        samples = checks.copied(samples)  # a kernel would read frames that it has overwritten
     run = _dispatch.load_backend("fbank", chosen)
     log_mel: Tensor = run(samples, config, flat_out, sample_counts)
     if out is not None:
+        if chosen != "reference":  # autograd does not see what a kernel writes
+            torch.autograd.graph.increment_version(out)
         return out
     return log_mel if len(shape) == 3 else log_mel.view(shape)
 
@@ -194,7 +202,7 @@ def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     from ast_fast_kernels.fbank.triton_gpu import MOST_PLACES, unsupported
 
     if samples.shape[-1] >= MOST_PLACES:
-        return f"triton needs fewer than 2 ** 31 samples a clip, got {samples.shape[-1]}"
+        return f"triton needs fewer than {MOST_PLACES} samples a clip, got {samples.shape[-1]}"
     return unsupported(config)
 
 

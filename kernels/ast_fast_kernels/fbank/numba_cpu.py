@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
 
+MOST_SHIFT = 2**24
+"""Longest shift in samples, 17 minutes at 16 kHz: 32 bits index a block's samples, and its buffers
+have up to 1 GiB."""
+
 BLOCKS_PER_THREAD = 64
 """Fewest blocks of frames that justify another thread: two clips of 5 s, twice a thread's cost."""
 
@@ -135,6 +139,8 @@ def unsupported(config: FbankConfig) -> str | None:
             f"{', '.join(map(str, SIZES_OF_25))} or a power of two from {MIN_SIZE} to {MAX_SIZE}"
         )
         return f"numba needs an FFT length of {sizes}, got {config.fft_size}"
+    if config.window_shift > MOST_SHIFT:
+        return f"numba needs a shift of at most {MOST_SHIFT} samples, got {config.window_shift}"
     return None
 
 
@@ -213,10 +219,13 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
     widths, bins, weights = _side_by_side(tables.mel_banks(config))
     bins = (bin_places(config.fft_size)[bins] * lanes).astype(np.int32)
     factors = twiddles(config.fft_size)
-    held = (window, places, factors, widths, bins, weights)
+    ones, in_grid = np.ones(config.fft_size, np.float32), (n * lanes).astype(np.int32)
+    held = (window, places, ones, in_grid, factors, widths, bins, weights)
     plan = Plan(
         window=window.ctypes.data,
         places=places.ctypes.data,
+        ones=ones.ctypes.data,
+        in_grid=in_grid.ctypes.data,
         factors=factors.ctypes.data,
         widths=widths.ctypes.data,
         bins=bins.ctypes.data,
@@ -334,7 +343,7 @@ def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
     return Scratch(
         samples=1 + _span(window_size, window_shift, lanes),
         tile=(window_shift + 2) * stride,
-        sums=2 * (stride + lanes),
+        sums=3 * (stride + lanes),
         grid=config.fft_size * lanes,
         square=(lanes + FILTERS_AT_ONCE) * lanes,
     )

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ast_fast_kernels._cpu.compile import stage
-from ast_fast_kernels._cpu.fft import power_spectrum
+from ast_fast_kernels._cpu.fft import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.lanes import ALIGNMENT
 from ast_fast_kernels._cpu.simd import (
     INTEGER_BYTES,
@@ -36,10 +36,11 @@ from ast_fast_kernels._cpu.simd import (
     log_of_normal,
     maximum,
     multiply_add,
+    select_less,
     shorts_at,
     splat,
-    sqrt,
     store,
+    sum_lanes,
     transpose_tile,
     turn_differences,
 )
@@ -49,6 +50,11 @@ Pointer = Any
 """Address of a flat array's first element, in compiled code."""
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
+
+FAINT, RAISE = np.float32(2.0**-64), np.float32(2.0**90)
+LOUD, LOWER = np.float32(2.0**120), np.float32(2.0**-80)
+"""A frame whose powers sum to less than FAINT is transformed again, times RAISE, to get its
+magnitudes: powers far below its largest would lose bits. From LOUD on, they could overflow."""
 
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
@@ -73,6 +79,8 @@ class Plan(NamedTuple):
 
     window: int  # float32 (n_fft,), zero beyond the window
     places: int  # int32 (n_fft,), where the tile holds each sample of a frame
+    ones: int  # float32 (n_fft,), the window of samples in the grid itself
+    in_grid: int  # int32 (n_fft,), where those are
     factors: int  # float32, the FFT's twiddles
     widths: int  # int32, bins of each `FILTERS_AT_ONCE` filters
     bins: int  # int32, where the grid holds the powers of those bins: bin by bin, filter by filter
@@ -102,7 +110,8 @@ class Scratch(NamedTuple):
 
     samples: int  # those of one block of frames, after the sample before them
     tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
-    sums: int  # (2, tile stride + lanes): each hop's sum, and that of its part in a window's end
+    sums: int  # (3, tile stride + lanes): each hop's sum around its first sample, that of its part
+    # in a window's end, and its first sample
     grid: int  # (n_fft, lanes)
     square: int  # (lanes + FILTERS_AT_ONCE, lanes): energies before they are transposed
 
@@ -141,6 +150,8 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
         tile, sums = floats_at(scratch.tile), floats_at(scratch.sums)
         grid, square = floats_at(scratch.grid), floats_at(scratch.square)
         window, places = floats_at(plan.window), indices_at(plan.places)
+        ones, in_grid = floats_at(plan.ones), indices_at(plan.in_grid)
+        zero, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
         factors, weights = floats_at(plan.factors), floats_at(plan.weights)
         widths, bins = indices_at(plan.widths), indices_at(plan.bins)
         out = floats_at(batch.out)
@@ -202,11 +213,27 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
                 batch.out + (row - lanes * num_mel_bins) * 4,
                 lanes * num_mel_bins * 4 // ALIGNMENT,
             )
-            power_spectrum(
-                tile, places, window, shift, grid, factors, upcoming, n_fft, used_rows, lanes
-            )
-            if not plan.use_power:
-                _take_magnitudes(grid, n_fft, lanes)
+            read, read_places, read_window, factor, is_last = tile, places, window, one, False
+            offset = shift
+            while True:
+                power_spectrum(
+                    read, read_places, read_window, offset, grid, factors, upcoming, n_fft,
+                    used_rows, lanes,
+                )  # fmt: skip
+                if plan.use_power:
+                    break
+                total = take_magnitudes(grid, factor, n_fft, lanes)
+                if is_last or _all_within(total, lanes):
+                    break
+                loudest = _loudest(plan, tile, places, window, shift, lanes)
+                raised = select_less(zero, loudest, splat(RAISE, lanes), one)
+                lowered = select_less(total, splat(LOUD, lanes), one, splat(LOWER, lanes))
+                scale = select_less(total, splat(FAINT, lanes), raised, lowered)
+                if sum_lanes(scale) == lanes:
+                    break  # silence
+                _write_scaled(plan, tile, places, window, shift, scale, grid, n_fft, lanes)
+                read, read_places, read_window, offset = grid, in_grid, ones, zero
+                factor, is_last = one / scale, True
             weight = 0
             for m in range(0, num_mel_bins, lanes):
                 width = min(lanes, num_mel_bins - m)
@@ -350,8 +377,8 @@ def _carry(plan: Plan, tile: Pointer, sums: Pointer, shared: int, lanes: int) ->
     stride = plan.tile_stride
     for j in range(plan.hop - 1, -1, -1):
         _carry_row(tile, j * stride, shared, lanes)
-    _carry_row(sums, stride + lanes, shared, lanes)
-    _carry_row(sums, 0, shared, lanes)
+    for kind in range(2, -1, -1):
+        _carry_row(sums, kind * (stride + lanes), shared, lanes)
 
 
 @stage
@@ -370,13 +397,18 @@ def _turn(
     """Write sample j of hop h, pre-emphasised, to tile[j, column + h], for `lanes` hops; sum them.
 
     So sample n of frame f is at [n % hop, f + n // hop]. A frame's first sample is its own
-    predecessor: these are in row `hop`, complete once the first square has been transposed.
+    predecessor: these are in row `hop`, complete once the first square has been transposed. Sums
+    are of differences from the hop's first sample; those of a square are exact for equal samples,
+    because the number of lanes is a power of two.
     """
     hop, stride = plan.hop, plan.tile_stride
     coefficient = np.float32(0.0) if plan.emphasise_waveform else np.float32(plan.preemphasis)
     factor = splat(coefficient, lanes)
     rest = plan.window_size % hop
     previous = gather(source, first - 1, hop, lanes)
+    own = gather(source, first, hop, lanes)
+    of_square = own * splat(np.float32(lanes), lanes)
+    minus = splat(-coefficient, lanes)
     total = splat(np.float32(0.0), lanes)
     part = total
     j = 0
@@ -384,51 +416,96 @@ def _turn(
         if j <= rest < j + lanes:
             part = total
             for i in range(j, rest):
-                part = part + gather(source, first + i, hop, lanes)
+                part = part + (gather(source, first + i, hop, lanes) - own)
         previous, more = turn_differences(
             source, first + j, hop, tile, j * stride + column, stride, factor, previous
         )
-        total = total + more
+        total = total + (more - of_square)
         j += lanes
     while j < hop:
         if j == rest:
             part = total
         sample = gather(source, first + j, hop, lanes)
-        store(tile, j * stride + column, sample - factor * previous)
-        total = total + sample
+        store(tile, j * stride + column, multiply_add(minus, previous, sample))
+        total = total + (sample - own)
         previous = sample
         j += 1
     if plan.window_size < hop:
         total = part  # the window is shorter than a hop
     store(sums, column, total)
     store(sums, stride + lanes + column, part)
-    own = gather(source, first, hop, lanes)
-    store(tile, hop * stride, own - own * factor)
+    store(sums, 2 * (stride + lanes) + column, own)
+    store(tile, hop * stride, multiply_add(minus, own, own))
 
 
 @stage
 def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
     """Return what removing the mean subtracts from each frame's pre-emphasised samples.
 
-    With pre-emphasis c inside frames, that is (1 - c) times the mean of the samples.
+    With pre-emphasis c inside frames, that is the mean of the samples less c times the mean, by the
+    arithmetic of `_turn`: so a frame of equal samples becomes zeros.
     """
     if not plan.remove_dc:
         return splat(np.float32(0.0), lanes)
-    hop, size = plan.hop, plan.window_size
+    hop, size, row = plan.hop, plan.window_size, plan.tile_stride + lanes
+    first = load(sums, 2 * row, lanes)
     total = splat(np.float32(0.0), lanes)
     for h in range(size // hop):
-        total = total + load(sums, h, lanes)
-    if size % hop:
-        total = total + load(sums, plan.tile_stride + lanes + size // hop, lanes)
+        offset = load(sums, 2 * row + h, lanes) - first
+        total = total + multiply_add(splat(np.float32(hop), lanes), offset, load(sums, h, lanes))
+    h, rest = size // hop, size % hop
+    if rest:
+        offset = load(sums, 2 * row + h, lanes) - first
+        part = load(sums, row + h, lanes)
+        total = total + multiply_add(splat(np.float32(rest), lanes), offset, part)
+    mean = multiply_add(total, splat(np.float32(1.0 / size), lanes), first)
     coefficient = 0.0 if plan.emphasise_waveform else plan.preemphasis
-    return total * splat(np.float32((1.0 - coefficient) / size), lanes)
+    return multiply_add(splat(np.float32(-coefficient), lanes), mean, mean)
 
 
 @stage
-def _take_magnitudes(grid: Pointer, n_fft: int, lanes: int) -> None:
-    """Replace powers by their square roots, in the whole grid."""
-    for place in range(0, n_fft * lanes, lanes):
-        store(grid, place, sqrt(load(grid, place, lanes)))
+def _all_within(total: Any, lanes: int) -> bool:
+    """Say whether the sums of powers of all frames are from FAINT to LOUD."""
+    zero, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
+    below = select_less(total, splat(LOUD, lanes), one, zero)
+    within = select_less(total, splat(FAINT, lanes), zero, below)
+    return bool(sum_lanes(within) == lanes)
+
+
+@stage
+def _loudest(
+    plan: Plan, tile: Pointer, places: Pointer, window: Pointer, shift: Any, lanes: int
+) -> Any:
+    """Return each frame's largest windowed sample, without its sign."""
+    zero = splat(np.float32(0.0), lanes)
+    loudest = zero
+    for n in range(plan.window_size):
+        x = (load(tile, places[n], lanes) - shift) * broadcast(window, n, lanes)
+        loudest = maximum(loudest, maximum(x, zero - x))
+    return loudest
+
+
+@stage
+def _write_scaled(
+    plan: Plan,
+    tile: Pointer,
+    places: Pointer,
+    window: Pointer,
+    shift: Any,
+    scale: Any,
+    grid: Pointer,
+    n_fft: int,
+    lanes: int,
+) -> None:
+    """Write each frame's windowed samples times its scale to the grid, in order.
+
+    The FFT can read them there: each of its columns is read before it is written.
+    """
+    for n in range(plan.window_size):
+        x = (load(tile, places[n], lanes) - shift) * broadcast(window, n, lanes)
+        store(grid, n * lanes, x * scale)
+    for n in range(plan.window_size, n_fft):
+        store(grid, n * lanes, splat(np.float32(0.0), lanes))
 
 
 @stage

@@ -63,11 +63,16 @@ def as_floating(samples: Tensor) -> Tensor:
 def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
     """Return the scaled, dithered, DC-free frames, which Kaldi's raw energy is taken from."""
     waveform = waveform * config.waveform_scale
+    if config.dither_over == "waveform":
+        waveform = add_dither(waveform, config)
     if config.preemphasis_over == "waveform":
         coefficient = config.preemphasis_coefficient
         rest = waveform[..., 1:] - coefficient * waveform[..., :-1]
         waveform = torch.cat((waveform[..., :1], rest), dim=-1)
-    return remove_dc_offset(add_dither(cut_frames(waveform, config), config), config)
+    frames = cut_frames(waveform, config)
+    if config.dither_over == "frame":
+        frames = add_dither(frames, config)
+    return remove_dc_offset(frames, config)
 
 
 def log_mel_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
@@ -107,19 +112,20 @@ def _samples_at(index: Tensor, waveform: Tensor, pad_mode: PadMode) -> Tensor:
     return waveform.index_select(-1, index)
 
 
-def add_dither(frames: Tensor, config: FbankConfig) -> Tensor:
-    """Add Gaussian noise from torch's global generator, drawn for each frame on its own."""
+def add_dither(samples: Tensor, config: FbankConfig) -> Tensor:
+    """Add Gaussian noise from torch's global generator to frames or to a waveform."""
     if config.dither == 0.0:
-        return frames
-    noise = torch.randn(frames.shape, dtype=frames.dtype, device=frames.device)
-    return frames + config.dither * noise
+        return samples
+    noise = torch.randn(samples.shape, dtype=samples.dtype, device=samples.device)
+    return samples + config.dither * noise
 
 
 def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:
-    """Subtract each frame's mean."""
+    """Subtract each frame's mean, summed around the first sample: so equal values give zeros."""
     if not config.remove_dc_offset:
         return frames
-    return frames - frames.mean(dim=-1, keepdim=True)
+    first = frames[..., :1].detach()  # the mean's value and gradient do not depend on it
+    return frames - (first + (frames - first).mean(dim=-1, keepdim=True))
 
 
 def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:

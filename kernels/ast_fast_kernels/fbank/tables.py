@@ -68,7 +68,7 @@ def _mel_banks(config: FbankConfig) -> Float64Array:
     """Return the filters without the Nyquist bin."""
     mel = _mel_edges(config)
     hertz = inverse_mel_scale(mel, config.mel_scale)
-    bins = np.arange(config.fft_size // 2) * (config.sample_frequency / config.fft_size)  # Hz
+    bins = np.arange(config.fft_size // 2) * (config.nyquist / (config.fft_size // 2))  # Hz
     match config.triangle_axis:
         case "hertz":
             edges, place = hertz, bins
@@ -140,7 +140,7 @@ def _float32_mel_banks(config: FbankConfig) -> Float32Array:
     if config.vtln_warp != 1.0:
         left, centre, right = (_float32_vtln_warp(mel, config) for mel in (left, centre, right))
     bins = np.arange(config.fft_size // 2, dtype=np.float32)  # without Nyquist
-    mel = _float32_mel_scale(config.sample_frequency / config.fft_size * bins)
+    mel = _float32_mel_scale(config.nyquist / (config.fft_size // 2) * bins)
     rising = (mel - left) / (centre - left)
     falling = (right - mel) / (right - centre)
     zero = np.float32(0.0)

@@ -29,8 +29,14 @@ from ast_fast_kernels.fbank.whole_clip import over_whole_clip
 MOST_SAMPLES = 8192
 """Longest frame that a program holds in registers."""
 
-MOST_PLACES = 2**31
-"""A clip has fewer samples than this, so that 32 bits index them: 37 hours at 16 kHz."""
+MOST_PLACES = 2**31 - 2**15
+"""A clip has fewer samples than this, so that 32 bits index them and a frame's padding beyond: 37
+hours at 16 kHz."""
+
+SMALL, RAISE = tl.constexpr(2.0**-40), tl.constexpr(2.0**96)
+LARGE, LOWER = tl.constexpr(2.0**60), tl.constexpr(2.0**-80)
+"""Parts of a spectrum below SMALL or above LARGE are scaled before they are squared: their squares
+would lose bits or overflow."""
 
 NONE, ZEROS, SYMMETRIC, REFLECT = 0, 1, 2, 3
 PADDING = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
@@ -58,12 +64,16 @@ DEFAULT_CACHE_BYTES = 16 << 20
 
 @triton.jit
 def _source_index(index, count, PADDING: tl.constexpr):
-    """Return the index that a sample beyond an end is mirrored to, as often as needed."""
+    """Return the index that a sample beyond an end is mirrored to, as often as needed.
+
+    Without signs: the period is up to twice a clip.
+    """
     repeats: tl.constexpr = 1 if PADDING == 2 else 0  # of the edge samples
-    period = tl.maximum(2 * (count - 1 + repeats), 1)
+    index = tl.where(index < 0, -index - repeats, index).to(tl.uint32)
+    count = count.to(tl.uint32)
+    period = tl.where(count + repeats > 1, 2 * (count + repeats) - 2, 1).to(tl.uint32)
     index = index % period
-    index = tl.where(index < 0, index + period, index)  # a remainder has its dividend's sign
-    return tl.where(index < count, index, period - repeats - index)
+    return tl.where(index < count, index, period - repeats - index).to(tl.int32)
 
 
 @triton.jit
@@ -76,6 +86,7 @@ def _load_samples(
         mask = mask & (index >= 0) & (index < count)
     elif PADDING >= 2:
         index = _source_index(index, count, PADDING)
+        mask = mask & (count > 0)
     samples = tl.load(clip_ptr + index * stride_n, mask=mask, other=0).to(tl.float32)
     if EMPHASISE_WAVEFORM:
         before = tl.load(clip_ptr + (index - 1) * stride_n, mask=mask & (index > 0), other=0)
@@ -86,6 +97,24 @@ def _load_samples(
     if IS_INT16:
         samples = samples * 3.0517578125e-05  # 2 ** -15
     return samples * scale
+
+
+@triton.jit
+def _magnitude_scale(largest):
+    """Return the power of two that brings numbers this large to where squares are exact; 1/it."""
+    scale = tl.where(largest < SMALL, RAISE, tl.where(largest > LARGE, LOWER, 1.0))
+    inverse = tl.where(largest < SMALL, 1.0 / RAISE, tl.where(largest > LARGE, 1.0 / LOWER, 1.0))
+    return scale, inverse
+
+
+@triton.jit
+def _level(re, im, USE_POWER: tl.constexpr):
+    """Return the power or the magnitude of complex numbers."""
+    if USE_POWER:
+        return re * re + im * im
+    scale, inverse = _magnitude_scale(tl.maximum(tl.abs(re), tl.abs(im)))
+    re, im = re * scale, im * scale
+    return tl.sqrt_rn(re * re + im * im) * inverse
 
 
 @triton.jit
@@ -131,8 +160,15 @@ def _fbank_frames_kernel(
         EMPHASISE_WAVEFORM,
     )  # fmt: skip
     if REMOVE_DC:
+        # Around the first sample, so that the mean of equal samples is exact.
         size = tl.zeros((BLOCK_F,), tl.float32) + window_size
-        mean = tl.div_rn(tl.sum(x, 1), size)[:, None]
+        first_index = (first_sample + place * hop).to(tl.int32)[:, None]
+        start = _load_samples(
+            clip_ptr, stride_n, first_index, count, used[:, None], scale, preemphasis, IS_INT16,
+            PADDING, EMPHASISE_WAVEFORM,
+        )  # fmt: skip
+        differences = tl.where(mask, x - start, 0.0)
+        mean = start + tl.div_rn(tl.sum(differences, 1), size)[:, None]
         x = x - mean
     if EMPHASISE_FRAMES:
         # A frame's first sample is its own predecessor.
@@ -176,10 +212,7 @@ def _fbank_mel_kernel(
         ptrs = row_ptrs + ((bins + j) * 2)[None, :]
         real = tl.load(ptrs, mask=mask, other=0.0)
         imaginary = tl.load(ptrs + 1, mask=mask, other=0.0)
-        power = real * real + imaginary * imaginary
-        if not USE_POWER:
-            power = tl.sqrt_rn(power)
-        energies += weights[None, :] * power
+        energies += weights[None, :] * _level(real, imaginary, USE_POWER)
     energies = _logarithms(
         energies, log_floor, log_offset, log_factor, log_shift, USE_LOG, FLOOR_ZEROS_ONLY
     )
@@ -227,6 +260,12 @@ def _fbank_fused_kernel(
         start = first_sample + frame * hop
         clip_ptr = samples_ptr + clip * stride_b
         ptrs = clip_ptr + (start + b).to(tl.int64) * stride_n
+        first_of_frame = tl.zeros((BLOCK_F * 16,), tl.float32)
+        if REMOVE_DC:
+            first_of_frame = _load_samples(
+                clip_ptr, stride_n, start, count, b >= 0, 1.0, preemphasis, False, PADDING,
+                EMPHASISE_WAVEFORM,
+            )  # fmt: skip
         samples, befores = (), ()
         total = tl.zeros((BLOCK_F * 16,), tl.float32)
         for a in tl.static_range((WINDOW_SIZE + 15) // 16):
@@ -251,13 +290,18 @@ def _fbank_fused_kernel(
                     )  # fmt: skip
             samples = samples + (x,)
             befores = befores + (before.to(tl.float32),)
-            total += x
+            if REMOVE_DC:
+                difference = x - first_of_frame
+                if 16 * a + 16 > WINDOW_SIZE:
+                    difference = tl.where(inside, difference, 0.0)
+                total += difference
         mean = tl.zeros((BLOCK_F * 16,), tl.float32)
         if REMOVE_DC:
+            # Around the first sample, so that the mean of equal samples is exact.
             sums = tl.sum(tl.reshape(total, (BLOCK_F, 16)), 1)
             means = tl.div_rn(sums, tl.full((BLOCK_F,), WINDOW_SIZE, tl.float32))
             spread = tl.broadcast_to(means[:, None], (BLOCK_F, 16))
-            mean = tl.reshape(spread, (BLOCK_F * 16,))
+            mean = first_of_frame + tl.reshape(spread, (BLOCK_F * 16,))
         points = ()
         for a in tl.static_range(32):
             if a < (WINDOW_SIZE + 15) // 16:
@@ -278,9 +322,7 @@ def _fbank_fused_kernel(
         re, im = complex_fft(unstack(exchange(re, BLOCK_F)), unstack(exchange(im, BLOCK_F)))
         power_ptrs = powers_ptr + frame_of_row * 256 + b
         for j in tl.static_range(16):
-            power = re[j] * re[j] + im[j] * im[j]
-            if not USE_POWER:
-                power = tl.sqrt_rn(power)
+            power = _level(re[j], im[j], USE_POWER)
             if j < 8:
                 tl.store(power_ptrs + 32 * j, power)
             else:  # of frequency 32 j + k, the mirror of 32 (16 - j) - k; thread 0 has it already
@@ -290,10 +332,13 @@ def _fbank_fused_kernel(
         # Frequencies 16 + 32 j: cosines' sums in threads j, sines' in threads 8 + j.
         factors = tl.load(middle_factors_ptr + column * 16 + b[:, None])
         part = tl.sum(factors * tl.load(middle_ptr + frame_of_row[:, None] * 16 + column), 1)
-        parts = tl.reshape(part * part, (BLOCK_F, 2, 8))
-        middle_power = tl.sum(parts, 1)
-        if not USE_POWER:
-            middle_power = tl.sqrt_rn(middle_power)
+        parts = tl.reshape(part, (BLOCK_F, 2, 8))
+        if USE_POWER:
+            middle_power = tl.sum(parts * parts, 1)
+        else:
+            scale, inverse = _magnitude_scale(tl.max(tl.abs(parts), 1))
+            parts = parts * scale[:, None, :]
+            middle_power = tl.sqrt_rn(tl.sum(parts * parts, 1)) * inverse
         middle_bins = 16 + 32 * tl.arange(0, 8)
         tl.store(powers_ptr + frame_in_block[:, None] * 256 + middle_bins[None, :], middle_power)
         tl.debug_barrier()
@@ -355,7 +400,7 @@ def fbank_triton(
         out = waveform.new_empty(shape, dtype=torch.float32)
     frame_counts = None
     if counts is not None:
-        counts = counts.clamp(0, num_samples)
+        counts = counts.to(torch.int64).clamp(0, num_samples).contiguous()
         frame_counts = config.num_frames(counts)
     if config.fft_size == FUSED_FFT:
         launch_fbank_fused(waveform, config, out, counts, frame_counts)
@@ -403,6 +448,13 @@ def launch_fbank_fused(
     """
     clips, num_frames, num_mel_bins = out.shape
     launch, constants = fused_launch(config, counts is not None)
+    at_once = clips_of_a_launch(num_frames, launch["BLOCK_F"])
+    if clips > at_once:
+        for first in range(0, clips, at_once):
+            part = slice(first, first + at_once)
+            of_part = (None if of is None else of[part] for of in (counts, frame_counts))
+            launch_fbank_fused(waveform[part], config, out[part], *of_part)
+        return
     filters = device_tables(config, waveform.device, launch["BLOCK_M"])
     is_int16 = waveform.dtype == torch.int16
     factors = fused_tables(config, waveform.device, is_int16)
@@ -416,6 +468,11 @@ def launch_fbank_fused(
         config.log_floor, config.log_offset, config.log_factor, config.log_shift,
         config.log_silence, **constants, **launch.arguments,
     )  # fmt: skip
+
+
+def clips_of_a_launch(num_frames: int, block: int) -> int:
+    """Return how many clips have so few blocks of frames that 32 bits count them."""
+    return max(1, MOST_PLACES // -(-num_frames // block))
 
 
 def launch_fbank_frames(

@@ -88,6 +88,7 @@ def print_tables() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for name, config in configs.items():
         print(f"| {' | '.join((name, size(config), *describe(config)))} |")
+    print(AGREEMENT.rstrip())
     print(DIFFERENCES)
     print(f"| | {' | '.join(configs)} |")
     print("|---" * (len(configs) + 1) + "|")
@@ -99,8 +100,48 @@ def print_tables() -> None:
 INTRODUCTION = """# Conventions
 
 Made by `python -m ast_fast_kernels.testing.conventions`. Each row is `FbankConfig.preset(name)`.
-Presets of libraries are tested against their library (`tests/kernels/test_conventions.py`,
-`test_kaldi.py`).
+"""
+
+AGREEMENT = """
+## How far they follow
+
+`FbankConfig.preset(name, **changes)` follows its library through changes: a field that means an
+option of the library means the same there. What the library derives from an option follows too,
+unless it is changed as well. What no field expresses is an error.
+
+| preset | derives | refuses |
+|---|---|---|
+| lhotse | Blackman window: periodic; samples: `floor(seconds · rate)` | a shift above the window |
+| librosa | window: as long as `n_fft` | `center=False` with a window below `n_fft` |
+| melspectrogram | window: as long as `n_fft`; shift: half the window | the same |
+| nemo | samples: `int(seconds · rate)` | |
+| python_speech_features | samples: rounded to the nearest | a window above `n_fft` (512) |
+| vggish | samples: rounded to the nearest, half to even | `high_freq` (7500) above Nyquist |
+| whisper | window and `n_fft`: as long as each other | `high_freq` (8000) above Nyquist |
+
+`center=False` of librosa and melspectrogram sets `snip_edges`. FFTs have an even length.
+`FbankConfig.replace` derives nothing.
+
+The tests hold each preset to its library, in natural logarithms, maximum and mean; `melspectrogram`
+has no logarithm, so there it is the relative norm.
+
+| preset | beside | on | within |
+|---|---|---|---|
+| ast | transformers' `ASTFeatureExtractor`, live | signals, clips, 6 draws | 4e-3, 1e-5 |
+| kaldi | torchaudio, golden | signals, clips, 800 draws | 4e-3, 1e-5 |
+| kaldi | kaldi-native-fbank, live | signals, clips, 150 draws | 4e-3, 1e-5 |
+| lhotse | lhotse, live | signals, clips, 150 draws | 4e-3, 1e-5 |
+| librosa | librosa, live | signals, clips, 100 draws | 4e-3, 1e-5 |
+| melspectrogram | torchaudio, golden | signals, 120 draws | 2e-5 |
+| nemo | a transcript of its code, golden | signals | 4e-3, 1e-5 |
+| python_speech_features | itself, live | signals, clips, 150 draws | 4e-3, 1e-5 |
+| vggish | a transcript of its code, golden | signals | 4e-3, 1e-5 |
+| whisper | transformers' `WhisperFeatureExtractor`, live | signals, clips, 60 draws | 4e-3, 1e-5 |
+
+Draws are over windows, rates from 8 to 48 kHz, lengths, bins, norms, mel scales and frequency
+limits (`tests/kernels/test_conventions_grid.py`, `test_conventions.py`, `test_kaldi.py`). lhotse's
+own filters differ by a float32 logarithm's last bits from machine to machine: with 128 filters at
+8 kHz, most of them narrower than an FFT bin, the mean difference reaches 3e-5.
 """
 
 DIFFERENCES = f"""
@@ -165,6 +206,8 @@ def _framing(config: FbankConfig) -> str:
     else:
         beyond = {"symmetric": "mirrored", "reflect": "reflected", "constant": "zeros"}
         where = "centred" if config.center else "one per shift"
+        if config.left_padding == "lhotse":
+            where += f" from {-config.first_sample} before"
         words = f"{where}, {beyond[config.pad_mode]} beyond"
     return f"{words}, last dropped" if config.drop_last_frame else words
 

@@ -141,7 +141,7 @@ def _cut_last_page(path, kept):
         ("au", _cut(0.5), r"is cut short: its header promises 32000 bytes of audio, it holds"),
         ("flac", _cut(0.5), r"is not audio that libsndfile can decode \(.*lost sync\)"),
         ("flac", _scramble, r"is not audio that libsndfile can decode \("),
-        ("ogg", _cut(0.7), r"is cut short: its last Ogg page does not end the stream"),
+        ("ogg", _cut(0.7), r"is cut short: its last Ogg page is not whole"),
         ("ogg", _cut(0.97), r"is cut short: its last Ogg page is not whole"),
         ("ogg", lambda path: _cut_last_page(path, 20), r"its last Ogg page is not whole"),
         ("ogg", lambda path: _cut_last_page(path, 27), r"its last Ogg page is not whole"),
@@ -216,6 +216,14 @@ def test_a_headerless_file_is_no_audio(tmp_path):
     (tmp_path / "a.raw").write_bytes(bytes(1000))
     with pytest.raises(BadAudioError, match="is not audio that libsndfile can decode"):
         clip_of(tmp_path / "a.raw")
+
+
+@pytest.mark.parametrize("suffix", ["au", "snd", "gsm", "vox", "raw", "wav", ""])
+def test_a_suffix_alone_makes_no_audio(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_text("hello " * 999)
+    with pytest.raises(BadAudioError, match="is not audio that libsndfile can decode"):
+        clip_of(path)
 
 
 @pytest.mark.parametrize("rate", [1, 2_000_000_000])

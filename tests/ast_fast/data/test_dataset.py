@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +17,14 @@ import pytest
 import soundfile
 from rich.console import Console
 
-from ast_fast.data.cache import cache_folder, content_key, decode_settings
+import ast_fast.data.cache
+from ast_fast.data.cache import (
+    DamagedCacheError,
+    cache_folder,
+    content_key,
+    decode_settings,
+    read_cache,
+)
 from ast_fast.data.dataset import check_folds, open_dataset
 from ast_fast.data.metadata import read_metadata
 from ast_fast.errors import InputError
@@ -194,6 +202,26 @@ def test_a_table_that_is_no_text_is_named(tmp_path):
         read_metadata(tmp_path)
 
 
+def test_a_table_that_is_a_pipe_or_endless_is_named(tmp_path):
+    table = write_table(tmp_path, HEADER) / "meta" / "esc50.csv"
+    os.truncate(table, 2**40)
+    with pytest.raises(InputError, match=r"esc50\.csv cannot be read: Larger than 256 MiB"):
+        read_metadata(tmp_path)
+    table.unlink()
+    os.mkfifo(table)
+    with pytest.raises(InputError, match=r"must hold meta/esc50\.csv, which is missing"):
+        read_metadata(tmp_path)
+
+
+def test_what_a_table_holds_is_quoted_short(tmp_path):
+    write_table(tmp_path, HEADER, *GOOD_ROWS, f"d.wav,{'9' * 100_000},0,dog,True,1,A")
+    with pytest.raises(InputError, match=r"column fold: .*, got '9{98,99}…9{98,99}'$"):
+        read_metadata(tmp_path)
+    write_table(tmp_path, "filename,fold\x1b[2J,target,category", "a.wav,1,0,dog")
+    with pytest.raises(InputError, match=r"got 0 among 'filename', 'fold\\x1b\[2J', 'target'"):
+        read_metadata(tmp_path)
+
+
 def test_a_table_with_null_bytes_is_named(tmp_path):
     write_table(tmp_path, HEADER, "a\0.wav,1,0,dog,True,1,A")
     with pytest.raises(InputError, match=r"line 2.*(not valid csv|must name a file)"):
@@ -357,6 +385,62 @@ def test_a_repaired_file_is_taken_in_again(tmp_path, cache):
     assert len(open_dataset(config, console=quiet()).clips) == 11
     (root / "audio" / "1-0-0.wav").write_bytes(good)
     assert len(open_dataset(config, console=quiet()).clips) == 12
+
+
+@pytest.mark.parametrize(
+    ("listed", "there"),
+    [
+        ("dog.wav", "Dog.WAV"),
+        ("STRASSE.wav", "straße.wav"),
+        (unicodedata.normalize("NFC", "café.wav"), unicodedata.normalize("NFD", "café.wav")),
+        (unicodedata.normalize("NFD", "café.wav"), unicodedata.normalize("NFC", "CAFÉ.wav")),
+        ("low/dog.wav", "Low/dog.wav"),
+    ],
+    ids=["case", "sharp-s", "composed", "decomposed-and-case", "folder"],
+)
+def test_a_file_under_another_spelling_is_told_as_that(tmp_path, cache, listed, there):
+    rows = (f"{listed},1,0,x", "b.wav,2,0,x")
+    root = write_table(tmp_path / "set", "filename,fold,target,category", *rows)
+    for name in (there, "b.wav"):
+        (root / "audio" / name).parent.mkdir(exist_ok=True)
+        soundfile.write(root / "audio" / name, np.ones(100), RATE)
+    if (root / "audio" / listed).exists():
+        pytest.skip("this file system takes both spellings for one")
+    with pytest.raises(InputError) as caught:
+        open_dataset(settings(root, cache), console=quiet())
+    assert f": {listed} is absent, but is there as {there!r}; --skip-bad-" in str(caught.value)
+
+
+def test_a_file_that_is_absent_in_every_spelling_is_absent(root, cache):
+    (root / "audio" / "1-0-0.wav").unlink()
+    (root / "audio" / "1-0-00.wav").touch()
+    with pytest.raises(InputError, match=r"1-0-0\.wav is absent; --skip-bad-files leaves them out"):
+        open_dataset(settings(root, cache), console=quiet())
+
+
+def spoil_audio(root):
+    """Ruin five of twelve files' audio, each a little differently; return their names by kind."""
+    audio = root / "audio"
+    noise = np.random.default_rng(0).uniform(-1, 1, 8000)
+    soundfile.write(audio / "1-0-0.wav", 32768 * noise, RATE, subtype="FLOAT")
+    soundfile.write(audio / "1-1-0.wav", np.stack([noise, -noise], 1), RATE)
+    soundfile.write(audio / "2-0-1.wav", np.zeros(8000), RATE)
+    soundfile.write(audio / "3-1-1.wav", np.zeros((99, 2)), RATE)
+    return {
+        "clipped": ["1-0-0.wav"],
+        "cancelled": ["1-1-0.wav"],
+        "silent": ["2-0-1.wav", "3-1-1.wav"],
+    }
+
+
+def test_ruined_audio_is_named_by_kind_from_a_warm_cache_too(tmp_path, cache):
+    root = write_set(tmp_path / "set", takes=2)
+    assert open_dataset(settings(root, cache), console=quiet()).flaws == {}
+    spoiled = spoil_audio(root)
+    cold = open_dataset(settings(root, cache), console=quiet())
+    warm = open_dataset(settings(root, cache), console=quiet())
+    assert cold.decode_seconds > 0 == warm.decode_seconds
+    assert cold.flaws == warm.flaws == spoiled
 
 
 def test_many_bad_files_are_counted_beyond_the_first_twenty(tmp_path, cache):
@@ -569,20 +653,112 @@ def _no_waveforms(folder):
     (folder / "waveforms.npy").unlink()
 
 
+def _no_notes(folder):
+    (folder / "about.json").unlink()
+
+
 def _other_type(folder):
     np.save(folder / "waveforms.npy", np.zeros((6, 8000), np.float32))
 
 
-@pytest.mark.parametrize(
-    "damage", [_truncate, _empty_waveforms, _empty_notes, _other_notes, _no_waveforms, _other_type]
-)
-def test_a_damaged_cache_is_built_again(root, cache, damage):
+def _columns_first(folder):
+    np.save(folder / "waveforms.npy", np.asfortranarray(np.load(folder / "waveforms.npy")))
+
+
+def _swap_clips(folder):
+    np.save(folder / "waveforms.npy", np.load(folder / "waveforms.npy")[::-1])
+
+
+def _silence(folder):
+    np.save(folder / "waveforms.npy", np.zeros((6, 8000), np.int16))
+
+
+def _edit_notes(change):
+    def edit(folder):
+        about = json.loads((folder / "about.json").read_text())
+        change(about)
+        (folder / "about.json").write_text(json.dumps(about))
+
+    return edit
+
+
+DAMAGES = {
+    "truncated": (_truncate, "a file is not readable"),
+    "empty-waveforms": (_empty_waveforms, "a file is not readable"),
+    "empty-notes": (_empty_notes, "a file is not readable"),
+    "other-notes": (_other_notes, "a file is not readable"),
+    "no-notes": (_no_notes, "about.json is missing"),
+    "no-waveforms": (_no_waveforms, "waveforms.npy is missing"),
+    "other-type": (_other_type, "waveforms.npy"),
+    "columns-first": (_columns_first, "waveforms.npy"),
+    "clips-swapped": (_swap_clips, "waveforms.npy"),
+    "silence": (_silence, "waveforms.npy"),
+    "a-flaw-added": (_edit_notes(lambda about: about["flaws"].update(silent=["x"])), "about.json"),
+    "a-file-made-bad": (_edit_notes(lambda about: about["bad_files"].update(x="")), "about.json"),
+    "another-checksum": (_edit_notes(lambda about: about.update(waveforms="0" * 64)), "about.json"),
+    "no-checksum": (_edit_notes(lambda about: about.pop("waveforms")), "about.json"),
+    "notes-are-a-list": (lambda folder: (folder / "about.json").write_text("[]"), "not readable"),
+    "notes-are-deep": (
+        lambda folder: (folder / "about.json").write_text("[" * 100_000),
+        "not readable",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "said"), DAMAGES.values(), ids=DAMAGES.keys())
+def test_a_damaged_cache_is_built_again(root, cache, damage, said):
     first = np.array(open_dataset(settings(root, cache), console=quiet()).waveforms)
     (folder,) = cache.glob("audio-*/")
     damage(folder)
-    again = open_dataset(settings(root, cache), console=quiet())
+    console = quiet()
+    again = open_dataset(settings(root, cache), console=console)
     assert again.decode_seconds > 0
     np.testing.assert_array_equal(again.waveforms, first)
+    (line,) = console.file.getvalue().splitlines()
+    assert line.startswith(f"cache {folder} is damaged (")
+    assert said in line
+    assert line.endswith("); the audio is decoded again")
+    console = quiet()
+    assert open_dataset(settings(root, cache), console=console).decode_seconds == 0.0
+    assert console.file.getvalue() == ""
+
+
+def test_any_flipped_bit_is_noticed(root, cache):
+    config = settings(root, cache)
+    first = np.array(open_dataset(config, console=quiet()).waveforms)
+    (folder,) = cache.glob("audio-*/")
+    rng = np.random.default_rng(0)
+    for name, times in (("waveforms.npy", 40), ("about.json", 40)):
+        whole = (folder / name).read_bytes()
+        for _ in range(times):
+            content = bytearray(whole)
+            at = int(rng.integers(len(content)))
+            content[at] ^= 1 << int(rng.integers(8))
+            (folder / name).write_bytes(content)
+            try:
+                cached = read_cache(folder, 6, 8000, workers=1)
+            except DamagedCacheError:
+                continue
+            # a letter of the padding, of no meaning
+            np.testing.assert_array_equal(cached.waveforms, first)
+            assert cached.flaws == {}
+            assert cached.reasons == {}
+        (folder / name).write_bytes(whole)
+    assert read_cache(folder, 6, 8000, workers=1) is not None
+
+
+def test_what_is_verified_is_the_memory_that_is_read(root, cache, monkeypatch):
+    open_dataset(settings(root, cache), console=quiet())
+    seen = []
+    plain = ast_fast.data.cache._row_digest
+
+    def row_digest(row):
+        seen.append(row)
+        return plain(row)
+
+    monkeypatch.setattr("ast_fast.data.cache._row_digest", row_digest)
+    dataset = open_dataset(settings(root, cache), console=quiet())
+    assert [np.shares_memory(row, dataset.waveforms[n]) for n, row in enumerate(seen)] == [True] * 6
 
 
 @pytest.mark.parametrize("workers", [1, 3])

@@ -1,11 +1,21 @@
 import io
 import logging
+from dataclasses import dataclass
 
 import pytest
 from rich.console import Console
+from rich.table import Table
 
+from ast_fast.errors import InputError
 from ast_fast.machine import console as progress
-from ast_fast.machine.console import show_compilations, show_progress
+from ast_fast.machine.console import (
+    RunConsole,
+    complain,
+    fail,
+    parse_options,
+    show_compilations,
+    show_progress,
+)
 
 
 def test_a_file_gets_plain_lines_and_no_control_characters(monkeypatch):
@@ -52,3 +62,49 @@ def test_each_compilation_gets_a_line_before_it():
         logger.info("compiling %s", "the fbank kernel for n_fft 512")
     logger.info("compiling what nobody watches")
     assert output.getvalue() == "compiling the fbank kernel for n_fft 512\n"
+
+
+def test_each_problem_is_one_line_whatever_it_quotes(capsys):
+    error = InputError("a must be b", "x\nerror: forged\x1b[2J", "y" * 10_000)
+    assert str(error).startswith("a must be b\nx\n")
+    assert fail(*error.problems) == 2
+    complain("note", "z\r\u202e")
+    first, second, third, fourth = capsys.readouterr().err.splitlines()
+    assert first == "error: a must be b"
+    assert second == r"error: x\nerror: forged\x1b[2J"
+    assert len(third) <= 4000
+    assert fourth == r"note: z\r\u202e"
+
+
+def test_a_run_s_console_escapes_what_it_prints():
+    output = io.StringIO()
+    console = RunConsole(file=output, soft_wrap=True, force_terminal=True, color_system=None)
+    console.print("two\nlines, \x1b[31m[red]\u202e:smile:")
+    table = Table("run\x1b[2J")
+    table.add_row("[bold]a\x07\x9b")
+    console.print(table)
+    shown = output.getvalue()
+    assert shown.startswith("two\nlines, \\x1b[31m[red]\\u202e:smile:\n")
+    assert "run\\x1b[2J" in shown
+    assert "[bold]a\\x07\\u009b" in shown
+    assert not set(shown) & set("\x1b\x07\x9b\u202e")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options."""
+
+    number: int = 1
+    name: str = ""
+
+
+def test_options_are_parsed_as_they_are_and_shown_escaped(capsys):
+    name = "a\x1b[2J\n"
+    assert parse_options(Options, "program", ["--name", name]) == Options(name=name)
+    for wrong in (["--na\x1b[2J\nerror: forged"], ["--number", "1\x1b]0;\x07"]):
+        with pytest.raises(SystemExit) as caught:
+            parse_options(Options, "program", wrong)
+        assert caught.value.code == 2
+        error = capsys.readouterr().err
+        assert not set(error) & set("\x1b\x07")
+        assert not [line for line in error.splitlines() if line.startswith("error:")]

@@ -286,6 +286,18 @@ def test_the_page_counts_skipped_files(write: Callable[..., Page]) -> None:
     assert "1 audio file was skipped" in page
 
 
+def test_ruined_audio_is_counted_by_kind(write: Callable[..., Page]) -> None:
+    flaws = {"clipped": ["a.wav", "b.wav"], "silent": [f"{n}.wav" for n in range(60)]}
+    report, page = write(replace(make_dataset(), flaws=flaws))
+    assert report["data"]["flaws"]["clipped"] == {"count": 2, "files": ["a.wav", "b.wav"]}
+    assert report["data"]["flaws"]["silent"] == {"count": 60, "files": flaws["silent"]}
+    assert "2 files are clipped: over 1 % of the samples are beyond full scale (a.wav" in page
+    assert "0.wav, 1.wav, 2.wav and 57 more" in page
+    report, page = write(make_dataset())
+    assert report["data"]["flaws"] == {}
+    assert "ruined" not in page
+
+
 def test_the_page_shows_every_error_of_the_filterbank(write: Callable[..., Page]) -> None:
     _, page = write(make_dataset())
     for shown in ("0.001", "0.00023", "0.037", "1e-07"):
@@ -313,6 +325,18 @@ def test_names_from_the_data_set_cannot_become_markup(write: Callable[..., Page]
     _, page = write(dataset, run={**RUN, "command": evil})
     assert "<script" not in page
     check_page(page)
+
+
+def test_names_from_the_data_set_are_shown_escaped_and_cut(write: Callable[..., Page]) -> None:
+    odd = "a\x1b[2J\n\u202eb\udcff" + "x" * 10_000
+    dataset = make_dataset()
+    clips = (replace(dataset.clips[0], filename=odd), *dataset.clips[1:])
+    bad_files = (BadFile(odd, 1, odd, odd),)
+    dataset = replace(dataset, clips=clips, class_names=(odd, "b", "c"), bad_files=bad_files)
+    _, page = write(dataset, run={**RUN, "command": odd})
+    assert not set(page) & set("\x1b\u202e\udcff")
+    assert r"a\x1b[2J\n\u202eb\xff" in page
+    assert "x" * 5000 not in page
 
 
 def test_settings_that_differ_from_the_defaults_are_set_off(write: Callable[..., Page]) -> None:

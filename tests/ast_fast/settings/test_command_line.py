@@ -62,6 +62,15 @@ def test_a_preset_replaces_what_came_before_it_and_no_more(tmp_path: Path) -> No
     assert parse_config(on_top).fbank == FbankConfig.preset("seed", low_freq=30.0)
 
 
+def test_flags_change_a_preset_as_its_library_would(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[fbank]\npreset = "lhotse"\n')
+    for named in (["--fbank.preset", "lhotse", *DATA], ["--config", str(path)]):
+        config = parse_config([*named, "--fbank.window-type", "blackman"])
+        assert config.fbank == FbankConfig.preset("lhotse", window_type="blackman")
+        assert config.fbank.window_periodic
+
+
 GOOD_FLAGS: list[tuple[list[str], str, object]] = [
     (["--folds", "1", "3"], "folds", [1, 3]),
     (["--folds=2"], "folds", [2]),

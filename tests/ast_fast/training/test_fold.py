@@ -376,6 +376,92 @@ def test_a_damaged_file_stops_the_resume_and_is_named(tmp_path, name):
         train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path)
 
 
+def _without_a_tensor(tensors, facts):
+    del tensors["model.head.bias"]
+
+
+def _of_another_shape(tensors, facts):
+    tensors["average.head.bias"] = torch.zeros(3)
+
+
+def _without_an_optimiser(tensors, facts):
+    for name in [name for name in tensors if name.startswith("optimizer.")]:
+        del tensors[name]
+
+
+def _without_a_moment(tensors, facts):
+    del tensors["optimizer.head.bias.exp_avg"]
+
+
+def _with_a_moment_of_another_shape(tensors, facts):
+    tensors["optimizer.head.bias.exp_avg"] = torch.zeros(1, 1)
+
+
+def _without_moments_of_a_parameter(tensors, facts):
+    for name in [name for name in tensors if name.startswith("optimizer.head.bias.")]:
+        del tensors[name]
+
+
+def _nested(tensors, facts):
+    for _ in range(400):
+        facts["run"] = {"model": facts["run"]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _without_a_tensor,
+        _of_another_shape,
+        _without_an_optimiser,
+        _without_a_moment,
+        _with_a_moment_of_another_shape,
+        _without_moments_of_a_parameter,
+        _nested,
+        lambda tensors, facts: facts.pop("run"),
+        lambda tensors, facts: facts.update(run=[1]),
+        lambda tensors, facts: facts.update(history=[{"epoch": 1}]),
+        lambda tensors, facts: facts.update(history=3),
+        lambda tensors, facts: facts.update(stages="x"),
+        lambda tensors, facts: facts.pop("scaler"),
+        lambda tensors, facts: facts.update(statistics={"mean": 0.0}),
+    ],
+)
+def test_a_crafted_checkpoint_stops_the_resume_and_is_named(interrupted, tmp_path, change):
+    """Fourteen files whose checksum is right."""
+    tensors, facts = checkpoint.load(interrupted)
+    change(tensors, facts)
+    path = tmp_path / "fold-1" / "checkpoint.safetensors"
+    path.parent.mkdir()
+    checkpoint.save(path, tensors, facts)
+    with pytest.raises(InputError, match=r"checkpoint\.safetensors (must hold|was wri|belongs)"):
+        train_fold(replace(SMALL, resume=True), fake_dataset(), 1, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    with pytest.raises(KeyboardInterrupt):
+        train_fold(SMALL, fake_dataset(), 1, folder, observers=[Killer(1)])
+    return folder / "fold-1" / "checkpoint.safetensors"
+
+
+def test_names_that_a_spreadsheet_would_run_are_quoted_and_read_back(tmp_path):
+    dataset = fake_dataset()
+    names = ("=cmd|' /C calc'!A0", "@SUM(1)", "'quoted", "-dash", "plain")
+    clips = [
+        replace(clip, category=names[label], filename=f"={clip.filename}")
+        for clip, label in zip(dataset.clips, dataset.labels, strict=True)
+    ]
+    dataset = replace(dataset, clips=tuple(clips), class_names=names)
+    expected = train_fold(SMALL, dataset, 1, tmp_path)
+    with (tmp_path / "fold-1" / "predictions.csv").open(newline="", encoding="utf-8") as file:
+        header, *rows = csv.reader(file)
+    assert header[4:] == [f"'{name}" for name in names[:4]] + ["plain"]
+    assert all(row[0].startswith("'=") for row in rows)
+    result = train_fold(replace(SMALL, resume=True), dataset, 1, tmp_path)
+    assert_same_training(result, expected)
+
+
 def test_a_seed_gives_the_same_numbers_and_another_seed_others(tmp_path):
     dataset = fake_dataset()
     first = train_fold(SMALL, dataset, 1, tmp_path / "first")

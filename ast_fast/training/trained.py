@@ -1,0 +1,111 @@
+"""The model of a finished fold, read from a file that anyone may have written.
+
+Everything is checked before it costs anything: the header against the file's size, the facts by
+type and rule, the tensors' names and shapes against the settings. Only then are tensors read and
+the model built, from them alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ast_fast.data.cache import decode_settings
+from ast_fast.errors import InputError
+from ast_fast.features import Statistics
+from ast_fast.machine.text import one_name
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config
+from ast_fast.settings.rules import check_prediction
+from ast_fast.settings.toml import config_from_settings
+from ast_fast.settings.values import is_utf8, shown
+from ast_fast.training import checkpoint
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model on the CPU, with the facts that it is used with."""
+
+    model: AudioSpectrogramTransformer
+    config: Config
+    class_names: list[str]
+    statistics: Statistics | None
+
+
+def load_trained(path: Path) -> TrainedModel:
+    """Return the model of a finished fold.
+
+    Raises:
+        InputError: The file is missing or damaged, is no model of this program, or would need more
+            than this machine has. One line says what must hold.
+    """
+    try:
+        found = path.is_file()
+    except OSError as error:  # no permission, or a name longer than the system takes
+        raise InputError(f"CHECKPOINT {path} cannot be read: {error.strerror}") from error
+    if not found:
+        raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
+    stored = checkpoint.read_header(path)
+    facts = stored.facts
+    if "class_names" not in facts or any(name.startswith("optimizer.") for name in stored.shapes):
+        raise InputError(f"CHECKPOINT must be a finished fold's model.safetensors, got {path}")
+    class_names = _class_names(facts["class_names"], path)
+    config = _config(facts.get("run"), len(class_names), path)
+    statistics = _statistics(facts.get("statistics"), config, path)
+    shapes = AudioSpectrogramTransformer.weight_shapes(config, len(class_names))
+    checkpoint.check_shapes(path, stored, shapes)
+    tensors = checkpoint.load_tensors(path, stored)
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: tensor {name} must be finite, and holds NaN or infinity")
+    model = AudioSpectrogramTransformer.from_weights(config, len(class_names), tensors)
+    return TrainedModel(model, config, class_names, statistics)
+
+
+def _class_names(names: Any, path: Path) -> list[str]:
+    if not isinstance(names, list) or not names:
+        raise InputError(f"{path}: class_names must be a list of names, got {shown(names)}")
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
+            raise InputError(f"{path}: class_names must be text, got {shown(name)}")
+        if name in seen:
+            raise InputError(f"{path}: class_names must differ, got {shown(name)} twice")
+        seen.add(name)
+    return names
+
+
+def _config(run: Any, num_classes: int, path: Path) -> Config:
+    """Return the settings, checked for use with a model that is to be built."""
+    if not isinstance(run, dict):
+        raise InputError(f"{path}: run must be the settings of a run, got {shown(run)}")
+    settings = {key: value for key, value in run.items() if key not in ("fold", "data_key")}
+    try:
+        config = config_from_settings(settings, path)
+        check_prediction(config, decode_settings(config).num_samples, num_classes=num_classes)
+    except InputError as error:
+        first, *others = error.problems
+        first = first if first.startswith(f"{path}: ") else f"{path}: {first}"
+        more = f"; and {len(others)} more such problems" if others else ""
+        raise InputError(f"{first}{more}") from error
+    except RecursionError:
+        raise InputError(f"{path}: run must be settings, and is nested too deeply") from None
+    return config
+
+
+def _statistics(stored: Any, config: Config, path: Path) -> Statistics | None:
+    if stored is None and config.features.norm_per_sample:
+        return None
+    if not isinstance(stored, Mapping) or stored.keys() != {"mean", "std"}:
+        raise InputError(f"{path}: statistics must have mean and std, got {shown(stored)}")
+    for name, value in stored.items():
+        if type(value) not in (int, float) or abs(value) > 1e30 or not math.isfinite(value):
+            raise InputError(f"{path}: statistics.{name} must be a number, got {shown(value)}")
+    if stored["std"] <= 0:
+        raise InputError(f"{path}: statistics.std must be above 0, got {one_name(stored['std'])}")
+    return Statistics(float(stored["mean"]), float(stored["std"]))
