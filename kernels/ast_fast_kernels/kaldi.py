@@ -127,7 +127,8 @@ def fbank(
         raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
     dither = as_number("dither", dither)
     if dither < 0:  # the noise upside down: the features do not see a waveform's sign
-        samples, dither = -reference.as_floating(samples), -dither
+        with one_thread_if_forked():
+            samples, dither = -reference.as_floating(samples), -dither
     scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
     config = _complete(
         framing,

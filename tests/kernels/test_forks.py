@@ -55,6 +55,7 @@ calls |= {
 OPTIONS = {
     "nothing": {},
     "dither": {"dither": 1.0},
+    "negative dither": {"dither": -1.0},
     "energy": {"use_energy": True},
     "energy, last": {"use_energy": True, "htk_compat": True, "raw_energy": False},
     "energy with dither": {"use_energy": True, "dither": 1.0, "energy_floor": 0.0},
@@ -154,4 +155,4 @@ print(len(calls))
         OMP_NUM_THREADS="2",
         timeout=300.0,
     )
-    assert int(printed) == 105
+    assert int(printed) == 107
