@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.forks import one_thread_if_forked
 
 Waveforms = Tensor | npt.NDArray[np.int16] | npt.NDArray[np.float32]
 
@@ -98,6 +99,8 @@ def _check_terms(waveforms: Tensor, sources: Tensor, starts: Tensor, factors: Te
             )
         # Indices on a GPU are not waited for: there torch's operators check them.
         if "cpu" in (indices.device.type, waveforms.device.type) and indices.numel():
-            for value in (int(indices.min()), int(indices.max())):
+            with one_thread_if_forked():
+                lowest, highest = (int(end) for end in indices.aminmax())
+            for value in (lowest, highest):
                 if not 0 <= value < size:
                     raise ValueError(f"{name} must be from 0 to {size - 1}, got {value}")
