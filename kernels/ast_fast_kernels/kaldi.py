@@ -187,8 +187,9 @@ def _product(*factors: Any) -> float:
     """Multiply numbers in the precision of the least precise, as torch and numpy do."""
     product: Any = 1.0
     for factor in factors:
-        own = isinstance(factor, np.floating) or (
-            isinstance(factor, Tensor) and factor.is_floating_point()
+        own = type(factor) is not float and (
+            isinstance(factor, np.floating)
+            or (isinstance(factor, Tensor) and factor.is_floating_point())
         )
         product = product * (factor if own else float(factor))
     return float(product)

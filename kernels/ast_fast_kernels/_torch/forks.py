@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -41,15 +41,16 @@ def _was_forked(process: int) -> bool:
     return bool(int(flags) & PF_FORKNOEXEC)
 
 
-@contextmanager
-def one_thread_if_forked() -> Iterator[None]:
+def one_thread_if_forked() -> AbstractContextManager[None]:
     """Inside a `with` block in a forked process, run this thread's torch operators without others.
 
     Afterwards torch has as many threads as before. torch is loaded already.
     """
-    if not was_forked():
-        yield
-        return
+    return _one_thread() if was_forked() else nullcontext()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
     import torch
 
     threads = torch.get_num_threads()

@@ -21,22 +21,25 @@ def as_number(argument: str, value: Any) -> float:
     """
     if type(value) is float:
         return value
-    if is_tensor(value) and value.requires_grad:
-        raise ValueError(
-            f"{argument} must need no gradient, because it would get none, got {value}; "
-            "use .detach()"
-        )
-    one = value
-    if (is_tensor(value) or isinstance(value, np.ndarray)) and math.prod(value.shape) == 1:
-        one = value.item()
-    if isinstance(one, np.bool_):
-        one = bool(one)
+    one = value if isinstance(value, Real) else _element(argument, value)
     if not isinstance(one, Real):
         raise TypeError(f"{argument} must be a number, got {reprlib.repr(value)}")
     try:
         return float(one)
     except OverflowError:
         raise ValueError(f"{argument} must be finite, got {reprlib.repr(value)}") from None
+
+
+def _element(argument: str, value: Any) -> Any:
+    """Return what a tensor or an array of one element holds; another value as it is."""
+    if is_tensor(value) and value.requires_grad:
+        raise ValueError(
+            f"{argument} must need no gradient, because it would get none, got {value}; "
+            "use .detach()"
+        )
+    if (is_tensor(value) or isinstance(value, np.ndarray)) and math.prod(value.shape) == 1:
+        value = value.item()
+    return bool(value) if isinstance(value, np.bool_) else value
 
 
 def as_whole(argument: str, value: Any) -> int:
