@@ -388,6 +388,10 @@ def test_any_strides_of_numpy_are_read_as_they_lie(backend: str, dtype: type) ->
     np.testing.assert_array_equal(fbank(odd_strides, backend=backend), expected)
     one_row = np.broadcast_to(odd_strides[:1], (3, 1600))  # stride 0, and read-only
     np.testing.assert_array_equal(fbank(one_row, backend=backend), expected[[0, 0, 0]])
+    reversed_row = odd_strides.copy()[1::-2]  # contiguous to numpy, in spite of its stride
+    assert reversed_row.flags.c_contiguous
+    assert reversed_row.strides[0] < 0
+    np.testing.assert_array_equal(fbank(reversed_row, backend=backend), expected[1:])
 
 
 def test_no_frames_of_a_memory_mapped_file_are_copied_with_it(backend: str, tmp_path) -> None:
@@ -495,6 +499,12 @@ def read_only(*shape: int) -> np.ndarray:
             torch.zeros(128, 8).T,
             ValueError,
             "out must be contiguous, got strides (1, 8)",
+        ),
+        (
+            torch.zeros(1600),
+            torch._neg_view(torch.zeros(8, 128)),
+            ValueError,
+            "out must be no view that negates its memory (torch's negative bit)",
         ),
         (
             torch.zeros(1600),

@@ -97,10 +97,9 @@ def _addresses(tensor: Tensor) -> tuple[int, int]:
 
 def tensor_over(array: npt.NDArray[Any]) -> Tensor:
     """Return the array's own memory as a tensor, which must not be written to."""
-    if not array.flags.c_contiguous:
-        item = array.itemsize
-        if any(stride < 0 or stride % item for stride in array.strides):
-            array = array.copy()  # strides that no tensor has
+    # Also of contiguous arrays: numpy takes no notice of the stride of an axis of one element.
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()  # strides that no tensor has
     if not array.flags.writeable:  # such as a memory-mapped cache; torch would warn
         interface = dict(array.__array_interface__)
         interface["data"] = (array.ctypes.data, False)
