@@ -63,8 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _printed("ast_fast_kernels", logging.WARNING), _printed(COMPILATIONS, logging.INFO):
             for run in list(_runs(given)):
                 run()
-    except (ImportError, RuntimeError, TypeError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     from ast_fast_kernels._cpu.disk import files  # loads Numba, which has run by now
 

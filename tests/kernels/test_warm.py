@@ -65,6 +65,8 @@ def test_kernels_that_cannot_be_kept_are_an_error(read_only_package) -> None:
         (["--mix", "--sample-rate", "8000"], "--sample-rate and --set change presets; --preset"),
         (["--attention", "48"], "numba needs a head_dim of 16, 32, 64, got 48"),
         (["--stem", "6"], "numba needs a width divisible by 4, got 6"),
+        (["--preset", "ast", "--set", "frame_length=1e15"], "Unable to allocate "),
+        (["--preset", "ast", "--set", "window_type=a\nb"], "window_type must be one of"),
         (["--all"], "unrecognized arguments: --all"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
