@@ -195,8 +195,8 @@ def _warn_of_no_numba(reason: str) -> None:
 
 
 _BROKEN = (
-    ImportError, OSError, RuntimeError, SystemError,
-    ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError,
+    ImportError, OSError, RuntimeError, SyntaxError, SystemError, ArithmeticError,
+    AssertionError, AttributeError, LookupError, NameError, TypeError, ValueError,
 )  # fmt: skip
 """What Numba and LLVM raise where they fit neither each other nor the machine."""
 

@@ -77,11 +77,13 @@ BROKEN_IMPORTS = {
     'SystemError("initialization of _internal failed")': (
         "numba does not work here (SystemError: initialization of _internal failed)"
     ),
+    'SyntaxError("invalid syntax")': "numba does not work here (SyntaxError: invalid syntax)",
     'ModuleNotFoundError("No module named \'llvmlite\'", name="llvmlite")': (
         "numba cannot be loaded (No module named 'llvmlite')"
     ),
 }
 BROKEN_COMPILERS = {
+    'AssertionError("no target")': "numba does not work here (AssertionError: no target)",
     'TypingError("\\x1b[1mno kernel\\x1b[0m for\\n you")': (
         "numba does not work here (RuntimeError: no kernel for you)"
     ),
@@ -93,7 +95,7 @@ BROKEN_COMPILERS = {
 
 
 def test_auto_takes_torchs_operators_and_numba_by_name_says_why(tmp_path) -> None:
-    """Numba missing, then not to be imported in five ways, then not to compile in two."""
+    """Numba missing, then not to be imported in six ways, then not to compile in three."""
     program = (
         EVERY_WAY
         + f"""
