@@ -215,9 +215,7 @@ def test_what_cannot_be_read_is_compiled(folder: Path, said: Callable[[], list[s
     said()
     assert answer(1) == 1
     first, *_, last = said()
-    assert first == (
-        f"the cached kernel {path} cannot be read (Is a directory); it is compiled again"
-    )
+    assert first == (f"the cached kernel {path} is not a regular file; it is compiled again")
     assert last.startswith(f"compiled kernels are not cached on disk: {path}: ")
 
 
@@ -330,3 +328,16 @@ def test_one_of_many_processes_compiles(tmp_path: Path) -> None:
     assert max(waiting) == 1
     assert sum(waiting) >= 1
     assert all(text.endswith("42\n") for text in printed)
+
+
+def test_a_pipe_in_place_of_a_kernel_is_not_waited_for(
+    folder: Path, said: Callable[[], list[str]]
+) -> None:
+    assert answer(6) == 6
+    path = the_file(folder)
+    path.unlink()
+    os.mkfifo(path)
+    said()
+    assert answer(6) == 6
+    assert said()[0] == (f"the cached kernel {path} is not a regular file; it is compiled again")
+    assert path.is_file()

@@ -13,6 +13,7 @@ import inspect
 import logging
 import os
 import pickle
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -144,6 +145,9 @@ def _paths(function: Callable[..., Any], name: str) -> list[Path]:
 def _read_whole(path: Path) -> bytes | None:
     """Return what a file holds after its checksum; None, if there is none that is whole."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            _say_unusable(path, "is not a regular file")
+            return None
         held = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None

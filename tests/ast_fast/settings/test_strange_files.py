@@ -106,7 +106,7 @@ def test_of_twenty_thousand_unknown_keys_the_first_are_named(tmp_path: Path) -> 
 
 
 def test_random_changes_of_a_document(tmp_path: Path) -> None:
-    """300 documents: each is a configuration, or ends in problems that name the file or the setting."""
+    """300 documents: each is a configuration, or ends in problems that name the file or a flag."""
     whole = tomllib.loads(config_to_toml(Config()))
     odd: tuple[Any, ...] = (
         *(True, -1, 0, 2**31, 2**70, 0.0, float("nan"), float("inf"), 1e308, "", "x" * 999),
