@@ -249,7 +249,7 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
                     folder = run.folder.of_fold(fold)
                     problem = wrong_kernel(fold, measured[fold].kernels, folder)
                 if problem := run.ranks.same(problem):
-                    raise InputError(problem if run.ranks.is_first else "")  # one says it for all
+                    raise InputError(*([problem] if run.ranks.is_first else []))  # one says it
     return results, measured
 
 

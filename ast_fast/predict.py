@@ -159,7 +159,7 @@ def find_audio(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        if not path.is_dir():
+        if not os.path.isdir(path):  # Path.is_dir raises where a name is too long or out of reach
             found.append(path)
             continue
         inside = sorted(
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(Options, PROGRAM, arguments)
     keep_freed_memory()
     try:
-        if "" in arguments:  # Path would take it for the current folder
+        if not {"", "--explain="}.isdisjoint(arguments):  # Path takes it for the current folder
             raise InputError("a path must not be empty, got ''")
         return _classify_all(options)
     except InputError as error:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ast_fast.machine.text import open_document
 
 CHECKSUM = "checksum"
 """Key of the checksum in a sealed document."""
@@ -33,6 +36,10 @@ def digest_of(document: Any) -> str:
 
 
 def digest_of_file(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Return the SHA-256 of a regular file's bytes.
+
+    Raises:
+        OSError: As `open_document`, which waits for no pipe and reads no device.
+    """
+    with open_document(path, sys.maxsize) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,8 +11,8 @@ import errno
 import os
 import stat
 import unicodedata
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 LONGEST_LINE = 4000
 """Characters of a printed line; two of Linux's longest paths do not fit, two usual ones do."""
@@ -104,7 +104,7 @@ def from_cell(cell: str) -> str:
     return cell.removeprefix(_QUOTE)
 
 
-def open_document(path: Path, largest: int = LARGEST_DOCUMENT) -> BinaryIO:
+def open_document(path: Path, largest: int = LARGEST_DOCUMENT) -> BufferedReader:
     """Open a regular file for reading bytes.
 
     Args:

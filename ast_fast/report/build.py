@@ -98,13 +98,18 @@ def read_report(out_dir: Path) -> dict[str, Any]:
         for table, key in (("accuracy", "per_fold"), ("data", "key"), ("timing", "total_seconds")):
             report[table][key]
         report["config"].keys()
-        accuracies = {int(k): float(v) for k, v in report["accuracy"]["per_fold"].items()}
+        accuracies = {int(k): 0.0 + v for k, v in report["accuracy"]["per_fold"].items()}
         if not accuracies or not all(0 <= value <= 1 for value in accuracies.values()):
             raise ValueError(f"accuracies must be between 0 and 1, got {accuracies}")
-        is_sealed = CHECKSUM in report or DIGEST in report.get("run", {})
+        if not math.isfinite(report["timing"]["total_seconds"]):
+            raise ValueError("timing.total_seconds must be finite")
+        is_sealed = report.get("run", {}).get(DIGEST) is not None or CHECKSUM in report
     except FileNotFoundError:
         raise InputError(f"{out_dir} must be a finished run; it has no report.json") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        OverflowError,  # of a number with hundreds of digits
+    ) as error:
         raise InputError(f"{path} must be a run's report, but cannot be read: {error!r}") from error
     if is_sealed and not is_intact(report):
         raise InputError(

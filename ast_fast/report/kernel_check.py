@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -28,6 +29,9 @@ MOST_SCORES = 2**25
 
 MOST_EXACT_SCORES = 2**22
 """Most attention scores to compute in float64, for the errors that decide: few clips of a batch."""
+
+DRAWS = 4
+"""Random roundings of scores: those of two keys that share a query may cancel in one."""
 
 ROUNDS = 7
 """Interleaved rounds of each timing."""
@@ -69,6 +73,13 @@ class BothWays:
     speed_ratio: float
 
 
+_TYPES: dict[str, Any] = {
+    **{"backend": str, "shape": list, "reason": str | None},
+    **{"judged": list | None, "forward_backward": dict | None},
+}
+"""Of what a check has in JSON besides numbers."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class KernelCheck:
     """An operation forward, against the reference.
@@ -92,9 +103,12 @@ class KernelCheck:
         """Return what `to_json` gave, of this version or another; unknown keys are left out.
 
         Raises:
-            TypeError: A key is missing.
+            TypeError: A key is missing, or a value is of another type.
         """
         values = known_fields(cls, document)
+        for name, value in values.items():
+            if not isinstance(value, _TYPES.get(name, int | float | None)):
+                raise TypeError(f"{name} is of type {type(value).__name__}")
         if values.get("judged") is not None:
             values["judged"] = tuple(Judged(**known_fields(Judged, j)) for j in values["judged"])
         return cls(**values)
@@ -212,7 +226,9 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
       reference's. There a quiet bin cannot hide or invent error.
 
     It is judged by `max_abs_error`, or without a logarithm by the relative norm of its error from
-    float64. Each may be twice the reference's own, and at least what every backend is held to.
+    float64. Each may be twice the reference's own, at least what every backend is held to, and four
+    times what one rounding of each sample does in float64: where a frame's mean is far above its
+    changes, or a bin far below its neighbours, few digits are left to any backend.
 
     Args:
         config: `config.fbank` is used.
@@ -230,10 +246,14 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
 
     exact = fbank(samples.double(), fbank_config, backend="reference")
 
+    rounded = fbank(_with_rounding(samples), fbank_config, backend="reference")
+    unit = abs(fbank_config.log_factor)  # of the config's logarithms, in natural ones
+
     def error(out: Tensor) -> float:
         if not fbank_config.use_log_fbank:
             return _max_abs_error(out, exact)
-        return log_mel_error(out, exact, use_power=fbank_config.use_power).max().item()
+        errors = log_mel_error(out / unit, exact / unit, use_power=fbank_config.use_power)
+        return unit * errors.max().item()
 
     fast, reference = run(chosen), run("reference")
     energies = fbank_config.replace(use_log_fbank=False)
@@ -245,10 +265,10 @@ def check_fbank(config: Config, waveforms: Tensor) -> FbankCheck:
     relative = (difference / norm).item() if norm > 0 else 0.0
     times = _compare(partial(run, chosen), partial(run, "reference"), waveforms.device)
     if fbank_config.use_log_fbank:
-        floor = LOG_MEL_MAX * abs(fbank_config.log_factor)  # in the config's logarithms
+        floor = max(LOG_MEL_MAX * unit, 4 * error(rounded))
         judged = _judged("largest log-mel error", error(fast), error(reference), floor)
     else:
-        floor = eps_bound(fast.dtype, fbank_config.fft_size)
+        floor = max(eps_bound(fast.dtype, fbank_config.fft_size), 4 * relative_norm(rounded, exact))
         ours, theirs = relative_norm(fast, exact), relative_norm(reference, exact)
         judged = _judged("relative norm of the error", ours, theirs, floor)
     return FbankCheck(
@@ -273,9 +293,10 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     It is judged by its errors from float64 (the largest, and the norms of the output's and of the
     gradient's). Each may be twice the reference's own in that dtype, and at least what rounding
     may come to: `_rounding`, of the values' largest for the largest error, fourfold for gradients.
-    In half precision, torch's attention rounds scores, so it may also be four times what that
-    alone does to attention in float64: large scores leave few digits. Of a large batch, the first
-    clips are judged, as many as `MOST_EXACT_SCORES` allows.
+    It may also be four times what rounding the scores alone does to attention in float64: large
+    scores leave few digits. Gradients may have the rounding of the scores' gradients, which mostly
+    cancel, times the longest key or query. Of a large batch, the first clips are judged, as many as
+    `MOST_EXACT_SCORES` allows.
 
     Args:
         qkv: Shape (batch, num_tokens, 3, num_heads, head_dim).
@@ -296,8 +317,10 @@ def check_attention(qkv: Tensor) -> GradientCheck:
     def exact(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         return by_clip(partial(attention, backend="reference"), grad)
 
-    def of_rounded_scores(grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        return by_clip(partial(_attention_of_rounded_scores, dtype=qkv.dtype), grad)
+    def of_rounded_scores(grad: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        draws = DRAWS if qkv.dtype == torch.float32 else 1
+        rounded = partial(_attention_of_rounded_scores, dtype=qkv.dtype)
+        return [by_clip(partial(rounded, draw=draw), grad) for draw in range(draws)]
 
     def by_clip(
         attend: Callable[[Tensor], Tensor], grad: Tensor
@@ -317,8 +340,9 @@ def check_attention(qkv: Tensor) -> GradientCheck:
         run,
         gradients,
         exact,
-        rounded=None if qkv.dtype == torch.float32 else of_rounded_scores,
+        rounded=of_rounded_scores,
         rounding=_rounding(qkv, chosen, terms=qkv.shape[1]),
+        noise=_noise_of_gradients(qkv) if qkv.dtype == torch.float32 else 0.0,
         largest=qkv[:, :, 2].abs().max().item(),
     )
 
@@ -383,7 +407,8 @@ def _both_ways(
     reference: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] | None = None,
     *,
     rounding: float,
-    rounded: Callable[[Tensor], tuple[Tensor, tuple[Tensor, ...]]] | None = None,
+    noise: float = 0.0,
+    rounded: Callable[[Tensor], list[tuple[Tensor, tuple[Tensor, ...]]]] | None = None,
     largest: float | None = None,
 ) -> GradientCheck:
     """Compare an operation with the reference, forward and with its gradients.
@@ -396,7 +421,9 @@ def _both_ways(
         exact: Returns the result and the gradients in float64, given the gradient of the result.
         reference: Returns those of the reference that errors are reported from; None runs it.
         rounding: Relative norm of the error that rounding may come to.
-        rounded: Returns those in float64 after a rounding that the kernel may do, too.
+        noise: Norm of the gradients' error that no rounding of theirs explains, over that of the
+            result's gradient.
+        rounded: Returns those in float64 after roundings that the kernel may do, too.
         largest: Largest value that a result may be; None does not judge single values.
     """
 
@@ -412,13 +439,12 @@ def _both_ways(
         right, right_gradients = reference(grad)
     fast_gradients = gradients(chosen, grad)
     exact_out, exact_gradients = exact(grad)
-    rounded_out, rounded_gradients = rounded(grad) if rounded else (exact_out, exact_gradients)
+    every_rounded = rounded(grad) if rounded else []
 
     def judge(
         measure: str, error: Callable[[Tensor, tuple[Tensor, ...]], float], floor: float
     ) -> Judged:
-        of_rounding = error(rounded_out, rounded_gradients)
-        floor = max(floor, 4 * of_rounding)
+        floor = max([floor, *(4 * error(*values) for values in every_rounded)])
         ours, theirs = (
             error(out[: len(exact_out)], _first(gradients, exact_gradients))
             for out, gradients in ((fast, fast_gradients), (right, right_gradients))
@@ -435,7 +461,7 @@ def _both_ways(
         judge(
             "relative norm of the gradients' error",
             lambda _, gradients: _joint_norm(gradients, exact_gradients),
-            4 * rounding,
+            max(4 * rounding, noise * _norm((grad[: len(exact_out)],)) / _norm(exact_gradients)),
         )
     )
     pairs = zip(fast_gradients, right_gradients, strict=True)
@@ -462,6 +488,13 @@ def _judged(measure: str, value: float, reference: float, floor: float) -> Judge
     return Judged(measure, value, max(floor, 2 * reference))  # the floor first: max drops a NaN
 
 
+def _with_rounding(samples: Tensor) -> Tensor:
+    """Return samples in float64, each with a random part of the error that rounding may give it."""
+    random = torch.Generator().manual_seed(0)
+    part = torch.rand(samples.shape, generator=random, dtype=torch.float64).to(samples.device) - 0.5
+    return samples.double() * (1 + torch.finfo(samples.dtype).eps * part)
+
+
 def _rounding(given: Tensor, backend: str, *, terms: int) -> float:
     """Return the relative norm that rounding may come to in a sum, as the kernels' tests have it.
 
@@ -479,13 +512,43 @@ def _first(parts: tuple[Tensor, ...], like: tuple[Tensor, ...]) -> tuple[Tensor,
     return tuple(part[: len(other)] for part, other in zip(parts, like, strict=True))
 
 
-def _attention_of_rounded_scores(qkv: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return attention in the dtype of `qkv`, of scores that are rounded to another first."""
+def _attention_of_rounded_scores(qkv: Tensor, dtype: torch.dtype, draw: int) -> Tensor:
+    """Return attention in the dtype of `qkv`, of scores with the rounding that another gives them.
+
+    Half precisions round a score once, as its sum is in float32. There, each product is rounded:
+    all at most, up or down by the draw.
+    """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, num_heads, num_tokens, head_dim)
     scores = q @ k.mT * q.shape[-1] ** -0.5
-    scores = scores + (scores.to(dtype).to(scores.dtype) - scores).detach()
+    if dtype == torch.float32:
+        random = torch.Generator().manual_seed(draw)
+        signs = (torch.randint(2, scores.shape, generator=random) * 2 - 1).to(scores)
+        error = signs * scores * (q.shape[-1] ** 0.5 * torch.finfo(dtype).eps / 2)
+    else:
+        error = scores.to(dtype).to(scores.dtype) - scores
+    scores = scores + error.detach()
     attended: Tensor = scores.softmax(dim=-1) @ v
     return attended.transpose(1, 2)
+
+
+def _noise_of_gradients(qkv: Tensor) -> float:
+    """Return what rounding in the scores' gradients gives those of queries and keys.
+
+    It is the norm of their error over that of the result's gradient, at most. A score's gradient is
+    a difference of products with values, each rounded, by weights that are as wrong as the score.
+    It is multiplied by a key or a query.
+    """
+    wide = qkv.double().unbind(2)
+    q, k, v = (float(torch.linalg.vector_norm(part, dim=-1).max()) for part in wide)
+    scale = float(qkv.shape[-1] ** -0.5)
+    score = q * k * scale  # at most
+    rounding = float(torch.finfo(qkv.dtype).eps) / 2
+    return rounding * (1 + score) * v * max(q, k) * scale
+
+
+def _norm(parts: tuple[Tensor, ...]) -> float:
+    """Return the norm of tensors taken together; never 0."""
+    return max(1e-300, math.hypot(*(float(part.double().norm()) for part in parts)))
 
 
 def _joint_norm(gradients: tuple[Tensor, ...], exact: tuple[Tensor, ...]) -> float:

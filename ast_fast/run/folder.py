@@ -322,7 +322,11 @@ def read_measured(folder: Path) -> Measured | None:
     try:
         measured = Measured.from_json(json.loads(read_document(path)))
         whole = math.isfinite(measured.seconds + sum(measured.stages.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        measured.kernels.wrong()  # compares numbers
+    except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError),
+        OverflowError,  # of a number with hundreds of digits
+    ):
         whole = False
     if not whole and files is not None:
         raise InputError(f"{path} must hold a fold's times and kernels; {remedy(folder)}")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ast_fast.data.dataset import Dataset
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.text import from_cell, read_document, to_cell
+from ast_fast.machine.text import from_cell, one_name, read_document, to_cell
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
@@ -107,21 +107,30 @@ def load_result(
         raise missing_manifest(folder)
     if "accuracy" not in facts:
         raise InputError(f"{path} must be a finished fold's model; {remedy(folder)}")
-    check_same_fold(path, facts["run"], fold_identity(config, fold, dataset.key))
+    try:
+        check_same_fold(path, facts["run"], fold_identity(config, fold, dataset.key))
+        history = [EpochRow(**row) for row in facts["history"]]
+        loss, recorded = 0.0 + facts["loss"], 0.0 + facts["accuracy"]
+        (stages or Stages()).take_up(facts["stages"])
+    except InputError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"{path} must hold the whole result of its fold, and does not "
+            f"({type(error).__name__}: {one_name(error)}); {remedy(folder)}"
+        ) from error
     probabilities = _read_predictions(folder / PREDICTIONS, dataset, test_indices)
     accuracy = accuracy_of(probabilities, dataset.labels[test_indices])
-    if accuracy != facts["accuracy"]:
+    if accuracy != recorded:
         raise InputError(
             f"{folder / PREDICTIONS} must give the accuracy that {MODEL} records, "
-            f"{facts['accuracy']:.6g}, got {accuracy:.6g}; {remedy(folder)}"
+            f"{recorded:.6g}, got {accuracy:.6g}; {remedy(folder)}"
         )
-    if stages is not None:
-        stages.take_up(facts["stages"])
     return FoldResult(
         fold=fold,
         accuracy=accuracy,
-        loss=facts["loss"],
-        history=[EpochRow(**row) for row in facts["history"]],
+        loss=loss,
+        history=history,
         test_indices=test_indices,
         probabilities=probabilities,
     )

@@ -369,6 +369,7 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
         ),
         ([str(model), ""], "a path must not be empty, got ''"),
         ([str(model), str(audio), ""], "a path must not be empty, got ''"),
+        ([str(model), str(audio), "--explain="], "a path must not be empty, got ''"),
         ([str(model)], "AUDIO must name at least one file or folder, got none"),
         ([str(model), str(audio), "--top", "0"], "--top must be at least 1, got 0"),
         ([str(model), str(audio), "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
@@ -379,6 +380,16 @@ def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Pat
         assert len(errors) == 1
         assert errors[0].startswith("error: ")
         assert message in errors[0]
+
+
+def test_a_name_that_is_too_long_spoils_nothing_for_its_neighbours(
+    model: Path, audio: Path, capsys
+) -> None:
+    long = "x" * 300 + ".wav"
+    assert main([str(model), long, str(audio / "a-low.wav")]) == 1
+    out, errors = capsys.readouterr()
+    assert out.startswith(str(audio / "a-low.wav"))
+    assert errors == f"error: {long} cannot be read: File name too long\n"
 
 
 def test_settings_come_back_from_the_checkpoint(model: Path) -> None:

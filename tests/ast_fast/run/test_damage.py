@@ -28,7 +28,7 @@ from ast_fast.cv import main
 from ast_fast.machine.sealed import CHECKSUM, sealed
 from ast_fast.report import page
 from ast_fast.training import checkpoint
-from ast_fast.training.manifest import describe, write_manifest
+from ast_fast.training.manifest import describe, read_manifest, write_manifest
 from ast_fast.training.results import RESULTS
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.reference import fbank_reference
@@ -354,6 +354,112 @@ def test_a_report_with_an_impossible_accuracy_is_refused(
     code, errors = compared(runs, tmp_path)
     assert code == 2
     assert errors.startswith(f"error: {tmp_path / 'report.json'} must be a run's report")
+
+
+ODD = [None, "x", [], [1], {"a": 1}, 10**400]
+
+
+def put(path: Path, keys: str, value: Any) -> None:
+    """Replace a value of a JSON document, and seal it again."""
+    document = json.loads(path.read_text())
+    *tables, last = keys.split(".")
+    functools.reduce(lambda inner, key: inner[key], tables, document)[last] = value
+    path.write_text(json.dumps(sealed(document)))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *("accuracy", "accuracy.per_fold", "accuracy.per_fold.1", "data", "config", "run"),
+        *("timing", "timing.total_seconds"),
+    ],
+)
+def test_a_report_of_other_types_is_refused(keys: str, runs: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    shutil.copytree(runs / "one", at)
+    whole = (at / "report.json").read_bytes()
+    for value in ODD if "." in keys else ODD[:-2]:  # a table without what is looked for has its own
+        put(at / "report.json", keys, value)
+        for command in (merge, compared):
+            code, errors = command(runs, at)
+            assert code == 2, value
+            (line,) = errors.splitlines()
+            assert line.startswith(f"error: {at / 'report.json'} must be a run's report"), value
+        (at / "report.json").write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        *("seconds", "stages", "stages.forward", "kernels", "kernels.fbank"),
+        *("kernels.fbank.backend", "kernels.fbank.shape", "kernels.attention.forward_backward"),
+        *("kernels.fbank.judged", "kernels.fbank.speed_ratio", "kernels.fbank.max_abs_error"),
+    ],
+)
+def test_measurements_of_other_types_are_refused(keys: str, runs: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    shutil.copytree(runs / "one", at)
+    path = at / "fold-1" / "measured.json"
+    whole = path.read_bytes()
+    may_be = {"kernels.fbank.shape": list, "kernels.fbank.backend": str}
+    numbers = {"kernels.fbank.speed_ratio", "kernels.fbank.max_abs_error"}
+    nothing = {*numbers, "kernels.fbank.judged", "kernels.attention.forward_backward"}
+    for value in [*ODD, [{"measure": "error", "value": "x", "bound": 1}]]:
+        if isinstance(value, may_be.get(keys, ())) and value != {"a": 1}:
+            continue
+        if (keys in nothing and value is None) or (keys in numbers and isinstance(value, int)):
+            continue
+        if (keys, value) in (("kernels.fbank.judged", []), ("stages", {"a": 1})):
+            continue
+        path.write_bytes(whole)
+        put(path, keys, value)
+        write_manifest(path.parent, describe(path.parent, (*RESULTS, path.name)))
+        for command in (resume, merge):
+            code, errors = command(runs, at)
+            assert code == 2, value
+            (line,) = errors.splitlines()
+            assert line.startswith(f"error: {path} must hold a fold's times and kernels"), value
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("run", [None, [], "x"]),
+        ("history", [None, [{}], [1], {"a": 1}]),
+        ("stages", [None, [], {"elapsed": 0.0}, {"elapsed": "x", "seconds": {}}]),
+        ("loss", [None, "x"]),
+        ("accuracy", [None, "x"]),
+    ],
+)
+def test_a_result_without_its_facts_is_refused(
+    key: str, values: list[Any], runs: Path, tmp_path: Path
+) -> None:
+    at = tmp_path / "run"
+    shutil.copytree(runs / "one", at)
+    path = at / "fold-1" / "model.safetensors"
+    tensors, facts = checkpoint.load(path)
+    for value in values:
+        checkpoint.save(path, tensors, facts | {key: value})
+        write_manifest(path.parent, describe(path.parent, (*RESULTS, "measured.json")))
+        for command in (resume, merge):
+            code, errors = command(runs, at)
+            assert (code, len(errors.splitlines())) == (2, 1)
+            assert errors.startswith(f"error: {path} must hold the whole result of its fold")
+
+
+def test_a_listed_file_that_is_a_pipe_is_not_waited_for(runs: Path, tmp_path: Path) -> None:
+    at = tmp_path / "run"
+    shutil.copytree(runs / "one", at)
+    files = read_manifest(at / "fold-1")
+    assert files is not None
+    write_manifest(at / "fold-1", files | {"history.csv": files["history.csv"] | {"bytes": 0}})
+    path = at / "fold-1" / "history.csv"
+    path.unlink()
+    os.mkfifo(path)
+    for command in (resume, merge, compared):
+        code, errors = command(runs, at)
+        assert (code, len(errors.splitlines())) == (2, 1)
+        assert errors.startswith(f"error: {path} cannot be read: Not a regular file")
 
 
 class Killed(BaseException):
