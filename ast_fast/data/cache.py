@@ -10,7 +10,8 @@ import errno
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +31,8 @@ from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files, f
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_folder
 from ast_fast.machine.console import show_progress
+from ast_fast.machine.sealed import is_intact, sealed
+from ast_fast.machine.text import open_document, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_audio
 
@@ -133,16 +136,19 @@ def read_cache(
     if not folder.is_dir():
         return None
     try:
-        about = json.loads((folder / "about.json").read_text("utf-8"))
-        digest = about.pop("digest")
-        if digest != _about_digest(about):
+        about = json.loads(read_document(folder / "about.json"))
+        if not is_intact(about):
             raise DamagedCacheError("about.json")
+        open_document(folder / "waveforms.npy", sys.maxsize).close()  # NumPy would wait for a pipe
         cached = CachedAudio(
             _map(folder / "waveforms.npy"), dict(about["bad_files"]), dict(about["flaws"])
         )
         expected = about["waveforms"]
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DamagedCacheError(f"{Path(error.filename).name} is missing") from None
+    except OSError as error:
+        name = Path(error.filename or folder).name
+        raise DamagedCacheError(f"{name} cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCacheError(f"a file is not readable: {error!r}") from None
     rows = cached.waveforms
@@ -162,11 +168,6 @@ def _row_digest(row: NDArray[np.int16]) -> bytes:
 def _combined(digests: Iterable[bytes]) -> str:
     """Hash the digests of all rows, which threads compute side by side."""
     return hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
-
-
-def _about_digest(about: Mapping[str, Any]) -> str:
-    text = json.dumps(about, sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=32).hexdigest()
 
 
 def build_cache(
@@ -235,8 +236,8 @@ def build_cache(
             "flaws": {kind: names for kind, names in flaws.items() if names},
             "waveforms": _combined(digests),
         }
-        about["digest"] = _about_digest(about)
-        (temporary / "about.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        text = json.dumps(sealed(about), indent=1) + "\n"
+        (temporary / "about.json").write_text(text, "utf-8")
     return CachedAudio(_map(folder / "waveforms.npy"), reasons, about["flaws"])
 
 

@@ -673,6 +673,14 @@ def _silence(folder):
     np.save(folder / "waveforms.npy", np.zeros((6, 8000), np.int16))
 
 
+def _pipe(name):
+    def replace(folder):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
 def _edit_notes(change):
     def edit(folder):
         about = json.loads((folder / "about.json").read_text())
@@ -686,7 +694,9 @@ DAMAGES = {
     "truncated": (_truncate, "a file is not readable"),
     "empty-waveforms": (_empty_waveforms, "a file is not readable"),
     "empty-notes": (_empty_notes, "a file is not readable"),
-    "other-notes": (_other_notes, "a file is not readable"),
+    "other-notes": (_other_notes, "about.json"),
+    "notes-are-a-pipe": (_pipe("about.json"), "about.json cannot be read: Not a regular file"),
+    "waveforms-are-a-pipe": (_pipe("waveforms.npy"), "waveforms.npy cannot be read: Not a regular"),
     "no-notes": (_no_notes, "about.json is missing"),
     "no-waveforms": (_no_waveforms, "waveforms.npy is missing"),
     "other-type": (_other_type, "waveforms.npy"),
