@@ -132,6 +132,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(Options, PROGRAM, arguments)
     try:
+        if not {"", "--html="}.isdisjoint(arguments):  # Path takes it for the current folder
+            raise InputError("a path must not be empty, got ''")
         rows, settings = compare(options.runs)
         if options.html is not None:
             _write_page(options.html, rows, settings)

@@ -148,6 +148,8 @@ def _read_merge(arguments: Arguments) -> MergeJob:
     out = groups.get("--out", [])
     if len(out) != 1:
         raise InputError(f"{MERGE} needs --out, the folder of the merged run")
+    if "" in (*groups[MERGE], *out):  # Path takes it for the current folder
+        raise InputError(f"{MERGE} and --out must name folders, got ''")
     runs = tuple(Path(token).expanduser() for token in groups[MERGE])
     return MergeJob(runs, Path(out[0]).expanduser())
 

@@ -113,6 +113,9 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys) -> None:
     os.mkfifo(tmp_path / "b" / "report.json")
     assert main([str(a), str(tmp_path / "b")]) == 2
     assert "Not a regular file" in capsys.readouterr().err
+    for empty in ([""], ["--html="]):
+        assert main([str(a), str(a), *empty]) == 2
+        assert "a path must not be empty, got ''" in capsys.readouterr().err
     assert main([str(a)]) == 2
     assert "RUNS must be at least 2 folders, got 1" in capsys.readouterr().err
     b = write_run(tmp_path / "c", {1: 0.5})

@@ -157,6 +157,9 @@ def test_flags_that_merging_lacks_are_refused(jobs: Path, tmp_path: Path, capsys
     assert "--merge needs --out, the folder of the merged run" in capsys.readouterr().err
     assert main([*runs, "--out", str(tmp_path / "x"), "--seed", "1"]) == 2
     assert "--merge takes no other flag than --out, got --seed" in capsys.readouterr().err
+    for empty in ([*runs, "", "--out", "x"], [*runs, "--out="]):
+        assert main(empty) == 2
+        assert "--merge and --out must name folders, got ''" in capsys.readouterr().err
     assert main([*runs, "--out", "x", "--out", "y"]) == 2
     assert "--merge and --out must each be given once" in capsys.readouterr().err
     assert main([*runs, "--out", str(jobs / "all")]) == 2
