@@ -48,17 +48,20 @@ INTERPRETED_TESTS = pytest.StashKey[InterpretedTests]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the test that waits for the interpreted ones last."""
-    items.sort(key=lambda item: "interpreted_tests" in getattr(item, "fixturenames", ()))
+    """Put the test that waits for the interpreted ones last, but for those that measure time."""
+    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, _waits(item)))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Start the interpreted tests if a test waits for them."""
-    waiting = session.items and "interpreted_tests" in getattr(
-        session.items[-1], "fixturenames", ()
-    )
-    if waiting and not INTERPRETED and not session.config.option.collectonly:
+    if INTERPRETED or session.config.option.collectonly:
+        return
+    if any(map(_waits, session.items)):
         session.config.stash[INTERPRETED_TESTS] = InterpretedTests(session.config.rootpath)
+
+
+def _waits(item: pytest.Item) -> bool:
+    return "interpreted_tests" in getattr(item, "fixturenames", ())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -328,6 +328,7 @@ def test_a_change_of_tables_compiles_nothing() -> None:
         assert compiled_worker.cache_info().currsize == before, name
 
 
+@pytest.mark.alone
 def test_the_first_call_takes_8_seconds_at_most_and_1_from_the_cache(tmp_path) -> None:
     program = """
 import time, torch
