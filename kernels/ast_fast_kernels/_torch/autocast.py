@@ -13,9 +13,15 @@ from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     """Return a context in which no operation on the device is cast down."""
-    if not torch.amp.is_autocast_available(device.type):  # the meta device, for one
+    if not _has_autocast(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+@constant_in_graphs  # torch 2.9 cannot trace the question
+def _has_autocast(device_type: str) -> bool:
+    """Say whether a kind of device has autocast; the meta device, for one, has not."""
+    return torch.amp.is_autocast_available(device_type)
 
 
 def exact_product(left: Tensor, right: Tensor) -> Tensor:

@@ -19,19 +19,19 @@ from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_to_toml
 
-SECONDS = 1.0
-"""Of this process's own time."""
+SECONDS = 3.0
+"""Of this thread's own time. The usual is a tenth; what was not bounded took minutes."""
 
 
 def problems(path: Path) -> tuple[str, ...]:
     """Return the problems of a settings file; none if it can be used."""
-    started = time.process_time()
+    started = time.thread_time()
     try:
         parse_config(["--config", str(path)])
     except InputError as error:
         return error.problems
     finally:
-        assert time.process_time() - started < SECONDS
+        assert time.thread_time() - started < SECONDS
     return ()
 
 
