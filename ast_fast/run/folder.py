@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import UnionType
 
 from filelock import FileLock, Timeout
 
@@ -285,6 +286,19 @@ def run_json(facts: RunFacts) -> str:
     return json.dumps(sealed(facts.to_json()), indent=2) + "\n"
 
 
+FACT_TYPES: tuple[tuple[str, type | UnionType, str], ...] = (
+    *((name, str, "text") for name in ("data_key", "device", "amp", "command", "started")),
+    *((name, int, "an integer") for name in ("threads", "processes")),
+    *((name, dict, "a table") for name in ("kernels", "versions", "machine")),
+    ("resumed", list, "a list"),
+    ("commit", dict | None, "a table or null"),
+    ("merged", list | None, "a list or null"),
+    ("ended", str | None, "text or null"),
+    ("peak_memory_gib", float | int | None, "a number or null"),
+)
+"""Facts in run.json, their types, and how a message names these."""
+
+
 def read_facts(out: Path) -> RunFacts:
     """Return the facts in the run.json of a run's folder.
 
@@ -293,14 +307,12 @@ def read_facts(out: Path) -> RunFacts:
     """
     path = out / RUN
     document = recorded_run(out)
-    kinds = {"data_key": str, "device": str, "kernels": dict, "threads": int, "amp": str}
-    for name, kind in (kinds | {"processes": int, "resumed": list}).items():
+    for name in (*RESUMED_FACTS, "resumed"):
         if name not in document:
             raise InputError(f"{path} must have {name}, which is missing")
-        if not isinstance(document[name], kind):
-            raise InputError(
-                f"{path}: {name} must be of type {kind.__name__}, got {document[name]!r}"
-            )
+    for name, kind, words in FACT_TYPES:
+        if name in document and not isinstance(document[name], kind):
+            raise InputError(f"{path}: {name} must be {words}, got {document[name]!r}")
     return RunFacts.from_json(document)
 
 

@@ -64,9 +64,16 @@ def test_a_measurement_that_is_not_whole_is_to_be_made_again(content: str, tmp_p
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("threads", "2", "threads must be of type int, got '2'"),
-        ("resumed", 5, "resumed must be of type list, got 5"),
-        ("kernels", [], "kernels must be of type dict, got []"),
+        ("threads", "2", "threads must be an integer, got '2'"),
+        ("resumed", 5, "resumed must be a list, got 5"),
+        ("kernels", [], "kernels must be a table, got []"),
+        ("versions", None, "versions must be a table, got None"),
+        ("machine", "x", "machine must be a table, got 'x'"),
+        ("commit", [], "commit must be a table or null, got []"),
+        ("merged", {}, "merged must be a list or null, got {}"),
+        ("started", 1, "started must be text, got 1"),
+        ("ended", 1, "ended must be text or null, got 1"),
+        ("peak_memory_gib", "1", "peak_memory_gib must be a number or null, got '1'"),
     ],
 )
 def test_a_fact_of_another_type_is_named(name, value, message, tmp_path: Path) -> None:
