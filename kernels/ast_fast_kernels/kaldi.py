@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
 from ast_fast_kernels.fbank import api, eager, reference
-from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType
+from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType, milliseconds_of
 from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
 __all__ = ["fbank"]
@@ -178,9 +178,7 @@ def _milliseconds(argument: str, value: Any, rate: Any) -> float:
     size = int(samples)
     if size == int(hertz * time * 0.001) or size < 1:
         return time
-    return FbankConfig.from_samples(
-        window_size=max(size, 2), window_shift=size, sample_frequency=hertz, low_freq=0.0
-    ).frame_shift
+    return milliseconds_of(size, hertz)
 
 
 def _product(*factors: Any) -> float:

@@ -490,11 +490,16 @@ def _in_milliseconds(values: dict[str, Any]) -> dict[str, Any]:
         size = values.pop(argument)
         if length in values and _truncated(rate, _number(length, values[length])) == size:
             continue
-        milliseconds = _size(argument, size) / rate * 1000.0
-        while _truncated(rate, milliseconds) < size:
-            milliseconds = math.nextafter(milliseconds, math.inf)
-        values[length] = milliseconds
+        values[length] = milliseconds_of(_size(argument, size), rate)
     return values
+
+
+def milliseconds_of(size: int, rate: float) -> float:
+    """Return a time that truncates to so many samples at a rate in Hz."""
+    milliseconds = size / rate * 1000.0
+    while _truncated(rate, milliseconds) < size:
+        milliseconds = math.nextafter(milliseconds, math.inf)
+    return milliseconds
 
 
 def _sample_frequency(values: Mapping[str, object]) -> float:
