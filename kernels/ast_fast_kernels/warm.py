@@ -66,12 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ImportError, MemoryError, RuntimeError, TypeError, ValueError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    from ast_fast_kernels._cpu.disk import files  # loads Numba, which has run by now
+    from ast_fast_kernels._cpu.disk import kernel_files  # loads Numba, which has run by now
 
-    for folder in sorted({str(path.parent) for path in files.values() if path is not None}):
+    for folder in sorted({str(path.parent) for path in kernel_files.values() if path is not None}):
         print(f"kept in {folder}")
-    print(f"ready: {', '.join(files)}")
-    lost = [kernel for kernel, path in files.items() if path is None]
+    print(f"ready: {', '.join(kernel_files)}")
+    lost = [kernel for kernel, path in kernel_files.items() if path is None]
     if lost:
         print(f"error: not kept on disk: {', '.join(lost)}", file=sys.stderr)
     return 1 if lost else 0

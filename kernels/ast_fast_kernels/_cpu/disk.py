@@ -50,7 +50,7 @@ LONGEST_WAIT = 180.0
 
 POLL_SECONDS = 0.05
 
-files: dict[str, Path | None] = {}
+kernel_files: dict[str, Path | None] = {}
 """Each kernel that this process has → its file; None, if it could not be written."""
 
 
@@ -75,11 +75,11 @@ class KernelCache(NullCache):
         for path in paths:
             found = _read_whole(path) or self._read_when_locked(path)
             if found is not None:
-                files[self._kernel] = path
+                kernel_files[self._kernel] = path
                 return CompileResult._rebuild(target_context, *pickle.loads(found))
             if self._target is not None:
                 break
-        else:
+        if self._target is None:
             folders = ", ".join(str(path.parent) for path in paths)
             say_uncached(f"none can be written of {folders}; NUMBA_CACHE_DIR names another folder")
         compile_logger.info("compiling %s", self._kernel)
@@ -101,7 +101,7 @@ class KernelCache(NullCache):
         seconds = time.perf_counter() - self._begin
         compile_logger.info("compiled %s in %.1f s", self._kernel, seconds)
         assert not data.library.has_dynamic_globals, "addresses in the code hold for one process"
-        files[self._kernel] = None
+        kernel_files[self._kernel] = None
         if self._target is None:
             return
         payload: bytes = dumps(data._reduce())
@@ -110,7 +110,7 @@ class KernelCache(NullCache):
         except OSError as error:  # such as a full disk
             say_uncached(f"{self._target}: {error}")
             return
-        files[self._kernel] = self._target
+        kernel_files[self._kernel] = self._target
 
     def close(self) -> None:
         """Let other processes go on."""
