@@ -15,7 +15,7 @@ from scipy import stats
 
 from ast_fast.errors import InputError
 from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.console import RunConsole, fail, parse_options
+from ast_fast.machine.console import RunConsole, check_paths, fail, parse_options
 from ast_fast.machine.text import one_line, one_name
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
@@ -132,8 +132,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(Options, PROGRAM, arguments)
     try:
-        if not {"", "--html="}.isdisjoint(arguments):  # Path takes it for the current folder
-            raise InputError("a path must not be empty, got ''")
+        check_paths(arguments, "--html")
         rows, settings = compare(options.runs)
         if options.html is not None:
             _write_page(options.html, rows, settings)

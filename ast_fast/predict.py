@@ -31,6 +31,7 @@ from ast_fast.features import Statistics, model_input
 from ast_fast.machine.atomic import remove_leftovers
 from ast_fast.machine.console import (
     RunConsole,
+    check_paths,
     complain,
     fail,
     parse_options,
@@ -246,8 +247,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(Options, PROGRAM, arguments)
     keep_freed_memory()
     try:
-        if not {"", "--explain="}.isdisjoint(arguments):  # Path takes it for the current folder
-            raise InputError("a path must not be empty, got ''")
+        check_paths(arguments, "--explain")
         return _classify_all(options)
     except InputError as error:
         return fail(*error.problems)

@@ -25,6 +25,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from ast_fast.errors import InputError
 from ast_fast.machine.text import one_line
 
 LINE_INTERVAL = 5.0
@@ -151,3 +152,13 @@ def parse_options(kind: type[Options], program: str, arguments: Sequence[str]) -
     if escaped != list(arguments):
         tyro.cli(kind, prog=program, args=escaped)
     return tyro.cli(kind, prog=program, args=list(arguments))
+
+
+def check_paths(arguments: Sequence[str], flag: str) -> None:
+    """Raise if an argument, or the value of a flag, is an empty path: the current folder to Path.
+
+    Raises:
+        InputError: One is.
+    """
+    if not {"", f"{flag}="}.isdisjoint(arguments):
+        raise InputError("a path must not be empty, got ''")
