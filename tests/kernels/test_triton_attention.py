@@ -117,9 +117,26 @@ def test_lengths_beyond_the_tokens_are_all_of_them(device: torch.device) -> None
         assert torch.equal(ours, all_keys)
 
 
+def assert_same_both_ways(
+    given: tuple[torch.Tensor, torch.Tensor | None], alike: tuple[torch.Tensor, torch.Tensor | None]
+) -> None:
+    """Two inputs, each queries, keys and values with lengths, give the same bits."""
+    from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
+
+    (qkv, lengths), (like_qkv, like_lengths) = given, alike
+    out, lse = launch_attention_fwd(qkv, lengths, 0.25)
+    expected = launch_attention_fwd(like_qkv, like_lengths, 0.25)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(lse, expected[1])
+    grad = torch.ones_like(out)
+    gradient = launch_attention_bwd(grad, qkv, out, lse, lengths, 0.25)
+    expected_gradient = launch_attention_bwd(grad, like_qkv, out, lse, like_lengths, 0.25)
+    assert torch.equal(gradient, expected_gradient)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8], ids=str)
 def test_lengths_may_be_a_column_of_a_table(device: torch.device, dtype: torch.dtype) -> None:
-    from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
+    from ast_fast_kernels.attention.triton_gpu import launch_attention_fwd
 
     qkv = packed(3, 70, 1, 16, dtype=torch.float16, device=device).detach()
     table = torch.tensor([[70, 9], [3, 41], [1, 2]], dtype=dtype, device=device)
@@ -127,13 +144,7 @@ def test_lengths_may_be_a_column_of_a_table(device: torch.device, dtype: torch.d
     repeated, threes = table[1:2, 0].expand(3), torch.full((3,), 3, dtype=dtype, device=device)
     for strided, alike in ((column, dense), (repeated, threes)):
         assert not strided.is_contiguous()
-        out, lse = launch_attention_fwd(qkv, strided, 0.25)
-        expected = launch_attention_fwd(qkv, alike, 0.25)
-        assert torch.equal(out, expected[0])
-        assert torch.equal(lse, expected[1])
-        grad = torch.ones_like(out)
-        gradient = launch_attention_bwd(grad, qkv, out, lse, strided, 0.25)
-        assert torch.equal(gradient, launch_attention_bwd(grad, qkv, out, lse, alike, 0.25))
+        assert_same_both_ways((qkv, strided), (qkv, alike))
     given = attention(qkv, key_lengths=column, scale=0.25, backend="triton")
     assert torch.equal(given, launch_attention_fwd(qkv, dense, 0.25)[0])
 
@@ -148,8 +159,6 @@ def test_lengths_beyond_32_bits_are_all_tokens(device: torch.device) -> None:
 
 
 def test_heads_may_lie_further_apart_than_32_bits_reach(device: torch.device) -> None:
-    from ast_fast_kernels.attention.triton_gpu import launch_attention_bwd, launch_attention_fwd
-
     apart = 2**30 + 8
     if device.type == "cuda":
         memory = torch.empty(2 * apart + 70 * 48, dtype=torch.float16, device=device)
@@ -160,13 +169,7 @@ def test_heads_may_lie_further_apart_than_32_bits_reach(device: torch.device) ->
     far = memory.as_strided((1, 70, 3, 3, 16), (0, 48, 16, apart, 1))
     far.copy_(near)
     assert not far.is_contiguous()
-    out, lse = launch_attention_fwd(far, None, 0.25)
-    expected = launch_attention_fwd(near, None, 0.25)
-    assert torch.equal(out, expected[0])
-    assert torch.equal(lse, expected[1])
-    grad = torch.ones_like(out)
-    gradient = launch_attention_bwd(grad, far, out, lse, None, 0.25)
-    assert torch.equal(gradient, launch_attention_bwd(grad, near, out, lse, None, 0.25))
+    assert_same_both_ways((far, None), (near, None))
 
 
 def test_a_clip_that_32_bits_cannot_address_is_refused(device: torch.device) -> None:
