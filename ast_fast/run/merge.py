@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from ast_fast.data.dataset import Dataset, open_dataset
 from ast_fast.errors import InputError
+from ast_fast.machine.atomic import PARTIAL
 from ast_fast.machine.console import RunConsole
 from ast_fast.machine.distributed import ALONE
 from ast_fast.machine.text import one_line
@@ -194,8 +195,12 @@ def _copy_fold(
         )
     if problem := wrong_kernel(fold, measured.kernels, folder):
         raise InputError(problem)
-    litter = shutil.ignore_patterns(".*.partial*")
-    shutil.copytree(folder, copied, copy_function=shutil.copyfile, ignore=litter)
+    shutil.copytree(folder, copied, copy_function=shutil.copyfile, ignore=_leftovers)
     if read_manifest(copied) is None:
         write_manifest(copied, describe(copied, (*RESULTS, MEASURED)))
     return result, measured
+
+
+def _leftovers(_: str, names: list[str]) -> set[str]:
+    """Return the names that killed processes left in a folder."""
+    return set(filter(PARTIAL.fullmatch, names))
