@@ -307,6 +307,14 @@ def test_compiled_code_fills_out() -> None:
         torch.compile(lambda x, out: fbank(x, out=out), backend="eager")(waveform, out[:, 0])
 
 
+def test_only_compiled_code_fills_a_lazily_negated_out() -> None:
+    waveform, out = noise(3, 1600), torch._neg_view(torch.full((3, 8, 128), torch.nan))
+    with pytest.raises(ValueError, match="out must be no view that negates its memory"):
+        fbank(waveform, out=out)
+    compiled(lambda x, out: fbank(x, out=out))(waveform, out)
+    assert torch.equal(out, fbank(waveform))
+
+
 def test_use_backend_holds_for_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = []
     load = _dispatch.load_backend

@@ -37,6 +37,8 @@ def compute(
     shape = (*leading, num_frames, config.num_mel_bins)
     if out is not None:
         check_out(out, shape, waveform)
+        if out.is_neg():  # a kernel writes memory; compiled code copies, which minds the bit
+            raise ValueError("out must be no view that negates its memory (torch's negative bit)")
 
     samples = waveform
     if waveform.dim() != 2:
@@ -111,8 +113,6 @@ def check_out(out: Tensor, shape: tuple[int, ...], waveform: Tensor) -> None:
         raise ValueError(f"out must be on {waveform.device}, as the waveform is, got {out.device}")
     if not out.is_contiguous():
         raise ValueError(f"out must be contiguous, got strides {out.stride()}")
-    if out.is_neg():
-        raise ValueError("out must be no view that negates its memory (torch's negative bit)")
     if torch.is_grad_enabled() and (waveform.requires_grad or out.requires_grad):
         raise ValueError("out must be None when gradients are needed, got a tensor")
 
