@@ -23,7 +23,7 @@ from numba import njit
 from numba.core import types
 
 from ast_fast_kernels import FbankConfig
-from ast_fast_kernels._cpu import fft
+from ast_fast_kernels._cpu import dft, fft
 from ast_fast_kernels._cpu.compile import intrinsic
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import aligned, data_pointer, host_lanes
@@ -106,30 +106,22 @@ def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
     """Emit each pass of `fft.power_spectrum` as often as it runs."""
     plan = fft.Plan.of(config.fft_size)
     used = fft.used_rows(config.fft_size, config.window_size)
-    half = plan.rows // 2
 
     def power(bins: list[Any]) -> None:
         for re, im in bins:
-            re * re if im is None else fft.multiply_add(re, re, im * im)
+            re * re if im is None else dft.multiply_add(re, re, im * im)
 
-    def real_row(m: int, j: int, a: Any, b: Any) -> list[Any]:
-        turn, whole = half + plan.rows * j, plan.rows * m
-        if 4 * turn == whole:
-            return fft.quarter_butterfly(a, b)
-        return fft.butterfly(a, b, *fft.rotation(turn, whole))
-
-    def complex_row(m: int, j: int, a: Any, b: Any) -> list[Any]:
-        return fft.butterfly(a, b, vectors.value(), vectors.value())
+    def complex_row(m: int, j: int, parts: list[Any]) -> list[Any]:
+        return dft.combined(parts, [(vectors.value(), vectors.value()) for _ in parts[1:]])
 
     for _ in range(plan.columns):
-        fft.real_dft([vectors.value() if row < used else None for row in range(plan.rows)])
-    power(fft.real_dft([vectors.value() for _ in range(plan.columns)]))
+        dft.real_dft([vectors.value() if row < used else None for row in range(plan.rows)])
+    power(dft.real_dft([vectors.value() for _ in range(plan.columns)]))
     if plan.rows % 2 == 0:
-        middle = fft.twisted_dft([(vectors.value(), None) for _ in range(plan.columns)], real_row)
-        power(middle[: plan.columns // 2])
+        power(dft.half_turned_dft([vectors.value() for _ in range(plan.columns)]))
     for _ in range(1, (plan.rows + 1) // 2):
         row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
-        power(fft.twisted_dft(row, complex_row))
+        power(dft.twisted_dft(row, complex_row))
 
 
 @cache

@@ -45,7 +45,7 @@ calls |= {
     "int16": lambda: fbank(INTEGERS),
     "dither": lambda: fbank(WAVES, FbankConfig(dither=1.0)),
     "dither, array": lambda: fbank(WAVES.numpy(), FbankConfig(dither=1.0)),
-    "another FFT": lambda: fbank(WAVES, FbankConfig(n_fft=480)),
+    "another FFT": lambda: fbank(WAVES, FbankConfig(n_fft=8192)),
     "strided": lambda: fbank(WAVES.expand(3, 2, -1).transpose(0, 1)),
     "negated": lambda: fbank(torch._neg_view(WAVES)),
     "mfcc": lambda: mfcc(WAVES.expand(8, 2, -1)),

@@ -19,16 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_fast_kernels._cpu.compile import source_digest
-from ast_fast_kernels._cpu.fft import (
+from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
+from ast_fast_kernels._cpu.spectrum import (
     MAX_SIZE,
-    MIN_SIZE,
-    SIZES_OF_25,
     bin_places,
+    grid_vectors,
     is_supported,
     twiddles,
     used_rows,
 )
-from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -135,10 +134,7 @@ def unsupported(config: FbankConfig) -> str | None:
     if config.dither != 0.0:
         return f"numba adds no dither, got dither {config.dither:g}"
     if not is_supported(config.fft_size):
-        sizes = (
-            f"{', '.join(map(str, SIZES_OF_25))} or a power of two from {MIN_SIZE} to {MAX_SIZE}"
-        )
-        return f"numba needs an FFT length of {sizes}, got {config.fft_size}"
+        return f"numba needs an FFT length of at most {MAX_SIZE}, got {config.fft_size}"
     if config.window_shift > MOST_SHIFT:
         return f"numba needs a shift of at most {MOST_SHIFT} samples, got {config.window_shift}"
     return None
@@ -344,7 +340,7 @@ def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
         samples=1 + _span(window_size, window_shift, lanes),
         tile=(window_shift + 2) * stride,
         sums=3 * (stride + lanes),
-        grid=config.fft_size * lanes,
+        grid=grid_vectors(config.fft_size) * lanes,
         square=(lanes + FILTERS_AT_ONCE) * lanes,
     )
 

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ast_fast_kernels._cpu.compile import stage
-from ast_fast_kernels._cpu.fft import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.lanes import ALIGNMENT
 from ast_fast_kernels._cpu.simd import (
     INTEGER_BYTES,
@@ -44,6 +43,7 @@ from ast_fast_kernels._cpu.simd import (
     transpose_tile,
     turn_differences,
 )
+from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
 
 Pointer = Any
@@ -112,7 +112,7 @@ class Scratch(NamedTuple):
     tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
     sums: int  # (3, tile stride + lanes): each hop's sum around its first sample, that of its part
     # in a window's end, and its first sample
-    grid: int  # (n_fft, lanes)
+    grid: int  # (grid vectors, lanes)
     square: int  # (lanes + FILTERS_AT_ONCE, lanes): energies before they are transposed
 
 
