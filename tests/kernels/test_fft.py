@@ -192,6 +192,34 @@ def test_lengths_without_large_primes_are_split(n_fft: int, split: bool) -> None
             fft.Plan.of(n_fft)
 
 
+def test_bins_of_even_and_odd_samples_give_those_of_the_signal() -> None:
+    x = np.random.default_rng(3).normal(size=22)
+    packed, expected = np.fft.fft(x[0::2] + 1j * x[1::2]), np.fft.rfft(x)
+    for k in range(6):
+        pair = [(packed[at % 11].real, packed[at % 11].imag) for at in (k, 11 - k)]
+        bins = [as_complex(z) for z in chirp.untangled(*pair, dft.root(k, 22))]
+        np.testing.assert_allclose(bins, [expected[k], expected[11 - k].conj()], atol=1e-12)
+
+
+def test_chirps_convolve_every_length_into_its_dft() -> None:
+    rng = np.random.default_rng(4)
+    for n_fft in (254, 1006, 2062, 3782, 4094):
+        grid = chirp.Convolution.of(n_fft)
+        rows, columns, half = grid.plan.rows, grid.plan.columns, n_fft // 2
+        table = chirp.chirps(n_fft).astype(float)
+        forward, spectrum, inverse, turns = grid.tables
+        assert len(table) - turns == 2 * (half // 2 + 1)
+        factors = table[:forward:2] + 1j * table[1:forward:2]
+        others = table[spectrum:inverse:2] + 1j * table[spectrum + 1 : inverse : 2]
+        z = rng.normal(size=half) + 1j * rng.normal(size=half)
+        given = np.zeros(grid.points, complex)
+        given[:half] = z * factors[:half]
+        product = np.fft.fft(given) * others.reshape(rows, columns).T.reshape(-1)
+        bins = np.fft.ifft(product)[:half] * grid.points * factors[:half]
+        expected = np.fft.fft(z)
+        assert np.linalg.norm(bins - expected) < 1e-6 * np.linalg.norm(expected), n_fft
+
+
 def test_only_compiled_code_can_call_power_spectrum() -> None:
     with pytest.raises(TypeError, match="can be called by compiled code only"):
         spectrum.power_spectrum(*10 * [None])

@@ -1,14 +1,16 @@
 """Power spectra of any even length: a convolution with a chirp, by FFTs of a length that splits.
 
-With n·k = (n² + k² - (k - n)²) / 2, a DFT is a product with a chirp, a convolution with another,
-and a product that leaves powers as they are (Bluestein, 1970). The convolution is circular, over
-`rows * columns` points: at least a signal and its half. It takes three passes over a grid with a
-plane of real and one of imaginary parts, whose vector n belongs to sample n:
+A signal of n samples is transformed as n/2 complex numbers, even samples and odd ones. With
+n·k = (n² + k² - (k - n)²) / 2, their DFT is a product with a chirp, a convolution with another, and
+a product with the first again (Bluestein, 1970). The convolution is circular, over
+`rows * columns` points, at least n - 1. It takes four passes over a grid with a plane of real and
+one of imaginary parts:
 
 1. a DFT of `rows` points down each column, of the windowed samples times the chirp;
 2. along each row the rest of that FFT, the product with the other chirp's spectrum, and the
    beginning of the inverse FFT;
-3. down each column the rest of it. Vector n then has the power of bin n.
+3. down each column the rest of it, and the last chirp; vector k then has bin k of the n/2;
+4. bins k and n/2 - k of these give the powers of the same bins of the signal.
 """
 
 from __future__ import annotations
@@ -53,7 +55,12 @@ class Convolution:
     @classmethod
     def of(cls, n_fft: int) -> Convolution:
         """Return the grid that takes fewest operations."""
-        return cls(n_fft, _grid(n_fft + n_fft // 2))
+        return cls(n_fft, _grid(n_fft - 1))
+
+    @property
+    def numbers(self) -> int:
+        """Complex numbers that are transformed."""
+        return self.n_fft // 2
 
     @property
     def points(self) -> int:
@@ -61,21 +68,17 @@ class Convolution:
 
     @property
     def used_rows(self) -> int:
-        """Rows that hold samples."""
-        return -(-self.n_fft // self.plan.columns)
+        """Rows that hold numbers before the convolution, and bins after it."""
+        return -(-self.numbers // self.plan.columns)
 
     @property
-    def bins_rows(self) -> int:
-        """Rows that hold bins at the end."""
-        return (self.n_fft // 2) // self.plan.columns + 1
-
-    @property
-    def tables(self) -> tuple[int, int, int]:
-        """Where the forward rotations, the chirp's spectrum, and the inverse rotations begin."""
+    def tables(self) -> tuple[int, int, int, int]:
+        """Where the tables after the chirp begin, in the order of `chirps`."""
         rows, columns = self.plan.rows, self.plan.columns
         forward = 2 * self.used_rows * columns
         spectrum = forward + 2 * rows * (columns - 1)
-        return forward, spectrum, spectrum + 2 * self.points
+        inverse = spectrum + 2 * self.points
+        return forward, spectrum, inverse, inverse + 2 * columns * (rows - 1)
 
 
 @cache
@@ -105,15 +108,20 @@ def _largest_factor(n: int) -> int:
 
 
 def chirps(n_fft: int) -> Float32Array:
-    """Return the tables of `chirp_spectrum`, flat: all are made in float64."""
+    """Return the tables of `chirp_spectrum`, flat, made in float64.
+
+    They are the chirp, the forward rotations, the other chirp's spectrum, the inverse rotations,
+    and those between even and odd samples.
+    """
     grid = Convolution.of(n_fft)
-    n = np.arange(n_fft)
-    chirp = np.exp(-1j * np.pi / n_fft * (n * n % (2 * n_fft)))
+    half = grid.numbers
+    n = np.arange(half)
+    chirp = np.exp(-1j * np.pi / half * (n * n % (2 * half)))
     given = np.zeros(grid.used_rows * grid.plan.columns, complex)
-    given[:n_fft] = chirp
+    given[:half] = chirp
     kernel = np.zeros(grid.points, complex)
-    kernel[: n_fft // 2 + 1] = chirp[: n_fft // 2 + 1].conj()
-    kernel[grid.points - n_fft + 1 :] = chirp[:0:-1].conj()
+    kernel[:half] = chirp.conj()
+    kernel[grid.points - half + 1 :] = chirp[:0:-1].conj()
     # Row k has bins k, k + rows, …
     spectrum = (np.fft.fft(kernel) / grid.points).reshape(grid.plan.columns, grid.plan.rows).T
     turned = Plan(grid.plan.columns, grid.plan.rows)
@@ -123,6 +131,7 @@ def chirps(n_fft: int) -> Float32Array:
             row_twiddles(grid.plan, range(grid.plan.rows)),
             _flat(spectrum),
             row_twiddles(turned, range(turned.rows)),
+            _flat(np.exp(-2j * np.pi / n_fft * np.arange(half // 2 + 1))),
         )
     )
 
@@ -168,9 +177,9 @@ def _first_pass(
     """Window one column of the signals, times the chirp, and write its DFT to the grid's column."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
-    length, count = n_fft.literal_value, lanes.literal_value
-    convolution = Convolution.of(length)
-    plan = convolution.plan
+    count = lanes.literal_value
+    convolution = Convolution.of(n_fft.literal_value)
+    plan, numbers = convolution.plan, convolution.numbers
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
@@ -179,19 +188,21 @@ def _first_pass(
         )
         offset, k = Value(vectors, args[3]), args[6]
 
-        def sample(row: int) -> Complex[Value]:
-            n = builder.add(k, k.type(row * plan.columns))
-            twice = builder.mul(n, k.type(2))
-            if (row + 1) * plan.columns > length:  # beyond the end the chirp is zero
-                within = builder.icmp_signed("<", n, k.type(length))
-                n = builder.select(within, n, k.type(length - 1))
+        def sample(n: ir.Value) -> Value:
             place = builder.sext(builder.load(builder.gep(offsets, [n])), n.type)
-            x = (vectors.load(samples, place) - offset) * vectors.load_splat(factors, n)
-            cosine = vectors.load_splat(tables, twice)
-            return x * cosine, x * vectors.load_splat(tables, builder.add(twice, k.type(1)))
+            return (vectors.load(samples, place) - offset) * vectors.load_splat(factors, n)
+
+        def number(row: int) -> Complex[Any]:
+            n = builder.add(k, k.type(row * plan.columns))
+            turn = _load_pair(vectors, tables, builder.mul(n, k.type(2)))
+            if (row + 1) * plan.columns > numbers:  # beyond the end the chirp is zero
+                within = builder.icmp_signed("<", n, k.type(numbers))
+                n = builder.select(within, n, k.type(numbers - 1))
+            even = builder.mul(n, k.type(2))
+            return rotated((sample(even), sample(builder.add(even, k.type(1)))), *turn)
 
         inputs = [
-            partial(sample, row) if row < convolution.used_rows else None
+            partial(number, row) if row < convolution.used_rows else None
             for row in range(plan.rows)
         ]
         for row, z in enumerate(twisted_dft(inputs, plain_combine)):
@@ -217,18 +228,15 @@ def _row_pass(typing_context: Any, grid: Any, table: Any, row: Any, n_fft: Any, 
         rows = data_pointer(context, builder, grid, args[0])
         factors = data_pointer(context, builder, table, args[1])
         k = args[2]
-        forward, spectrum, _ = convolution.tables
+        forward, spectrum, *_ = convolution.tables
 
         def affine(scale: int, offset: int) -> ir.Value:
             return builder.add(builder.mul(k, k.type(scale)), k.type(offset))
 
         def product(j: int, z: Complex[Value]) -> Complex[Any]:
             """Return bin j times the chirp's, its parts swapped: so back is like forth."""
-            re, im = rotated(
-                z,
-                vectors.load_splat(factors, affine(2 * columns, spectrum + 2 * j)),
-                vectors.load_splat(factors, affine(2 * columns, spectrum + 2 * j + 1)),
-            )
+            place = affine(2 * columns, spectrum + 2 * j)
+            re, im = rotated(z, *_load_pair(vectors, factors, place))
             return im, re
 
         turned = table_combine(vectors, factors, affine(2 * (columns - 1), forward))
@@ -245,7 +253,7 @@ def _row_pass(typing_context: Any, grid: Any, table: Any, row: Any, n_fft: Any, 
 def _last_pass(
     typing_context: Any, grid: Any, table: Any, column: Any, n_fft: Any, lanes: Any
 ) -> Any:
-    """Transform a column back and write the powers of its bins."""
+    """Transform a column back, and write its bins times the chirp."""
     if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
     convolution = Convolution.of(n_fft.literal_value)
@@ -262,11 +270,62 @@ def _last_pass(
         places = [builder.add(k, k.type(row * plan.columns)) for row in range(plan.rows)]
         z = [partial(_load, vectors, rows, place, points) for place in places]
         bins = twisted_dft(z, table_combine(vectors, factors, start))
-        for place, one in zip(places[: convolution.bins_rows], bins, strict=False):
-            vectors.store(power(one), rows, builder.mul(place, k.type(count)))
+        for place, (im, re) in zip(places[: convolution.used_rows], bins, strict=False):
+            turn = _load_pair(vectors, factors, builder.mul(place, k.type(2)))
+            _store(vectors, rotated((re, im), *turn), rows, place, points)
         return context.get_dummy_value()
 
     return types.void(grid, table, types.intp, n_fft, lanes), emit
+
+
+@intrinsic
+def _write_powers(
+    typing_context: Any, grid: Any, table: Any, k: Any, n_fft: Any, lanes: Any
+) -> Any:
+    """Write the powers of bins k and n/2 - k from the same bins of even and odd samples."""
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
+        return None
+    convolution = Convolution.of(n_fft.literal_value)
+    points, count = convolution.points, lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        bins = data_pointer(context, builder, grid, args[0])
+        factors = data_pointer(context, builder, table, args[1])
+        k = args[2]
+        place = builder.add(builder.mul(k, k.type(2)), k.type(convolution.tables[3]))
+        other = builder.sub(k.type(convolution.numbers), k)
+        # Bin n/2 of the complex numbers is bin 0.
+        mirrored = builder.select(builder.icmp_signed("==", k, k.type(0)), k, other)
+        a, b = (_load(vectors, bins, n, points) for n in (k, mirrored))
+        pair = untangled(a, b, _load_pair(vectors, factors, place))
+        for n, one in zip((k, other), pair, strict=True):
+            vectors.store(power(one), bins, builder.mul(n, k.type(count)))
+        return context.get_dummy_value()
+
+    return types.void(grid, table, types.intp, n_fft, lanes), emit
+
+
+def untangled(a: Complex[Any], b: Complex[Any], turn: tuple[Any, Any]) -> list[Complex[Any]]:
+    """Return bin k of real samples, and the conjugate of bin n/2 - k.
+
+    Args:
+        a: Bin k of the even samples plus i times the odd ones.
+        b: Bin n/2 - k of them.
+        turn: Cosine and sine of exp(-2πi · k / n).
+    """
+    re: Any
+    im: Any
+    (a_re, a_im), (b_re, b_im) = a, b
+    even = (0.5 * (a_re + b_re), 0.5 * (a_im - b_im))  # type: ignore[operator]
+    re, im = rotated((0.5 * (a_im + b_im), 0.5 * (b_re - a_re)), *turn)  # type: ignore[operator]
+    return [(even[0] + re, even[1] + im), (even[0] - re, even[1] - im)]
+
+
+def _load_pair(vectors: Lanes, table: ir.Value, place: ir.Value) -> tuple[Value, Value]:
+    """Load a cosine and a sine into every lane."""
+    following = vectors.builder.add(place, place.type(1))
+    return vectors.load_splat(table, place), vectors.load_splat(table, following)
 
 
 def _load(vectors: Lanes, grid: ir.Value, n: ir.Value, points: int) -> Complex[Value]:
@@ -309,6 +368,8 @@ def chirp_spectrum(
         _row_pass(grid, table, row, n_fft, lanes)
     for column in range(columns):
         _last_pass(grid, table, column, n_fft, lanes)
+    for k in range(n_fft // 4 + 1):
+        _write_powers(grid, table, k, n_fft, lanes)
 
 
 @intrinsic
