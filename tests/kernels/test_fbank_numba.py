@@ -83,13 +83,31 @@ def test_numba_agrees_with_the_float64_reference(name: str, num_frames: int) -> 
 
 
 @pytest.mark.parametrize("lanes", [4, 8, 16])
-def test_every_vector_width_gives_the_same_energies(lanes: int) -> None:
+def test_every_vector_width_gives_the_same_energies_with_any_cache(lanes: int) -> None:
     config = FbankConfig()
     waveform = noise(3, 16123)
-    out = torch.full((3, config.num_frames(16123), 128), torch.nan)
-    run_blocks(waveform, out, config, lanes)
+    results = []
+    for cache_bytes in (1 << 10, 1 << 20):
+        out = torch.full((3, config.num_frames(16123), 128), torch.nan)
+        run_blocks(waveform, out, config, lanes, cache_bytes=cache_bytes)
+        results.append(out)
     expected = fbank_reference(waveform.double(), config)
-    torch.testing.assert_close(out.double(), expected, atol=4e-3, rtol=0)
+    torch.testing.assert_close(results[0].double(), expected, atol=4e-3, rtol=0)
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("level", [1e-30, 1.0, 1e30])
+def test_magnitudes_are_the_same_with_any_cache(level: float) -> None:
+    config = FbankConfig.preset("seed", use_log_fbank=False)
+    waveform = level * noise(1, 16123)
+    results = []
+    for cache_bytes in (1 << 10, 1 << 20):
+        out = torch.full((1, config.num_frames(16123), config.num_mel_bins), torch.nan)
+        run_blocks(waveform, out, config, 8, cache_bytes=cache_bytes)
+        results.append(out)
+    expected = fbank_reference(waveform.double(), config)
+    assert (results[0].double() - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(*results)
 
 
 @pytest.fixture
@@ -209,13 +227,17 @@ def test_a_shift_that_32_bits_cannot_index_is_named() -> None:
     assert fbank(noise(16000), config).shape == (1, 128)
 
 
-WORKER = "compiled_worker(512, 25, host_lanes(), source_digest())"
+WORKER = """compiled_worker(
+    512, 25, host_lanes(), in_halves(FbankConfig(), host_lanes(), first_cache()), source_digest()
+)"""
 CALL = """
 import logging, torch
 logging.basicConfig()
-from ast_fast_kernels import fbank
+from ast_fast_kernels import FbankConfig, fbank
+from ast_fast_kernels._cpu.caches import first_cache
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.simd import host_lanes
+from ast_fast_kernels.fbank.numba_cpu import in_halves
 from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 assert fbank(torch.zeros(1, 16000), backend="numba").shape == (1, 98, 128)
 """
@@ -233,6 +255,7 @@ EMITTERS = [
     "_cpu/compile.py",
     "_cpu/dft.py",
     "_cpu/fft.py",
+    "_cpu/halves.py",
     "_cpu/lanes.py",
     "_cpu/products.py",
     "_cpu/simd.py",

@@ -167,14 +167,13 @@ def _column_pass(
     grid: Any,
     column: Any,
     n_fft: Any,
-    used_rows: Any,
     lanes: Any,
 ) -> Any:
     """Window one column of the signals and write its real DFT to the same column of the grid."""
-    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, used_rows, lanes)):
+    if not all(isinstance(size, types.IntegerLiteral) for size in (n_fft, lanes)):
         return None
     plan = Plan.of(n_fft.literal_value)
-    used, count = used_rows.literal_value, lanes.literal_value
+    count = lanes.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
@@ -192,7 +191,7 @@ def _column_pass(
             return (vectors.load(samples, place) - offset) * vectors.load_splat(factors, n)
 
         start = builder.mul(k, k.type(count))
-        inputs = [partial(sample, row) if row < used else None for row in range(plan.rows)]
+        inputs = [partial(sample, row) for row in range(plan.rows)]
         for row, (re, im) in enumerate(real_dft(inputs)):
             for part, at in ((re, row), (im, plan.rows - row)):
                 if part is not None:
@@ -200,7 +199,7 @@ def _column_pass(
                     vectors.store(part, target, place)
         return context.get_dummy_value()
 
-    signature = types.void(source, places, window, shift, grid, types.intp, n_fft, used_rows, lanes)
+    signature = types.void(source, places, window, shift, grid, types.intp, n_fft, lanes)
     return signature, emit
 
 
@@ -282,19 +281,6 @@ def bin_places(n_fft: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     return (bins % plan.rows * plan.columns + bins // plan.rows).astype(np.intp)
 
 
-def used_rows(n_fft: int, window_size: int) -> int:
-    """Return how many rows of the grid to transform for a window: one of two compiled numbers.
-
-    A window of 25 ms fills 25/32 of the next power of two at 8, 16 or 32 kHz; the rows beyond it
-    are zeros, which need no transform. Other lengths are transformed whole.
-    """
-    rows = Plan.of(n_fft).rows
-    if n_fft & (n_fft - 1):
-        return rows
-    shorter = -(-rows * 25 // 32)
-    return shorter if window_size <= shorter * (n_fft // rows) else rows
-
-
 @stage
 def power_spectrum(
     source: Any,
@@ -305,7 +291,6 @@ def power_spectrum(
     table: Any,
     upcoming: tuple[int, int, int, int],
     n_fft: int,
-    used_rows: int,
     lanes: int,
 ) -> None:
     """Leave the power spectra of `lanes` windowed real signals in the grid, at `bin_places`.
@@ -315,8 +300,7 @@ def power_spectrum(
 
     Args:
         source: Vectors of samples, flat float32.
-        places: Where each sample's vector begins, (n_fft,) int32; those of rows from `used_rows`
-            on are not read.
+        places: Where each sample's vector begins, (n_fft,) int32.
         window: Factors, (n_fft,) float32; zero beyond the signals' end.
         shift: A vector.
         grid: Receives the spectra, flat (n_fft, lanes) float32.
@@ -324,7 +308,6 @@ def power_spectrum(
         upcoming: Memory to prefetch meanwhile: address and number of cache lines of what is read
             next, then of what is written next.
         n_fft: FFT length, a literal.
-        used_rows: `used_rows(n_fft, window_size)`, a literal.
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
@@ -337,7 +320,7 @@ def power_spectrum(
             prefetch_read(read + line * ALIGNMENT)
         for line in range(column * write_share, (column + 1) * write_share):
             prefetch_write(written + line * ALIGNMENT)
-        _column_pass(source, places, window, shift, grid, column, n_fft, used_rows, lanes)
+        _column_pass(source, places, window, shift, grid, column, n_fft, lanes)
     _real_rows_pass(grid, n_fft, lanes)
     for row in range(1, (rows + 1) // 2):
         _row_pass(grid, table, row, n_fft, lanes)

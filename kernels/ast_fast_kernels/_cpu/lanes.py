@@ -10,6 +10,7 @@ memory, and only the fours themselves are transposed by shuffles, which use a si
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
 
 from llvmlite import ir
@@ -136,6 +137,23 @@ class Lanes:
         short = b.trunc(b.lshr(rounded, self._integers(16)), kind)
         b.store(short, self._place(pointer, index, kind), align=2)
 
+    @property
+    def are_few(self) -> bool:
+        """Whether the machine has 16 registers for such vectors; AVX-512 and NEON have 32."""
+        return self.count < 16 and platform.machine() in ("x86_64", "AMD64")
+
+    def memory(self, count: int) -> ir.Value:
+        """Return memory on the stack for `count` vectors."""
+        with self.builder.goto_entry_block():
+            memory = self.builder.alloca(self.type, count)
+        memory.align = ALIGNMENT
+        return self.builder.bitcast(memory, FLOAT.as_pointer())
+
+    def settle(self, memory: ir.Value) -> None:
+        """Keep what was stored to memory there: loads that follow, and what uses them, wait."""
+        function = ir.FunctionType(ir.VoidType(), [memory.type])
+        self.builder.asm(function, "", "r,~{memory}", [memory], side_effect=True)
+
     def _integers(self, value: int) -> ir.Constant:
         return ir.Constant(self.int_type, [value] * self.count)
 
@@ -190,6 +208,10 @@ class Lanes:
         """Return a * b + c, rounded once where the machine can."""
         return self._call("fmuladd", self.lift(a), self.lift(b), self.lift(c))
 
+    def product(self, a: Value, b: Value) -> Value:
+        """Return a * b, rounded before anything is added to it, whatever else uses it."""
+        return Value(self, self.builder.fmul(a.value, b.value))
+
     def _call(self, name: str, *operands: Value) -> Value:
         """Call LLVM's own function of that name on vectors."""
         function = cgutils.get_or_insert_function(
@@ -240,13 +262,24 @@ class Lanes:
         exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
         f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
-        polynomial = self.constant(_LOG_POLYNOMIAL[0])
-        for coefficient in _LOG_POLYNOMIAL[1:]:
-            polynomial = self.fma(polynomial, f, coefficient)
+        polynomial = self._by_pairs(f, _LOG_POLYNOMIAL)
         result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
         # +inf and NaN are their own logarithms.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
+
+    def _by_pairs(self, x: Value, coefficients: Sequence[float]) -> Value:
+        """Return a polynomial of an even number of coefficients, by Horner's rule in x².
+
+        Half as many steps wait for one another: a processor looks some 40 instructions ahead.
+        """
+        firsts, seconds = coefficients[0::2], coefficients[1::2]
+        pairs = [self.fma(a, x, b) for a, b in zip(firsts, seconds, strict=True)]
+        square = x * x
+        polynomial = pairs[0]
+        for pair in pairs[1:]:
+            polynomial = self.fma(polynomial, square, pair)
+        return polynomial
 
     def exp2(self, x: Value) -> Value:
         """Return 2^x for x <= 127, with a relative error of 2e-7; 0 below -126.5; NaN stays."""

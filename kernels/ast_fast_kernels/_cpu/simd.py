@@ -294,6 +294,22 @@ def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any)
 
 
 @intrinsic
+def product_of(typing_context: Any, lanes: Any, groups: Any) -> Any:
+    """Return the lanes of `groups` vectors together, as a literal.
+
+    A vector of so many lanes becomes as many registers, and constants are loaded once for them all.
+    """
+    if not all(isinstance(size, types.IntegerLiteral) for size in (lanes, groups)):
+        return None
+    product = types.literal(lanes.literal_value * groups.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        return context.get_constant(types.intp, product.literal_value)
+
+    return product(lanes, groups), emit
+
+
+@intrinsic
 def splat(typing_context: Any, scalar: Any, lanes: Any) -> Any:
     """Return a vector whose lanes all hold the scalar."""
     if not isinstance(lanes, types.IntegerLiteral):
@@ -455,6 +471,25 @@ def turn_differences(
 
     signature = result(source, size, size, target, size, size, previous, previous)
     return signature, emit
+
+
+@intrinsic
+def move_fours(
+    typing_context: Any, array: Any, index: Any, stride: Any, distance: Any, rows: Any
+) -> Any:
+    """Move the first four floats of `rows` rows by a distance within their row."""
+    if not (_is_float32(array) and isinstance(rows, types.IntegerLiteral)):
+        return None
+    count, size = rows.literal_value, types.intp
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        fours = Lanes(builder, 4)
+        pointer = data_pointer(context, builder, array, args[0])
+        for row in places(builder, args[1], args[2], count):
+            fours.store(fours.load(pointer, row), pointer, builder.add(row, args[3]))
+        return context.get_dummy_value()
+
+    return types.void(array, size, size, size, rows), emit
 
 
 @intrinsic

@@ -8,8 +8,8 @@ import numpy as np
 from numba.core import types
 from numba.extending import overload
 
-from ast_fast_kernels._cpu import chirp, fft
-from ast_fast_kernels._cpu.compile import intrinsic, stage
+from ast_fast_kernels._cpu import chirp, fft, halves
+from ast_fast_kernels._cpu.compile import stage
 from ast_fast_kernels._cpu.simd import load, splat, sqrt, store
 
 MAX_SIZE = fft.MAX_SIZE
@@ -21,25 +21,36 @@ def is_supported(n_fft: int) -> bool:
     return 2 <= n_fft <= MAX_SIZE and n_fft % 2 == 0
 
 
-def grid_vectors(n_fft: int) -> int:
+def can_halve(n_fft: int) -> bool:
+    """Whether half of the bins can be transformed after the other, in a grid half as large."""
+    return halves.is_supported(n_fft) and halves.can_halve(n_fft)
+
+
+def grid_vectors(n_fft: int, in_halves: int) -> int:
     """Return how many vectors the grid of `power_spectrum` has."""
+    if halves.is_supported(n_fft):
+        return halves.grid_size(n_fft, in_halves)
     return n_fft if fft.is_supported(n_fft) else 2 * chirp.Convolution.of(n_fft).points
 
 
-def bin_places(n_fft: int) -> np.ndarray[Any, np.dtype[np.intp]]:
+def bin_places(n_fft: int, in_halves: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     """Return the vector of the grid that holds the power of each bin, (n_fft // 2 + 1,)."""
+    if halves.is_supported(n_fft):
+        return halves.bin_places(n_fft, in_halves)
     if fft.is_supported(n_fft):
         return fft.bin_places(n_fft)
     return np.arange(n_fft // 2 + 1, dtype=np.intp)
 
 
 def used_rows(n_fft: int, window_size: int) -> int:
-    """Return `fft.used_rows`; 0 for lengths that have none."""
-    return fft.used_rows(n_fft, window_size) if fft.is_supported(n_fft) else 0
+    """Return `halves.used_rows`; 0 for lengths that are transformed whole, whatever the window."""
+    return halves.used_rows(n_fft, window_size) if halves.is_supported(n_fft) else 0
 
 
 def twiddles(n_fft: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the table of a length's rotations, flat."""
+    if halves.is_supported(n_fft):
+        return halves.twiddles(n_fft)
     return fft.twiddles(n_fft) if fft.is_supported(n_fft) else chirp.chirps(n_fft)
 
 
@@ -53,12 +64,13 @@ def power_spectrum(
     upcoming: tuple[int, int, int, int],
     n_fft: int,
     used_rows: int,
+    in_halves: int,
     lanes: int,
 ) -> None:
     """Leave the power spectra of `lanes` windowed real signals in the grid, at `bin_places`.
 
-    For compiled code, with the arguments of `fft.power_spectrum`; the grid has
-    `grid_vectors(n_fft)` vectors, and `table` is `twiddles(n_fft)`.
+    For compiled code, with the arguments of `halves.power_spectrum`; the grid has
+    `grid_vectors(n_fft, in_halves)` vectors, and `table` is `twiddles(n_fft)`.
     """
     raise TypeError("power_spectrum can be called by compiled code only")
 
@@ -74,47 +86,48 @@ def _power_spectrum(
     upcoming: Any,
     n_fft: Any,
     used_rows: Any,
+    in_halves: Any,
     lanes: Any,
 ) -> Any:
     if not isinstance(n_fft, types.IntegerLiteral):
         return None
-    two_passes, convolve = fft.power_spectrum, chirp.chirp_spectrum
+    by_halves, two_passes, convolve = (
+        halves.power_spectrum, fft.power_spectrum, chirp.chirp_spectrum,
+    )  # fmt: skip
+
+    def in_order(  # type: ignore[no-untyped-def]
+        source, places, window, shift, grid, table, upcoming, n_fft, used_rows, in_halves, lanes
+    ) -> None:
+        by_halves(
+            source, places, window, shift, grid, table, upcoming, n_fft, used_rows, in_halves, lanes
+        )
 
     def in_two_passes(  # type: ignore[no-untyped-def]
-        source, places, window, shift, grid, table, upcoming, n_fft, used_rows, lanes
+        source, places, window, shift, grid, table, upcoming, n_fft, used_rows, in_halves, lanes
     ) -> None:
-        two_passes(source, places, window, shift, grid, table, upcoming, n_fft, used_rows, lanes)
+        two_passes(source, places, window, shift, grid, table, upcoming, n_fft, lanes)
 
     def by_chirps(  # type: ignore[no-untyped-def]
-        source, places, window, shift, grid, table, upcoming, n_fft, used_rows, lanes
+        source, places, window, shift, grid, table, upcoming, n_fft, used_rows, in_halves, lanes
     ) -> None:
         convolve(source, places, window, shift, grid, table, n_fft, lanes)
 
-    return in_two_passes if fft.is_supported(n_fft.literal_value) else by_chirps
+    length = n_fft.literal_value
+    if halves.is_supported(length):
+        return in_order
+    return in_two_passes if fft.is_supported(length) else by_chirps
 
 
 @stage
-def take_magnitudes(grid: Any, factor: Any, n_fft: int, lanes: int) -> Any:
+def take_magnitudes(grid: Any, places: Any, factor: Any, n_fft: int, lanes: int) -> Any:
     """Replace the powers that `power_spectrum` left by their square roots times a vector.
 
-    Returns each lane's sum of powers: NaN where one is, infinite where one has overflowed.
+    `places` is where they are, `bin_places` times lanes as int32. Returns each lane's sum of
+    powers: NaN where one is, infinite where one has overflowed.
     """
-    rows, columns = _layout(n_fft)
     total = splat(np.float32(0.0), lanes)
-    for row in range(rows):
-        for column in range((n_fft // 2 - row) // rows + 1):
-            place = (row * columns + column) * lanes
-            power = load(grid, place, lanes)
-            total = total + power
-            store(grid, place, sqrt(power) * factor)
+    for k in range(n_fft // 2 + 1):
+        power = load(grid, places[k], lanes)
+        total = total + power
+        store(grid, places[k], sqrt(power) * factor)
     return total
-
-
-@intrinsic
-def _layout(typing_context: Any, n_fft: Any) -> Any:
-    """Return the rows and columns in which bins lie, row by row, every `rows`-th one in a row."""
-    if not isinstance(n_fft, types.IntegerLiteral):
-        return None
-    size = n_fft.literal_value
-    in_order = fft.Plan(rows=1, columns=size)
-    return fft.constant_pair(n_fft, fft.Plan.of(size) if fft.is_supported(size) else in_order)

@@ -18,11 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels._cpu.caches import first_cache
 from ast_fast_kernels._cpu.compile import source_digest
+from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
 from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.spectrum import (
     MAX_SIZE,
     bin_places,
+    can_halve,
     grid_vectors,
     is_supported,
     twiddles,
@@ -146,10 +149,12 @@ def run_blocks(
     config: FbankConfig,
     lanes: int,
     counts: Sequence[int] | None = None,
+    cache_bytes: int | None = None,
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples).
 
-    Both are arrays, or both tensors.
+    Both are arrays, or both tensors. `cache_bytes` is the size of the first cache, this machine's
+    by default: it decides in which order the work is done, and changes no bit of the result.
     """
     clips, num_frames, _ = out.shape
     samples_of = frames_of = 0
@@ -181,7 +186,7 @@ def run_blocks(
         frames_of=frames_of,
         out=out_at,
     )
-    ready = _take_ready(config, lanes, threads)
+    ready = _take_ready(config, lanes, threads, cache_bytes or first_cache())
     prepared = ready.prepared
     chunks = -(-total // chunk)
     numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
@@ -201,7 +206,7 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _prepare(config: FbankConfig, lanes: int) -> Prepared:
+def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
     """Return the compiled kernel and its arguments for a config."""
     size, hop = config.window_size, config.window_shift
     window = np.zeros(config.fft_size, np.float32)
@@ -212,16 +217,18 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
     over_waveform = config.preemphasis_over == "waveform" and config.preemphasis_coefficient != 0
     if not over_waveform:
         places[0] = hop * stride  # a frame's first sample is its own predecessor
-    widths, bins, weights = _side_by_side(tables.mel_banks(config))
-    bins = (bin_places(config.fft_size)[bins] * lanes).astype(np.int32)
+    widths, bins, weights = side_by_side(tables.mel_banks(config))
+    powers = (bin_places(config.fft_size, halves) * lanes).astype(np.int32)
+    bins = powers[bins]
     factors = twiddles(config.fft_size)
-    ones, in_grid = np.ones(config.fft_size, np.float32), (n * lanes).astype(np.int32)
-    held = (window, places, ones, in_grid, factors, widths, bins, weights)
+    ones, in_order = np.ones(config.fft_size, np.float32), (n * lanes).astype(np.int32)
+    held = (window, places, ones, in_order, powers, factors, widths, bins, weights)
     plan = Plan(
         window=window.ctypes.data,
         places=places.ctypes.data,
         ones=ones.ctypes.data,
-        in_grid=in_grid.ctypes.data,
+        in_order=in_order.ctypes.data,
+        powers=powers.ctypes.data,
         factors=factors.ctypes.data,
         widths=widths.ctypes.data,
         bins=bins.ctypes.data,
@@ -229,6 +236,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         window_size=size,
         num_mel_bins=config.num_mel_bins,
         hop=hop,
+        tile_width=_tile_width(size, hop, lanes),
         tile_stride=stride,
         span=_span(size, hop, lanes),
         first_sample=config.first_sample,
@@ -247,7 +255,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         silence=config.log_silence,
     )
     rows = used_rows(config.fft_size, size)
-    worker = compiled_worker(config.fft_size, rows, lanes, source_digest())
+    worker = compiled_worker(config.fft_size, rows, lanes, halves, source_digest())
     in_memory = _in_memory(plan)
     return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
 
@@ -258,7 +266,7 @@ def _in_memory(plan: Plan) -> npt.NDArray[np.intp]:
     return np.concatenate((integers, np.array(plan[NUM_INTEGERS:], np.float64).view(np.intp)))
 
 
-def _side_by_side(
+def side_by_side(
     banks: npt.NDArray[np.float64],
 ) -> tuple[IndexArray, IndexArray, Float32Array]:
     """Return each group's width in bins, its bins, and their weights: 0 beyond a narrower filter.
@@ -292,6 +300,7 @@ class Ready(NamedTuple):
 
     config: FbankConfig
     lanes: int
+    cache_bytes: int
     prepared: Prepared
     sizes: Scratch  # of the buffers, in floats
     buffers: list[Float32Array]  # of the first helping thread, then of the next
@@ -308,7 +317,7 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
+def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int) -> Ready:
     """Return what this thread's last call used, or prepare for another config or more threads.
 
     The thread gives it up until the call ends. So a signal handler that calls meanwhile makes its
@@ -318,21 +327,27 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
     last, _of_thread.ready = _of_thread.ready, None
     if last is not None and len(last.scratch) < threads:
         last = None
-    if last is not None and last.config is config and last.lanes == lanes:
+    if (
+        last is not None
+        and last.config is config
+        and last.lanes == lanes
+        and last.cache_bytes == cache_bytes
+    ):
         return last
-    prepared = _prepare(config, lanes)
-    sizes = _buffer_sizes(config, lanes)
+    halves = in_halves(config, lanes, cache_bytes)
+    prepared = _prepare(config, lanes, halves)
+    sizes = _buffer_sizes(config, lanes, halves)
     if last is not None and last.sizes == sizes:
-        return last._replace(config=config, lanes=lanes, prepared=prepared)
+        return last._replace(config=config, lanes=lanes, cache_bytes=cache_bytes, prepared=prepared)
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:
         buffer[:] = 0.0
     scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
     scratch = scratch.reshape(threads, NUM_BUFFERS)
-    return Ready(config, lanes, prepared, sizes, buffers, scratch, scratch.ctypes.data)
+    return Ready(config, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch.ctypes.data)
 
 
-def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
+def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:
     """Return the size of each of a thread's buffers, in floats."""
     window_size, window_shift = config.window_size, config.window_shift
     stride = _tile_stride(window_size, window_shift, lanes)
@@ -340,16 +355,35 @@ def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
         samples=1 + _span(window_size, window_shift, lanes),
         tile=(window_shift + 2) * stride,
         sums=3 * (stride + lanes),
-        grid=grid_vectors(config.fft_size) * lanes,
-        square=(lanes + FILTERS_AT_ONCE) * lanes,
+        grid=grid_vectors(config.fft_size, halves) * lanes,
+        frames=0 if config.use_power else config.fft_size * lanes,
+        energies=-(-config.num_mel_bins // FILTERS_AT_ONCE) * FILTERS_AT_ONCE * lanes,
     )
 
 
-def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
-    """Return how many hops one block of frames touches: the width of a row of the tile."""
+def in_halves(config: FbankConfig, lanes: int, cache_bytes: int) -> int:
+    """Return 1 if half of an FFT's bins are made after the other, else 0.
+
+    They are where the tile and a whole grid, which every column's pass reads and writes, do not
+    fit the first cache together. Where they do, the operations that halves repeat cost more.
+    """
+    sizes = _buffer_sizes(config, lanes, 0)
+    return int((sizes.tile + sizes.grid) * FLOAT_BYTES > cache_bytes and can_halve(config.fft_size))
+
+
+def _tile_width(window_size: int, window_shift: int, lanes: int) -> int:
+    """Return how many hops one block of frames touches."""
     return lanes + (window_size - 1) // window_shift
+
+
+def _tile_stride(window_size: int, window_shift: int, lanes: int) -> int:
+    """Return the floats of a tile's row: in fours, so that no vector stored crosses a line twice.
+
+    Vectors of shared hops that are moved by fours then end within their row.
+    """
+    return -(-_tile_width(window_size, window_shift, lanes) // 4) * 4
 
 
 def _span(window_size: int, window_shift: int, lanes: int) -> int:
     """Return how many samples a block reads when it transposes all its hops, in whole squares."""
-    return -(-_tile_stride(window_size, window_shift, lanes) // lanes) * lanes * window_shift
+    return -(-_tile_width(window_size, window_shift, lanes) // lanes) * lanes * window_shift

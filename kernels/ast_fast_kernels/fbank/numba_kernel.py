@@ -34,7 +34,9 @@ from ast_fast_kernels._cpu.simd import (
     log,
     log_of_normal,
     maximum,
+    move_fours,
     multiply_add,
+    product_of,
     select_less,
     shorts_at,
     splat,
@@ -79,8 +81,9 @@ class Plan(NamedTuple):
 
     window: int  # float32 (n_fft,), zero beyond the window
     places: int  # int32 (n_fft,), where the tile holds each sample of a frame
-    ones: int  # float32 (n_fft,), the window of samples in the grid itself
-    in_grid: int  # int32 (n_fft,), where those are
+    ones: int  # float32 (n_fft,), the window of samples that are windowed already
+    in_order: int  # int32 (n_fft,), where those are
+    powers: int  # int32 (n_fft // 2 + 1,), where the grid holds the power of each bin
     factors: int  # float32, the FFT's twiddles
     widths: int  # int32, bins of each `FILTERS_AT_ONCE` filters
     bins: int  # int32, where the grid holds the powers of those bins: bin by bin, filter by filter
@@ -88,7 +91,8 @@ class Plan(NamedTuple):
     window_size: int
     num_mel_bins: int
     hop: int
-    tile_stride: int
+    tile_width: int  # hops that a block touches
+    tile_stride: int  # floats from one row of the tile to the next
     span: int  # samples that a block reads when it transposes all its hops
     first_sample: int  # of the first frame
     padding: int
@@ -112,8 +116,9 @@ class Scratch(NamedTuple):
     tile: int  # (hop + 2, tile stride): hops side by side, first samples, zeros
     sums: int  # (3, tile stride + lanes): each hop's sum around its first sample, that of its part
     # in a window's end, and its first sample
-    grid: int  # (grid vectors, lanes)
-    square: int  # (lanes + FILTERS_AT_ONCE, lanes): energies before they are transposed
+    grid: int  # (grid vectors of the FFT, lanes)
+    frames: int  # (n_fft, lanes), those that are transformed again; nothing if powers are used
+    energies: int  # (mel bins in whole groups, lanes), before they are transposed
 
 
 NUM_FLOATS = 6
@@ -130,8 +135,10 @@ ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
 
 
 @cache
-def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
+def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest: str) -> Any:
     """Return the compiled worker for an FFT length, its rows in use, and a vector width.
+
+    `halves` is 1 to transform half of the bins after the other, in a grid half as large, else 0.
 
     The digest of the sources it is emitted from is part of Numba's cache key through the closure.
     """
@@ -148,17 +155,17 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
         buffers_at = task[SCRATCH] + take(address, NEXT_WORKER) * NUM_BUFFERS * INTEGER_BYTES
         scratch = Scratch(*integers_of(buffers_at, NUM_BUFFERS))
         tile, sums = floats_at(scratch.tile), floats_at(scratch.sums)
-        grid, square = floats_at(scratch.grid), floats_at(scratch.square)
+        grid, energies = floats_at(scratch.grid), floats_at(scratch.energies)
         window, places = floats_at(plan.window), indices_at(plan.places)
-        ones, in_grid = floats_at(plan.ones), indices_at(plan.in_grid)
+        ones, in_order = floats_at(plan.ones), indices_at(plan.in_order)
+        frames_again, powers = floats_at(scratch.frames), indices_at(plan.powers)
         zero, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
-        factors, weights = floats_at(plan.factors), floats_at(plan.weights)
-        widths, bins = indices_at(plan.widths), indices_at(plan.bins)
+        factors = floats_at(plan.factors)
         out = floats_at(batch.out)
         hop, num_mel_bins, num_frames = plan.hop, plan.num_mel_bins, batch.num_frames
         item = 2 if batch.is_int16 else 4
         blocks = (num_frames + lanes - 1) // lanes
-        shared = plan.tile_stride - lanes  # hops that a block has in common with the next
+        shared = plan.tile_width - lanes  # hops that a block has in common with the next
         first_block, block = _range_of(address, chunk)
         later = -1  # first frame of the block done before this one
         while True:
@@ -200,11 +207,9 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
                 needed = min((valid - 1) * hop + plan.window_size, reads)
                 source, start = floats_at(scratch.samples), 1
                 _copy_samples(batch, plan, origin, first, needed, count, source, lanes)
-            if carried:
-                _carry(plan, tile, sums, shared, lanes)
-            else:
+            if not carried:
                 _turn_shared(source, start, plan, tile, sums, lanes)
-            _turn(source, start, 0, plan, tile, sums, lanes)
+            _turn(source, start, 0, shared if carried else 0, plan, tile, sums, lanes)
             shift = _dc_shift(plan, sums, lanes)
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
@@ -218,11 +223,11 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
             while True:
                 power_spectrum(
                     read, read_places, read_window, offset, grid, factors, upcoming, n_fft,
-                    used_rows, lanes,
+                    used_rows, halves, lanes,
                 )  # fmt: skip
                 if plan.use_power:
                     break
-                total = take_magnitudes(grid, factor, n_fft, lanes)
+                total = take_magnitudes(grid, powers, factor, n_fft, lanes)
                 if is_last or _all_within(total, lanes):
                     break
                 loudest = _loudest(plan, tile, places, window, shift, lanes)
@@ -231,21 +236,13 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, digest: str) -> Any:
                 scale = select_less(total, splat(FAINT, lanes), raised, lowered)
                 if sum_lanes(scale) == lanes:
                     break  # silence
-                _write_scaled(plan, tile, places, window, shift, scale, grid, n_fft, lanes)
-                read, read_places, read_window, offset = grid, in_grid, ones, zero
+                _write_scaled(plan, tile, places, window, shift, scale, frames_again, n_fft, lanes)
+                read, read_places, read_window, offset = frames_again, in_order, ones, zero
                 factor, is_last = one / scale, True
-            weight = 0
-            for m in range(0, num_mel_bins, lanes):
-                width = min(lanes, num_mel_bins - m)
-                weight = _sum_filters(widths, bins, weights, weight, grid, m, width, square, lanes)
-                if plan.use_log:
-                    _take_logs(plan, width, square, lanes)
-                if width == lanes and valid == lanes:
-                    transpose_tile(square, 0, out, row + m, num_mel_bins, lanes)
-                else:
-                    for lane in range(valid):
-                        for i in range(width):
-                            out[row + lane * num_mel_bins + m + i] = square[i * lanes + lane]
+            _sum_filters(plan, grid, energies, lanes)
+            if plan.use_log:
+                _take_logs(plan, energies, lanes)
+            _write_features(plan, energies, valid, out, row, lanes)
 
     return compile_worker(kernel)
 
@@ -362,23 +359,10 @@ def _turn_shared(
 
     Squares are written from right to left: a later one overwrites what spilled into the next row.
     """
-    column = (plan.tile_stride - 1) // lanes * lanes
+    column = (plan.tile_width - 1) // lanes * lanes
     while column > 0:
-        _turn(source, first + column * plan.hop, column, plan, tile, sums, lanes)
+        _turn(source, first + column * plan.hop, column, 0, plan, tile, sums, lanes)
         column -= lanes
-
-
-@stage
-def _carry(plan: Plan, tile: Pointer, sums: Pointer, shared: int, lanes: int) -> None:
-    """Move the hops that this block shares with the last one done to after this block's own.
-
-    Rows move from last to first: a vector that spills into the next row finds it already moved.
-    """
-    stride = plan.tile_stride
-    for j in range(plan.hop - 1, -1, -1):
-        _carry_row(tile, j * stride, shared, lanes)
-    for kind in range(2, -1, -1):
-        _carry_row(sums, kind * (stride + lanes), shared, lanes)
 
 
 @stage
@@ -392,7 +376,14 @@ def _carry_row(values: Pointer, row: int, shared: int, lanes: int) -> None:
 
 @stage
 def _turn(
-    source: Pointer, first: int, column: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
+    source: Pointer,
+    first: int,
+    column: int,
+    carried: int,
+    plan: Plan,
+    tile: Pointer,
+    sums: Pointer,
+    lanes: int,
 ) -> None:
     """Write sample j of hop h, pre-emphasised, to tile[j, column + h], for `lanes` hops; sum them.
 
@@ -417,6 +408,11 @@ def _turn(
             part = total
             for i in range(j, rest):
                 part = part + (gather(source, first + i, hop, lanes) - own)
+        if 0 < carried <= 4:
+            move_fours(tile, j * stride, stride, lanes, lanes)
+        else:
+            for i in range(j, j + lanes):
+                _carry_row(tile, i * stride, carried, lanes)
         previous, more = turn_differences(
             source, first + j, hop, tile, j * stride + column, stride, factor, previous
         )
@@ -426,12 +422,15 @@ def _turn(
         if j == rest:
             part = total
         sample = gather(source, first + j, hop, lanes)
+        _carry_row(tile, j * stride, carried, lanes)
         store(tile, j * stride + column, multiply_add(minus, previous, sample))
         total = total + (sample - own)
         previous = sample
         j += 1
     if plan.window_size < hop:
         total = part  # the window is shorter than a hop
+    for kind in range(3):
+        _carry_row(sums, kind * (stride + lanes), carried, lanes)
     store(sums, column, total)
     store(sums, stride + lanes + column, part)
     store(sums, 2 * (stride + lanes) + column, own)
@@ -493,37 +492,27 @@ def _write_scaled(
     window: Pointer,
     shift: Any,
     scale: Any,
-    grid: Pointer,
+    frames: Pointer,
     n_fft: int,
     lanes: int,
 ) -> None:
-    """Write each frame's windowed samples times its scale to the grid, in order.
-
-    The FFT can read them there: each of its columns is read before it is written.
-    """
+    """Write each frame's windowed samples times its scale, in order."""
     for n in range(plan.window_size):
         x = (load(tile, places[n], lanes) - shift) * broadcast(window, n, lanes)
-        store(grid, n * lanes, x * scale)
+        store(frames, n * lanes, x * scale)
     for n in range(plan.window_size, n_fft):
-        store(grid, n * lanes, splat(np.float32(0.0), lanes))
+        store(frames, n * lanes, splat(np.float32(0.0), lanes))
 
 
 @stage
-def _sum_filters(
-    widths: Pointer,
-    bins: Pointer,
-    weights: Pointer,
-    weight: int,
-    powers: Pointer,
-    first: int,
-    width: int,
-    energies: Pointer,
-    lanes: int,
-) -> int:
-    """Write the energies of `width` filters, one vector each; return the next filter's weight."""
-    for m in range(0, width, FILTERS_AT_ONCE):
+def _sum_filters(plan: Plan, powers: Pointer, energies: Pointer, lanes: int) -> None:
+    """Write the energies of all filters, one vector each."""
+    weights = floats_at(plan.weights)
+    widths, bins = indices_at(plan.widths), indices_at(plan.bins)
+    weight = 0
+    for m in range(0, plan.num_mel_bins, FILTERS_AT_ONCE):
         a = b = c = d = splat(np.float32(0.0), lanes)
-        for _ in range(widths[(first + m) // FILTERS_AT_ONCE]):
+        for _ in range(widths[m // FILTERS_AT_ONCE]):
             a = a + broadcast(weights, weight, lanes) * load(powers, bins[weight], lanes)
             b = b + broadcast(weights, weight + 1, lanes) * load(powers, bins[weight + 1], lanes)
             c = c + broadcast(weights, weight + 2, lanes) * load(powers, bins[weight + 2], lanes)
@@ -534,29 +523,50 @@ def _sum_filters(
         store(energies, place + lanes, b)
         store(energies, place + 2 * lanes, c)
         store(energies, place + 3 * lanes, d)
-    return weight
 
 
 @stage
-def _take_logs(plan: Plan, width: int, energies: Pointer, lanes: int) -> None:
-    """Replace energies by their logarithms, in separate loops: so constants stay in registers."""
-    floor = splat(np.float32(plan.log_floor), lanes)
+def _take_logs(plan: Plan, energies: Pointer, lanes: int) -> None:
+    """Replace the energies of all filters by their logarithms.
+
+    A group at a time, as one wide vector: so its constants are loaded once for all of them.
+    """
+    wide = product_of(lanes, 2)
+    floor = splat(np.float32(plan.log_floor), wide)
+    end = plan.num_mel_bins * lanes
     if plan.log_offset != 0.0:
-        offset = splat(np.float32(plan.log_offset), lanes)
-        for place in range(0, width * lanes, lanes):
-            store(energies, place, load(energies, place, lanes) + offset)
+        offset = splat(np.float32(plan.log_offset), wide)
+        for place in range(0, end, wide):
+            store(energies, place, load(energies, place, wide) + offset)
     if plan.floor_zeros_only:
-        for place in range(0, width * lanes, lanes):
-            energy = equal_or(load(energies, place, lanes), splat(np.float32(0.0), lanes), floor)
+        for place in range(0, end, wide):
+            energy = equal_or(load(energies, place, wide), splat(np.float32(0.0), wide), floor)
             store(energies, place, log(energy))
     elif plan.log_floor >= SMALLEST_NORMAL:
-        for place in range(0, width * lanes, lanes):
-            store(energies, place, log_of_normal(maximum(load(energies, place, lanes), floor)))
+        for place in range(0, end, wide):
+            store(energies, place, log_of_normal(maximum(load(energies, place, wide), floor)))
     else:
-        for place in range(0, width * lanes, lanes):
-            store(energies, place, log(maximum(load(energies, place, lanes), floor)))
+        for place in range(0, end, wide):
+            store(energies, place, log(maximum(load(energies, place, wide), floor)))
     if plan.log_factor != 1.0 or plan.log_shift != 0.0:
-        factor = splat(np.float32(plan.log_factor), lanes)
-        shift = splat(np.float32(plan.log_shift), lanes)
-        for place in range(0, width * lanes, lanes):
-            store(energies, place, multiply_add(load(energies, place, lanes), factor, shift))
+        factor = splat(np.float32(plan.log_factor), wide)
+        shift = splat(np.float32(plan.log_shift), wide)
+        for place in range(0, end, wide):
+            store(energies, place, multiply_add(load(energies, place, wide), factor, shift))
+
+
+@stage
+def _write_features(
+    plan: Plan, energies: Pointer, valid: int, out: Pointer, row: int, lanes: int
+) -> None:
+    """Write what each of the `valid` first lanes holds to its own row of features."""
+    num_mel_bins = plan.num_mel_bins
+    for m in range(0, num_mel_bins, lanes):
+        width = min(lanes, num_mel_bins - m)
+        if width == lanes and valid == lanes:
+            transpose_tile(energies, m * lanes, out, row + m, num_mel_bins, lanes)
+        else:
+            for lane in range(valid):
+                for i in range(width):
+                    place = row + lane * num_mel_bins + m + i
+                    out[place] = energies[(m + i) * lanes + lane]
