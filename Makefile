@@ -1,7 +1,8 @@
 # What a change passes before review: make check. PYTHON names another interpreter.
 PYTHON ?= python
-# Where `make record` writes. docs/ shows it once bench/page.py names it and `make pages` has run.
-RECORD ?= bench/history/$(shell date +%F)-$(shell uname -m).json
+# Where `make record` writes: named by vectors, first cache and cores, as in 2026-11-29-epyc-avx2-l1d32-2core.
+# docs/ shows it once bench/page.py names it and `make pages` has run.
+RECORD ?= bench/history/$(shell date +%F)-$(shell $(PYTHON) -m bench.machine).json
 
 .PHONY: check format lint types test bench record pages docs gpu-record
 
