@@ -103,6 +103,20 @@ def test_a_step_that_ends_it_leaves_the_steps_before(monkeypatch, tmp_path) -> N
     assert left["errors"]["one"]["holds"] is True
 
 
+def test_a_record_that_could_not_be_written_is_refused_at_once(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    from bench import gpu_record
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for path in (tmp_path / "no" / "gpu.json", tmp_path):
+        with pytest.raises(SystemExit) as ended:
+            gpu_record.main(["--tiny", "--out", str(path)])
+        assert ended.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"--out must be a file in a folder that can be written to, got {path}" in line
+
+
 @pytest.mark.skipif(INTERPRETED, reason="is about uninterpreted kernels")
 def test_without_a_gpu_it_says_so() -> None:
     import torch

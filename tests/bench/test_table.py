@@ -66,6 +66,8 @@ def test_readme_states_the_figures_of_the_records() -> None:
 def test_sections_of_projects_and_half_precision_come_with_their_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in [name for name in page.RECORDS if name.startswith(("projects", "half", "fbank-"))]:
+        monkeypatch.delitem(page.RECORDS, name)
     without = page.benchmarks()
     cases = []
     for group in ("dither", "dither-kaldi", "dither-lhotse", "gradient", "fft-lengths", "one-clip",
