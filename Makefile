@@ -1,7 +1,11 @@
 # What a change passes before review: make check. PYTHON names another interpreter.
 PYTHON ?= python
-# Where `make record` writes. docs/ shows it once bench/page.py names it and `make pages` has run.
-RECORD ?= bench/history/$(shell date +%F)-$(shell uname -m).json
+# Where `make record` writes: named by vectors, first cache and cores, as in 2026-11-29-epyc-avx2-l1d32-2core.
+# docs/ shows it once bench/page.py names it and `make pages` has run.
+RECORD ?= bench/history/$(shell date +%F)-$(shell $(PYTHON) -m bench.machine).json
+# What `make record` runs, and pytest's options: RECORDED=bench/bench_fbank.py OPTIONS='-k 2-threads'.
+RECORDED ?= bench
+OPTIONS ?=
 
 .PHONY: check format lint types test bench record pages docs gpu-record
 
@@ -25,7 +29,7 @@ bench:
 	$(PYTHON) -m pytest bench --benchmark-only
 
 record:
-	$(PYTHON) -m pytest bench --benchmark-only --benchmark-json=$(RECORD)
+	$(PYTHON) -m pytest $(RECORDED) --benchmark-only $(OPTIONS) --benchmark-json=$(RECORD)
 
 # The pages of docs/ that are made from records, and the picture of the filterbank's.
 FBANK ?= $(shell $(PYTHON) -c 'from bench.page import RECORDS; print(RECORDS["fbank"])')

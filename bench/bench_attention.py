@@ -2,9 +2,10 @@
 
 Each case checks the results, then times the backends in turns; `extra_info` has the speed-up of
 `numba` over the others, and its GFLOP/s. A block runs attention between torch's products, as a
-training step does.
+training step does. In half precision ours is what `auto` chooses, beside SDPA in the same dtype.
 """
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 
 from ast_fast.model import Block
 from ast_fast.settings.config import ModelConfig
-from ast_fast_kernels import attention, use_backend
+from ast_fast_kernels import attention, chosen_backend, use_backend
+from ast_fast_kernels.testing.budgets import relative_norm
 from ast_fast_kernels.testing.timing import interleaved_medians
 
 SHAPES = {  # (batch, num_tokens, num_heads, head_dim)
@@ -25,7 +27,14 @@ SHAPES = {  # (batch, num_tokens, num_heads, head_dim)
     "16-tokens": (32, 16, 4, 32),
     "one-clip": (1, 256, 3, 64),
     "one-token": (1, 1, 4, 16),
+    "one-long-clip": (1, 1212, 12, 64),
 }
+HALF = ("128-tokens", "128-tokens-of-64", "256-tokens", "256-tokens-of-64", "600-tokens-of-64",
+        "one-long-clip")  # fmt: skip
+"""Shapes in half precision: of training, and one clip of AST's own size."""
+ROUNDING = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+SLOW_SECONDS = 0.5
+"""Where torch emulates half precision, a call may take longer; then each has two."""
 BACKENDS = ("reference", "sdpa", "numba")
 
 shapes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -77,6 +86,51 @@ def test_attention(
     work = 2 * PRODUCTS[make] * batch * heads * tokens**2 * head_dim
     benchmark.extra_info["gflops"] = 1e-9 * work / medians["numba"]
     benchmark(lambda: run("numba"))
+
+
+@pytest.mark.parametrize("passes", ["forward", "both"])
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("shape", [SHAPES[name] for name in HALF], ids=HALF)
+@pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
+def test_half_precision(
+    benchmark, shape: tuple[int, ...], dtype: str, passes: str, threads: int, rounds: int
+) -> None:
+    """Hold ours to twice SDPA's error, or to the dtype's rounding."""
+    benchmark.group = f"attention-half-{passes}"
+    batch, tokens, heads, head_dim = shape
+    generator, kind = torch.Generator().manual_seed(0), getattr(torch, dtype)
+    qkv = torch.randn(batch, tokens, 3, heads, head_dim, generator=generator).to(kind)
+    grad = torch.randn(batch, tokens, heads, head_dim, generator=generator).to(kind)
+    qkv.requires_grad_(passes == "both")
+
+    def run(name: str, qkv: torch.Tensor = qkv, grad: torch.Tensor = grad) -> torch.Tensor:
+        out = attention(qkv, backend=name)
+        return torch.autograd.grad(out, qkv, grad)[0] if passes == "both" else out
+
+    errors = check_half(qkv.detach()[:4], grad[:4], run)
+    assert errors["auto"] <= max(2 * errors["sdpa"], 2 * ROUNDING[dtype])
+    begin = time.perf_counter()
+    run("sdpa")
+    if time.perf_counter() - begin > SLOW_SECONDS:
+        rounds = 1
+    medians = take_turns(benchmark, run, rounds, ("sdpa", "auto"))
+    work = (
+        2 * PRODUCTS[both if passes == "both" else forward] * batch * heads * tokens**2 * head_dim
+    )
+    benchmark.extra_info |= {
+        "backend": chosen_backend("attention", qkv),
+        "gflops": 1e-9 * work / medians["auto"],
+        "milliseconds": {name: 1e3 * seconds for name, seconds in medians.items()},
+        "error": errors,
+    }
+    benchmark.pedantic(lambda: run("auto"), rounds=rounds)
+
+
+def check_half(qkv: torch.Tensor, grad: torch.Tensor, run: Callable) -> dict[str, float]:
+    """Return each backend's error against float64, from the same rounded inputs."""
+    leaves = [x.requires_grad_() for x in (qkv.clone(), qkv.double())]
+    exact = run("reference", leaves[1], grad.double())
+    return {name: relative_norm(run(name, leaves[0], grad), exact) for name in ("sdpa", "auto")}
 
 
 @pytest.mark.benchmark(group="block")

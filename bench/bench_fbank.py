@@ -104,15 +104,16 @@ def count_rounds(config: pytest.Config, seconds: float) -> int:
     return max(fewest, round(ROUNDS * min(longest, 1.0)), min(int(longest / seconds), MOST_ROUNDS))
 
 
-def take_turns(benchmark, config: pytest.Config, way: Way, other: Way | None) -> list[float]:
-    """Time both in turns and record the first; return the medians, in seconds."""
+def take_turns(benchmark, config: pytest.Config, way: Way, *others: Way) -> list[float]:
+    """Time all in turns, the first one last, and record it; return the medians, in seconds."""
     seconds: dict[Way, list[float]] = defaultdict(list)
     with ExitStack() as held:
 
         def before() -> None:
             held.close()
-            if other is not None:
+            if others:
                 way.settle()  # its threads may belong to another process
+            for other in others:
                 with quiet(other):
                     seconds[other].append(other.seconds())
             held.enter_context(quiet(way))
@@ -126,7 +127,7 @@ def take_turns(benchmark, config: pytest.Config, way: Way, other: Way | None) ->
         rounds = count_rounds(config, time.perf_counter() - begin)
         seconds.clear()
         benchmark.pedantic(turn, setup=before, rounds=rounds)
-    return [statistics.median(seconds[one]) for one in (way, other) if one is not None]
+    return [statistics.median(seconds[one]) for one in (way, *others)]
 
 
 def record(benchmark, inputs: Inputs, features: np.ndarray, seconds: float) -> None:
@@ -159,7 +160,7 @@ def test_ours(
     way = ours(config, inputs, threads)
     features = way.features()
     check(features, exact(preset)[: len(features)], config)
-    (seconds,) = take_turns(benchmark, request.config, way, None)
+    (seconds,) = take_turns(benchmark, request.config, way)
     record(benchmark, inputs, features, seconds)
     shape = (len(features), clips.shape[1])
     lowest = floor.floor_seconds(config, shape, inputs[0].itemsize, threads)

@@ -18,7 +18,7 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.config import Config
 from ast_fast.training.optimiser import Optimiser
-from ast_fast_kernels import mix
+from ast_fast_kernels import mix, use_backend
 from ast_fast_kernels.testing.timing import interleaved_medians
 from bench.bench_fold import data_of
 
@@ -85,13 +85,17 @@ def test_training_step(
 def test_step_against_transformers(
     benchmark, width: int, amp: torch.dtype | None, threads: int, rounds: int
 ) -> None:
-    """Time forward, backward and AdamW of both models in turns, at equal sizes."""
+    """Time forward, backward and AdamW of both models in turns, at equal sizes.
+
+    Ours runs attention by `auto` and by SDPA, and with half of the patches.
+    """
     config = of_width(width)
     ours = small_model(config)
     keep = torch.stack([torch.randperm(ours.num_patches)[: ours.num_patches // 2]] * BATCH)
-    steps = {
+    steps: dict[str, Callable[[], object]] = {
         "ours": step_of(ours, amp),
         "transformers": step_of(peer_model(config), amp),
+        "sdpa": by_sdpa(step_of(small_model(config), amp)),
         "half": step_of(small_model(config), amp, keep=keep),
     }
     take_turns(benchmark, steps, rounds)
@@ -126,7 +130,20 @@ def test_inference_against_transformers(
     """Time the logits of both models in turns, at equal sizes."""
     config = of_width(width)
     models = {"ours": small_model(config), "transformers": peer_model(config)}
-    take_turns(benchmark, {name: inference_of(models[name], amp) for name in models}, rounds)
+    runs: dict[str, Callable[[], object]] = {
+        name: inference_of(model, amp) for name, model in models.items()
+    }
+    take_turns(benchmark, {**runs, "sdpa": by_sdpa(runs["ours"])}, rounds)
+
+
+def by_sdpa(run: Callable[[], object]) -> Callable[[], object]:
+    """Return a run with attention by SDPA, as where no kernel takes the precision."""
+
+    def running() -> object:
+        with use_backend(attention="sdpa"):
+            return run()
+
+    return running
 
 
 def take_turns(benchmark, runs: dict[str, Callable[[], object]], rounds: int) -> None:

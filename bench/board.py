@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
+from bench.records import read_object as read
 from bench.table import ROOT, header, line
 
 FOLDER = ROOT / "docs" / "records"
@@ -51,12 +50,6 @@ ESC10 = [
     ("2026-11-23-esc10", "128 wide, AdamW, float32: the first version"),
 ]
 """The folder of each record, and its settings in words."""
-
-
-def read(path: Path) -> dict[str, Any]:
-    """Return a JSON file's content."""
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
 
 
 def jobs(name: str) -> list[dict[str, Any]]:

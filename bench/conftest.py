@@ -17,7 +17,7 @@ import torch
 
 from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast_kernels.testing.signals import make_signal
-from bench import floor, torchaudio_client
+from bench import floor, machine, torchaudio_client
 from bench.peers import PEERS
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,7 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
         with suppress(PackageNotFoundError):
             machine_info["versions"].update({name: version(name)} if name else {})
     machine_info["cores"] = os.cpu_count()
+    machine_info |= machine.describe(machine_info["cpu"])
     machine_info["spins"] = os.environ.get("GOMP_SPINCOUNT", ast_fast.SPINS)
     machine_info["platform"] = platform.platform()
     if torch.cuda.is_available():

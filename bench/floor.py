@@ -4,9 +4,11 @@ python -m bench.floor
 
 The floor is the larger of two times, as if a machine did both at once:
 
-- Arithmetic: the vector operations of the kernel's own stages for a block of frames, at the
-  measured rate of independent fused multiply-adds. A counting builder counts them as they are
-  emitted. Moving data (transpositions, loads and stores) is not counted.
+- Arithmetic: the vector operations of the kernel's own stages for a block of frames. A counting
+  builder counts them as they are emitted. Moving data (transpositions, loads and stores) is not
+  counted. The products among them go at the measured rate of independent fused multiply-adds. All
+  of them go at the rate of multiply-adds and sums in turns, which some CPUs add in other units. The
+  longer of both counts.
 - Bytes: waveforms read and features written once, at the measured rate of a copy of as many bytes.
 """
 
@@ -49,56 +51,69 @@ class _Counter:
     """
 
     FREE = ("bitcast", "fcmp_ordered", "fneg")
+    PRODUCTS = ("fmul", "llvm.fmuladd", "llvm.fma")
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, only_products: bool) -> None:
+        self.count, self.only_products = 0, only_products
+
+    def add(self, instruction: str) -> None:
+        is_product = instruction.startswith(self.PRODUCTS)
+        self.count += is_product if self.only_products else instruction not in self.FREE
 
     def __getattr__(self, instruction: str) -> Callable[..., None]:
         def emit(*operands: object, **options: object) -> None:
-            self.count += instruction not in self.FREE
+            self.add(instruction)
 
         return emit
 
 
 class _CountingLanes(Lanes):
-    def __init__(self, count: int) -> None:
-        super().__init__(_Counter(), count)
+    def __init__(self, count: int, only_products: bool) -> None:
+        super().__init__(_Counter(only_products), count)
 
     def _align_stack(self) -> None:
         pass
 
     def _call(self, name: str, *operands: Value) -> Value:
-        self.builder.count += 1
+        self.builder.add(name)
         return self.value()
 
     def value(self) -> Value:
         return Value(self, None)
 
 
-def _count(lanes: int, emit: Callable[[_CountingLanes], object]) -> int:
-    vectors = _CountingLanes(lanes)
-    emit(vectors)
-    return vectors.builder.count
+def vector_operations(
+    config: FbankConfig, lanes: int, *, only_products: bool = False
+) -> dict[str, int] | None:
+    """Return the operations for a block of `lanes` frames, by stage; None if fft.py has no plan.
 
-
-def vector_operations(config: FbankConfig, lanes: int) -> dict[str, int] | None:
-    """Return the operations for a block of `lanes` frames, by stage; None if fft.py has no plan."""
+    Args:
+        config: The convention.
+        lanes: Frames of a block.
+        only_products: Whether to count only what units that multiply must do.
+    """
     if not fft.is_supported(config.fft_size):
         return None
     # Windows overlap, but operations on single samples are needed once for each sample of a hop.
     hop, size = config.window_shift, config.window_size
+    sums = 0 if only_products else 1
+
+    def count(emit: Callable[[_CountingLanes], object]) -> int:
+        vectors = _CountingLanes(lanes, only_products)
+        emit(vectors)
+        return vectors.builder.count
 
     def log(vectors: _CountingLanes) -> None:
         vectors.log_of_normal(vectors.maximum(vectors.value(), vectors.value()))
 
     return {
         "pre-emphasis": hop if config.preemphasis_coefficient else 0,
-        "means": hop if config.remove_dc_offset else 0,
-        "window": size * (2 if config.remove_dc_offset else 1),
-        "FFT and power": _count(lanes, lambda vectors: _emit_power_spectrum(vectors, config)),
-        "magnitudes": 0 if config.use_power else config.fft_size // 2 + 1,
+        "means": hop * sums if config.remove_dc_offset else 0,
+        "window": size * (1 + sums if config.remove_dc_offset else 1),
+        "FFT and power": count(lambda vectors: _emit_power_spectrum(vectors, config)),
+        "magnitudes": 0 if config.use_power else sums * (config.fft_size // 2 + 1),
         "mel filters": int((tables.mel_banks(config) != 0).sum()),
-        "logarithms": config.num_mel_bins * _count(lanes, log) if config.use_log_fbank else 0,
+        "logarithms": config.num_mel_bins * count(log) if config.use_log_fbank else 0,
     }
 
 
@@ -127,8 +142,22 @@ def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
 @cache
 def multiply_adds_per_second(threads: int) -> float:
     """Return the vector multiply-adds a second of all threads together."""
+    return _operations_per_second(threads, with_sums=False)
+
+
+@cache
+def operations_per_second(threads: int) -> float:
+    """Return the vector operations a second of all threads together, of whatever kind is fastest.
+
+    From Zen on, AMD's processors add in units that do not multiply, so a sum beside a multiply-add
+    costs little or nothing.
+    """
+    return max(multiply_adds_per_second(threads), _operations_per_second(threads, with_sums=True))
+
+
+def _operations_per_second(threads: int, *, with_sums: bool) -> float:
     lanes = host_lanes()
-    loop = _multiply_add_loop(lanes)
+    loop = _operation_loop(lanes, with_sums)
     states = [aligned(CHAINS * lanes) for _ in range(threads)]
     for state in states:
         state[:] = 1.0
@@ -164,8 +193,12 @@ def floor_seconds(
         return None
     clips, num_samples = shape
     num_frames = config.num_frames(num_samples)
-    per_frame = sum(operations.values()) / lanes
-    arithmetic = clips * num_frames * per_frame / multiply_adds_per_second(threads)
+    products = vector_operations(config, lanes, only_products=True)
+    per_block = max(
+        sum(products.values()) / multiply_adds_per_second(threads),
+        sum(operations.values()) / operations_per_second(threads),
+    )
+    arithmetic = clips * num_frames * per_block / lanes
     moved = clips * (num_samples * itemsize + num_frames * config.num_mel_bins * 4)
     # The rate is measured at powers of two only; the next one stands for this size.
     rate = bytes_per_second(1 << (moved - 1).bit_length(), threads)
@@ -173,8 +206,12 @@ def floor_seconds(
 
 
 def summary(threads: int) -> dict[str, float]:
-    """Return all threads' rates: GFLOP/s of multiply-adds and GB/s of copies."""
-    rates = {"multiply-add": 2 * host_lanes() * multiply_adds_per_second(threads) / 1e9}
+    """Return all threads' rates: GFLOP/s of multiply-adds, Gop/s of any kind, GB/s of copies."""
+    lanes = host_lanes()
+    rates = {
+        "multiply-add": 2 * lanes * multiply_adds_per_second(threads) / 1e9,
+        "operation": lanes * operations_per_second(threads) / 1e9,
+    }
     return rates | {kind: bytes_per_second(size, threads) / 1e9 for kind, size in KINDS.items()}
 
 
@@ -202,21 +239,23 @@ def _best_seconds(run: Callable[[int], object], threads: int) -> float:
 
 
 @cache
-def _multiply_add_loop(lanes: int) -> Any:
+def _operation_loop(lanes: int, with_sums: bool) -> Any:
+    every = 2 if with_sums else CHAINS + 1
+
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def loop(state: Any, repeats: int) -> None:
         for _ in range(repeats):
-            _multiply_adds(state, lanes)
+            _operations(state, lanes, every)
 
     return loop
 
 
 @intrinsic
-def _multiply_adds(typing_context: Any, state: Any, lanes: Any) -> Any:
-    """Do STEPS multiply-adds to each of CHAINS vectors."""
-    if not isinstance(lanes, types.IntegerLiteral):
+def _operations(typing_context: Any, state: Any, lanes: Any, every: Any) -> Any:
+    """Do STEPS multiply-adds to each of CHAINS vectors, but sums to one of `every` vectors."""
+    if not all(isinstance(number, types.IntegerLiteral) for number in (lanes, every)):
         return None
-    count = lanes.literal_value
+    count, sums = lanes.literal_value, every.literal_value
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = Lanes(builder, count)
@@ -224,12 +263,15 @@ def _multiply_adds(typing_context: Any, state: Any, lanes: Any) -> Any:
         places = [context.get_constant(types.intp, chain * count) for chain in range(CHAINS)]
         chains = [vectors.load(flat, place) for place in places]
         for _ in range(STEPS):
-            chains = [vectors.fma(chain, 0.5, 0.5) for chain in chains]
+            chains = [
+                chain + 0.5 if place % sums == sums - 1 else vectors.fma(chain, 0.5, 0.5)
+                for place, chain in enumerate(chains)
+            ]
         for chain, place in zip(chains, places, strict=True):
             vectors.store(chain, flat, place)
         return context.get_dummy_value()
 
-    return types.void(state, lanes), emit
+    return types.void(state, lanes, every), emit
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -241,8 +283,9 @@ def _copy(source: Any, target: Any, times: int) -> None:
 
 def main() -> None:
     lanes = host_lanes()
-    print(f"vectors of {lanes} float32\n\n| threads | GFLOP/s | copy, GB/s: {' | '.join(KINDS)} |")
-    print("|---" * (2 + len(KINDS)) + "|")
+    print(f"vectors of {lanes} float32\n")
+    print(f"| threads | GFLOP/s | Gop/s | copy, GB/s: {' | '.join(KINDS)} |")
+    print("|---" * (3 + len(KINDS)) + "|")
     for threads in (1, 2):
         print(
             f"| {threads} | {' | '.join(f'{value:.0f}' for value in summary(threads).values())} |"

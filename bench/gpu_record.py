@@ -449,6 +449,10 @@ def _pytest(arguments: list[str]) -> list[str]:
     return run.stdout.splitlines()
 
 
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+
+
 def describe(device: torch.device) -> dict[str, Any]:
     """Return the facts that the figures depend on."""
     commit = subprocess.run(
@@ -463,7 +467,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "commit": commit.stdout.strip() or None,
         "versions": {"torch": torch.__version__, "triton": triton.__version__},
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter",
+        "device": device_name(device),
         "times_mean_something": device.type == "cuda",
     }
 
@@ -517,6 +521,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.tiny and not torch.cuda.is_available():
         parser.error("this needs a CUDA GPU; --tiny tries the steps without one")
     device = torch.device("cpu" if options.tiny else "cuda")
+    name = re.sub(r"\W+", "-", device_name(device).lower()).strip("-")
+    today = datetime.datetime.now(datetime.UTC).date()
+    path = options.out or ROOT / "bench" / "history" / f"{today}-{name}.json"
+    if path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        parser.error(f"--out must be a file in a folder that can be written to, got {path}")
     if options.tiny:
         from ast_fast_kernels.testing import interpreter
 
@@ -524,8 +533,6 @@ def main(arguments: list[str] | None = None) -> int:
     recorder = Recorder(device, TINY if options.tiny else FULL)
     recorder.record = describe(device) | recorder.record
     record = recorder.record
-    name = re.sub(r"\W+", "-", record["device"].lower()).strip("-")
-    path = options.out or ROOT / "bench" / "history" / f"{record['date'][:10]}-{name}.json"
     begin = time.perf_counter()
 
     def keep() -> None:  # after every step: a borrowed machine can be gone before the last

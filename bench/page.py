@@ -10,8 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench import board
+from ast_fast.errors import InputError
+from bench import board, records
+from bench.records import group_of
 from bench.table import (
+    MACHINE,
     ROOT,
     header,
     library_table,
@@ -33,7 +36,11 @@ RECORDS = {
     "training": f"{HISTORY}/2026-11-28-features-epyc-avx512-2core.json",
     "amx": f"{HISTORY}/2026-11-25-step-xeon-amx-2core.json",
 }
-"""The record of each part of the page."""
+"""The record of each part of the page.
+
+`projects` (bench_projects.py), `half` (test_half_precision) and `fbank-…` (the filterbank on
+another machine) have sections of their own where they are named.
+"""
 
 
 def link(name: str, words: str = "record") -> str:
@@ -47,16 +54,27 @@ def on(name: str) -> str:
 
 
 def machines_table() -> str:
-    rows = {tuple(machine_row(read_record(path))) for path in RECORDS.values()}
-    titles = ["name here", "processor", "cores", "vectors", "L1 data cache a core", "L2 a core"]
-    return "\n".join([*header(titles), *(line(row) for row in sorted(rows, reverse=True))])
+    rows = [machine_row(read_record(path)) for path in RECORDS.values()]
+    rows.sort(key=lambda row: row.count("–"), reverse=True)  # of one machine, the record that knows
+    known = {row[0]: row for row in rows}
+    return "\n".join([*header(MACHINE), *(line(known[name]) for name in sorted(known))])
+
+
+def has(name: str, group: str) -> bool:
+    """Return whether a record has cases of a group."""
+    return any(group_of(case) == group for case in read_record(RECORDS[name])["benchmarks"])
 
 
 def cases(name: str, group: str) -> list[dict[str, Any]]:
     """Return a record's cases of one group, each with its parameters and measurements."""
-    found = [case for case in read_record(RECORDS[name])["benchmarks"] if case["group"] == group]
+    every = read_record(RECORDS[name])["benchmarks"]
+    found = [case for case in every if group_of(case) == group]
+    if not found:
+        raise InputError(f"{RECORDS[name]} must have cases of {group}, got none")
+    about = {"record": RECORDS[name], "group": group}
     return [
-        {**case["params"], **case["extra_info"], "precision": _precision(case)} for case in found
+        {**case["params"], **case["extra_info"], "precision": _precision(case), **about}
+        for case in found
     ]
 
 
@@ -76,13 +94,106 @@ def percent(share: float) -> str:
 
 def one(found: list[dict[str, Any]], **which: object) -> dict[str, Any]:
     """Return the one case with these parameters."""
-    (case,) = (case for case in found if all(case.get(key) == which[key] for key in which))
-    return case
+    fitting = [case for case in found if all(case.get(key) == which[key] for key in which)]
+    if len(fitting) != 1:
+        words = ", ".join(f"{key} {value}" for key, value in which.items())
+        raise InputError(
+            f"{found[0]['record']} must have one case of {found[0]['group']} with {words}, "
+            f"got {len(fitting)}"
+        )
+    return fitting[0]
 
 
-def fbank_tables() -> str:
-    read = read_cases(read_record(RECORDS["fbank"]))
+def fbank_tables(name: str = "fbank") -> str:
+    read = read_cases(read_record(RECORDS[name]))
     return "\n\n".join("\n".join(rows) for rows in (fbank_table(read), library_table(read)))
+
+
+def other_machines() -> str:
+    """Return the filterbank's tables of other machines."""
+    return "".join(
+        f"\n### On {machine(read_record(RECORDS[name]))}\n\nThe version of {_date(name)} "
+        f"({link(name)}).\n\n{fbank_tables(name)}\n"
+        for name in RECORDS
+        if name.startswith("fbank-")
+    )
+
+
+def _date(name: str) -> str:
+    return RECORDS[name].rpartition("/")[2][:10]
+
+
+def projects() -> str:
+    """Return the section of bench_projects.py."""
+    if "projects" not in RECORDS:
+        return ""
+    parts = "\n".join(
+        f"{words}\n\n{turns_table(group, titles)}\n"
+        for words, group, titles in (
+            ("Kaldi's noise of factor 1, in batches and clip by clip:", "dither", CLIPS),
+            ("`kaldi.fbank` with projects' options; the noise is torchaudio's, for the same seed:",
+             "dither-kaldi", {"project": "options of"}),
+            ("lhotse's noise, drawn once for a waveform, 16 clips:", "dither-lhotse", {}),
+            ("Forward and backward of float32 waveforms:", "gradient", CLIPS),
+            ("Other lengths of the FFT, windows of 44.1 and 48 kHz:", "fft-lengths",
+             {"length": "FFT length", **CLIPS}),
+            ("One clip again and again, which stays in the caches:", "one-clip",
+             {"seconds": "seconds"}),
+            ("int16 samples beside float32:", "int16", {"preset": "preset", **CLIPS}),
+        )
+    )  # fmt: skip
+    return f"""
+### As projects use it
+
+Microseconds a clip of ours, by the backend that `auto` chose, and how many times as fast it is as
+each other candidate; all take turns. Measured on {on("projects")}.
+
+{parts}"""
+
+
+CLIPS = {"waveforms": "clips"}
+
+
+def turns_table(group: str, titles: dict[str, str]) -> str:
+    """Return a table of cases of bench_projects.py; `titles` are those of their parameters."""
+    found = cases("projects", group)
+    others = list(dict.fromkeys(name for case in found for name in case["ours_is_faster_by"]))
+    rows = header([*titles.values(), "threads", "backend", "µs a clip", *others])
+    for case in sorted(found, key=lambda case: case["threads"]):
+        given = [str(case[name]) for name in (*titles, "threads")]
+        ratios = [times(case["ours_is_faster_by"].get(name), 1) for name in others]
+        micros = f"{case['microseconds_per_clip']['ours']:,.0f}"
+        rows.append(line([*given, case["backend"], micros, *ratios]))
+    return "\n".join(rows)
+
+
+def half_table() -> str:
+    """Return the section of attention in half precision."""
+    if "half" not in RECORDS:
+        return ""
+    rows = header(["clips, heads, tokens, head_dim", "dtype", "backend", "ms, both", "forward",
+                   "both"])  # fmt: skip
+    forward = cases("half", "attention-half-forward")
+    for case in cases("half", "attention-half-both"):
+        batch, tokens, heads, head_dim = case["shape"]
+        other = one(forward, shape=case["shape"], dtype=case["dtype"])
+        ratios = [times(each["faster_than_sdpa_by"]) for each in (other, case)]
+        shape, dtype = f"{batch}, {heads}, {tokens}, {head_dim}", _dtype(case)
+        took = f"{case['milliseconds']['auto']:.1f}"
+        rows.append(line([shape, dtype, case["backend"], took, *ratios]))
+    return f"""
+### In half precision
+
+What `auto` chooses against `scaled_dot_product_attention` in the same dtype, two threads. A CPU
+without instructions for a dtype emulates it, in torch by far the slowest way.
+Measured on {on("half")}.
+
+{chr(10).join(rows)}
+"""
+
+
+def _dtype(case: dict[str, Any]) -> str:
+    return str(case["dtype"]).removeprefix("torch.")
 
 
 def attention_table(name: str) -> str:
@@ -159,7 +270,8 @@ def step_table() -> str:
         titles += [f"{width} wide: a step", "with half the patches", "inference"]
     rows = header(titles)
     for name, note in STEPS.items():
-        steps, inference = cases(name, "step-model"), cases(name, "inference")
+        steps = cases(name, "step-model")
+        inference = cases(name, "inference") if has(name, "inference") else []
         for precision in ("float32", "bfloat16"):
             if not any(case["precision"] == precision for case in steps):
                 continue  # the machine only emulates this precision
@@ -283,7 +395,7 @@ our filterbank follows them. Measured on {on("fbank")}.
 - The floor is the larger of two times: the arithmetic and the memory traffic that no filterbank
   avoids, at this machine's own measured rates (`bench/floor.py`). At 100 % nothing would be left to
   gain.
-
+{projects()}{other_machines()}
 ## Attention
 
 Backend `numba` against `scaled_dot_product_attention`, float32, from the same packed projections,
@@ -301,7 +413,7 @@ On {on("attention-avx2")}:
 A call costs a few tens of microseconds more than torch's, so for a handful of tokens torch is
 faster. `auto` takes ours all the same, so that the bits of a result do not depend on the number of
 clips.
-
+{half_table()}
 ## Projections
 
 GFLOP/s of float32 by oneDNN on two threads, and in brackets the speed-up over torch's own product.
@@ -377,8 +489,9 @@ PAGES: dict[str, Callable[[], str]] = {
 
 def main() -> None:
     for path, make in PAGES.items():
-        (ROOT / path).write_text(make(), encoding="utf-8")
+        text = make()
+        records.write(ROOT / path, lambda path, text=text: path.write_text(text, encoding="utf-8"))
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -9,12 +9,14 @@ page.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from ast_fast.errors import InputError
+from bench import records
 from bench.table import Case, Column, read_cases
 
 COLUMN = Column(64, 2)
@@ -59,7 +61,11 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 def candidates(record: dict[str, Any]) -> list[Case]:
-    """Return the candidates to draw, from fast to slow."""
+    """Return the candidates to draw, from fast to slow.
+
+    Raises:
+        InputError: There are none.
+    """
     found = [
         case
         for case in read_cases(record)
@@ -68,6 +74,8 @@ def candidates(record: dict[str, Any]) -> list[Case]:
         and case.name not in NOT_DRAWN
         and (case.preset == "ast" or case.name in OTHER_CONVENTIONS)
     ]
+    if not found:
+        raise InputError(f"there must be cases of FBANK with {COLUMN}, got none")
     return sorted(found, key=lambda case: case.microseconds)
 
 
@@ -105,13 +113,23 @@ def _bars(cases: list[Case]) -> Iterator[str]:
 
 
 def main(description: str | None, draw: Callable[[dict[str, Any], Path], None]) -> None:
-    """Draw the record that the command line names."""
+    """Draw the record that the command line names.
+
+    Raises:
+        InputError: It is no such record, or the picture cannot be written.
+    """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("record", type=Path)
     parser.add_argument("svg", type=Path)
     args = parser.parse_args()
-    draw(json.loads(args.record.read_text(encoding="utf-8")), args.svg)
+    if args.svg.suffix != ".svg":
+        raise InputError(f"the picture's name must end in .svg, got {args.svg}")
+    record = records.read_record(args.record)
+    try:
+        records.write(args.svg, partial(draw, record))
+    except InputError as error:
+        raise InputError(f"{args.record} as {args.svg}: {error}") from error
 
 
 if __name__ == "__main__":
-    main(__doc__, draw)
+    records.run(partial(main, __doc__, draw))

@@ -5,14 +5,17 @@ python -m bench.plot_model RECORD.json docs/model.svg
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from bench import plot
+from ast_fast.errors import InputError
+from bench import plot, records
 from bench.plot import OURS, STYLE, THEIRS
+from bench.records import group_of, number
 
 PANELS = {
     "tokens": "tokens",
@@ -24,26 +27,36 @@ PRECISIONS = {"float32": THEIRS, "bfloat16": OURS}
 
 
 def draw(record: dict[str, Any], path: Path) -> None:
-    """Write the plot, without a background."""
-    cases = [case for case in record["benchmarks"] if case["group"] == "model"]
+    """Write the plot, without a background.
+
+    Raises:
+        InputError: A panel has no cases, or a case lacks a figure.
+    """
+    cases = [case for case in record["benchmarks"] if group_of(case) == "model"]
+    missing = PANELS.keys() - {case["params"]["varied"] for case in cases}
+    if missing:
+        raise InputError(
+            f"there must be cases of bench_model.py for each size, got none for {min(missing)}"
+        )
     with mpl.rc_context({**STYLE, "svg.hashsalt": "model"}):
         figure = Figure(figsize=(9, 2.8), layout="constrained")
         axes = figure.subplots(1, len(PANELS), sharey=True)
         for panel, (varied, title) in zip(axes, PANELS.items(), strict=True):
             for precision, colour in PRECISIONS.items():
-                points = sorted(
-                    (case["params"]["value"], case["extra_info"])
+                shown = [
+                    case
                     for case in cases
                     if case["params"]["varied"] == varied and precision in case["name"]
-                )
-                if not points:
+                ]
+                if not shown:
                     continue  # the machine only emulates this precision
-                values = [value for value, _ in points]
+                shown.sort(key=lambda case: case["params"]["value"])
+                values = [case["params"]["value"] for case in shown]
                 for key, style, label in (
                     ("milliseconds_per_clip", "o-", precision),
                     ("floor_milliseconds_per_clip", ":", f"{precision}, arithmetic alone"),
                 ):
-                    times = [extra[key] for _, extra in points]
+                    times = [number(case, "extra_info", key) for case in shown]
                     panel.plot(values, times, style, color=colour, markersize=3, label=label)
             panel.set_xscale("log", base=2)
             panel.set_yscale("log")
@@ -57,4 +70,4 @@ def draw(record: dict[str, Any], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    plot.main(__doc__, draw)
+    records.run(partial(plot.main, __doc__, draw))

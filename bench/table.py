@@ -1,16 +1,20 @@
 """Turn a benchmark record into the filterbank's tables, and describe its machine.
 
-python -m bench.table RECORD.json   prints the tables
+python -m bench.table RECORD.json   prints them
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ast_fast.errors import InputError
+from bench import records
+from bench.machine import generation, maker, vectors
+from bench.records import group_of, number
 
 ROOT = Path(__file__).parents[1]
 
@@ -42,24 +46,27 @@ def read_cases(record: dict[str, Any]) -> list[Case]:
     """Return a record's cases of FBANK.
 
     Records before 2026-11-24 have one preset and one dtype, without their names.
+
+    Raises:
+        InputError: A case lacks a figure.
     """
-    cases = []
-    for case in record["benchmarks"]:
-        if not case["group"].startswith("fbank"):
-            continue
-        parameters, extra = case["params"], case["extra_info"]
-        cases.append(
-            Case(
-                preset=case["group"].removeprefix("fbank").removeprefix("-") or "ast",
-                name=parameters.get("name", ""),
-                dtype=parameters.get("dtype", "float32"),
-                column=Column(parameters["waveforms"], parameters["threads"]),
-                microseconds=1e6 / extra["clips_per_second"],
-                ratio=extra.get("ours_is_faster_by"),
-                share_of_floor=extra.get("share_of_floor"),
-            )
-        )
-    return cases
+    return [_read_case(case) for case in record["benchmarks"] if group_of(case)[:5] == "fbank"]
+
+
+def _read_case(case: dict[str, Any]) -> Case:
+    def measured(name: str) -> float | None:
+        return number(case, "extra_info", name) if name in case["extra_info"] else None
+
+    waveforms, threads = (int(number(case, "params", name)) for name in ("waveforms", "threads"))
+    return Case(
+        preset=group_of(case).removeprefix("fbank").removeprefix("-") or "ast",
+        name=case["params"].get("name", ""),
+        dtype=case["params"].get("dtype", "float32"),
+        column=Column(waveforms, threads),
+        microseconds=1e6 / number(case, "extra_info", "clips_per_second"),
+        ratio=measured("ours_is_faster_by"),
+        share_of_floor=measured("share_of_floor"),
+    )
 
 
 Row = dict[Column, Case]
@@ -80,6 +87,8 @@ def rows_of(cases: Iterable[Case]) -> dict[tuple[str, str, str], Row]:
 def speed_table(cases: list[Case]) -> list[str]:
     """Return the lines of the default convention's table: µs a clip, and our speed-up."""
     cases = [case for case in cases if case.preset == "ast"]
+    if not cases:
+        return []
     columns, rows = sorted({case.column for case in cases}), rows_of(cases)
     lines = _header(["µs a clip"], columns)
     for (_, name, dtype), row in rows.items():
@@ -107,7 +116,7 @@ def _title(name: str, dtype: str) -> str:
 
 
 def _ratio(case: Case) -> str:
-    return f"{case.ratio:.1f} ×"
+    return "–" if case.ratio is None else f"{case.ratio:.1f} ×"
 
 
 def _speed(case: Case) -> str:
@@ -138,37 +147,66 @@ def line(cells: Sequence[str]) -> str:
 
 def read_record(path: str) -> dict[str, Any]:
     """Return the record at a path from the repository's root."""
-    record: dict[str, Any] = json.loads((ROOT / path).read_text(encoding="utf-8"))
-    return record
+    return records.read_record(ROOT / path)
 
 
 def machine(record: dict[str, Any]) -> str:
-    """Return a short name of a record's machine: maker and vectors."""
+    """Return a short name of a record's machine: maker, generation and vectors."""
     cpu = record["machine_info"]["cpu"]
-    maker = "Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"].removeprefix("AMD ")
-    return f"the {maker} with {'AVX-512' if 'avx512f' in cpu['flags'] else 'AVX2'}"
+    known = generation(cpu)
+    return f"the {maker(cpu)}{f' ({known})' if known else ''} with {vectors(cpu)}"
 
 
 def machine_row(record: dict[str, Any]) -> list[str]:
-    """Return a record's machine as a row: name, processor, cores, vectors, caches of one core."""
+    """Return a record's machine as a row: MACHINE's columns.
+
+    Records before 2026-11-29 know neither the third cache nor the lanes.
+    """
     info, cpu = record["machine_info"], record["machine_info"]["cpu"]
     cores, flags = info["cores"], set(cpu["flags"])
+    units = [words for flag, words in VECTORS.items() if flag in flags]
+    sizes = {"L1d": cpu.get("l1_data_cache_size", 0) // cores,
+             "L2": cpu.get("l2_cache_size", 0) // cores} | info.get("caches", {})  # fmt: skip
+    shown = [f"{sizes[level] // 1024:,} KiB" if sizes.get(level) else "–" for level in LEVELS]
     brand = "Intel Xeon" if "Intel" in cpu["brand_raw"] else cpu["brand_raw"]
-    vectors = [words for flag, words in VECTORS.items() if flag in flags]
-    l1, l2 = (cpu[f"{level}_cache_size"] // cores // 1024 for level in ("l1_data", "l2"))
-    return [machine(record), brand, str(cores), ", ".join(vectors), f"{l1} KiB", f"{l2:,} KiB"]
+    family = f"{cpu['family']}, {cpu['model']}" if "family" in cpu else "–"
+    lanes = str(info.get("float32_lanes") or (16 if "avx512f" in flags else 8))
+    return [machine(record), brand, family, str(cores), ", ".join(units), lanes, *shown]
 
 
 VECTORS = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 BF16", "amx_tile": "AMX"}
 """Vector units, by the processor's flag for each."""
+LEVELS = ("L1d", "L2", "L3")
+MACHINE = ("name here", "processor", "family, model", "cores", "vectors", "float32 lanes",
+           "L1 data cache", "L2", "L3")  # fmt: skip
+"""Columns of a table of machines. Caches are those that one core uses."""
+
+
+def tables(path: Path) -> str:
+    """Return the tables of a record of FBANK.
+
+    Raises:
+        InputError: The file is no record, or has no case of FBANK.
+    """
+    record = records.read_record(path)
+    try:
+        cases = read_cases(record)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    if not cases:
+        groups = sorted({group_of(case) for case in record["benchmarks"]})
+        raise InputError(
+            f"{path} must have cases of bench_fbank.py, got {', '.join(groups) or 'none'}"
+        )
+    found = [speed_table(cases), library_table(cases)]
+    return "\n\n".join("\n".join(rows) for rows in found if rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("record", type=Path)
-    cases = read_cases(json.loads(parser.parse_args().record.read_text(encoding="utf-8")))
-    print("\n\n".join("\n".join(rows) for rows in (speed_table(cases), library_table(cases))))
+    print(tables(parser.parse_args().record))
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -66,10 +66,13 @@ def client() -> Client | None:
     return started
 
 
-def ways(name: str, inputs: list[np.ndarray], threads: int, folder: Path) -> dict[str, Way]:
+def ways(
+    name: str, inputs: list[np.ndarray], threads: int, folder: Path, **options: Any
+) -> dict[str, Way]:
     """Return the ways to run `kaldi.fbank` or `MelSpectrogram` on float32 inputs.
 
-    Inputs and features are passed as files in `folder`.
+    Inputs and features are passed as files in `folder`. The options are those of `find_run` in
+    torchaudio_server.py.
     """
     server = client()
     if server is None:
@@ -83,6 +86,7 @@ def ways(name: str, inputs: list[np.ndarray], threads: int, folder: Path) -> dic
             "threads": inner_threads,
             "python_threads": python_threads,
             "inputs": str(folder / "inputs.npy"),
+            "options": options,
         }
 
         def turn() -> float:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,26 +25,52 @@ Run = Callable[[torch.Tensor], Any]
 """Returns the features of a batch (clips, num_samples), or a list of each clip's."""
 
 
-def kaldi_fbank(clip: torch.Tensor) -> torch.Tensor:
-    """Call fbank as AST does. Source: YuanGongND/ast, src/dataloader.py."""
-    return torchaudio.compliance.kaldi.fbank(
-        clip[None], htk_compat=True, sample_frequency=16000, use_energy=False,
-        window_type="hanning", num_mel_bins=128, dither=0.0, frame_shift=10,
-    )  # fmt: skip
+AST = {
+    "htk_compat": True, "sample_frequency": 16000, "use_energy": False, "window_type": "hanning",
+    "num_mel_bins": 128, "dither": 0.0, "frame_shift": 10,
+}  # fmt: skip
+"""Options of fbank as AST calls it. Source: YuanGongND/ast, src/dataloader.py."""
 
 
-mel_spectrogram = torchaudio.transforms.MelSpectrogram()
+def kaldi_fbank(clip: torch.Tensor, **options: Any) -> torch.Tensor:
+    return torchaudio.compliance.kaldi.fbank(clip[None], **(options or AST))
 
 
-def transform(waveforms: torch.Tensor) -> torch.Tensor:
-    return mel_spectrogram(waveforms).mT
+def with_gradient(run: Run) -> Run:
+    """Return a run that gives the gradient of half the sum of its features' squares."""
+
+    def backward(waveforms: torch.Tensor) -> torch.Tensor:
+        leaf = waveforms.detach().requires_grad_()
+        features = run(leaf)
+        return torch.autograd.grad(features, leaf, features.detach())[0]
+
+    return backward
 
 
-def find_run(name: str, how: str, python_threads: int) -> Run:
-    """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads."""
-    one = {"kaldi.fbank": kaldi_fbank, "MelSpectrogram": transform}[name]
+def find_run(
+    name: str, how: str, python_threads: int, *, gradient: bool = False, **options: Any
+) -> Run:
+    """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads.
+
+    Args:
+        name: `kaldi.fbank` or `MelSpectrogram`.
+        how: `whole` or `clip by clip`.
+        python_threads: Threads that share the clips.
+        gradient: Whether to run backward too, for the waveform's gradient.
+        options: Those of torchaudio's function; none are AST's, or the defaults.
+    """
+    if name == "kaldi.fbank":
+        one: Run = partial(kaldi_fbank, **options)
+    else:
+        mel_spectrogram = torchaudio.transforms.MelSpectrogram(**options)
+
+        def one(waveforms: torch.Tensor) -> torch.Tensor:
+            return mel_spectrogram(waveforms).mT
+
+    if gradient:
+        one = with_gradient(one)
     if how == "whole":
-        return transform
+        return one
     if python_threads == 1:
         return lambda batch: [one(clip) for clip in batch]
     pool = ThreadPoolExecutor(python_threads)
@@ -60,14 +87,26 @@ class Server:
     def versions(self) -> dict[str, str]:
         return {"torch": torch.__version__, "torchaudio": torchaudio.__version__}
 
-    def load(self, name: str, how: str, threads: int, python_threads: int, inputs: str) -> None:
+    def load(
+        self,
+        name: str,
+        how: str,
+        threads: int,
+        python_threads: int,
+        inputs: str,
+        options: dict[str, Any],
+    ) -> None:
         """Load the clips (inputs, batch, num_samples) of an .npy file, and set how to run them."""
         torch.set_num_threads(threads)
-        self.run = find_run(name, how, python_threads)
+        self.run = find_run(name, how, python_threads, **options)
         self.inputs = list(torch.from_numpy(np.load(inputs)))
 
     def features(self, path: str) -> None:
-        """Write every input's features to an .npy file, (clips, num_frames, num_mel_bins)."""
+        """Write every input's features to an .npy file, (clips, num_frames, num_mel_bins).
+
+        Dither is drawn from torch's generator with seed 0.
+        """
+        torch.manual_seed(0)
         batches = [list(self.run(batch)) for batch in self.inputs]
         np.save(path, torch.stack([clip for batch in batches for clip in batch]).numpy())
 

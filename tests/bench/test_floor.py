@@ -14,6 +14,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(floor, "SECONDS", 1e-4)
     monkeypatch.setattr(floor, "REPEATS", 2)
     floor.multiply_adds_per_second.cache_clear()
+    floor.operations_per_second.cache_clear()
     floor.bytes_per_second.cache_clear()
 
 
@@ -46,6 +47,35 @@ def test_what_a_convention_leaves_out_costs_nothing(changes, stage: str, count: 
     assert operations[stage] == count
 
 
+def test_products_are_what_only_units_that_multiply_do() -> None:
+    every = floor.vector_operations(FbankConfig(), 16)
+    products = floor.vector_operations(FbankConfig(), 16, only_products=True)
+    assert every is not None
+    assert products is not None
+    assert products["window"] == 400
+    assert products["means"] == 0
+    assert products["pre-emphasis"] == 160
+    assert products["mel filters"] == 504
+    assert all(products[stage] <= every[stage] for stage in every)
+    # Of the FFT, sums and differences of the real transforms' first stages are none.
+    assert 0.8 < products["FFT and power"] / every["FFT and power"] < 0.9
+
+
+@pytest.mark.usefixtures("_quick")
+def test_arithmetic_takes_as_long_as_its_products_or_all_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config, shape = FbankConfig(), (2, 80000)
+    monkeypatch.setattr(floor, "bytes_per_second", lambda num_bytes, threads: 1e15)
+    monkeypatch.setattr(floor, "multiply_adds_per_second", lambda threads: 1e9)
+    for rate, only_products in ((1e9, False), (1e12, True)):
+        monkeypatch.setattr(floor, "operations_per_second", lambda threads, rate=rate: rate)
+        counted = floor.vector_operations(config, 8, only_products=only_products)
+        monkeypatch.setattr(floor, "host_lanes", lambda: 8)
+        seconds = floor.floor_seconds(config, shape, 4, 1)
+        assert seconds == pytest.approx(2 * 498 * sum(counted.values()) / 8 / 1e9)
+
+
 def test_counts_do_not_depend_on_the_width() -> None:
     config = FbankConfig()
     assert floor.vector_operations(config, 4) == floor.vector_operations(config, 16)
@@ -71,4 +101,5 @@ def test_the_floor_is_the_larger_of_arithmetic_and_bytes(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("threads", [1, 2])
 def test_rates_are_of_this_century(threads: int) -> None:
     assert 1e8 < floor.multiply_adds_per_second(threads) < 1e12
+    assert floor.multiply_adds_per_second(threads) <= floor.operations_per_second(threads) < 1e12
     assert 1e8 < floor.bytes_per_second(1 << 20, threads) < 1e13

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def run(*arguments: str, interpret: bool = True) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
     command = [sys.executable, "-m", "bench.gpu_record", *arguments]
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -103,14 +102,39 @@ def test_a_step_that_ends_it_leaves_the_steps_before(monkeypatch, tmp_path) -> N
     assert left["errors"]["one"]["holds"] is True
 
 
-@pytest.mark.skipif(INTERPRETED, reason="is about uninterpreted kernels")
-def test_without_a_gpu_it_says_so() -> None:
+def test_a_record_that_could_not_be_written_is_refused_at_once(
+    monkeypatch, tmp_path, capsys
+) -> None:
+    from bench import gpu_record
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    for path in (tmp_path / "no" / "gpu.json", tmp_path):
+        with pytest.raises(SystemExit) as ended:
+            gpu_record.main(["--tiny", "--out", str(path)])
+        assert ended.value.code == 2
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert f"--out must be a file in a folder that can be written to, got {path}" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "interpret", "words"),
+    [
+        ([], "0", "this needs a CUDA GPU; --tiny tries the steps without one"),
+        (["--tiny"], "0", "--tiny needs TRITON_INTERPRET=1"),
+        ([], "1", "TRITON_INTERPRET=1 is for --tiny: a GPU would not be used"),
+    ],
+    ids=["no-gpu", "tiny", "interpreted"],
+)
+def test_what_it_cannot_do_here_it_says(
+    arguments: list[str], interpret: str, words: str, monkeypatch, capsys
+) -> None:
     import torch
 
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
-    done = run(interpret=False)
-    assert done.returncode == 2
-    assert "this needs a CUDA GPU; --tiny tries the steps without one" in done.stderr
-    done = run("--tiny", interpret=False)
-    assert "--tiny needs TRITON_INTERPRET=1" in done.stderr
+    from bench import gpu_record
+
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        gpu_record.main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err

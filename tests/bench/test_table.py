@@ -63,15 +63,55 @@ def test_readme_states_the_figures_of_the_records() -> None:
     assert f"{headlines['torchaudio'].removesuffix(' ×')} times as fast as torchaudio" in opening
 
 
+def test_sections_of_projects_and_half_precision_come_with_their_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in page.RECORDS if name.startswith(("projects", "half", "fbank-"))]:
+        monkeypatch.delitem(page.RECORDS, name)
+    without = page.benchmarks()
+    cases = []
+    for group in ("dither", "dither-kaldi", "dither-lhotse", "gradient", "fft-lengths", "one-clip",
+                  "int16"):  # fmt: skip
+        parameters = {"threads": 2, "waveforms": 1, "project": "wenet", "length": 1102}
+        parameters |= {"seconds": 5, "preset": "ast"}
+        extra = {"backend": "numba", "microseconds_per_clip": {"ours": 1234.5, "theirs": 5000.0}}
+        extra |= {"ours_is_faster_by": {"theirs": 4.05} if group != "int16" else {"other": 1.0}}
+        cases.append({"name": "a", "group": group, "params": parameters, "extra_info": extra})
+    for passes, ratio in (("forward", 1.5), ("both", 2.25)):
+        extra = {"faster_than_sdpa_by": ratio, "backend": "numba", "milliseconds": {"auto": 7.75}}
+        parameters = {"threads": 2, "shape": [1, 1212, 12, 64], "dtype": "torch.bfloat16"}
+        case = {"name": "a", "group": f"attention-half-{passes}", "params": parameters}
+        cases.append({**case, "extra_info": extra})
+    info = table.read_record(page.RECORDS["training"])["machine_info"]
+    path = tmp_path / "2026-11-29-a.json"
+    path.write_text(json.dumps({"benchmarks": [*RECORD["benchmarks"], *cases],
+                                "machine_info": info}))  # fmt: skip
+    for name in ("projects", "half", "fbank-other"):
+        monkeypatch.setitem(page.RECORDS, name, str(path))
+    with_them = page.benchmarks()
+    for line in (
+        "| clips | threads | backend | µs a clip | theirs |\n|---|---|---|---|---|\n"
+        "| 1 | 2 | numba | 1,234 | 4.0 × |",
+        "| wenet | 2 | numba | 1,234 | 4.0 × |",
+        "| 1102 | 1 | 2 | numba | 1,234 | 4.0 × |",
+        "| ast | 1 | 2 | numba | 1,234 | 1.0 × |",
+        "| 1, 12, 1212, 64 | bfloat16 | numba | 7.8 | 1.50 × | 2.25 × |",
+        "### On the EPYC (Zen 5) with AVX-512\n\nThe version of 2026-11-29",
+    ):
+        assert line in with_them
+    for line in without.splitlines():
+        assert line in with_them
+
+
 def test_a_machine_is_named_by_its_maker_vectors_and_caches() -> None:
-    flags = ["avx2", "avx512f"]
-    cpu = {"brand_raw": "AMD EPYC", "flags": flags}
-    cpu |= {"l1_data_cache_size": 2 * 48 * 1024, "l2_cache_size": 2 * 1024 * 1024}
-    record = {"machine_info": {"cores": 2, "cpu": cpu}}
-    name = "the EPYC with AVX-512"
-    assert table.machine_row(record) == [
-        name, "AMD EPYC", "2", "AVX2, AVX-512", "48 KiB", "1,024 KiB",
-    ]  # fmt: skip
+    cpu = {"brand_raw": "AMD EPYC", "vendor_id_raw": "AuthenticAMD", "family": 23, "model": 1}
+    cpu |= {"flags": ["avx2"], "l1_data_cache_size": 2 * 32 * 1024, "l2_cache_size": 2**20}
+    info = {"cores": 2, "cpu": cpu}
+    name = "the EPYC (Zen 1) with AVX2"
+    row = [name, "AMD EPYC", "23, 1", "2", "AVX2", "8", "32 KiB", "512 KiB"]
+    assert table.machine_row({"machine_info": info}) == [*row, "–"]
+    info |= {"float32_lanes": 8, "caches": {"L1d": 2**15, "L2": 2**19, "L3": 2**23}}
+    assert table.machine_row({"machine_info": info}) == [*row, "8,192 KiB"]
 
 
 def test_a_run_of_several_jobs_takes_as_long_as_the_longest(

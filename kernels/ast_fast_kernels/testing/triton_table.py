@@ -147,7 +147,7 @@ def rows(processes: int = 2) -> list[Row]:
         made: list[Row] = []
         for arch in ARCHITECTURES:
             places = range(len(list(cases(arch))))
-            made += pool.map(partial(_row_at, arch), places, chunksize=4)
+            made += pool.map(partial(_row_at, arch), places)
     return made
 
 
@@ -155,7 +155,7 @@ def compile_for_amd(processes: int = 2) -> int:
     """Compile every case for gfx942, by the launches of the newest GPU; return how many."""
     with ProcessPoolExecutor(processes) as pool:
         places = range(len(list(cases(ARCHITECTURES[-1]))))
-        return sum(pool.map(_compile_for_amd, places, chunksize=4))
+        return sum(pool.map(_compile_for_amd, places))
 
 
 def _row_at(arch: int, place: int) -> Row:
