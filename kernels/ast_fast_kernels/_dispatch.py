@@ -105,7 +105,7 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     name = f"{op}_{backend}"
     _load(op, backend, name)
     function: Callable[..., Any] = getattr(_loaded, name)
-    if was_forked() and backend not in _ON_OWN_THREADS:
+    if backend not in _ON_OWN_THREADS and was_forked():
         return on_one_thread_if_forked(function)
     return function
 
@@ -249,6 +249,7 @@ def check_op(op: str, argument: str) -> None:
 
 
 def _check_backend(op: str, backend: str, argument: str) -> None:
-    if backend not in backends_of(op):
+    known = backend == "auto" or (isinstance(backend, str) and (op, backend) in BACKENDS)
+    if not known:
         names = ", ".join(backends_of(op))
         raise ValueError(f"{argument} must be one of {names} for {op}, got {backend!r}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels.fbank.checks import Lengths, check_length
+from ast_fast_kernels.fbank.checks import Lengths, check_length, numba_obstacle, settled_backend
 from ast_fast_kernels.fbank.config import FbankConfig
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
@@ -162,36 +162,24 @@ def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend that runs; auto takes the device's kernels if they can run the input.
-
-    Does not use `choose_kernel`: its closures would slow down the call for a short clip.
-    """
-    own = "triton" if samples.is_cuda else "numba"
-    named = own if requested == "auto" else requested
-    obstacle = _OBSTACLES[named](samples, config) if named in _OBSTACLES else None
+    """Return the backend that runs; auto takes the device's kernels if they can run the input."""
+    kernels = requested
     if requested == "auto":
-        chosen = own if obstacle is None else "reference"
-        _dispatch.log_choice("fbank", chosen, obstacle)
-        return chosen
-    if obstacle is not None:
-        raise RuntimeError(f'{obstacle}; use backend="reference"')
-    return requested
+        kernels = "triton" if samples.is_cuda else "numba"
+    if kernels not in _OBSTACLES:
+        return requested
+    return settled_backend(requested, kernels, _OBSTACLES[kernels](samples, config))
 
 
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
-    if samples.device.type != "cpu":
+    if not samples.is_cpu:
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba cannot run under a transform of torch.func"
-    if (obstacle := _dispatch.numba_obstacle()) is not None:
-        return obstacle
-    # Imported late: it loads Numba.
-    from ast_fast_kernels.fbank.numba_cpu import unsupported
-
-    return unsupported(config)
+    return numba_obstacle(config)
 
 
 def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:

@@ -9,10 +9,10 @@ numba_kernel.py has what a thread does with its blocks.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,8 +28,9 @@ from ast_fast_kernels._cpu.fft import (
     twiddles,
     used_rows,
 )
+from ast_fast_kernels._cpu.memory import lend
 from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
-from ast_fast_kernels._cpu.team import run_items, team_size
+from ast_fast_kernels._cpu.team import Pace, run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_kernel import (
@@ -58,11 +59,18 @@ MOST_SHIFT = 2**24
 have up to 1 GiB."""
 
 BLOCKS_PER_THREAD = 64
-"""Fewest blocks of frames that justify another thread: two clips of 5 s, twice a thread's cost."""
+"""Fewest blocks of frames that always justify another thread: two clips of 5 s, twice its cost if
+it sleeps."""
+
+FEWEST_BLOCKS = 8
+"""Fewest that justify one if `Pace` finds it awake."""
 
 BLOCKS_AT_ONCE = 16
-"""Blocks that one of several threads takes at once: half a clip of 5 s. The first of them cannot
-reuse hops of a block before it."""
+"""Most blocks that one of several threads takes at once: half a clip of 5 s. The first of them
+cannot reuse hops of a block before it."""
+
+CHUNKS_PER_THREAD = 4
+"""So many, if there are blocks enough, let a thread that comes late take fewer."""
 
 FRAMES_AT_ONCE = 256
 """Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
@@ -98,11 +106,12 @@ def fbank_numba(
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     """Return uninitialised float32 of the waveform's kind, aligned to a cache line."""
+    out = lend(shape[0] * shape[1] * shape[2]).reshape(shape)
     if isinstance(waveform, np.ndarray):
-        return aligned(math.prod(shape)).reshape(shape)
+        return out
     import torch  # loaded already: the waveform is a tensor
 
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return torch.from_numpy(out)
 
 
 def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
@@ -164,32 +173,42 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
+    itemsize = waveform.itemsize
     if isinstance(waveform, np.ndarray):
         samples, out_at = address_of(waveform), address_of(out)
-        clip_stride, sample_stride = (stride // waveform.itemsize for stride in waveform.strides)
+        clip_stride, sample_stride = waveform.strides
+        clip_stride, sample_stride = clip_stride // itemsize, sample_stride // itemsize
     else:
         samples, out_at = waveform.data_ptr(), out.data_ptr()
         clip_stride, sample_stride = waveform.stride()
     team = team_size()
-    threads = max(1, min(team, total // BLOCKS_PER_THREAD))
+    few = max(1, min(team, total // BLOCKS_PER_THREAD))
+    many = max(few, min(team, total // FEWEST_BLOCKS))
+    ready = _take_ready(config, lanes, many)
+    begun = perf_counter()
+    threads = many if many > few and ready.pace.tries_more(begun) else few
     # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
-    chunk = BLOCKS_AT_ONCE if 1 < threads == team else -(-total // threads)
+    chunk = -(-total // threads)
+    if 1 < threads == team:
+        chunk = min(BLOCKS_AT_ONCE, -(-chunk // CHUNKS_PER_THREAD))
+    # In order: names would take longer than the rest of this function.
     batch = Batch(
-        samples=samples,
-        clip_stride=clip_stride,
-        sample_stride=sample_stride,
-        is_int16=waveform.itemsize == 2,
-        num_samples=waveform.shape[1],
-        num_frames=num_frames,
-        samples_of=samples_of,
-        frames_of=frames_of,
-        out=out_at,
+        samples,
+        clip_stride,
+        sample_stride,
+        itemsize == 2,
+        waveform.shape[1],
+        num_frames,
+        samples_of,
+        frames_of,
+        out_at,
     )
-    ready = _take_ready(config, lanes, threads)
     prepared = ready.prepared
     chunks = -(-total // chunk)
     numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
     run_items(prepared.worker, numbers, threads, team, shared=True)
+    if many > few:
+        ready.pace.note(threads > few, begun, perf_counter(), total)
     _of_thread.ready = ready
 
 
@@ -301,6 +320,7 @@ class Ready(NamedTuple):
     buffers: list[Float32Array]  # of the first helping thread, then of the next
     scratch: npt.NDArray[np.intp]  # their addresses, shape (threads, NUM_BUFFERS)
     scratch_at: int
+    pace: Pace
 
 
 class _OfThread(threading.local):
@@ -327,13 +347,13 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int) -> Ready:
     prepared = _prepare(config, lanes)
     sizes = _buffer_sizes(config, lanes)
     if last is not None and last.sizes == sizes:
-        return last._replace(config=config, lanes=lanes, prepared=prepared)
+        return last._replace(config=config, lanes=lanes, prepared=prepared, pace=Pace())
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:
         buffer[:] = 0.0
     scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
     scratch = scratch.reshape(threads, NUM_BUFFERS)
-    return Ready(config, lanes, prepared, sizes, buffers, scratch, scratch.ctypes.data)
+    return Ready(config, lanes, prepared, sizes, buffers, scratch, scratch.ctypes.data, Pace())
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
