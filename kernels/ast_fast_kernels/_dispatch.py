@@ -93,8 +93,23 @@ def requested_backend(op: str, argument: str) -> str:
     in_use = _in_use.get().get(op, "auto")
     if in_use != "auto":
         return in_use
-    value = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    value = _environment()
     return _parse_environment(value).get(op, "auto") if value else "auto"
+
+
+_IN_ENVIRONMENT = os.environ.encodekey(ENVIRONMENT_VARIABLE)
+
+
+def _environment() -> str:
+    """Return the variable's value, `""` without it.
+
+    What is not there is looked for in the dictionary below `os.environ`, which raises and catches
+    two errors for it: that would take longer than the rest of the choice.
+    """
+    held = getattr(os.environ, "_data", None)
+    if isinstance(held, dict) and _IN_ENVIRONMENT not in held:
+        return ""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
 
 
 def load_backend(op: str, backend: str) -> Callable[..., Any]:

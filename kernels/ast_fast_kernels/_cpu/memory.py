@@ -29,8 +29,10 @@ MOST_BYTES = 2**26
 
 def lend(size: int) -> Float32Array:
     """Return `size` uninitialised float32, aligned to a cache line."""
+    if size * FLOAT_BYTES < LEAST_BYTES:
+        return aligned(size)
     whole = _rounded(size)
-    if not LEAST_BYTES <= whole * FLOAT_BYTES <= MOST_BYTES:
+    if whole * FLOAT_BYTES > MOST_BYTES:
         return aligned(size)
     return np.asarray(_Loan(_waiting.take(whole)))[:size]
 

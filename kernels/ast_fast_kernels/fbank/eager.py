@@ -41,7 +41,9 @@ def compute(
             raise ValueError("out must be no view that negates its memory (torch's negative bit)")
 
     samples = waveform
-    if waveform.dim() != 2:
+    if waveform.dim() == 1:
+        samples = waveform[None]  # takes a fifth of the time of what follows
+    elif waveform.dim() != 2:
         with one_thread_if_forked():
             samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
@@ -62,7 +64,9 @@ def compute(
         if chosen != "reference":  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(out)
         return out
-    return log_mel if len(shape) == 3 else log_mel.view(shape)
+    if len(shape) == 3:
+        return log_mel
+    return log_mel[0] if len(shape) == 2 else log_mel.view(shape)
 
 
 def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:
