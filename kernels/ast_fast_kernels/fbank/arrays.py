@@ -13,6 +13,7 @@ from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch.optional import is_tensor
 from ast_fast_kernels.fbank.checks import (
     Lengths,
+    Passed,
     check_config,
     check_length,
     numba_obstacle,
@@ -51,6 +52,31 @@ def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Arr
     if out is not None:
         return out
     return log_mel if len(shape) == 3 else log_mel.reshape(shape)
+
+
+_passed = Passed()
+
+
+def compute_again(waveform: Array, config: FbankConfig, backend: str) -> Array | None:
+    """Compute a clip or a batch if the last call was like this; None if it has to be checked."""
+    rows = waveform if waveform.ndim != 1 else waveform[None]
+    requested = _dispatch.requested_backend("fbank", backend)
+    if not _passed.has(config, (requested, type(rows), rows.dtype, rows.shape)):
+        return None
+    if not rows.flags.c_contiguous:
+        return None
+    if requested == "auto":
+        _dispatch.log_choice("fbank", "numba")
+    log_mel: Array = _dispatch.load_backend("fbank", "numba")(rows, config)
+    return log_mel if rows is waveform else log_mel[0]
+
+
+def note_passed(waveform: Array, config: FbankConfig, backend: str) -> None:
+    """Take down a call, without lengths and `out`, in which Numba computed some frames."""
+    if waveform.ndim in (1, 2):
+        rows = waveform if waveform.ndim == 2 else waveform[None]
+        requested = _dispatch.requested_backend("fbank", backend)
+        _passed.note(config, (requested, type(rows), rows.dtype, rows.shape))
 
 
 def chosen_backend(waveform: Array, config: FbankConfig, backend: str) -> str:

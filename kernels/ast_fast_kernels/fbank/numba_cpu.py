@@ -182,13 +182,15 @@ def run_blocks(
         samples, out_at = waveform.data_ptr(), out.data_ptr()
         clip_stride, sample_stride = waveform.stride()
     team = team_size()
-    few = max(1, min(team, total // BLOCKS_PER_THREAD))
-    many = max(few, min(team, total // FEWEST_BLOCKS))
+    few = many = 1
+    if team > 1 and total >= 2 * FEWEST_BLOCKS:
+        few = max(1, min(team, total // BLOCKS_PER_THREAD))
+        many = min(team, total // FEWEST_BLOCKS)
     ready = _take_ready(config, lanes, many)
     begun = perf_counter()
     threads = many if many > few and ready.pace.tries_more(begun) else few
     # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
-    chunk = -(-total // threads)
+    chunk = total if threads == 1 else -(-total // threads)
     if 1 < threads == team:
         chunk = min(BLOCKS_AT_ONCE, -(-chunk // CHUNKS_PER_THREAD))
     # In order: names would take longer than the rest of this function.
