@@ -79,7 +79,8 @@ class Passed:
 
     def note(self, config: FbankConfig, traits: object) -> None:
         """Take down a call, by its config and all else that the checks depend on."""
-        self._last = (config, traits)
+        if config.dither == 0.0:  # noise is new in every call
+            self._last = (config, traits)
 
     def has(self, config: FbankConfig, traits: object) -> bool:
         """Say whether the last call was like this one, and Numba still runs."""
