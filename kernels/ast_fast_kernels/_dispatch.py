@@ -93,8 +93,23 @@ def requested_backend(op: str, argument: str) -> str:
     in_use = _in_use.get().get(op, "auto")
     if in_use != "auto":
         return in_use
-    value = os.environ.get(ENVIRONMENT_VARIABLE, "")
+    value = _environment()
     return _parse_environment(value).get(op, "auto") if value else "auto"
+
+
+_IN_ENVIRONMENT = os.environ.encodekey(ENVIRONMENT_VARIABLE)
+
+
+def _environment() -> str:
+    """Return the variable's value, `""` without it.
+
+    What is not there is looked for in the dictionary below `os.environ`, which raises and catches
+    two errors for it: that would take longer than the rest of the choice.
+    """
+    held = getattr(os.environ, "_data", None)
+    if isinstance(held, dict) and _IN_ENVIRONMENT not in held:
+        return ""
+    return os.environ.get(ENVIRONMENT_VARIABLE, "")
 
 
 def load_backend(op: str, backend: str) -> Callable[..., Any]:
@@ -105,7 +120,7 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     name = f"{op}_{backend}"
     _load(op, backend, name)
     function: Callable[..., Any] = getattr(_loaded, name)
-    if was_forked() and backend not in _ON_OWN_THREADS:
+    if backend not in _ON_OWN_THREADS and was_forked():
         return on_one_thread_if_forked(function)
     return function
 
@@ -249,6 +264,7 @@ def check_op(op: str, argument: str) -> None:
 
 
 def _check_backend(op: str, backend: str, argument: str) -> None:
-    if backend not in backends_of(op):
+    known = backend == "auto" or (isinstance(backend, str) and (op, backend) in BACKENDS)
+    if not known:
         names = ", ".join(backends_of(op))
         raise ValueError(f"{argument} must be one of {names} for {op}, got {backend!r}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import reprlib
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Any
 
 import numpy as np
@@ -102,12 +103,7 @@ def fbank(
             shorter than one frame.
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
-    framing = _framing(
-        as_number("sample_frequency", sample_frequency),
-        _milliseconds("frame_length", frame_length, sample_frequency),
-        _milliseconds("frame_shift", frame_shift, sample_frequency),
-        as_number("preemphasis_coefficient", preemphasis_coefficient),
-    )
+    framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
     round_to_power_of_two = _flag("round_to_power_of_two", round_to_power_of_two)
     if not round_to_power_of_two and framing.window_size % 2:
         raise ValueError(
@@ -131,21 +127,21 @@ def fbank(
             samples, dither = -reference.as_floating(samples), -dither
     scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
     config = _complete(
-        framing,
+        framing=framing,
         waveform_scale=scale,
         n_fft=None if round_to_power_of_two else framing.window_size,
-        blackman_coeff=as_number("blackman_coeff", blackman_coeff),
+        blackman_coeff=blackman_coeff,
         dither=dither,
-        high_freq=as_number("high_freq", high_freq),
-        low_freq=as_number("low_freq", low_freq),
+        high_freq=high_freq,
+        low_freq=low_freq,
         num_mel_bins=num_mel_bins,
-        remove_dc_offset=_flag("remove_dc_offset", remove_dc_offset),
-        snip_edges=_flag("snip_edges", snip_edges),
-        use_log_fbank=_flag("use_log_fbank", use_log_fbank),
-        use_power=_flag("use_power", use_power),
-        vtln_high=as_number("vtln_high", vtln_high),
-        vtln_low=as_number("vtln_low", vtln_low),
-        vtln_warp=as_number("vtln_warp", vtln_warp),
+        remove_dc_offset=remove_dc_offset,
+        snip_edges=snip_edges,
+        use_log_fbank=use_log_fbank,
+        use_power=use_power,
+        vtln_high=vtln_high,
+        vtln_low=vtln_low,
+        vtln_warp=vtln_warp,
         window_type=window_type,
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
@@ -197,24 +193,47 @@ _INT16_SCALE = 32768.0
 """Undoes, exactly, that a backend divides int16."""
 
 
-@lru_cache(maxsize=64, typed=True)
+_PLAIN = frozenset((float, int, bool, str, type(None), FbankConfig))
+
+
+def _once(function: Callable[..., FbankConfig]) -> Callable[..., FbankConfig]:
+    """Keep a function's results, unless an argument is of a type whose values may change."""
+    kept = lru_cache(maxsize=64, typed=True)(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> FbankConfig:
+        if _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values())):
+            return kept(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+@_once
 def _framing(
-    sample_frequency: float, frame_length: float, frame_shift: float, preemphasis: float
+    sample_frequency: Any, frame_length: Any, frame_shift: Any, preemphasis_coefficient: Any
 ) -> FbankConfig:
     """Return the settings that are checked before `min_duration`; the rest are checked after it."""
     return FbankConfig(
-        sample_frequency=sample_frequency,
-        frame_length=frame_length,
-        frame_shift=frame_shift,
-        preemphasis_coefficient=preemphasis,
+        sample_frequency=as_number("sample_frequency", sample_frequency),
+        frame_length=_milliseconds("frame_length", frame_length, sample_frequency),
+        frame_shift=_milliseconds("frame_shift", frame_shift, sample_frequency),
+        preemphasis_coefficient=as_number("preemphasis_coefficient", preemphasis_coefficient),
         low_freq=0.0,
         mel_dtype="float32",
     )
 
 
-@lru_cache(maxsize=64, typed=True)
-def _complete(framing: FbankConfig, **fields: object) -> FbankConfig:
-    return framing.replace(**fields)
+_NUMBERS = ("blackman_coeff", "high_freq", "low_freq", "vtln_high", "vtln_low", "vtln_warp")
+_FLAGS = ("remove_dc_offset", "snip_edges", "use_log_fbank", "use_power")
+
+
+@_once
+def _complete(*, framing: FbankConfig, **given: Any) -> FbankConfig:
+    """Return `framing` with the other fields, as a caller gave them."""
+    numbers = {name: as_number(name, given[name]) for name in _NUMBERS}
+    flags = {name: _flag(name, given[name]) for name in _FLAGS}
+    return framing.replace(**{**given, **numbers, **flags})
 
 
 def _channel(waveform: Tensor, channel: int) -> Tensor:

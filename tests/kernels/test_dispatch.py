@@ -4,6 +4,7 @@ import logging
 import re
 import threading
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -226,3 +227,37 @@ def test_cuda_without_triton_takes_torch_s_operators(monkeypatch) -> None:
         assert attention_backend("auto", qkv) == "sdpa"
         with pytest.raises(RuntimeError, match="triton is not installed"):
             attention_backend("triton", qkv)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy], ids=["array", "tensor"])
+def test_a_call_like_the_last_one_still_follows_what_is_asked_for(kind, monkeypatch) -> None:
+    """Its checks are not made again, so nothing that they depend on may go unseen."""
+    samples = np.random.default_rng(0).normal(0, 0.1, (2, 8000)).astype(np.float32)
+    waveform, config = kind(samples), FbankConfig()
+    expected = fbank(waveform, config)
+    again, one = fbank(waveform, config), fbank(waveform[0], config)
+    assert (again == expected).all()
+    assert (fbank(waveform[0], config) == one).all()
+    assert (one == expected[0]).all()
+    loaded = _dispatch.load_backend
+    used: list[str] = []
+    monkeypatch.setattr(
+        _dispatch, "load_backend", lambda op, name: used.append(name) or loaded(op, name)
+    )
+    fbank(waveform, config)
+    with use_backend("reference"):
+        fbank(waveform, config)
+        fbank(waveform, config, backend="numba")
+    monkeypatch.setenv("AST_FAST_BACKEND", "fbank=reference")
+    fbank(waveform, config)
+    monkeypatch.delenv("AST_FAST_BACKEND")
+    fbank(waveform, config)
+    assert used == ["numba", "reference", "numba", "reference", "numba"]
+    with pytest.raises(TypeError, match="float32, float64 or int16"):
+        fbank(kind(samples.astype(np.int32)), config)
+    with pytest.raises(ValueError, match="num_samples >= 400"):
+        fbank(waveform[:, :399], config)
+    strided = kind(np.repeat(samples, 2, axis=1))[:, ::2]
+    assert (fbank(strided, config) == expected).all()
+    assert (fbank(kind((samples * 32768).astype(np.int16)), config) != expected).any()
+    assert fbank(waveform, config, lengths=[8000, 400]).shape == expected.shape

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 import os
 import re
 import sys
@@ -66,6 +67,48 @@ def run_items(
             return
 
     plain_threads.call_at_once(partial(worker.ctypes, address), threads)
+
+
+class Pace:
+    """Whether more threads make a short call faster: what the calls before it took.
+
+    Threads that sleep, or whose cores others use, can take milliseconds to come, and torch's team
+    waits for all of them. So they are asked only if the last call has just ended; and where they
+    lose twice in a row (the first call may have woken them), the next calls are made without them:
+    eight, then eight times as many after each trial that fails.
+    """
+
+    FIRST, MOST = 8, 4096
+    """Calls without more threads before the first trial, and the most before another one."""
+
+    AWAKE = 0.005
+    """Seconds for which a thread counts as awake after a call; torch's spin for about as long."""
+
+    def __init__(self) -> None:
+        self._least = math.inf  # seconds for each item, without more threads
+        self._ended = -math.inf
+        self._left = self._pause = self.FIRST
+        self._has_lost = False
+
+    def tries_more(self, now: float) -> bool:
+        """Say whether a call is to use more threads; times are `perf_counter`'s."""
+        return self._left == 0 and now - self._ended < self.AWAKE
+
+    def note(self, more: bool, begun: float, ended: float, items: int) -> None:
+        """Take down what a call of so many items took, and whether it used more threads."""
+        seconds = (ended - begun) / items
+        self._ended = ended
+        if not more:
+            self._left = max(self._left - 1, 0)
+            self._least = min(self._least, seconds)
+        elif seconds < self._least:
+            self._pause, self._has_lost = self.FIRST, False
+        elif not self._has_lost:
+            self._has_lost = True
+        else:
+            self._left, self._has_lost = self._pause, False
+            self._pause = min(8 * self._pause, self.MOST)
+            self._least = math.inf  # others may use the machine by now
 
 
 def team_size() -> int:

@@ -119,20 +119,26 @@ def _fbank_of_array(
     out: Any,
     backend: str,
 ) -> npt.NDArray[Any]:
+    is_plain = lengths is None and out is None
+    if is_plain and (again := arrays.compute_again(waveform, config, backend)) is not None:
+        return again
     chosen = arrays.chosen_backend(waveform, config, backend)
     if out is not None:
         arrays.check_out(out, waveform, config)
     counts = arrays.check_lengths(lengths, waveform)
     if chosen == "numba":
-        return arrays.compute(waveform, config, counts, out)
+        log_mel = arrays.compute(waveform, config, counts, out)
+        if is_plain and log_mel.size:
+            arrays.note_passed(waveform, config, backend)
+        return log_mel
     samples = _as_tensor(waveform, config, chosen)
     import torch
 
     from ast_fast_kernels.fbank import eager
 
     into = None if out is None else torch.from_numpy(out)
-    log_mel = eager.compute(samples, config, counts, into, chosen)
-    return log_mel.numpy() if out is None else out
+    energies = eager.compute(samples, config, counts, into, chosen)
+    return energies.numpy() if out is None else out
 
 
 def _as_tensor(waveform: npt.NDArray[Any], config: FbankConfig, chosen: str) -> Tensor:

@@ -11,7 +11,14 @@ import numpy.typing as npt
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch.optional import is_tensor
-from ast_fast_kernels.fbank.checks import Lengths, check_config, check_length
+from ast_fast_kernels.fbank.checks import (
+    Lengths,
+    Passed,
+    check_config,
+    check_length,
+    numba_obstacle,
+    settled_backend,
+)
 from ast_fast_kernels.fbank.config import FbankConfig
 
 Array = npt.NDArray[Any]
@@ -47,6 +54,31 @@ def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Arr
     return log_mel if len(shape) == 3 else log_mel.reshape(shape)
 
 
+_passed = Passed()
+
+
+def compute_again(waveform: Array, config: FbankConfig, backend: str) -> Array | None:
+    """Compute a clip or a batch if the last call was like this; None if it has to be checked."""
+    rows = waveform if waveform.ndim != 1 else waveform[None]
+    requested = _dispatch.requested_backend("fbank", backend)
+    if not _passed.has(config, (requested, type(rows), rows.dtype, rows.shape)):
+        return None
+    if not rows.flags.c_contiguous:
+        return None
+    if requested == "auto":
+        _dispatch.log_choice("fbank", "numba")
+    log_mel: Array = _dispatch.load_backend("fbank", "numba")(rows, config)
+    return log_mel if rows is waveform else log_mel[0]
+
+
+def note_passed(waveform: Array, config: FbankConfig, backend: str) -> None:
+    """Take down a call, without lengths and `out`, in which Numba computed some frames."""
+    if waveform.ndim in (1, 2):
+        rows = waveform if waveform.ndim == 2 else waveform[None]
+        requested = _dispatch.requested_backend("fbank", backend)
+        _passed.note(config, (requested, type(rows), rows.dtype, rows.shape))
+
+
 def chosen_backend(waveform: Array, config: FbankConfig, backend: str) -> str:
     """Check a waveform and its config, and return the backend that runs."""
     if waveform.dtype not in _DTYPES:
@@ -56,20 +88,16 @@ def chosen_backend(waveform: Array, config: FbankConfig, backend: str) -> str:
     check_config(config)
     check_length(waveform.shape, config)
     requested = _dispatch.requested_backend("fbank", backend)
-    numba = {"numba": lambda: obstacle(waveform, config)}
-    return _dispatch.choose_kernel("fbank", requested, "cpu", numba, "reference")
+    if requested not in ("auto", "numba"):
+        return requested
+    return settled_backend(requested, "numba", obstacle(waveform, config))
 
 
 def obstacle(waveform: Array, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
     if waveform.dtype == np.float64:
         return f"numba needs a float32 or int16 waveform, got {waveform.dtype}"
-    if (reason := _dispatch.numba_obstacle()) is not None:
-        return reason
-    # Imported late: it loads Numba.
-    from ast_fast_kernels.fbank.numba_cpu import unsupported
-
-    return unsupported(config)
+    return numba_obstacle(config)
 
 
 def check_out(out: object, waveform: Array, config: FbankConfig) -> None:
@@ -91,7 +119,9 @@ def check_out(out: object, waveform: Array, config: FbankConfig) -> None:
 def _readable(waveform: Array) -> Array:
     """Return the waveform, copied if a stride is negative or not a whole number of samples."""
     item = waveform.itemsize
-    if any(stride < 0 or stride % item for stride in waveform.strides):
+    if not waveform.flags.c_contiguous and any(
+        stride < 0 or stride % item for stride in waveform.strides
+    ):
         return waveform.copy()
     return waveform
 

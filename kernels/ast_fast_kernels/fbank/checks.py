@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.config import FbankConfig
 
 if TYPE_CHECKING:
@@ -29,4 +31,60 @@ def check_length(shape: Sequence[int], config: FbankConfig) -> None:
             f"waveform must be (..., num_samples) with num_samples >= {least} "
             f"(frame_length {config.frame_length:g} ms at {config.sample_frequency:g} Hz), "
             f"got {tuple(shape)}"
+        )
+
+
+def settled_backend(requested: str, kernels: str, obstacle: str | None) -> str:
+    """Return the backend that runs, if `kernels` or auto was asked for.
+
+    Does not use `choose_kernel`: its closures would slow down the call for a short clip.
+
+    Args:
+        requested: `"auto"`, or the name of the kernels.
+        kernels: Those that auto takes.
+        obstacle: Why they cannot run this input; None when they can.
+    Raises:
+        RuntimeError: They were asked for by name and cannot run.
+    """
+    if requested == "auto":
+        chosen = kernels if obstacle is None else "reference"
+        _dispatch.log_choice("fbank", chosen, obstacle)
+        return chosen
+    if obstacle is not None:
+        raise RuntimeError(f'{obstacle}; use backend="reference"')
+    return requested
+
+
+def numba_obstacle(config: FbankConfig) -> str | None:
+    """Say why Numba cannot run a config here; None when it can."""
+    return _dispatch.numba_obstacle() or _unsupported(config)
+
+
+@lru_cache(maxsize=64)
+def _unsupported(config: FbankConfig) -> str | None:
+    from ast_fast_kernels.fbank.numba_cpu import unsupported  # late: it loads Numba
+
+    return unsupported(config)
+
+
+class Passed:
+    """The last call that passed every check and went to Numba as it was.
+
+    Checks take twice as long as the kernel for a frame, and depend only on what is compared here;
+    so a call like the last one skips them.
+    """
+
+    def __init__(self) -> None:
+        self._last: tuple[FbankConfig | None, object] = (None, None)
+
+    def note(self, config: FbankConfig, traits: object) -> None:
+        """Take down a call, by its config and all else that the checks depend on."""
+        if config.dither == 0.0:  # noise is new in every call
+            self._last = (config, traits)
+
+    def has(self, config: FbankConfig, traits: object) -> bool:
+        """Say whether the last call was like this one, and Numba still runs."""
+        last_config, last_traits = self._last
+        return (
+            last_config is config and last_traits == traits and _dispatch.numba_obstacle() is None
         )

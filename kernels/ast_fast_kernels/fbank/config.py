@@ -183,7 +183,8 @@ class FbankConfig:
         good = self.mel_dtype == "float64" or kaldis
         rule = "float64 unless mel_scale is htk, mel_norm is none and triangle_axis is mel"
         _require(good, "mel_dtype", rule, self.mel_dtype)
-        self.as_json  # noqa: B018 - made now, because a traced call cannot make it
+        # Made now, because a traced call cannot make them.
+        self.as_json, self.fft_size, self.needs_whole_clip  # noqa: B018
 
     @classmethod
     def preset(cls, name: PresetName, **changes: object) -> Self:
@@ -258,9 +259,15 @@ class FbankConfig:
         }
         return cls(**_in_milliseconds(values))
 
+    # By a string, which caches its hash: thirty fields would cost each call microseconds.
+
     def __hash__(self) -> int:
-        # A string caches its hash; hashing thirty fields would cost each call a microsecond.
         return hash(self.as_json)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, FbankConfig):
+            return NotImplemented
+        return self is other or self.as_json == other.as_json
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -287,17 +294,17 @@ class FbankConfig:
         """Return a copy with fields changed, and check it."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
-    @property
+    @cached_property
     def window_size(self) -> int:
         """Length of a frame, in samples (Kaldi truncates)."""
         return _truncated(self.sample_frequency, self.frame_length)
 
-    @property
+    @cached_property
     def window_shift(self) -> int:
         """Hop between frames, in samples (Kaldi truncates)."""
         return _truncated(self.sample_frequency, self.frame_shift)
 
-    @property
+    @cached_property
     def fft_size(self) -> int:
         """FFT length, in samples: `n_fft`, or the smallest power of two that holds the window."""
         return self.n_fft if self.n_fft is not None else 1 << (self.window_size - 1).bit_length()
@@ -351,7 +358,7 @@ class FbankConfig:
         """`top_db` in the output's own unit; 0 is no limit."""
         return self.top_db / (10 * _LOG10_E) * self.log_factor
 
-    @property
+    @cached_property
     def needs_whole_clip(self) -> bool:
         """Whether a frame's energies depend on the rest of its clip."""
         return self.use_log_fbank and (self.top_db > 0 or self.norm_per_feature)

@@ -11,7 +11,13 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels.fbank.checks import Lengths, check_length
+from ast_fast_kernels.fbank.checks import (
+    Lengths,
+    Passed,
+    check_length,
+    numba_obstacle,
+    settled_backend,
+)
 from ast_fast_kernels.fbank.config import FbankConfig
 
 _DTYPES = (torch.float32, torch.float64, torch.int16)
@@ -28,6 +34,11 @@ def compute(
 
     Only the reference is differentiable here.
     """
+    is_plain = lengths is None and out is None and waveform.dim() in (1, 2)
+    if is_plain:
+        rows = waveform if waveform.dim() == 2 else waveform[None]
+        if (again := _compute_again(rows, config, backend)) is not None:
+            return again if waveform.dim() == 2 else again[0]
     check_waveform(waveform, config)
     if waveform.is_neg():
         with one_thread_if_forked():
@@ -41,7 +52,9 @@ def compute(
             raise ValueError("out must be no view that negates its memory (torch's negative bit)")
 
     samples = waveform
-    if waveform.dim() != 2:
+    if waveform.dim() == 1:
+        samples = waveform[None]  # takes a fifth of the time of what follows
+    elif waveform.dim() != 2:
         with one_thread_if_forked():
             samples = waveform.reshape(math.prod(leading), waveform.shape[-1])
     flat_out = None if out is None else out.view(samples.shape[0], *shape[-2:])
@@ -62,7 +75,29 @@ def compute(
         if chosen != "reference":  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(out)
         return out
-    return log_mel if len(shape) == 3 else log_mel.view(shape)
+    if is_plain and chosen == "numba":
+        requested = _dispatch.requested_backend("fbank", backend)
+        _passed.note(config, (requested, samples.dtype, samples.shape))
+    if len(shape) == 3:
+        return log_mel
+    return log_mel[0] if len(shape) == 2 else log_mel.view(shape)
+
+
+_passed = Passed()
+
+
+def _compute_again(waveform: Tensor, config: FbankConfig, backend: str) -> Tensor | None:
+    """Compute a batch if the last call was like this; None if it has to be checked."""
+    requested = _dispatch.requested_backend("fbank", backend)
+    if not _passed.has(config, (requested, waveform.dtype, waveform.shape)):
+        return None
+    functorch = torch._C._are_functorch_transforms_active()
+    if functorch or waveform.is_neg() or not waveform.is_cpu:
+        return None
+    if requested == "auto":
+        _dispatch.log_choice("fbank", "numba")
+    log_mel: Tensor = _dispatch.load_backend("fbank", "numba")(waveform, config)
+    return log_mel
 
 
 def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:
@@ -162,36 +197,24 @@ def as_counts(lengths: Lengths, leading: torch.Size) -> Tensor:
 
 
 def choose_backend(requested: str, samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend that runs; auto takes the device's kernels if they can run the input.
-
-    Does not use `choose_kernel`: its closures would slow down the call for a short clip.
-    """
-    own = "triton" if samples.is_cuda else "numba"
-    named = own if requested == "auto" else requested
-    obstacle = _OBSTACLES[named](samples, config) if named in _OBSTACLES else None
+    """Return the backend that runs; auto takes the device's kernels if they can run the input."""
+    kernels = requested
     if requested == "auto":
-        chosen = own if obstacle is None else "reference"
-        _dispatch.log_choice("fbank", chosen, obstacle)
-        return chosen
-    if obstacle is not None:
-        raise RuntimeError(f'{obstacle}; use backend="reference"')
-    return requested
+        kernels = "triton" if samples.is_cuda else "numba"
+    if kernels not in _OBSTACLES:
+        return requested
+    return settled_backend(requested, kernels, _OBSTACLES[kernels](samples, config))
 
 
 def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
     """Say why numba cannot run this input; None when it can."""
-    if samples.device.type != "cpu":
+    if not samples.is_cpu:
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
     if torch._C._are_functorch_transforms_active():
         return "numba cannot run under a transform of torch.func"
-    if (obstacle := _dispatch.numba_obstacle()) is not None:
-        return obstacle
-    # Imported late: it loads Numba.
-    from ast_fast_kernels.fbank.numba_cpu import unsupported
-
-    return unsupported(config)
+    return numba_obstacle(config)
 
 
 def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:

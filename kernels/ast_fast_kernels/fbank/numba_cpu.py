@@ -9,10 +9,10 @@ numba_kernel.py has what a thread does with its blocks.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ast_fast_kernels._cpu.caches import first_cache
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
+from ast_fast_kernels._cpu.memory import lend
 from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.spectrum import (
     MAX_SIZE,
@@ -31,7 +32,7 @@ from ast_fast_kernels._cpu.spectrum import (
     twiddles,
     used_rows,
 )
-from ast_fast_kernels._cpu.team import run_items, team_size
+from ast_fast_kernels._cpu.team import Pace, run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_kernel import (
@@ -60,11 +61,18 @@ MOST_SHIFT = 2**24
 have up to 1 GiB."""
 
 BLOCKS_PER_THREAD = 64
-"""Fewest blocks of frames that justify another thread: two clips of 5 s, twice a thread's cost."""
+"""Fewest blocks of frames that always justify another thread: two clips of 5 s, twice its cost if
+it sleeps."""
+
+FEWEST_BLOCKS = 8
+"""Fewest that justify one if `Pace` finds it awake."""
 
 BLOCKS_AT_ONCE = 16
-"""Blocks that one of several threads takes at once: half a clip of 5 s. The first of them cannot
-reuse hops of a block before it."""
+"""Most blocks that one of several threads takes at once: half a clip of 5 s. The first of them
+cannot reuse hops of a block before it."""
+
+CHUNKS_PER_THREAD = 4
+"""So many, if there are blocks enough, let a thread that comes late take fewer."""
 
 FRAMES_AT_ONCE = 256
 """Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
@@ -100,11 +108,12 @@ def fbank_numba(
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     """Return uninitialised float32 of the waveform's kind, aligned to a cache line."""
+    out = lend(shape[0] * shape[1] * shape[2]).reshape(shape)
     if isinstance(waveform, np.ndarray):
-        return aligned(math.prod(shape)).reshape(shape)
+        return out
     import torch  # loaded already: the waveform is a tensor
 
-    return torch.empty(shape, dtype=torch.float32, device="cpu")
+    return torch.from_numpy(out)
 
 
 def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
@@ -165,32 +174,44 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
+    itemsize = waveform.itemsize
     if isinstance(waveform, np.ndarray):
         samples, out_at = address_of(waveform), address_of(out)
-        clip_stride, sample_stride = (stride // waveform.itemsize for stride in waveform.strides)
+        clip_stride, sample_stride = waveform.strides
+        clip_stride, sample_stride = clip_stride // itemsize, sample_stride // itemsize
     else:
         samples, out_at = waveform.data_ptr(), out.data_ptr()
         clip_stride, sample_stride = waveform.stride()
     team = team_size()
-    threads = max(1, min(team, total // BLOCKS_PER_THREAD))
+    few = many = 1
+    if team > 1 and total >= 2 * FEWEST_BLOCKS:
+        few = max(1, min(team, total // BLOCKS_PER_THREAD))
+        many = min(team, total // FEWEST_BLOCKS)
+    ready = _take_ready(config, lanes, many, cache_bytes or first_cache())
+    begun = perf_counter()
+    threads = many if many > few and ready.pace.tries_more(begun) else few
     # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
-    chunk = BLOCKS_AT_ONCE if 1 < threads == team else -(-total // threads)
+    chunk = total if threads == 1 else -(-total // threads)
+    if 1 < threads == team:
+        chunk = min(BLOCKS_AT_ONCE, -(-chunk // CHUNKS_PER_THREAD))
+    # In order: names would take longer than the rest of this function.
     batch = Batch(
-        samples=samples,
-        clip_stride=clip_stride,
-        sample_stride=sample_stride,
-        is_int16=waveform.itemsize == 2,
-        num_samples=waveform.shape[1],
-        num_frames=num_frames,
-        samples_of=samples_of,
-        frames_of=frames_of,
-        out=out_at,
+        samples,
+        clip_stride,
+        sample_stride,
+        itemsize == 2,
+        waveform.shape[1],
+        num_frames,
+        samples_of,
+        frames_of,
+        out_at,
     )
-    ready = _take_ready(config, lanes, threads, cache_bytes or first_cache())
     prepared = ready.prepared
     chunks = -(-total // chunk)
     numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
     run_items(prepared.worker, numbers, threads, team, shared=True)
+    if many > few:
+        ready.pace.note(threads > few, begun, perf_counter(), total)
     _of_thread.ready = ready
 
 
@@ -306,6 +327,7 @@ class Ready(NamedTuple):
     buffers: list[Float32Array]  # of the first helping thread, then of the next
     scratch: npt.NDArray[np.intp]  # their addresses, shape (threads, NUM_BUFFERS)
     scratch_at: int
+    pace: Pace
 
 
 class _OfThread(threading.local):
@@ -338,13 +360,16 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int)
     prepared = _prepare(config, lanes, halves)
     sizes = _buffer_sizes(config, lanes, halves)
     if last is not None and last.sizes == sizes:
-        return last._replace(config=config, lanes=lanes, cache_bytes=cache_bytes, prepared=prepared)
+        return last._replace(
+            config=config, lanes=lanes, cache_bytes=cache_bytes, prepared=prepared, pace=Pace()
+        )
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:
         buffer[:] = 0.0
     scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
     scratch = scratch.reshape(threads, NUM_BUFFERS)
-    return Ready(config, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch.ctypes.data)
+    scratch_at = scratch.ctypes.data
+    return Ready(config, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch_at, Pace())
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:
