@@ -415,7 +415,10 @@ def _row_pass(
     halves: Any,
     lanes: Any,
 ) -> Any:
-    """Write the powers of a slot's bins: in place, or to those of odd bins, in order."""
+    """Write the powers of a slot's bins: in place, or to those of odd bins, in order.
+
+    If not in halves, all slots are alike, and nothing is done for odd outputs alone.
+    """
     literals = (is_odd, n_fft, halves, lanes)
     if not all(isinstance(size, types.IntegerLiteral) for size in literals):
         return None
@@ -424,6 +427,8 @@ def _row_pass(
     odd = bool(is_odd.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        if odd and not plan.halves:
+            return context.get_dummy_value()
         vectors = Lanes(builder, count)
         rows = data_pointer(context, builder, grid, args[0])
         factors = data_pointer(context, builder, table, args[1])
@@ -449,7 +454,7 @@ def _row_pass(
             )
 
         def place(j: int) -> ir.Value:
-            if not (odd and plan.halves):
+            if not odd:
                 return affine(plan.width * count, (first_slot * plan.width + j) * count)
             # Of bin 4 * slot + 1 + rows * j, or of the one that mirrors it.
             if j < columns // 2:
@@ -514,15 +519,14 @@ def power_spectrum(
         _column_pass(
             source, places, window, shift, grid, column, 1, n_fft, used_rows, halves, lanes
         )
-    if rows % 2 == 0:
-        for slot in range(rows // 4):
-            _row_pass(grid, table, slot, 1, n_fft, halves, lanes)
-        for column in range(columns):
-            _column_pass(
-                source, places, window, shift, grid, column, 0, n_fft, used_rows, halves, lanes
-            )
+    for slot in range(rows // 4):
+        _row_pass(grid, table, slot, 1, n_fft, halves, lanes)
+    for column in range(columns):
+        _column_pass(
+            source, places, window, shift, grid, column, 0, n_fft, used_rows, halves, lanes
+        )
     _real_rows_pass(grid, n_fft, halves, lanes)
-    for slot in range(1, rows // 4 if rows % 2 == 0 else (rows + 1) // 2):
+    for slot in range(1, rows // 4 if halves else (rows + 1) // 2):
         _row_pass(grid, table, slot, 0, n_fft, halves, lanes)
 
 

@@ -529,7 +529,7 @@ def _sum_filters(plan: Plan, powers: Pointer, energies: Pointer, lanes: int) -> 
 def _take_logs(plan: Plan, energies: Pointer, lanes: int) -> None:
     """Replace the energies of all filters by their logarithms.
 
-    A group at a time, as one wide vector: so its constants are loaded once for all of them.
+    Two at a time, as one wide vector: so constants are loaded once for both.
     """
     wide = product_of(lanes, 2)
     floor = splat(np.float32(plan.log_floor), wide)
@@ -538,16 +538,17 @@ def _take_logs(plan: Plan, energies: Pointer, lanes: int) -> None:
         offset = splat(np.float32(plan.log_offset), wide)
         for place in range(0, end, wide):
             store(energies, place, load(energies, place, wide) + offset)
-    if plan.floor_zeros_only:
-        for place in range(0, end, wide):
-            energy = equal_or(load(energies, place, wide), splat(np.float32(0.0), wide), floor)
-            store(energies, place, log(energy))
-    elif plan.log_floor >= SMALLEST_NORMAL:
+    if plan.log_floor >= SMALLEST_NORMAL and not plan.floor_zeros_only:
         for place in range(0, end, wide):
             store(energies, place, log_of_normal(maximum(load(energies, place, wide), floor)))
     else:
         for place in range(0, end, wide):
-            store(energies, place, log(maximum(load(energies, place, wide), floor)))
+            energy = load(energies, place, wide)
+            if plan.floor_zeros_only:
+                energy = equal_or(energy, splat(np.float32(0.0), wide), floor)
+            else:
+                energy = maximum(energy, floor)
+            store(energies, place, log(energy))
     if plan.log_factor != 1.0 or plan.log_shift != 0.0:
         factor = splat(np.float32(plan.log_factor), wide)
         shift = splat(np.float32(plan.log_shift), wide)
