@@ -974,7 +974,7 @@ def test_attention_of_a_run_in_bfloat16_is_by_numba(
     assert "attention by numba" in capsys.readouterr().out
     kernel = read_report(out)["kernels"]["attention"]
     assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == "numba"
-    assert 0 < kernel["max_abs_error"] < 0.05
+    assert 0 <= kernel["max_abs_error"] < 0.05
     assert kernel["speed_ratio"] > 0
 
 

@@ -93,13 +93,13 @@ def _numba_obstacle(qkv: Tensor) -> str | None:
     if qkv.shape[-1] not in NUMBA_HEAD_DIMS:
         rule = ", ".join(map(str, NUMBA_HEAD_DIMS))
         return f"numba needs a head_dim of {rule}, got {qkv.shape[-1]}"
-    if qkv.dtype == torch.float16 and not _converts_float16():
+    if qkv.dtype == torch.float16 and _dispatch.numba_obstacle() is None and not _has_float16():
         return "numba needs a CPU that converts float16 (F16C or ARM's) for qkv in float16"
     return None
 
 
 @constant_in_graphs
-def _converts_float16() -> bool:
+def _has_float16() -> bool:
     from ast_fast_kernels._cpu.simd import has_float16  # loads Numba
 
     return has_float16()
