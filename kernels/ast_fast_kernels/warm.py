@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     add("--normalise", action="store_true", help="normalise (needs torch)")
     add(
         "--attention", nargs="+", type=int, default=[], metavar="HEAD_DIM",
-        help="attention for these head dimensions, forward and backward (needs torch)",
+        help="attention for these head dimensions, in float32 and bfloat16 (needs torch)",
     )  # fmt: skip
     add(
         "--stem", nargs="+", type=int, default=[], metavar="WIDTH",
@@ -168,8 +168,9 @@ def _run_attention(head_dim: int) -> None:
 
     from ast_fast_kernels import attention
 
-    qkv = torch.zeros(1, 1, 3, 1, head_dim, requires_grad=True)
-    attention(qkv, backend="numba").sum().backward()  # type: ignore[no-untyped-call]
+    for dtype in (torch.float32, torch.bfloat16):
+        qkv = torch.zeros(1, 1, 3, 1, head_dim, dtype=dtype, requires_grad=True)
+        attention(qkv, backend="numba").sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _run_stem(width: int) -> None:

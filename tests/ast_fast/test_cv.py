@@ -963,6 +963,21 @@ def test_attention_runs_by_numba_where_its_head_dim_fits(
     assert kernel["speed_ratio"] > 0
 
 
+def test_attention_of_a_run_in_bfloat16_is_by_numba(
+    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    given = ["--backend", "auto", "--model.num-heads", "1", "--training.amp", "bfloat16"]
+    arguments = changed(base, *given, "--training.epochs", "1", "--folds", "1")
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert json.loads((out / "run.json").read_text())["kernels"]["attention"] == "numba"
+    assert "attention by numba" in capsys.readouterr().out
+    kernel = read_report(out)["kernels"]["attention"]
+    assert kernel["backend"] == kernel["per_fold"]["1"]["backend"] == "numba"
+    assert 0 <= kernel["max_abs_error"] < 0.05
+    assert kernel["speed_ratio"] > 0
+
+
 @pytest.mark.parametrize(("width", "backend"), [("8", "numba"), ("6", "reference")])
 def test_a_stem_runs_by_numba_where_its_widths_fit(
     base: list[str],

@@ -495,12 +495,14 @@ assert same(both(), before)
 def test_memory_beside_inputs_and_outputs_is_a_few_rows_a_token_and_thread(direction: str) -> None:
     """A mebibyte aside, forward: keys, values and a block's weights; backward: their gradients too.
 
-    None of it grows with the clips or the heads, nor with the square of the tokens.
+    Those are a part's, and with more than one part each has the gradient of all queries. None of it
+    grows with the clips or the heads, nor with the square of the tokens.
     """
     run_program(
         START
         + f"""
 from ast_fast_kernels.attention import numba_cpu
+from ast_fast_kernels.attention.numba_task import parts_of
 from ast_fast_kernels._cpu.simd import host_lanes
 from ast_fast_kernels.testing.processes import private_memory_limit
 direction, threads = {direction!r}, 2
@@ -508,8 +510,13 @@ block = numba_cpu.QUERY_VECTORS[direction] * host_lanes()
 torch.set_num_threads(threads)
 both()  # threads are there
 for batch, tokens, heads, head_dim in ((1, 1, 1, 16), (4, 1500, 2, 16), (64, 200, 4, 16)):
-    rows = 2 * head_dim + block if direction == "forward" else 4 * head_dim + 2 * block
-    beside = 4 * threads * (tokens + 64) * rows + 2**20
+    parts, part = parts_of(tokens)
+    if direction == "forward":
+        floats = (tokens + 64) * (2 * head_dim + block)
+    else:
+        apart = parts * tokens * head_dim if parts > 1 else 0
+        floats = (min(tokens, part) + 64) * (4 * head_dim + 2 * block) + apart
+    beside = 4 * threads * floats + 2**20
     qkv = torch.zeros(batch, tokens, 3, heads, head_dim)
     grad = torch.zeros(batch, tokens, heads, head_dim)
     for name, lengths in (("all", None), ("ragged", [tokens - tokens // 3] * batch)):

@@ -3,20 +3,31 @@ from __future__ import annotations
 import logging
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from ast_fast_kernels import _dispatch, attention, use_backend
-from ast_fast_kernels.attention import numba_cpu
+from ast_fast_kernels import _dispatch, attention, chosen_backend, use_backend
+from ast_fast_kernels._cpu import simd
+from ast_fast_kernels.attention import numba_cpu, numba_task
 from ast_fast_kernels.attention.numba_cpu import attention_numba
 from ast_fast_kernels.testing.budgets import relative_norm
 from ast_fast_kernels.testing.processes import run_program
 
 BOUND = 3e-6
 """Relative norm against float64. Sums of 600 terms have 1e-6 at most; measured: 8e-7."""
+
+WIDENED, PAIRS = numba_cpu.WIDENED, numba_cpu.EMULATED
+FORMATS = {  # dtype, how it is multiplied, errors of the result and of gradients in its eps
+    # The result is rounded, by 0.21 eps in the norm, and backward reads it. In pairs so is one
+    # factor of a product too.
+    "bfloat16": (torch.bfloat16, WIDENED, 0.25, 0.4),
+    "bfloat16-pairs": (torch.bfloat16, PAIRS, 0.36, 0.5),
+    "float16": (torch.float16, WIDENED, 0.25, 0.4),
+}
 
 SHAPES = {  # (batch, tokens, heads, head_dim)
     "one-token": (2, 1, 2, 16),
@@ -27,6 +38,14 @@ SHAPES = {  # (batch, tokens, heads, head_dim)
     "half-the-patches": (3, 128, 4, 32),
     "long": (1, 600, 2, 64),
 }
+
+
+@pytest.fixture(params=FORMATS.values(), ids=FORMATS)
+def half(request: pytest.FixtureRequest, monkeypatch) -> tuple[torch.dtype, list[float]]:
+    """Return a format of two bytes and its errors; bfloat16 is multiplied as the case says."""
+    dtype, products, *errors = request.param
+    monkeypatch.setattr(numba_cpu, "bfloat16_products", lambda: products)
+    return dtype, [error * torch.finfo(dtype).eps for error in errors]
 
 
 def packed(shape: tuple[int, ...], *, seed: int = 0) -> Tensor:
@@ -50,6 +69,7 @@ def check(
     lengths: list[int] | None = None,
     scale: float | None = None,
     cancels: bool = False,
+    bounds: Sequence[float] = (BOUND, BOUND),
 ) -> None:
     """Hold the result and the gradients of queries, keys and values to float64's.
 
@@ -61,8 +81,9 @@ def check(
     expected = by_definition(exact, qkv.shape[-1] ** -0.5 if scale is None else scale, lengths)
     out = attention(leaf, key_lengths=lengths, scale=scale, backend="numba")
     assert out.is_contiguous()
-    assert relative_norm(out, expected) < BOUND
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    assert out.dtype == qkv.dtype
+    assert relative_norm(out, expected) < bounds[0]
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(qkv.dtype)
     out.backward(weight)
     expected.backward(weight.double())
     assert leaf.grad is not None
@@ -72,7 +93,7 @@ def check(
         norm = exact.grad[:, :, part].norm()
         if cancels and name != "values":
             norm = 0.1 * exact.grad.norm()
-        assert error < BOUND * norm, name
+        assert error < bounds[1] * norm, name
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
@@ -85,6 +106,114 @@ def test_result_and_gradients_are_those_of_float64(shape) -> None:
 def test_every_vector_width_gives_them(lanes: int, head_dim: int, monkeypatch) -> None:
     monkeypatch.setattr(numba_cpu, "host_lanes", lambda: lanes)
     check(packed((2, 75, 2, head_dim)), lengths=[75, 21])
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16, 33, 129, 330])
+def test_half_precision_is_within_its_rounding(half, tokens: int) -> None:
+    dtype, bounds = half
+    if tokens < 16:  # a score's gradient is a difference of few rounded numbers
+        bounds = [bounds[0], torch.finfo(dtype).eps]
+    qkv = packed((2, tokens, 2, 16)).to(dtype)
+    for lengths in (None, [tokens, tokens // 2 + 1]):
+        check(qkv, lengths=lengths, cancels=tokens == 1, bounds=bounds)
+
+
+@pytest.mark.parametrize(("head_dim", "lanes"), [(32, 8), (64, 16), (16, 16)])
+def test_pairs_of_any_head_and_width(head_dim: int, lanes: int, monkeypatch) -> None:
+    monkeypatch.setattr(numba_cpu, "bfloat16_products", lambda: PAIRS)
+    monkeypatch.setattr(numba_cpu, "host_lanes", lambda: lanes)
+    bounds = [error * 2**-7 for error in FORMATS["bfloat16-pairs"][2:]]
+    check(packed((2, 75, 2, head_dim)).bfloat16(), lengths=[75, 22], bounds=bounds)
+
+
+def test_half_precision_is_closer_than_sdpa(half) -> None:
+    dtype, _ = half
+    qkv = packed((1, 330, 2, 16)).to(dtype)
+    weight = packed((1, 330, 2, 16), seed=1)[:, :, 0].to(dtype)
+    exact = qkv.double().requires_grad_()
+    expected = by_definition(exact, 0.25)
+    expected.backward(weight.double())
+
+    def errors(backend: str) -> list[float]:
+        leaf = qkv.clone().requires_grad_()
+        out = attention(leaf, backend=backend)
+        out.backward(weight)
+        return [relative_norm(out, expected), relative_norm(leaf.grad, exact.grad)]
+
+    for ours, theirs in zip(errors("numba"), errors("sdpa"), strict=True):
+        assert ours < 0.9 * theirs
+
+
+def test_half_precision_is_read_as_it_lies(half) -> None:
+    dtype, _ = half
+    wide = packed((4, 34, 4, 17)).to(dtype)
+    grads = packed((4, 34, 4, 17), seed=1)[:, :, 0].to(dtype)
+    for view, grad in (
+        (wide[..., 1:], grads[..., 1:]),
+        (wide[:, ::2, :, :2, :16], grads[:, ::2, 2:, :16]),
+        (wide[:, :, :, 1:3, :16], torch.ones((), dtype=dtype).expand(4, 34, 2, 16)),
+    ):
+        results = []
+        for given, upstream in ((view, grad), (view.contiguous(), grad.contiguous())):
+            leaf = given.detach().requires_grad_()
+            out = attention(leaf, backend="numba")
+            results.append((out, *torch.autograd.grad(out, leaf, upstream)))
+        assert all(map(torch.equal, *results))
+
+
+def test_half_precision_ignores_what_lies_beyond_the_keys(half) -> None:
+    dtype, _ = half
+    lengths = [11, 1, 30]
+    clean = packed((3, 33, 2, 16)).to(dtype)
+    dirty = clean.clone()
+    for clip, length in enumerate(lengths):
+        dirty[clip, length:, 1:] = math.nan
+    results = []
+    for qkv in (clean, dirty):
+        leaf = qkv.requires_grad_()
+        out = attention(leaf, key_lengths=lengths, backend="numba")
+        results.append((out, *torch.autograd.grad(out.float().sum(), leaf)))
+    assert all(map(torch.equal, *results))
+    for clip, length in enumerate(lengths):
+        assert not results[1][1][clip, length:, 1:].any()
+
+
+def test_half_precision_keeps_nan_in_its_clip_and_head(half) -> None:
+    dtype, _ = half
+    qkv = packed((2, 33, 2, 16)).to(dtype)
+    clean = qkv.clone().requires_grad_()
+    qkv[1, 5, :, 1] = math.nan
+    results = []
+    for leaf in (qkv.requires_grad_(), clean):
+        out = attention(leaf, backend="numba")
+        results.append((out, *torch.autograd.grad(out.float().sum(), leaf)))
+    (out, grad), (other, other_grad) = results
+    assert out[1, :, 1].isnan().all()
+    assert grad[1, :, :, 1].isnan().all()
+    assert torch.equal(out[0], other[0])
+    assert torch.equal(out[1, :, 0], other[1, :, 0])
+    assert torch.equal(grad[0], other_grad[0])
+    assert torch.equal(grad[1, :, :, 0], other_grad[1, :, :, 0])
+
+
+def test_large_scores_pick_one_key_in_half_precision(half) -> None:
+    dtype, (bound, _) = half
+    qkv = torch.zeros(1, 40, 3, 1, 16)
+    qkv[:, :, :2, :, 0] = torch.linspace(-100, 100, 40)[None, :, None, None]
+    qkv[:, :, 2] = packed((1, 40, 1, 16))[:, :, 2]
+    qkv = qkv.to(dtype)
+    out = attention(qkv, scale=1.0, backend="numba")
+    assert relative_norm(out, by_definition(qkv.double(), 1.0)) < bound
+
+
+def test_no_keys_give_zeros_in_half_precision(half) -> None:
+    dtype, _ = half
+    qkv = packed((2, 33, 2, 16)).to(dtype).requires_grad_()
+    out = attention_numba(qkv, torch.tensor([0, 7], dtype=torch.int32), 0.25)
+    assert not out[0].any()
+    (gradient,) = torch.autograd.grad(out.float().sum(), qkv)
+    assert not gradient[0].any()
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("lengths", [[251, 251], [250, 1], [17, 128]], ids=str)
@@ -271,12 +400,30 @@ def test_empty_batch() -> None:
     assert torch.autograd.grad(out.sum(), qkv)[0].shape == qkv.shape
 
 
-def test_the_same_bits_for_any_threads_and_in_any_batch() -> None:
-    qkv = packed((5, 70, 3, 32)).requires_grad_()
-    weight = packed((5, 70, 3, 32), seed=1)[:, :, 0]
+PARTED = (3, 700, 3, 16)
+"""Tokens of three parts each, of which a clip may lack some."""
 
-    def run(tensor: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
-        out = attention(tensor, backend="numba")
+
+@pytest.mark.parametrize(
+    ("shape", "lengths", "dtype", "products"),
+    [
+        ((5, 70, 3, 32), None, torch.float32, WIDENED),
+        (PARTED, None, torch.float32, WIDENED),
+        (PARTED, [700, 200, 300], torch.float32, WIDENED),
+        (PARTED, [700, 200, 301], torch.bfloat16, WIDENED),
+        (PARTED, [700, 200, 301], torch.bfloat16, PAIRS),
+    ],
+    ids=["short", "long", "long-lengths", "bfloat16", "bfloat16-pairs"],
+)
+def test_the_same_bits_for_any_threads_and_in_any_batch(
+    shape, lengths, dtype, products, monkeypatch
+) -> None:
+    monkeypatch.setattr(numba_cpu, "bfloat16_products", lambda: products)
+    qkv = packed(shape).to(dtype).requires_grad_()
+    weight = packed(shape, seed=1)[:, :, 0].to(dtype)
+
+    def run(tensor: Tensor, upstream: Tensor, seen: list[int] | None) -> tuple[Tensor, Tensor]:
+        out = attention(tensor, key_lengths=seen, backend="numba")
         return out.detach(), torch.autograd.grad(out, tensor, upstream)[0]
 
     before = torch.get_num_threads()
@@ -284,13 +431,27 @@ def test_the_same_bits_for_any_threads_and_in_any_batch() -> None:
         results = []
         for threads in (1, 2, 7):
             torch.set_num_threads(threads)
-            results.append(run(qkv, weight))
-        alone = run(qkv.detach()[2:3].clone().requires_grad_(), weight[2:3])
+            results.append(run(qkv, weight, lengths))
+        one = qkv.detach()[2:3].clone().requires_grad_()
+        alone = run(one, weight[2:3], None if lengths is None else lengths[2:3])
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], result, strict=True))
     assert all(torch.equal(a[2:3], b) for a, b in zip(results[0], alone, strict=True))
+
+
+@pytest.mark.parametrize("lengths", [None, [700, 200, 301]], ids=["all", "lengths"])
+def test_heads_in_parts_are_those_of_float64(lengths: list[int] | None) -> None:
+    check(packed(PARTED), lengths=lengths)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parts", "size"),
+    [(1, 1, 64), (320, 1, 320), (321, 2, 192), (600, 2, 320), (1212, 4, 320), (9000, 8, 1152)],
+)
+def test_parts_follow_from_the_tokens(tokens: int, parts: int, size: int) -> None:
+    assert numba_task.parts_of(tokens) == (parts, size)
 
 
 def test_gradcheck() -> None:
@@ -301,8 +462,9 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(run, qkv, eps=1e-2, atol=2e-4, rtol=2e-3, fast_mode=True)
 
 
-def test_operators_pass_opcheck() -> None:
-    qkv = packed((2, 17, 2, 16)).requires_grad_()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_operators_pass_opcheck(dtype: torch.dtype) -> None:
+    qkv = packed((2, 17, 2, 16)).to(dtype).requires_grad_()
     attention(qkv, backend="numba")  # registers them
     ops = torch.ops.ast_fast
     for lengths in (None, torch.tensor([17, 3], dtype=torch.int32)):
@@ -367,6 +529,14 @@ assert torch.equal(program(tensors["qkv"]), tensors["out"])
     )
 
 
+def test_autocast_s_bfloat16_is_taken() -> None:
+    qkv = packed((1, 33, 2, 16)).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert chosen_backend("attention", qkv) == "numba"
+        out = attention(qkv)
+    assert torch.equal(out, attention(qkv, backend="numba"))
+
+
 def test_autocast_leaves_float32_alone() -> None:
     qkv = packed((1, 17, 2, 16)).requires_grad_()
     expected = attention(qkv, backend="numba")
@@ -380,18 +550,26 @@ def test_autocast_leaves_float32_alone() -> None:
 @pytest.mark.parametrize(
     ("qkv", "message"),
     [
-        (torch.zeros(1, 2, 3, 1, 16).double(), "float32 on the CPU, got float64 on cpu"),
-        (torch.zeros(1, 2, 3, 1, 16).bfloat16(), "float32 on the CPU, got bfloat16 on cpu"),
-        (torch.zeros(1, 2, 3, 1, 16).half(), "float32 on the CPU, got float16 on cpu"),
-        (torch.zeros(1, 2, 3, 1, 16, device="meta"), "float32 on the CPU, got float32 on meta"),
+        (torch.zeros(1, 2, 3, 1, 16).double(), "or float16 on the CPU, got float64 on cpu"),
+        (torch.zeros(1, 2, 3, 1, 16, device="meta"), "or float16 on the CPU, got float32 on meta"),
         (torch.zeros(1, 2, 3, 1, 24), "a head_dim of 16, 32, 64, got 24"),
     ],
-    ids=["float64", "bfloat16", "float16", "meta", "head-dim"],
+    ids=["float64", "meta", "head-dim"],
 )
 def test_what_it_cannot_run_is_refused_by_name_and_left_to_sdpa(qkv: Tensor, message: str) -> None:
     with pytest.raises(RuntimeError, match=re.escape(message) + '.*; use backend="sdpa"'):
         attention(qkv, backend="numba")
     assert attention(qkv).shape == (1, 2, 1, qkv.shape[-1])
+
+
+def test_float16_needs_a_cpu_that_converts_it(monkeypatch) -> None:
+    monkeypatch.setattr(simd, "has_float16", lambda: False)
+    qkv = torch.zeros(1, 2, 3, 1, 16)
+    with pytest.raises(RuntimeError, match=r"numba needs a CPU that converts float16 \(F16C"):
+        attention(qkv.half(), backend="numba")
+    assert attention(qkv.half()).dtype == torch.float16
+    assert chosen_backend("attention", qkv.half()) == "sdpa"
+    assert chosen_backend("attention", qkv.bfloat16()) == "numba"
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of vmap

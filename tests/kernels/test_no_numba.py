@@ -35,13 +35,14 @@ calls = {
     "mix": lambda **given: mix(wave[None], zero, zero, one, **given),
     "normalise": lambda **given: normalise(steps, 2, log_silence=0.0, **given),
     "attention": lambda **given: attention(qkv, **given),
+    "attention of half": lambda **given: attention(qkv.half(), **given),
     "stem": lambda **given: norm_gelu_conv(*stem, **given),
 }
 inputs = {
     "fbank": (wave,), "mix": (wave[None],), "normalise": (steps,), "attention": (qkv,),
     "stem": stem,
 }
-instead = {"attention": "sdpa"}
+instead = {"attention": "sdpa", "attention of half": "sdpa"}
 expected = {name: call(backend=instead.get(name, "reference")) for name, call in calls.items()}
 assert "numba" not in sys.modules
 

@@ -7,6 +7,8 @@ import pytest
 from numba import njit
 
 from ast_fast_kernels._cpu.products import (
+    pair_product,
+    pair_product_added,
     product,
     product_added,
     product_exp2,
@@ -91,3 +93,31 @@ def test_no_terms_give_zeros() -> None:
     nothing = normal(16)
     run(nothing.ctypes.data, 0, 0, nothing.ctypes.data, 0, out.ctypes.data, 16, 5, 0, 0, 0)
     np.testing.assert_array_equal(out, 0.0)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "added"])
+def test_pairs_are_multiplied_and_both_added(lanes: int, added: bool) -> None:
+    write = pair_product_added if added else pair_product
+
+    @njit(error_model="numpy")
+    def run(left, row, term, right, width, result, result_row, rows, terms):
+        write(left, row, term, right, width, result, result_row, rows, terms, 2, lanes, 0)
+
+    width = 2 * lanes
+    for rows, terms in ((1, 1), (7, 3), (21, 16)):
+        left, right = bfloat16(rows, 2 * terms), bfloat16(2 * terms, width)
+        result = normal(rows, width)
+        exact = left.astype(np.float64) @ right.astype(np.float64) + (result if added else 0.0)
+        of_left = np.ascontiguousarray(left.view(np.uint16)[:, 1::2])
+        of_right = np.stack((right[::2], right[1::2]), -1).view(np.uint16)[..., 1::2].copy()
+        run(
+            of_left.ctypes.data, terms, 1, of_right.ctypes.data, width, result.ctypes.data, width,
+            rows, terms,
+        )  # fmt: skip
+        np.testing.assert_allclose(result, exact, rtol=2e-5, atol=2e-6)
+
+
+def bfloat16(*shape: int) -> np.ndarray:
+    """Return random numbers whose lower bits are zeros."""
+    return (normal(*shape).view(np.uint32) & 0xFFFF0000).view(np.float32)

@@ -20,6 +20,11 @@ TARGETS = {  # triple, processor, lanes, its multiply-add on whole vectors
     "neon": ("aarch64-unknown-linux-gnu", "neoverse-n1", 4, r"fml[as]\s+v\d+\.4s"),
 }
 
+DOT = r"vdpbf16ps\s.*zmm"
+DOTTED = {
+    name: ("x86_64-unknown-linux-gnu", name, 16, DOT) for name in ("znver4", "sapphirerapids")
+}
+
 PACKED = {  # arithmetic on whole vectors
     "avx512": r"v(mul|add|sub|fn?m\w+)ps\s.*zmm",
     "avx2": r"v(mul|add|sub|fn?m\w+)ps\s.*ymm",
@@ -71,15 +76,34 @@ print(llvm_ir)
 """
 
 
+EMIT_PAIRS = """
+import sys
+from ast_fast_kernels._cpu.compile import source_digest
+from ast_fast_kernels._cpu.simd import has_bfloat16_dots
+from ast_fast_kernels._cpu.team import compile_worker
+from ast_fast_kernels.attention import numba_cpu, numba_pairs
+assert has_bfloat16_dots()
+assert numba_cpu.bfloat16_products() == numba_cpu.NATIVE
+worker = compile_worker(numba_pairs.build_backward(int(sys.argv[1]), 64, 1, 4, source_digest()))
+print(worker.inspect_llvm())
+"""
+
+WITH_DOTS = {  # for Numba, which would else compile for this machine
+    "NUMBA_CPU_NAME": "cooperlake",
+    "NUMBA_CPU_FEATURES": "+avx2,+fma,+avx512f,+avx512bw,+avx512dq,+avx512vl,+avx512bf16",
+}
+
+
 @cache
 def kernel_ir(program: str, lanes: int) -> str:
+    features = WITH_DOTS if program == EMIT_PAIRS else {}
     with tempfile.TemporaryDirectory() as empty:  # what comes from the cache has no text
-        return run_program(program, str(lanes), NUMBA_CACHE_DIR=empty)
+        return run_program(program, str(lanes), NUMBA_CACHE_DIR=empty, **features)
 
 
 @cache
 def assembly(target: str, program: str = EMIT) -> str:
-    triple, processor, lanes, _ = TARGETS[target]
+    triple, processor, lanes, _ = {**TARGETS, **DOTTED}[target]
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     text = re.sub(r'target (triple|datalayout) = ".*"', "", kernel_ir(program, lanes))
@@ -137,6 +161,20 @@ def test_a_product_s_sums_stay_in_registers(target: str) -> None:
     assert loops
     for loop in loops:
         assert not re.findall(STACK, loop)
+
+
+@pytest.mark.parametrize("target", DOTTED)
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs an x86-64 processor")
+def test_attention_of_bfloat16_is_by_the_machine_s_dot_products(target: str) -> None:
+    blocks = re.split(r"^\.LBB\S*:", assembly(target, EMIT_PAIRS), flags=re.MULTILINE)
+    counts = [len(re.findall(rf"^\s+{DOT}", block, re.MULTILINE)) for block in blocks]
+    of_tile = 2 * tile_rows(16)[0]  # two vectors a row
+    # Scores and their weights' gradients, then the gradients of queries, keys and values.
+    loops = [block for block, count in zip(blocks, counts, strict=True) if count == of_tile]
+    assert len(loops) >= 5
+    for loop in loops:
+        assert not re.findall(STACK, loop)
+    assert re.search(r"vcvtneps2bf16\s", assembly(target, EMIT_PAIRS))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,9 @@ A tile of the result, a few rows of one or two vectors, stays in registers while
 term loads one number of every row of the left matrix into all lanes, and one or two vectors of a
 row of the right one. Matrices should lie in a near cache. The left one may be strided in both
 directions, so it can be read transposed too. Addresses are in bytes, strides in floats.
+
+In a product of pairs each number of left and right is a 32-bit word with two of bfloat16, whose
+products are both added: a sum over n takes (n + 1) / 2 terms. The result is in float32.
 """
 
 from __future__ import annotations
@@ -87,7 +90,41 @@ def product_times(
     return _typed(11, vectors, lanes)
 
 
-def _typed(count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: bool = False) -> Any:
+@intrinsic
+def pair_product(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, vectors: Any, lanes: Any, native: Any,
+) -> Any:  # fmt: skip
+    """Write left @ right of pairs; unless `native` is 0, by the machine's dot product."""
+    return _typed(9, vectors, lanes, native=native)
+
+
+@intrinsic
+def pair_product_added(
+    typing_context: Any, left: Any, left_row: Any, left_term: Any, right: Any, right_term: Any,
+    result: Any, result_row: Any, rows: Any, terms: Any, vectors: Any, lanes: Any, native: Any,
+) -> Any:  # fmt: skip
+    """Add left @ right of pairs to the result."""
+    return _typed(9, vectors, lanes, added=True, native=native)
+
+
+class _Form(NamedTuple):
+    """What a product's tiles do."""
+
+    vectors: int
+    """Vectors in a row."""
+    added: bool = False
+    """Add to what the result holds."""
+    exp2: bool = False
+    """Store two to the power of the sums."""
+    pairs: str | None = None
+    """Numbers are pairs, multiplied by the machine's dot product (native) or not (widened)."""
+
+
+def _typed(
+    count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: bool = False,
+    native: Any = None,
+) -> Any:  # fmt: skip
     """Return the signature and the emitter of a product of `count` addresses, strides and sizes.
 
     Args:
@@ -96,19 +133,24 @@ def _typed(count: int, vectors: Any, lanes: Any, *, added: bool = False, exp2: b
         lanes: Lanes of a vector, a literal type.
         added: Add to what the result holds.
         exp2: Store two to the power of the sums.
+        native: Of a product of pairs, whether the machine has their dot product, a literal type.
     """
-    if not all(isinstance(kind, types.IntegerLiteral) for kind in (vectors, lanes)):
+    literals = (vectors, lanes) if native is None else (vectors, lanes, native)
+    if not all(isinstance(kind, types.IntegerLiteral) for kind in literals):
         return None
+    pairs = None
+    if native is not None:
+        pairs = "native" if native.literal_value else "widened"
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
-        unit = Lanes(builder, lanes.literal_value)
-        _emit_product(unit, vectors.literal_value, added, exp2, _Product(*args[:count]))
+        unit, form = Lanes(builder, lanes.literal_value), vectors.literal_value
+        _emit_product(unit, _Form(form, added, exp2, pairs), _Product(*args[:count]))
         return context.get_dummy_value()
 
-    return types.void(*[types.intp] * count, vectors, lanes), emit
+    return types.void(*[types.intp] * count, *literals), emit
 
 
-def _emit_product(unit: Lanes, vectors: int, added: bool, exp2: bool, given: _Product) -> None:
+def _emit_product(unit: Lanes, form: _Form, given: _Product) -> None:
     """Emit the tiles from the first row to the last, each as high as the rows left allow."""
     builder, size = unit.builder, given.rows.type
     moving = {"left": given.left_row, "result": given.result_row}
@@ -119,7 +161,7 @@ def _emit_product(unit: Lanes, vectors: int, added: bool, exp2: bool, given: _Pr
 
         def one_tile(now: list[ir.Value], height: int = height) -> list[ir.Value]:
             here = given._replace(**dict(zip(moving, now, strict=True)))
-            _emit_tile(unit, height, vectors, added, exp2, here)
+            _emit_tile(unit, height, form, here)
             bytes_on = size(height * FLOAT_BYTES)
             return [
                 builder.add(address, builder.mul(stride, bytes_on))
@@ -148,10 +190,8 @@ def _tiles_of(builder: ir.IRBuilder, height: int, rows: ir.Value) -> ir.Value:
     return builder.sub(count, builder.zext(spare, size))
 
 
-def _emit_tile(
-    unit: Lanes, rows: int, vectors: int, added: bool, exp2: bool, given: _Product
-) -> None:
-    builder, size = unit.builder, given.rows.type
+def _emit_tile(unit: Lanes, rows: int, form: _Form, given: _Product) -> None:
+    builder, size, vectors = unit.builder, given.rows.type, form.vectors
     row_starts = [builder.mul(given.left_row, size(row)) for row in range(rows)]
     columns = [size(vector * unit.count) for vector in range(vectors)]
     places = [
@@ -160,7 +200,7 @@ def _emit_tile(
         for column in columns
     ]
     result = _pointer(builder, given.result)
-    if added:
+    if form.added:
         sums = [unit.load(result, place) for place in places]
     else:
         sums = [unit.constant(0.0)] * len(places)
@@ -174,7 +214,7 @@ def _emit_tile(
         for row, row_start in enumerate(row_starts):
             number = unit.load_splat(here, row_start)
             for value, total in zip(line, so_far[row * vectors :], strict=False):
-                grown.append(unit.fma(number, value, Value(unit, total)).value)
+                grown.append(_add_product(unit, number, value, Value(unit, total), form).value)
         return [
             builder.add(left, builder.mul(given.left_term, size(FLOAT_BYTES))),
             builder.add(right, builder.mul(given.right_term, size(FLOAT_BYTES))),
@@ -192,11 +232,17 @@ def _emit_tile(
             for total, column in zip(totals, columns * rows, strict=True)
         ]
     for total, place in zip(totals, places, strict=True):
-        if exp2:
+        if form.exp2:
             total = unit.exp2(total)
         if given.factor is not None:
             total = total * unit.load(_pointer(builder, given.factor), place)
         unit.store(total, result, place)
+
+
+def _add_product(unit: Lanes, number: Value, value: Value, total: Value, form: _Form) -> Value:
+    if form.pairs is None:
+        return unit.fma(number, value, total)
+    return unit.add_pairs(number, value, total, native=form.pairs == "native")
 
 
 def _pointer(builder: ir.IRBuilder, address: ir.Value) -> ir.Value:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
+import platform
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -50,12 +51,33 @@ def host_lanes() -> int:
     Those of this machine, unless NUMBA_CPU_FEATURES says otherwise. Asked only once: LLVM answers
     under a lock, and a process forked while another thread holds it would wait forever.
     """
+    features = _host_features()
+    if "+avx512f" in features:
+        return 16
+    return 8 if "+avx2" in features else 4
+
+
+@cache
+def _host_features() -> frozenset[str]:
+    """Return the CPU's features as LLVM writes them; those that it lacks have a minus."""
     chosen = numba.config.CPU_FEATURES  # type: ignore[attr-defined]
     features = llvm.get_host_cpu_features().flatten() if chosen is None else chosen
-    names = features.split(",")
-    if "+avx512f" in names:
-        return 16
-    return 8 if "+avx2" in names else 4
+    return frozenset(features.split(","))
+
+
+@cache
+def has_bfloat16_dots() -> bool:
+    """Say whether Numba compiles for a machine with dot products of bfloat16 (AVX-512 BF16)."""
+    return {"+avx512f", "+avx512bf16"} <= _host_features()
+
+
+@cache
+def has_float16() -> bool:
+    """Say whether Numba compiles for a machine that converts float16: F16C, or any 64-bit ARM.
+
+    Elsewhere LLVM would call a library for each lane, which compiled code does not find.
+    """
+    return "+f16c" in _host_features() or platform.machine() in ("aarch64", "arm64")
 
 
 def aligned(size: int) -> npt.NDArray[np.float32]:
@@ -237,6 +259,97 @@ def store_bfloat16(typing_context: Any, shorts: Any, index: Any, vector: Any) ->
     return types.void(shorts, types.intp, vector), emit
 
 
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+"""Formats of numbers in memory, for `load_as` and `store_as`."""
+
+_POINTED = {FLOAT32: FLOAT, BFLOAT16: ir.IntType(16), FLOAT16: ir.HalfType()}
+_LOADS = {FLOAT32: Lanes.load, BFLOAT16: Lanes.load_bfloat16, FLOAT16: Lanes.load_float16}
+_STORES = {FLOAT32: Lanes.store, BFLOAT16: Lanes.store_bfloat16, FLOAT16: Lanes.store_float16}
+
+
+@intrinsic
+def load_as(typing_context: Any, address: Any, index: Any, kind: Any, lanes: Any) -> Any:
+    """Load `lanes` numbers of a format, beginning at an index of the array at the address."""
+    if not all(isinstance(literal, types.IntegerLiteral) for literal in (kind, lanes)):
+        return None
+    vector, stored = VectorType(lanes.literal_value), kind.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = builder.inttoptr(args[0], _POINTED[stored].as_pointer())
+        return _LOADS[stored](Lanes(builder, vector.lanes), pointer, args[1]).value
+
+    return vector(types.intp, types.intp, kind, lanes), emit
+
+
+@intrinsic
+def store_as(typing_context: Any, address: Any, index: Any, vector: Any, kind: Any) -> Any:
+    """Store a vector's numbers in a format, rounded to nearest, to the array at the address."""
+    if not (isinstance(vector, VectorType) and isinstance(kind, types.IntegerLiteral)):
+        return None
+    stored = kind.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = builder.inttoptr(args[0], _POINTED[stored].as_pointer())
+        lanes = Lanes(builder, vector.lanes)
+        _STORES[stored](lanes, Value(lanes, args[2]), pointer, args[1])
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, vector, kind), emit
+
+
+load_shorts = _shorts_loader(
+    Lanes.load_shorts, "Load 16 bits from the pointer into the lower half of each lane."
+)
+
+
+@intrinsic
+def store_shorts(typing_context: Any, shorts: Any, index: Any, words: Any) -> Any:
+    """Store the lower half of each lane through the pointer, beginning at index."""
+    if not (isinstance(shorts, types.CPointer) and isinstance(words, VectorType)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, words.lanes)
+        lanes.store_shorts(Value(lanes, args[2]), args[0], args[1])
+        return context.get_dummy_value()
+
+    return types.void(shorts, types.intp, words), emit
+
+
+@intrinsic
+def round_bfloat16(typing_context: Any, vector: Any, native: Any) -> Any:
+    """Round lanes to bfloat16, whose bits become the lower half of a lane's.
+
+    Unless `native` is 0, by the machine's instruction.
+    """
+    if not (isinstance(vector, VectorType) and isinstance(native, types.IntegerLiteral)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, vector.lanes)
+        value = Value(lanes, args[0])
+        return lanes.round_bfloat16(value, native=bool(native.literal_value)).value
+
+    return vector(vector, native), emit
+
+
+@intrinsic
+def add_pairs(typing_context: Any, a: Any, b: Any, total: Any, native: Any) -> Any:
+    """Add the products of both pairs of bfloat16 in each lane to the total.
+
+    Unless `native` is 0, by the machine's dot product.
+    """
+    if not (isinstance(total, VectorType) and isinstance(native, types.IntegerLiteral)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, total.lanes)
+        values = (Value(lanes, arg) for arg in args[:3])
+        return lanes.add_pairs(*values, native=bool(native.literal_value)).value
+
+    return total(a, b, total, native), emit
+
+
 @intrinsic
 def sum_lanes(typing_context: Any, vector: Any) -> Any:
     """Return the sum of a vector's lanes."""
@@ -352,6 +465,12 @@ def _vector_function(emit_value: Callable[..., Value], arity: int, doc: str) -> 
 
 
 exp2 = _vector_function(Lanes.exp2, 1, "Return two to the power of every lane, at most 127.")
+exp2_short = _vector_function(
+    Lanes.exp2_short, 1, "Return two to the power of every lane, at most 127, to within 1e-4."
+)
+join_shorts = _vector_function(
+    Lanes.join_shorts, 2, "Return pairs of the lower halves of two vectors, with nothing above."
+)
 log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane.")
 log_of_normal = _vector_function(
     Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."
@@ -494,6 +613,37 @@ def move_fours(
         return context.get_dummy_value()
 
     return types.void(array, size, size, size, rows), emit
+
+
+@intrinsic
+def turn(
+    typing_context: Any,
+    source: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    lanes: Any,
+) -> Any:
+    """Transpose a square of `lanes` rows, whatever their 32-bit words mean; as `turn_scaled`."""
+    if not (_is_float32(source) and _is_float32(target)):
+        return None
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    size = types.intp
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, lanes.literal_value)
+        read = data_pointer(context, builder, source, args[0])
+        write = data_pointer(context, builder, target, args[3])
+        turned = vectors.load_turned(read, args[1], args[2])
+        targets = places(builder, args[4], args[5], vectors.count)
+        for vector, place in zip(turned, targets, strict=True):
+            vectors.store(vector, write, place)
+        return context.get_dummy_value()
+
+    return types.void(source, size, size, target, size, size, lanes), emit
 
 
 @intrinsic

@@ -123,11 +123,15 @@ def is_transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def numba_obstacle(name: str, tensor: Tensor) -> str | None:
+def numba_obstacle(
+    name: str, tensor: Tensor, dtypes: tuple[torch.dtype, ...] = (torch.float32,)
+) -> str | None:
     """Say why the transformer's CPU kernels cannot read the tensor; None when they can."""
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32:
+    if tensor.device.type != "cpu" or tensor.dtype not in dtypes:
         kind = dtype_name(tensor.dtype)
-        return f"numba needs {name} in float32 on the CPU, got {kind} on {tensor.device}"
+        *others, last = map(dtype_name, dtypes)
+        rule = f"{', '.join(others)} or {last}" if others else last
+        return f"numba needs {name} in {rule} on the CPU, got {kind} on {tensor.device}"
     return transform_obstacle("numba")
 
 

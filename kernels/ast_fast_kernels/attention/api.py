@@ -11,12 +11,16 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.autocast import lowers_float32
+from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
 
 MOST_VALUES = 2**31
 """A clip has fewer projected values than this, so that 32 bits address its tokens on a GPU."""
+
+NUMBA_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""What the CPU kernels take: each packed as it is, with sums and softmax in float32."""
 
 NUMBA_HEAD_DIMS = (16, 32, 64)
 """Head dimensions that the CPU kernels take: whole vectors of 16 lanes or fewer."""
@@ -42,8 +46,8 @@ def attention(
             wait for it: there, more than num_tokens means num_tokens, and 0 gives zeros.
         scale: Factor on the scores; None is head_dim ** -0.5.
         backend: `"auto"`, `"reference"` (softmax written out), `"sdpa"`
-            (`scaled_dot_product_attention`), `"numba"` (CPU; float32, head_dim 16, 32 or 64) or
-            `"triton"` (CUDA; bfloat16, float16, and float32 where
+            (`scaled_dot_product_attention`), `"numba"` (CPU; float32, bfloat16 and float16,
+            head_dim 16, 32 or 64) or `"triton"` (CUDA; bfloat16, float16, and float32 where
             `torch.set_float32_matmul_precision` allows TF32).
     Returns:
         Weighted values, shape (batch, num_tokens, num_heads, head_dim), of qkv's dtype; under
@@ -83,11 +87,22 @@ def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
 
 def _numba_obstacle(qkv: Tensor) -> str | None:
     """Say why the CPU kernels cannot run this input; None when they can."""
-    obstacle = checks.numba_obstacle("qkv", qkv)
-    if obstacle is None and qkv.shape[-1] not in NUMBA_HEAD_DIMS:
+    obstacle = checks.numba_obstacle("qkv", qkv, NUMBA_DTYPES)
+    if obstacle is not None:
+        return obstacle
+    if qkv.shape[-1] not in NUMBA_HEAD_DIMS:
         rule = ", ".join(map(str, NUMBA_HEAD_DIMS))
-        obstacle = f"numba needs a head_dim of {rule}, got {qkv.shape[-1]}"
-    return obstacle
+        return f"numba needs a head_dim of {rule}, got {qkv.shape[-1]}"
+    if qkv.dtype == torch.float16 and _dispatch.numba_obstacle() is None and not _has_float16():
+        return "numba needs a CPU that converts float16 (F16C or ARM's) for qkv in float16"
+    return None
+
+
+@constant_in_graphs
+def _has_float16() -> bool:
+    from ast_fast_kernels._cpu.simd import has_float16  # loads Numba
+
+    return has_float16()
 
 
 def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
