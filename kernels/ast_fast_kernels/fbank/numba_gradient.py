@@ -110,7 +110,7 @@ def run_pieces(
         frames_of=frames_of,
         grad=grad.data_ptr(),
         out=out.data_ptr(),
-        pieces=-(-num_frames // piece),
+        pieces=max(-(-num_frames // piece), 1),  # one without frames writes zeros
         piece=piece,
         least=_least_piece(config),
     )
