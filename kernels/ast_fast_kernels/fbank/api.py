@@ -67,7 +67,8 @@ def fbank(
         out: Contiguous array or tensor that receives the result and is returned. It may share
             memory with the waveform, which is then overwritten, but read before.
         backend: `"auto"`, `"reference"` (plain torch), `"numba"` (CPU) or `"triton"` (CUDA); the
-            last two compute in float32, and their gradient is the reference's.
+            last two compute in float32. Numba's gradient is compiled too, without dither; Triton's
+            is the reference's formula.
     Returns:
         Energies, shape (..., num_frames, num_mel_bins), of the waveform's kind, device and dtype
         (float32 for int16).

@@ -1,7 +1,8 @@
 """The filterbank's gradient in its waveform: the reference's stages, from the last to the first.
 
 Written out, because an operator cannot run autograd inside. It is plain torch, so autograd can
-differentiate it again. Every stage before the spectrum is linear and keeps nothing.
+differentiate it again. Every stage before the spectrum is linear and keeps nothing. On a CPU,
+numba_gradient.py does the same for float32.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def waveform_gradient(
     """
     if counts is None:
         log_mel, pull_back = _vjp(waveform, config)
-        return pull_back(_before_whole_clip(grad, log_mel, config, None))
+        return pull_back(before_whole_clip(grad, log_mel, config, None))
     # Each waveform has its own end, so each runs alone.
     rows = [_vjp(row[None, :count], config) for row, count in zip(waveform, counts, strict=True)]
     num_frames = [log_mel.shape[1] for log_mel, _ in rows]
@@ -40,7 +41,7 @@ def waveform_gradient(
         pad(log_mel, (0, 0, 0, grad.shape[1] - log_mel.shape[1]), value=config.log_silence)
         for log_mel, _ in rows
     ]
-    grad = _before_whole_clip(grad, torch.cat(padded), config, num_frames)
+    grad = before_whole_clip(grad, torch.cat(padded), config, num_frames)
     gradients = [
         pull_back(row[None, :frames])
         for (_, pull_back), row, frames in zip(rows, grad, num_frames, strict=True)
@@ -70,10 +71,17 @@ def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tenso
     return reference.log_energies(energies, config), pull_back
 
 
-def _before_whole_clip(
+def before_whole_clip(
     grad: Tensor, log_mel: Tensor, config: FbankConfig, num_frames: list[int] | None
 ) -> Tensor:
-    """Return the gradient before `top_db` and `norm_per_feature`."""
+    """Return the gradient before `top_db` and `norm_per_feature`.
+
+    Args:
+        grad: Gradient of the energies, shape (batch, num_frames, num_mel_bins).
+        log_mel: Energies before these two, likewise; `config.log_silence` beyond the clips.
+        config: The conventions.
+        num_frames: Frames that count in each clip; None is all.
+    """
     if not config.use_log_fbank:
         return grad
     kept = log_mel
