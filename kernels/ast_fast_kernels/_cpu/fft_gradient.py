@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
-from ast_fast_kernels._cpu.fft import multiply_add, real_dft
+from ast_fast_kernels._cpu.dft import multiply_add, real_dft
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import data_pointer
 from ast_fast_kernels._cpu.transpose import gradients
@@ -279,7 +279,7 @@ def transform(
         table: `rotations(rows, columns)`.
         rows: As `Plan.of(n)` has them; like all that follow, a literal.
         columns: Likewise.
-        used_rows: `used_rows(n, length of the signals)` of fft.py.
+        used_rows: How many of them the signals reach.
         lanes: Lanes of a vector.
     """
     for column in range(columns):

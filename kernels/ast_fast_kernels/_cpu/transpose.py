@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ast_fast_kernels._cpu.fft import multiply_add
+from ast_fast_kernels._cpu.dft import multiply_add
 
 Tape = list["Variable"]
 """Every variable of a transform, in the order in which they were made."""

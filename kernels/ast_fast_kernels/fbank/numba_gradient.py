@@ -22,10 +22,10 @@ from torch import Tensor
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.fft import Plan as Split
 from ast_fast_kernels._cpu.fft import is_supported as is_split
-from ast_fast_kernels._cpu.fft import used_rows
 from ast_fast_kernels._cpu.fft_gradient import rotations
 from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
 from ast_fast_kernels._cpu.simd import LINE, address_of, aligned, host_lanes
+from ast_fast_kernels._cpu.spectrum import used_rows
 from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -215,7 +215,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         log_offset=config.log_offset,
         log_factor=config.log_factor,
     )
-    rows = used_rows(config.fft_size, config.window_size)
+    rows = min(used_rows(config.fft_size, config.window_size) or split.rows, split.rows)
     worker = compiled_worker(split.rows, split.columns, rows, lanes, source_digest())
     integers = np.array(plan[:NUM_INTEGERS], np.intp)
     in_memory = np.concatenate((integers, np.array(plan[NUM_INTEGERS:]).view(np.intp)))
