@@ -207,7 +207,7 @@ def test_a_shift_that_32_bits_cannot_index_is_named() -> None:
     assert fbank(noise(16000), config).shape == (1, 128)
 
 
-WORKER = "compiled_worker(512, 25, host_lanes(), source_digest())"
+WORKER = "compiled_worker(512, 25, host_lanes(), 0, source_digest())"
 CALL = """
 import logging, torch
 logging.basicConfig()

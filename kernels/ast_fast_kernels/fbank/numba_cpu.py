@@ -32,13 +32,11 @@ from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     FILTERS_AT_ONCE,
     NUM_BUFFERS,
     NUM_INTEGERS,
-    REFLECT,
-    SYMMETRIC,
-    ZEROS,
     Batch,
     Plan,
     Scratch,
@@ -73,6 +71,8 @@ def fbank_numba(
     config: FbankConfig,
     out: Samples | None = None,
     counts: Sequence[int] | None = None,
+    keys: Samples | None = None,
+    noise: Tensor | None = None,
 ) -> Any:
     """Return log-mel energies of a batch on the CPU, of the waveform's kind.
 
@@ -82,12 +82,15 @@ def fbank_numba(
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
+        keys: Each clip's key and first frame, contiguous int64 (batch, 2), if there is dither.
+        noise: Instead of keys, the standard noise of one clip's frames, contiguous float32
+            (at least num_frames and 16, window_size).
     """
     batch, num_samples = waveform.shape
     if out is None:
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = _empty(shape, waveform)
-    run_blocks(waveform, out, config, host_lanes(), counts)
+    run_blocks(waveform, out, config, host_lanes(), counts, keys, noise)
     if config.needs_whole_clip:
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
@@ -132,8 +135,6 @@ def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int
 
 def unsupported(config: FbankConfig) -> str | None:
     """Say which convention this backend does not support; None when it supports them all."""
-    if config.dither != 0.0:
-        return f"numba adds no dither, got dither {config.dither:g}"
     if not is_supported(config.fft_size):
         sizes = (
             f"{', '.join(map(str, SIZES_OF_25))} or a power of two from {MIN_SIZE} to {MAX_SIZE}"
@@ -150,10 +151,12 @@ def run_blocks(
     config: FbankConfig,
     lanes: int,
     counts: Sequence[int] | None = None,
+    keys: Samples | None = None,
+    noise: Tensor | None = None,
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples).
 
-    Both are arrays, or both tensors.
+    Both are arrays, or both tensors, as `keys` is.
     """
     clips, num_frames, _ = out.shape
     samples_of = frames_of = 0
@@ -184,6 +187,8 @@ def run_blocks(
         samples_of=samples_of,
         frames_of=frames_of,
         out=out_at,
+        keys=0 if keys is None else _address(keys),
+        noise=0 if noise is None else noise.data_ptr(),
     )
     ready = _take_ready(config, lanes, threads)
     prepared = ready.prepared
@@ -191,6 +196,10 @@ def run_blocks(
     numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
     run_items(prepared.worker, numbers, threads, team, shared=True)
     _of_thread.ready = ready
+
+
+def _address(values: Samples) -> int:
+    return address_of(values) if isinstance(values, np.ndarray) else values.data_ptr()
 
 
 PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
@@ -242,6 +251,8 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         use_power=config.use_power,
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
+        dither_waveform=config.dither_over == "waveform",
+        dither=config.dither / config.waveform_scale,
         # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,
@@ -251,7 +262,8 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         silence=config.log_silence,
     )
     rows = used_rows(config.fft_size, size)
-    worker = compiled_worker(config.fft_size, rows, lanes, source_digest())
+    dithered = int(config.dither != 0.0)
+    worker = compiled_worker(config.fft_size, rows, lanes, dithered, source_digest())
     in_memory = _in_memory(plan)
     return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
 
