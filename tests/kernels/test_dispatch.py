@@ -159,11 +159,6 @@ def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             WAVEFORM,
-            FbankConfig(dither=0.5),
-            'numba adds no dither, got dither 0.5; use backend="reference"',
-        ),
-        (
-            WAVEFORM,
             FbankConfig(n_fft=480),
             "numba needs an FFT length of 200, 400, 800, 1600 or a power of two from 32 to 4096, "
             "got 480",
@@ -174,7 +169,7 @@ def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             'numba needs a CPU waveform, got meta; use backend="reference"',
         ),
     ],
-    ids=["float64", "dither", "fft-480", "device"],
+    ids=["float64", "fft-480", "device"],
 )
 def test_named_backend_that_cannot_run_raises_where_auto_takes_the_reference(
     waveform: torch.Tensor, config: FbankConfig, message: str
