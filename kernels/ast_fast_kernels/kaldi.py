@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
-from ast_fast_kernels.fbank import api, eager, reference
+from ast_fast_kernels.fbank import api, drawn, eager, reference
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType, milliseconds_of
 from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
@@ -71,7 +71,8 @@ def fbank(
             whole numbers in int16's range. `ast_fast_kernels.fbank` divides int16 by 32768.
         blackman_coeff: Constant coefficient of the generalised Blackman window.
         channel: Channel to take; below 0, the first.
-        dither: Factor on the Gaussian noise added to each frame; 0 is none.
+        dither: Factor on the Gaussian noise added to each frame, which is torchaudio's for the same
+            state of torch's generator; 0 is none.
         energy_floor: Floor of the energy column, not of the mel energies; 0 is none.
         frame_length: Length of a frame, in milliseconds.
         frame_shift: Hop between frames, in milliseconds.
@@ -145,10 +146,13 @@ def fbank(
         window_type=window_type,
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
+    noise, backend = drawn.draw(samples, config)
     if not _flag("use_energy", use_energy):
-        features = api.fbank(samples, config)
+        features = _log_mel(samples, config, noise, backend)
     else:
-        features = _with_energy(samples, config, energy_floor, raw_energy, energy_last)
+        features = _with_energy(
+            samples, config, energy_floor, raw_energy, energy_last, noise, backend
+        )
     if not _flag("subtract_mean", subtract_mean):
         return features
     with one_thread_if_forked():
@@ -251,17 +255,25 @@ def _channel(waveform: Tensor, channel: int) -> Tensor:
     return waveform[channel]
 
 
+def _log_mel(samples: Tensor, config: FbankConfig, noise: Tensor | None, backend: str) -> Tensor:
+    if noise is None:
+        return api.fbank(samples, config)
+    return drawn.log_mel_of(samples, config, noise, backend)
+
+
 @on_one_thread_if_forked
 def _with_energy(
-    samples: Tensor, config: FbankConfig, energy_floor: float, raw_energy: bool, energy_last: bool
+    samples: Tensor,
+    config: FbankConfig,
+    energy_floor: float,
+    raw_energy: bool,
+    energy_last: bool,
+    noise: Tensor | None,
+    backend: str,
 ) -> Tensor:
-    frames = reference.prepare_frames(reference.as_floating(samples), config)
-    if config.dither != 0.0:
-        # Energy and filters see the same noise, so both come from these frames.
-        eager.chosen_backend(samples, config, "auto")
-        log_mel = reference.log_mel_of_frames(frames, config)
-    else:
-        log_mel = api.fbank(samples, config)
+    # Energy and filters see the same noise.
+    frames = reference.prepare_frames(reference.as_floating(samples), config, noise)
+    log_mel = _log_mel(samples, config, noise, backend)
     if not raw_energy:
         frames = reference.apply_window(reference.preemphasise(frames, config), config)
     energy = frames.square().sum(dim=-1, keepdim=True).clamp(min=FLOAT32_EPS).log()

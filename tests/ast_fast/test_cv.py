@@ -421,10 +421,6 @@ def test_a_resume_from_a_moved_data_set_goes_on(finished: Path, data: Path, tmp_
             "--model.patch-size 16 49",
             "model.patch_size must fit into the spectrogram (32 mel bins by 48 frames), got 16 49",
         ),
-        (
-            "--backend numba --fbank.dither 1",
-            '--backend numba: numba adds no dither, got dither 1; use backend="reference"',
-        ),
         ("--data {missing}", "--data {missing} does not exist; --download fetches ESC-50"),
         ("--resume", "--out must hold a run to resume, got {out}, which has no config.toml"),
     ],

@@ -192,11 +192,6 @@ def test_numba_serves_every_preset(preset: str) -> None:
     assert relative_norm(ours, exact) <= 1e-6
 
 
-def test_numba_adds_no_dither_and_says_so() -> None:
-    with pytest.raises(RuntimeError, match=r"numba adds no dither, got dither 0\.1; use backend="):
-        fbank(noise(1, 1600), FbankConfig(dither=0.1), backend="numba")
-
-
 def test_log_units_of_the_presets() -> None:
     assert FbankConfig.preset("librosa").log_factor == pytest.approx(10 / math.log(10))
     assert FbankConfig.preset("whisper").log_factor == pytest.approx(0.25 / math.log(10))

@@ -298,16 +298,20 @@ def test_melspectrogram_follows_torchaudio_in_every_option() -> None:
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__")
 @pytest.mark.parametrize("preset", ["lhotse", "whisper"])
-def test_dither_is_drawn_as_the_library_draws_it(preset: str) -> None:
+def test_dither_raises_features_as_the_librarys_does(preset: str) -> None:
+    """Noise of another generator: so means over frames are compared, of a faint signal."""
     module, _, _, run = LIBRARIES[preset]
     pytest.importorskip(module)
-    waveform = signal(4801)
+    waveform = 1e-3 * signal(48001)
     torch.manual_seed(0)
     expected = run({"sampling_rate": 16000, "dither": 0.05}, waveform.copy())
-    torch.manual_seed(0)
     config = FbankConfig.preset(preset, dither=0.05)
+    np.random.seed(0)  # noqa: NPY002 - what keys of arrays come from
     out = fbank(waveform, config)
-    assert np.abs(out - expected).max() / config.log_factor <= MAX_DIFFERENCE
+    difference = (out.mean(axis=0) - expected.mean(axis=0)) / config.log_factor
+    # 300 frames of chi-square energies of a few degrees: 0.03 to 0.06 each.
+    assert np.abs(difference).max() < 0.4
+    assert np.abs(difference).mean() < 0.1
     without = fbank(waveform, config.replace(dither=0.0))
     assert np.abs(out - without).max() / config.log_factor > 0.1
 

@@ -160,11 +160,6 @@ def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (
             WAVEFORM,
-            FbankConfig(dither=0.5),
-            'numba adds no dither, got dither 0.5; use backend="reference"',
-        ),
-        (
-            WAVEFORM,
             FbankConfig(n_fft=8192),
             "numba needs an FFT length of at most 4096, got 8192",
         ),
@@ -174,7 +169,7 @@ def test_triton_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             'numba needs a CPU waveform, got meta; use backend="reference"',
         ),
     ],
-    ids=["float64", "dither", "fft-8192", "device"],
+    ids=["float64", "fft-8192", "device"],
 )
 def test_named_backend_that_cannot_run_raises_where_auto_takes_the_reference(
     waveform: torch.Tensor, config: FbankConfig, message: str

@@ -153,7 +153,7 @@ def test_reset_begins_another_stream() -> None:
 def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(TypeError, match="config must be an FbankConfig, got str"):
         OnlineFbank("ast")
-    for field, value in {"dither": 0.5, "top_db": 80.0, "norm_per_feature": True}.items():
+    for field, value in {"top_db": 80.0, "norm_per_feature": True}.items():
         with pytest.raises(ValueError, match=f"config must have {field} .* in a stream, because"):
             OnlineFbank(FbankConfig(**{field: value}))
     stream = OnlineFbank()

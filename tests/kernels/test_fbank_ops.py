@@ -249,7 +249,7 @@ def test_second_gradient_of_the_operators_own_is_refused() -> None:
         out.sum().backward()
 
 
-def test_dither_is_drawn_in_compiled_code_but_has_no_gradient_there() -> None:
+def test_dither_is_drawn_in_compiled_code_and_its_gradient_needs_keys() -> None:
     config = AST.replace(dither=0.1)
     run = compiled(lambda waveform: fbank(waveform, config))
     waveform = noise(1, 1600)
@@ -258,7 +258,14 @@ def test_dither_is_drawn_in_compiled_code_but_has_no_gradient_there() -> None:
     torch.manual_seed(0)
     assert torch.equal(run(waveform), expected)
     assert not torch.equal(run(waveform), expected)
-    with pytest.raises(RuntimeError, match="has no gradient with dither, because it cannot"):
+    gradients = []
+    for function in (lambda waveform: fbank(waveform, config), run):
+        leaf = noise(1, 1600).requires_grad_()
+        torch.manual_seed(0)
+        function(leaf).sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    with pytest.raises(RuntimeError, match="has no gradient with dither without keys, because it"):
         torch.ops.ast_fast.fbank(waveform.requires_grad_(), config.as_json)
 
 

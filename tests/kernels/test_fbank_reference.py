@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ast_fast_kernels import fbank
-from ast_fast_kernels.fbank import reference, tables
+from ast_fast_kernels.fbank import dither, reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.testing.budgets import eps_bound, relative_norm
 from ast_fast_kernels.testing.processes import run_program
@@ -181,12 +181,14 @@ def test_nan_beyond_a_length_reaches_no_gradient() -> None:
 
 def test_dither_is_drawn_for_each_frame_with_its_standard_deviation() -> None:
     config = AST.replace(dither=0.25)
+    waveform = torch.zeros(1, 199 * 160 + 400)
     torch.manual_seed(0)
-    noise = reference.add_dither(torch.zeros(1, 200, 400), config)
+    noise = config.dither * dither.noise_of(None, waveform, config)
+    assert noise.shape == (1, 200, 400)
     # 80,000 draws: the deviation's own error is 0.25 / sqrt(160,000), here with five sigma.
     assert noise.std().item() == pytest.approx(0.25, abs=5 * 0.25 / 400)
     torch.manual_seed(0)
-    assert torch.equal(noise, reference.add_dither(torch.zeros(1, 200, 400), config))
+    assert torch.equal(noise, config.dither * dither.noise_of(None, waveform, config))
 
 
 def test_out_takes_the_result() -> None:

@@ -341,8 +341,10 @@ def test_dither_is_a_factor_of_either_sign(dither, use_energy: bool) -> None:
 
 @pytest.mark.parametrize("dither", [False, 0, -0.0, np.False_, torch.tensor(0.0)], ids=repr)
 def test_dither_of_zero_is_none_whatever_its_type(dither) -> None:
-    with use_backend(fbank="numba"):  # which adds none
+    with use_backend(fbank="numba"):
+        state = torch.get_rng_state()
         assert torch.equal(kaldi.fbank(noise(), dither=dither), kaldi.fbank(noise()))
+        assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.usefixtures("no_kernel")
@@ -431,11 +433,16 @@ def test_energy_and_filters_see_the_same_dither() -> None:
     assert torch.corrcoef(torch.stack((energy, total)))[0, 1] > 0.3
 
 
-def test_dither_with_a_backend_that_has_none_raises() -> None:
-    with use_backend(fbank="numba"):
-        for use_energy in (False, True):
-            with pytest.raises(RuntimeError, match="numba adds no dither, got dither 1; use back"):
-                kaldi.fbank(noise(), dither=1.0, use_energy=use_energy)
+def test_dither_with_a_gradient_is_the_references_own() -> None:
+    waveform = noise().requires_grad_()
+    torch.manual_seed(0)
+    out = kaldi.fbank(waveform, dither=1.0)
+    out.sum().backward()
+    assert waveform.grad.count_nonzero() > 3000
+    torch.manual_seed(0)
+    torch.testing.assert_close(kaldi.fbank(noise(), dither=1.0), out, atol=1e-4, rtol=0)
+    with use_backend(fbank="numba"), pytest.raises(RuntimeError, match="numba has no gradient and"):
+        kaldi.fbank(waveform, dither=1.0)
 
 
 @pytest.mark.parametrize(

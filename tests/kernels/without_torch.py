@@ -43,9 +43,6 @@ def features(convert: Callable[[Any], Any]) -> dict[str, Any]:
 NEEDS_TORCH: dict[str, Callable[[], object]] = {
     "numba needs a float32 or int16 waveform, got float64; waveform.astype(np.float32) needs "
     'nothing more, backend "reference"': lambda: fbank(SAMPLES.astype(np.float64)),
-    'numba adds no dither, got dither 1; backend "reference"': (
-        lambda: fbank(SAMPLES, FbankConfig(dither=1.0))
-    ),
     'numba needs an FFT length of at most 4096, got 8192; backend "reference"': (
         lambda: fbank(SAMPLES, FbankConfig(n_fft=8192))
     ),

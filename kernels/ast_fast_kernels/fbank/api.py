@@ -56,6 +56,11 @@ def fbank(
     frames NaN, or its whole clip with `top_db` or `norm_per_feature`. Compiled and exported code
     calls one operator, `torch.ops.ast_fast.fbank`, which gives the same bits (`ops.py`).
 
+    Dither is noise of each clip's own key, a number that is drawn from torch's generator for a
+    tensor and from numpy's global one for an array, clip after clip. So `torch.manual_seed` or
+    `np.random.seed` repeats it, in every backend, and it depends neither on threads nor on how
+    clips are batched.
+
     Args:
         waveform: Samples, shape (..., num_samples), numpy or torch: float32 or float64 (not
             rescaled) or int16 (read as sample / 32768).
@@ -84,6 +89,30 @@ def fbank(
         _load_tensors(type(waveform).__name__)
     log_mel: Tensor = _loaded.tensors.compute(waveform, config, lengths, out, backend)
     return log_mel
+
+
+def fbank_of_part(
+    waveform: Tensor | npt.NDArray[Any],
+    config: FbankConfig,
+    backend: str,
+    keys: Tensor | npt.NDArray[np.int64] | None,
+) -> Tensor | npt.NDArray[Any]:
+    """Do what `fbank` does for a part of a stream, with the dither of given keys, (..., 2)."""
+    if isinstance(waveform, np.ndarray):
+        assert keys is None or isinstance(keys, np.ndarray)
+        return _fbank_of_array(waveform, config, None, None, backend, keys)
+    _load_tensors(type(waveform).__name__)
+    log_mel: Tensor = _loaded.tensors.compute(waveform, config, None, None, backend, keys)
+    return log_mel
+
+
+def draw_keys(waveform: Tensor | npt.NDArray[Any]) -> Tensor | npt.NDArray[np.int64]:
+    """Draw the keys that `fbank` would for dither: an array's from numpy, a tensor's from torch."""
+    if isinstance(waveform, np.ndarray):
+        return arrays.draw_keys(waveform.shape[:-1])
+    _load_tensors(type(waveform).__name__)
+    keys: Tensor = _loaded.tensors.draw_keys(waveform)
+    return keys
 
 
 def chosen_backend(
@@ -119,6 +148,7 @@ def _fbank_of_array(
     lengths: Lengths | None,
     out: Any,
     backend: str,
+    keys: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[Any]:
     is_plain = lengths is None and out is None
     if is_plain and (again := arrays.compute_again(waveform, config, backend)) is not None:
@@ -127,8 +157,10 @@ def _fbank_of_array(
     if out is not None:
         arrays.check_out(out, waveform, config)
     counts = arrays.check_lengths(lengths, waveform)
+    if config.dither != 0.0 and keys is None:
+        keys = arrays.draw_keys(waveform.shape[:-1])
     if chosen == "numba":
-        log_mel = arrays.compute(waveform, config, counts, out)
+        log_mel = arrays.compute(waveform, config, counts, out, keys)
         if is_plain and log_mel.size:
             arrays.note_passed(waveform, config, backend)
         return log_mel
@@ -138,7 +170,8 @@ def _fbank_of_array(
     from ast_fast_kernels.fbank import eager
 
     into = None if out is None else torch.from_numpy(out)
-    energies = eager.compute(samples, config, counts, into, chosen)
+    of_clips = None if keys is None else torch.from_numpy(keys)
+    energies = eager.compute(samples, config, counts, into, chosen, of_clips)
     return energies.numpy() if out is None else out
 
 

@@ -26,7 +26,13 @@ Array = npt.NDArray[Any]
 _DTYPES = frozenset(map(np.dtype, (np.float32, np.float64, np.int16)))
 
 
-def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Array | None) -> Array:
+def compute(
+    waveform: Array,
+    config: FbankConfig,
+    counts: Array | None,
+    out: Array | None,
+    keys: Array | None = None,
+) -> Array:
     """Do what `fbank` does for an array that Numba can take.
 
     Args:
@@ -34,6 +40,7 @@ def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Arr
         config: The conventions.
         counts: As `check_lengths` returned them.
         out: Checked by `check_out`.
+        keys: As `draw_keys` returned them, if there is dither.
     """
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
     shape = (*leading, config.num_frames(num_samples), config.num_mel_bins)
@@ -47,7 +54,11 @@ def compute(waveform: Array, config: FbankConfig, counts: Array | None, out: Arr
         rows = rows.reshape(math.prod(leading), num_samples)
         flat_out = None if flat_out is None else flat_out.reshape(len(rows), *shape[-2:])
     log_mel: Array = _dispatch.load_backend("fbank", "numba")(
-        rows, config, flat_out, None if counts is None else counts.reshape(-1).tolist()
+        rows,
+        config,
+        flat_out,
+        None if counts is None else counts.reshape(-1).tolist(),
+        None if keys is None else keys.reshape(-1, 2),
     )
     if out is not None:
         return out
@@ -77,6 +88,17 @@ def note_passed(waveform: Array, config: FbankConfig, backend: str) -> None:
         rows = waveform if waveform.ndim == 2 else waveform[None]
         requested = _dispatch.requested_backend("fbank", backend)
         _passed.note(config, (requested, type(rows), rows.dtype, rows.shape))
+
+
+def draw_keys(leading: tuple[int, ...]) -> Array:
+    """Draw each clip's key for dither from numpy's global generator, int64 (*leading, 2).
+
+    One number a clip, in order: so a batch draws what its clips would one by one.
+    """
+    keys = np.zeros((*leading, 2), np.int64)
+    drawn = np.random.bytes(8 * math.prod(leading))  # noqa: NPY002 - what np.random.seed seeds
+    keys[..., 0] = np.frombuffer(drawn, np.int64).reshape(leading)
+    return keys
 
 
 def chosen_backend(waveform: Array, config: FbankConfig, backend: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
+from ast_fast_kernels.fbank import dither
 from ast_fast_kernels.fbank.checks import (
     Lengths,
     Passed,
@@ -29,10 +30,13 @@ def compute(
     lengths: Lengths | None,
     out: Tensor | None,
     backend: str,
+    keys: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Do what `fbank` does for an untraced tensor with values.
 
-    Only the reference is differentiable here.
+    Only the reference is differentiable here. Dither comes from `keys`, shape (..., 2), drawn here
+    if there are none; or it is `noise` (`fbank_numba`), for one clip.
     """
     is_plain = lengths is None and out is None and waveform.dim() in (1, 2)
     if is_plain:
@@ -61,6 +65,9 @@ def compute(
     chosen = choose_backend(_dispatch.requested_backend("fbank", backend), samples, config)
     check = _device_lengths if chosen == "triton" else check_lengths
     sample_counts = check(lengths, leading, waveform)
+    if config.dither != 0.0 and keys is None and noise is None:
+        with one_thread_if_forked():
+            keys = dither.draw_keys(leading, waveform.device)
     if samples.shape[0] == 0 or num_frames == 0:
         return samples.new_empty(shape, dtype=result_dtype(samples)) if out is None else out
     if (
@@ -70,7 +77,11 @@ def compute(
     ):
         samples = checks.copied(samples)  # a kernel would read frames that it has overwritten
     run = _dispatch.load_backend("fbank", chosen)
-    log_mel: Tensor = run(samples, config, flat_out, sample_counts)
+    if config.dither == 0.0:
+        log_mel: Tensor = run(samples, config, flat_out, sample_counts)
+    else:
+        flat_keys = None if keys is None else keys.reshape(-1, 2).contiguous()
+        log_mel = run(samples, config, flat_out, sample_counts, flat_keys, noise)
     if out is not None:
         if chosen != "reference":  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(out)

@@ -15,27 +15,37 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ast_fast_kernels._torch.autocast import exact_product
-from ast_fast_kernels.fbank import reference, tables
+from ast_fast_kernels.fbank import dither, reference, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import beyond_counts
 
 
 def waveform_gradient(
-    grad: Tensor, waveform: Tensor, config: FbankConfig, counts: list[int] | None
+    grad: Tensor,
+    waveform: Tensor,
+    config: FbankConfig,
+    counts: list[int] | None,
+    keys: Tensor | None = None,
 ) -> Tensor:
     """Return the waveform's gradient, shape (batch, num_samples), from that of the energies.
 
     Args:
         grad: Gradient of the energies, shape (batch, num_frames, num_mel_bins).
         waveform: Shape (batch, num_samples), floating.
-        config: The conventions, without dither.
+        config: The conventions.
         counts: Samples that count in each waveform; None is all.
+        keys: Each clip's key, shape (batch, 2), if there is dither.
     """
+    noise = dither.noise_of(keys, waveform, config)
     if counts is None:
-        log_mel, pull_back = _vjp(waveform, config)
+        log_mel, pull_back = _vjp(waveform, config, noise)
         return pull_back(before_whole_clip(grad, log_mel, config, None))
     # Each waveform has its own end, so each runs alone.
-    rows = [_vjp(row[None, :count], config) for row, count in zip(waveform, counts, strict=True)]
+    noises = [None] * len(waveform) if noise is None else noise
+    rows = [
+        _vjp(row[None, :count], config, own)
+        for row, count, own in zip(waveform, counts, noises, strict=True)
+    ]
     num_frames = [log_mel.shape[1] for log_mel, _ in rows]
     padded = [
         pad(log_mel, (0, 0, 0, grad.shape[1] - log_mel.shape[1]), value=config.log_silence)
@@ -49,9 +59,11 @@ def waveform_gradient(
     return torch.cat([pad(row, (0, waveform.shape[1] - row.shape[1])) for row in gradients])
 
 
-def _vjp(waveform: Tensor, config: FbankConfig) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+def _vjp(
+    waveform: Tensor, config: FbankConfig, noise: Tensor | None
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """Return a batch's log-mel energies, and a function from their gradient to the waveform's."""
-    frames = reference.preemphasise(reference.prepare_frames(waveform, config), config)
+    frames = reference.preemphasise(reference.prepare_frames(waveform, config, noise), config)
     if frames.numel() == 0:
         nothing = waveform.new_zeros(*frames.shape[:-1], config.num_mel_bins)
         return nothing, lambda grad: torch.zeros_like(waveform)

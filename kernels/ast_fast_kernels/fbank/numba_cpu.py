@@ -35,13 +35,11 @@ from ast_fast_kernels._cpu.spectrum import (
 from ast_fast_kernels._cpu.team import Pace, run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     FILTERS_AT_ONCE,
     NUM_BUFFERS,
     NUM_INTEGERS,
-    REFLECT,
-    SYMMETRIC,
-    ZEROS,
     Batch,
     Plan,
     Scratch,
@@ -83,6 +81,8 @@ def fbank_numba(
     config: FbankConfig,
     out: Samples | None = None,
     counts: Sequence[int] | None = None,
+    keys: Samples | None = None,
+    noise: Tensor | None = None,
 ) -> Any:
     """Return log-mel energies of a batch on the CPU, of the waveform's kind.
 
@@ -92,12 +92,15 @@ def fbank_numba(
         config: The conventions; `unsupported(config)` is None.
         out: Contiguous float32 that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
+        keys: Each clip's key and first frame, contiguous int64 (batch, 2), if there is dither.
+        noise: Instead of keys, the standard noise of one clip's frames, contiguous float32
+            (at least num_frames and 16, window_size).
     """
     batch, num_samples = waveform.shape
     if out is None:
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = _empty(shape, waveform)
-    run_blocks(waveform, out, config, host_lanes(), counts)
+    run_blocks(waveform, out, config, host_lanes(), counts, keys, noise)
     if config.needs_whole_clip:
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
@@ -143,8 +146,6 @@ def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int
 
 def unsupported(config: FbankConfig) -> str | None:
     """Say which convention this backend does not support; None when it supports them all."""
-    if config.dither != 0.0:
-        return f"numba adds no dither, got dither {config.dither:g}"
     if not is_supported(config.fft_size):
         return f"numba needs an FFT length of at most {MAX_SIZE}, got {config.fft_size}"
     if config.window_shift > MOST_SHIFT:
@@ -158,12 +159,15 @@ def run_blocks(
     config: FbankConfig,
     lanes: int,
     counts: Sequence[int] | None = None,
+    keys: Samples | None = None,
+    noise: Tensor | None = None,
     cache_bytes: int | None = None,
 ) -> None:
     """Fill `out` (batch, num_frames, num_mel_bins) from `waveform` (batch, num_samples).
 
-    Both are arrays, or both tensors. `cache_bytes` is the size of the first cache, this machine's
-    by default: it decides in which order the work is done, and changes no bit of the result.
+    Both are arrays, or both tensors, as `keys` is. `cache_bytes` is the size of the first cache,
+    this machine's by default: it decides in which order the work is done, and changes no bit of the
+    result.
     """
     clips, num_frames, _ = out.shape
     samples_of = frames_of = 0
@@ -205,6 +209,8 @@ def run_blocks(
         samples_of,
         frames_of,
         out_at,
+        0 if keys is None else _address(keys),
+        0 if noise is None else noise.data_ptr(),
     )
     prepared = ready.prepared
     chunks = -(-total // chunk)
@@ -213,6 +219,10 @@ def run_blocks(
     if many > few:
         ready.pace.note(threads > few, begun, perf_counter(), total)
     _of_thread.ready = ready
+
+
+def _address(values: Samples) -> int:
+    return address_of(values) if isinstance(values, np.ndarray) else values.data_ptr()
 
 
 PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
@@ -267,6 +277,8 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         use_power=config.use_power,
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
+        dither_waveform=config.dither_over == "waveform",
+        dither=config.dither / config.waveform_scale,
         # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,
@@ -276,7 +288,8 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         silence=config.log_silence,
     )
     rows = used_rows(config.fft_size, size)
-    worker = compiled_worker(config.fft_size, rows, lanes, halves, source_digest())
+    dithered = int(config.dither != 0.0)
+    worker = compiled_worker(config.fft_size, rows, lanes, halves, dithered, source_digest())
     in_memory = _in_memory(plan)
     return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
 
@@ -381,9 +394,15 @@ def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:
         tile=(window_shift + 2) * stride,
         sums=3 * (stride + lanes),
         grid=grid_vectors(config.fft_size, halves) * lanes,
-        frames=0 if config.use_power else config.fft_size * lanes,
+        frames=config.fft_size * lanes if _keeps_frames(config) else 0,
         energies=-(-config.num_mel_bins // FILTERS_AT_ONCE) * FILTERS_AT_ONCE * lanes,
     )
+
+
+def _keeps_frames(config: FbankConfig) -> bool:
+    """Whether frames are written out before they are transformed, or transformed again."""
+    dithered = config.dither != 0.0 and config.dither_over == "frame"
+    return dithered or not config.use_power
 
 
 def in_halves(config: FbankConfig, lanes: int, cache_bytes: int) -> int:

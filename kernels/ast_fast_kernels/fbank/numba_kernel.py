@@ -47,6 +47,13 @@ from ast_fast_kernels._cpu.simd import (
 )
 from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
+from ast_fast_kernels.fbank.numba_dither import (
+    ZEROS,
+    dither_frames,
+    dither_frames_by,
+    dither_samples,
+    mirrored,
+)
 
 Pointer = Any
 """Address of a flat array's first element, in compiled code."""
@@ -74,6 +81,8 @@ class Batch(NamedTuple):
     samples_of: int  # address of each clip's number of valid samples; 0 if all are
     frames_of: int  # address of each clip's number of valid frames
     out: int
+    keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
+    noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
 
 
 class Plan(NamedTuple):
@@ -101,6 +110,8 @@ class Plan(NamedTuple):
     use_power: int
     use_log: int
     floor_zeros_only: int
+    dither_waveform: int
+    dither: float  # in the waveform's own scale
     preemphasis: float
     log_floor: float
     log_offset: float
@@ -117,11 +128,11 @@ class Scratch(NamedTuple):
     sums: int  # (3, tile stride + lanes): each hop's sum around its first sample, that of its part
     # in a window's end, and its first sample
     grid: int  # (grid vectors of the FFT, lanes)
-    frames: int  # (n_fft, lanes), those that are transformed again; nothing if powers are used
+    frames: int  # (n_fft, lanes), with noise or to be transformed again; nothing if neither
     energies: int  # (mel bins in whole groups, lanes), before they are transposed
 
 
-NUM_FLOATS = 6
+NUM_FLOATS = 7
 """Number of a plan's last fields, which are not integers."""
 NUM_INTEGERS = len(Plan._fields) - NUM_FLOATS
 NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
@@ -131,16 +142,15 @@ COUNT, CHUNK, TOTAL, PLAN, SCRATCH, BATCH = range(HEADER, HEADER + 6)
 of the plan, and that of the threads' scratch addresses; and the batch."""
 
 
-ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
-
-
 @cache
-def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest: str) -> Any:
+def compiled_worker(
+    n_fft: int, used_rows: int, lanes: int, halves: int, dithered: int, digest: str
+) -> Any:
     """Return the compiled worker for an FFT length, its rows in use, and a vector width.
 
     `halves` is 1 to transform half of the bins after the other, in a grid half as large, else 0.
-
-    The digest of the sources it is emitted from is part of Numba's cache key through the closure.
+    Noise is added only if `dithered` is 1; without it there is less to compile. The digest of the
+    sources it is emitted from is part of Numba's cache key through the closure.
     """
 
     def kernel(address: int) -> None:
@@ -158,7 +168,7 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest:
         grid, energies = floats_at(scratch.grid), floats_at(scratch.energies)
         window, places = floats_at(plan.window), indices_at(plan.places)
         ones, in_order = floats_at(plan.ones), indices_at(plan.in_order)
-        frames_again, powers = floats_at(scratch.frames), indices_at(plan.powers)
+        frames_apart, powers = floats_at(scratch.frames), indices_at(plan.powers)
         zero, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
         factors = floats_at(plan.factors)
         out = floats_at(batch.out)
@@ -202,11 +212,16 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest:
             row = (clip * num_frames + frame) * num_mel_bins
             valid = min(frames - frame, lanes)
             reads = lanes * hop if carried else plan.span
-            if not _is_in_place(batch, plan, first, reads, count):
+            over_waveform = dithered and plan.dither_waveform
+            if over_waveform or not _is_in_place(batch, plan, first, reads, count):
                 # What no frame reads keeps its old value: it ends in lanes that are not used.
                 needed = min((valid - 1) * hop + plan.window_size, reads)
                 source, start = floats_at(scratch.samples), 1
                 _copy_samples(batch, plan, origin, first, needed, count, source, lanes)
+                if over_waveform:
+                    dither_samples(
+                        batch.keys, clip, plan, first, needed, count, source, energies, lanes
+                    )
             if not carried:
                 _turn_shared(source, start, plan, tile, sums, lanes)
             _turn(source, start, 0, shared if carried else 0, plan, tile, sums, lanes)
@@ -220,6 +235,12 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest:
             )
             read, read_places, read_window, factor, is_last = tile, places, window, one, False
             offset = shift
+            over_frames = dithered and not plan.dither_waveform
+            if over_frames:
+                read, read_places = frames_apart, in_order
+                offset = shift + _dither(
+                    batch, clip, frame, plan, tile, places, frames_apart, n_fft, lanes
+                )
             while True:
                 power_spectrum(
                     read, read_places, read_window, offset, grid, factors, upcoming, n_fft,
@@ -230,14 +251,16 @@ def compiled_worker(n_fft: int, used_rows: int, lanes: int, halves: int, digest:
                 total = take_magnitudes(grid, powers, factor, n_fft, lanes)
                 if is_last or _all_within(total, lanes):
                     break
-                loudest = _loudest(plan, tile, places, window, shift, lanes)
+                loudest = _loudest(plan, read, read_places, window, offset, lanes)
                 raised = select_less(zero, loudest, splat(RAISE, lanes), one)
                 lowered = select_less(total, splat(LOUD, lanes), one, splat(LOWER, lanes))
                 scale = select_less(total, splat(FAINT, lanes), raised, lowered)
-                if sum_lanes(scale) == lanes:
+                if sum_lanes(scale) == lanes and not over_frames:
                     break  # silence
-                _write_scaled(plan, tile, places, window, shift, scale, frames_again, n_fft, lanes)
-                read, read_places, read_window, offset = frames_again, in_order, ones, zero
+                _write_scaled(
+                    plan, read, read_places, window, offset, scale, frames_apart, n_fft, lanes
+                )
+                read, read_places, read_window, offset = frames_apart, in_order, ones, zero
                 factor, is_last = one / scale, True
             _sum_filters(plan, grid, energies, lanes)
             if plan.use_log:
@@ -343,12 +366,7 @@ def _padded(
     """Return a sample beyond an end: mirrored as often as needed, or zero."""
     if plan.padding == ZEROS or count == 0:
         return np.float32(0.0)
-    repeat = 1 if plan.padding == SYMMETRIC else 0  # of the edge samples
-    period = max(2 * (count - 1 + repeat), 1)
-    index = index % period
-    if index >= count:
-        index = period - repeat - index
-    return _sample(batch, origin, index, factor)
+    return _sample(batch, origin, mirrored(index, count, plan), factor)
 
 
 @stage
@@ -460,6 +478,24 @@ def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
     mean = multiply_add(total, splat(np.float32(1.0 / size), lanes), first)
     coefficient = 0.0 if plan.emphasise_waveform else plan.preemphasis
     return multiply_add(splat(np.float32(-coefficient), lanes), mean, mean)
+
+
+@stage
+def _dither(
+    batch: Batch,
+    clip: int,
+    frame: int,
+    plan: Plan,
+    tile: Pointer,
+    places: Pointer,
+    grid: Pointer,
+    n_fft: int,
+    lanes: int,
+) -> Any:
+    """Write a block's frames with noise to the grid; return what removing its mean subtracts."""
+    if batch.noise != 0:
+        return dither_frames_by(batch.noise, frame, plan, tile, places, grid, n_fft, lanes)
+    return dither_frames(batch.keys, clip, frame, plan, tile, places, grid, n_fft, lanes)
 
 
 @stage

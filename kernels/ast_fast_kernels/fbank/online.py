@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels._torch.optional import is_tensor
-from ast_fast_kernels.fbank.api import fbank
+from ast_fast_kernels.fbank.api import draw_keys, fbank_of_part
 from ast_fast_kernels.fbank.config import FbankConfig
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ _AST = FbankConfig()
 DTYPES = ("float32", "float64", "int16")
 
 WHOLE_CLIP = {
-    "dither": "each call draws its own noise",
     "top_db": "it needs the whole clip",
     "norm_per_feature": "it needs the whole clip",
 }
@@ -36,9 +35,10 @@ class OnlineFbank:
     whole clip: bit for bit with `numba`, whose frames do not depend on their place, and up to float
     rounding with `reference`. Unlike kaldi-native-fbank, it returns frames instead of keeping them.
     Besides the chunk, it keeps at most two windows and a shift of samples. Frames have no gradient.
+    Dither's keys are drawn with a stream's first chunk, as `fbank` draws them for the whole clip.
 
     Args:
-        config: The conventions; without `dither`, `top_db` and `norm_per_feature`.
+        config: The conventions; without `top_db` and `norm_per_feature`.
         backend: As in `fbank`.
     Raises:
         TypeError: `config` is not an FbankConfig.
@@ -50,7 +50,7 @@ class OnlineFbank:
             raise TypeError(f"config must be an FbankConfig, got {type(config).__name__}")
         for name, reason in WHOLE_CLIP.items():
             value = getattr(config, name)
-            if value and (config.use_log_fbank or name == "dither"):
+            if value and config.use_log_fbank:
                 raise ValueError(
                     f"config must have {name} {type(value)()!r} in a stream, because {reason}, "
                     f"got {value!r}; use fbank on the whole clip"
@@ -63,6 +63,7 @@ class OnlineFbank:
     def reset(self) -> None:
         """Begin a new stream."""
         self._held: Array | None = None
+        self._keys: Array | None = None  # of dither
         self._start = 0  # index of the first sample held: a multiple of the shift
         self._next = 0  # frame to return next
         self._finished = False
@@ -84,6 +85,8 @@ class OnlineFbank:
             raise RuntimeError("the stream is finished; call reset() to begin another")
         self._check(waveform)
         before = self._held
+        if before is None and self.config.dither != 0.0:
+            self._keys = draw_keys(waveform)
         # Always a copy: the caller may use the chunk's memory for the next one.
         self._held = _copied(waveform) if before is None else _joined(before, waveform)
         try:
@@ -157,7 +160,10 @@ class OnlineFbank:
             from ast_fast_kernels.fbank.eager import result_dtype  # needs torch, which is loaded
 
             return held.new_empty(shape, dtype=result_dtype(held))
-        frames: Array = fbank(held, self._every_frame, backend=self.backend)
+        keys = self._keys
+        if keys is not None:
+            keys[..., 1] = before
+        frames: Array = fbank_of_part(held, self._every_frame, self.backend, keys)
         frames = frames[..., self._next - before : end - before, :]
         self._next = end
         # Padding mirrors at most a window before the end; pre-emphasis reads one sample more.

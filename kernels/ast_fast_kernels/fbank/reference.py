@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch.autocast import exact_product
-from ast_fast_kernels.fbank import tables
+from ast_fast_kernels.fbank import dither, tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
 
@@ -18,6 +18,8 @@ def fbank_reference(
     config: FbankConfig,
     out: Tensor | None = None,
     counts: Sequence[int] | None = None,
+    keys: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Return log-mel energies by the definition; differentiable, any floating dtype and device.
 
@@ -26,20 +28,26 @@ def fbank_reference(
         config: The conventions.
         out: Contiguous tensor that takes the result, shape (batch, num_frames, num_mel_bins).
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
+        keys: Each clip's key for dither, shape (batch, 2); None draws them if there is dither.
+        noise: Instead of keys, as `dither.noise_of` returns it.
     """
     waveform = as_floating(waveform)
+    if noise is None:
+        noise = dither.noise_of(keys, waveform, config)
     if counts is None:
-        log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+        log_mel = log_mel_of_frames(prepare_frames(waveform, config, noise), config)
     elif config.snip_edges and not config.pad_tail:
         # A NaN after a clip's length would reach the gradient before it.
         waveform = waveform.masked_fill(beyond_counts(counts, waveform), 0.0)
-        log_mel = log_mel_of_frames(prepare_frames(waveform, config), config)
+        log_mel = log_mel_of_frames(prepare_frames(waveform, config, noise), config)
         frames = [config.num_frames(count) for count in counts]
         log_mel = log_mel.masked_fill(beyond_counts(frames, log_mel)[..., None], config.log_silence)
     else:  # each waveform is padded at its own end, so each runs at its own length
         num_frames = config.num_frames(waveform.shape[-1])
-        rows = zip(waveform, counts, strict=True)
-        log_mel = torch.stack([_padded_row(row[:count], config, num_frames) for row, count in rows])
+        noises = [None] * len(waveform) if noise is None else noise
+        rows = zip(waveform, counts, noises, strict=True)
+        padded = [_padded_row(row[:count], config, num_frames, own) for row, count, own in rows]
+        log_mel = torch.stack(padded)
     if config.needs_whole_clip:
         every = [log_mel.shape[1]] * log_mel.shape[0]
         frames = every if counts is None else [config.num_frames(count) for count in counts]
@@ -47,11 +55,11 @@ def fbank_reference(
     return log_mel if out is None else out.copy_(log_mel)
 
 
-def _padded_row(row: Tensor, config: FbankConfig, num_frames: int) -> Tensor:
+def _padded_row(row: Tensor, config: FbankConfig, num_frames: int, noise: Tensor | None) -> Tensor:
     log_mel = row.new_full((num_frames, config.num_mel_bins), config.log_silence)
     if config.num_frames(row.shape[0]) == 0:
         return log_mel
-    frames = log_mel_of_frames(prepare_frames(row, config), config)
+    frames = log_mel_of_frames(prepare_frames(row, config, noise), config)
     return torch.cat((frames, log_mel[frames.shape[0] :]))
 
 
@@ -60,18 +68,24 @@ def as_floating(samples: Tensor) -> Tensor:
     return samples.to(torch.float32) * 2.0**-15 if samples.dtype == torch.int16 else samples
 
 
-def prepare_frames(waveform: Tensor, config: FbankConfig) -> Tensor:
-    """Return the scaled, dithered, DC-free frames, which Kaldi's raw energy is taken from."""
+def prepare_frames(waveform: Tensor, config: FbankConfig, noise: Tensor | None = None) -> Tensor:
+    """Return the scaled, dithered, DC-free frames, which Kaldi's raw energy is taken from.
+
+    Args:
+        waveform: Shape (..., num_samples).
+        config: The conventions.
+        noise: Of variance 1, for at least as many frames or samples as there are; None is none.
+    """
     waveform = waveform * config.waveform_scale
-    if config.dither_over == "waveform":
-        waveform = add_dither(waveform, config)
+    if noise is not None and config.dither_over == "waveform":
+        waveform = waveform + config.dither * noise[..., : waveform.shape[-1]]
     if config.preemphasis_over == "waveform":
         coefficient = config.preemphasis_coefficient
         rest = waveform[..., 1:] - coefficient * waveform[..., :-1]
         waveform = torch.cat((waveform[..., :1], rest), dim=-1)
     frames = cut_frames(waveform, config)
-    if config.dither_over == "frame":
-        frames = add_dither(frames, config)
+    if noise is not None and config.dither_over == "frame":
+        frames = frames + config.dither * noise[..., : frames.shape[-2], :]
     return remove_dc_offset(frames, config)
 
 
@@ -110,14 +124,6 @@ def _samples_at(index: Tensor, waveform: Tensor, pad_mode: PadMode) -> Tensor:
     index = index % period
     index = torch.where(index < num_samples, index, period - repeats - index)
     return waveform.index_select(-1, index)
-
-
-def add_dither(samples: Tensor, config: FbankConfig) -> Tensor:
-    """Add Gaussian noise from torch's global generator to frames or to a waveform."""
-    if config.dither == 0.0:
-        return samples
-    noise = torch.randn(samples.shape, dtype=samples.dtype, device=samples.device)
-    return samples + config.dither * noise
 
 
 def remove_dc_offset(frames: Tensor, config: FbankConfig) -> Tensor:

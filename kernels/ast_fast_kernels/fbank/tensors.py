@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch import checks
-from ast_fast_kernels.fbank import eager
+from ast_fast_kernels._torch.forks import one_thread_if_forked
+from ast_fast_kernels.fbank import dither, eager
 from ast_fast_kernels.fbank.checks import Lengths, check_config
 from ast_fast_kernels.fbank.config import FbankConfig
 
 
 def compute(
-    waveform: object, config: FbankConfig, lengths: Lengths | None, out: object, backend: str
+    waveform: object,
+    config: FbankConfig,
+    lengths: Lengths | None,
+    out: object,
+    backend: str,
+    keys: Tensor | None = None,
 ) -> Tensor:
-    """Do what `fbank` does for anything but a numpy array."""
+    """Do what `fbank` does for anything but a numpy array; `keys` as in `eager.compute`."""
     if not isinstance(waveform, Tensor):
         raise _no_waveform(waveform)
     check_config(config)
@@ -23,8 +29,8 @@ def compute(
     if _needs_operator(waveform, config, backend):
         from ast_fast_kernels.fbank import ops  # registers the operator
 
-        return ops.fbank(waveform, config, lengths, out, backend)
-    return eager.compute(waveform, config, lengths, out, backend)
+        return ops.fbank(waveform, config, lengths, out, backend, keys)
+    return eager.compute(waveform, config, lengths, out, backend, keys)
 
 
 def chosen_backend(waveform: object, config: FbankConfig, backend: str) -> str:
@@ -46,3 +52,9 @@ def _needs_operator(waveform: Tensor, config: FbankConfig, backend: str) -> bool
     if not (waveform.requires_grad and torch.is_grad_enabled()):
         return False
     return eager.chosen_backend(waveform, config, backend) != "reference"
+
+
+def draw_keys(waveform: Tensor) -> Tensor:
+    """Draw the keys that `compute` would for dither."""
+    with one_thread_if_forked():
+        return dither.draw_keys(waveform.shape[:-1], waveform.device)
