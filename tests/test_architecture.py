@@ -55,7 +55,7 @@ MAY_IMPORT = {
         "kaldi": "_torch fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
-        "testing": "_gpu gelu layer_norm attention fbank",
+        "testing": "_cpu _gpu gelu layer_norm attention fbank",
     },
 }
 """Room (a folder or file right below a package) → the rooms that it imports, lowest room first.

@@ -357,9 +357,9 @@ def _column_pass(
         for row in range(half) if with_odd or with_even else ():
             one = other = windowed(row)
             if row + half < used:
-                there, factor = sample(row + half)
-                one = vectors.fma(there, factor, one) if with_even else one
-                other = vectors.fma(-there, factor, other) if with_odd else other
+                # Not fused: samples that were windowed and scaled beforehand give the same bits.
+                there = windowed(row + half)
+                one, other = one + there, other - there
             sums.append(one)
             differences.append(other)
         if with_odd:
