@@ -15,7 +15,7 @@ The floor is the larger of two times, as if a machine did both at once:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
@@ -25,7 +25,7 @@ from numba import njit
 from numba.core import types
 
 from ast_fast_kernels import FbankConfig
-from ast_fast_kernels._cpu import dft, fft
+from ast_fast_kernels._cpu import dft, fft, halves
 from ast_fast_kernels._cpu.compile import intrinsic
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import aligned, data_pointer, host_lanes
@@ -85,14 +85,16 @@ class _CountingLanes(Lanes):
 def vector_operations(
     config: FbankConfig, lanes: int, *, only_products: bool = False
 ) -> dict[str, int] | None:
-    """Return the operations for a block of `lanes` frames, by stage; None if fft.py has no plan.
+    """Return the operations for a block of `lanes` frames, by stage.
+
+    None if the length of the FFT has no passes of its own: a convolution's detour is no floor.
 
     Args:
         config: The convention.
         lanes: Frames of a block.
         only_products: Whether to count only what units that multiply must do.
     """
-    if not fft.is_supported(config.fft_size):
+    if not (halves.is_supported(config.fft_size) or fft.is_supported(config.fft_size)):
         return None
     # Windows overlap, but operations on single samples are needed once for each sample of a hop.
     hop, size = config.window_shift, config.window_size
@@ -118,25 +120,60 @@ def vector_operations(
 
 
 def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
-    """Emit each pass of `fft.power_spectrum` as often as it runs."""
-    plan = fft.Plan.of(config.fft_size)
-    used = fft.used_rows(config.fft_size, config.window_size)
+    """Emit each pass of the power spectrum as often as it runs, all bins of a column at once."""
+    if halves.is_supported(config.fft_size):
+        _emit_rotated_rows(vectors, config)
+    else:
+        _emit_twisted_rows(vectors, config)
 
-    def power(bins: list[Any]) -> None:
-        for re, im in bins:
-            re * re if im is None else dft.multiply_add(re, re, im * im)
+
+def _emit_rotated_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Emit the passes of `halves.power_spectrum`."""
+    plan = halves.Grid.of(config.fft_size, 0)
+    used = halves.used_rows(config.fft_size, config.window_size)
+    for _ in range(plan.columns):
+        if plan.rows % 2:
+            dft.real_dft([vectors.value() for _ in range(used)])
+            continue
+        sums, differences = [], []
+        for row in range(plan.rows // 2):
+            one = other = vectors.value()
+            if row + plan.rows // 2 < used:
+                there = vectors.value()
+                one, other = one + there, other - there
+            sums.append(one)
+            differences.append(other)
+        list(halves.odd_bins(differences))
+        list(halves.real_bins(sums))
+    _emit_powers(halves.real_bins([vectors.value() for _ in range(plan.columns)]))
+    if plan.rows % 2 == 0:
+        _emit_powers(halves.odd_bins([vectors.value() for _ in range(plan.columns)]))
+    for _ in (*plan.even[1:], *plan.odd):
+        row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
+        turned = [halves.rotated(z, vectors.value(), vectors.value()) for z in row[1:]]
+        _emit_powers(halves.complex_dft([row[0], *turned]))
+
+
+def _emit_twisted_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Emit the passes of `fft.power_spectrum`."""
+    plan = fft.Plan.of(config.fft_size)
 
     def complex_row(m: int, j: int, parts: list[Any]) -> list[Any]:
         return dft.combined(parts, [(vectors.value(), vectors.value()) for _ in parts[1:]])
 
     for _ in range(plan.columns):
-        dft.real_dft([vectors.value() if row < used else None for row in range(plan.rows)])
-    power(dft.real_dft([vectors.value() for _ in range(plan.columns)]))
+        dft.real_dft([vectors.value() for _ in range(plan.rows)])
+    _emit_powers(enumerate(dft.real_dft([vectors.value() for _ in range(plan.columns)])))
     if plan.rows % 2 == 0:
-        power(dft.half_turned_dft([vectors.value() for _ in range(plan.columns)]))
+        _emit_powers(enumerate(dft.half_turned_dft([vectors.value() for _ in range(plan.columns)])))
     for _ in range(1, (plan.rows + 1) // 2):
         row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
-        power(dft.twisted_dft(row, complex_row))
+        _emit_powers(enumerate(dft.twisted_dft(row, complex_row)))
+
+
+def _emit_powers(bins: Iterable[tuple[int, Any]]) -> None:
+    for _, z in bins:
+        fft.power(z)
 
 
 @cache
@@ -179,7 +216,7 @@ def bytes_per_second(num_bytes: int, threads: int) -> float:
 def floor_seconds(
     config: FbankConfig, shape: tuple[int, int], itemsize: int, threads: int
 ) -> float | None:
-    """Return the least seconds of a turn; None if fft.py has no plan.
+    """Return the least seconds of a turn; None where `vector_operations` is.
 
     Args:
         config: The convention.
@@ -290,19 +327,28 @@ def main() -> None:
         print(
             f"| {threads} | {' | '.join(f'{value:.0f}' for value in summary(threads).values())} |"
         )
-    print(f"\n| µs a clip, of 64 | vector operations for {lanes} frames | 1 thread | 2 threads |")
-    print("|---|---|---|---|")
+    print(f"\n| µs a clip, of 64 | products for {lanes} frames | all | 1 thread | 2 threads |")
+    print("|---|---|---|---|---|")
     for preset in PRESETS:
         config = FbankConfig.preset(preset)  # type: ignore[arg-type]
-        operations = vector_operations(config, lanes)
-        if operations is None:
+        if vector_operations(config, lanes) is None:
             continue
-        cells = [f"{sum(operations.values()):,}"]
+        cells = [f"{count:,}" for count in map(sum, zip(*_by_stage(config).values(), strict=True))]
         for threads in (1, 2):
             seconds = floor_seconds(config, (64, 80000), 4, threads)
             cells.append(f"{seconds / 64 * 1e6:.0f}" if seconds else "")
         print(f"| {preset} | {' | '.join(cells)} |")
-    print(f"\nast: {vector_operations(FbankConfig(), lanes)}")
+    print("\n| stage of ast | products | all |\n|---|---|---|")
+    for stage, counts in _by_stage(FbankConfig()).items():
+        print(f"| {stage} | {' | '.join(f'{count:,}' for count in counts)} |")
+
+
+def _by_stage(config: FbankConfig) -> dict[str, tuple[int, int]]:
+    """Return each stage's products and all its operations, for a block of frames."""
+    lanes = host_lanes()
+    products = vector_operations(config, lanes, only_products=True) or {}
+    every = vector_operations(config, lanes) or {}
+    return {stage: (products[stage], every[stage]) for stage in every}
 
 
 if __name__ == "__main__":
