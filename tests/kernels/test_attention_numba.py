@@ -196,14 +196,18 @@ def test_half_precision_keeps_nan_in_its_clip_and_head(half) -> None:
     assert torch.equal(grad[1, :, :, 0], other_grad[1, :, :, 0])
 
 
-def test_large_scores_pick_one_key_in_half_precision(half) -> None:
+@pytest.mark.parametrize("scale", [1.0, -1e7])
+def test_large_scores_pick_one_key_in_half_precision(half, scale: float) -> None:
+    """Whatever the rounding of the scores, which are up to 1e11, the largest has a weight of 1."""
     dtype, (bound, _) = half
     qkv = torch.zeros(1, 40, 3, 1, 16)
     qkv[:, :, :2, :, 0] = torch.linspace(-100, 100, 40)[None, :, None, None]
     qkv[:, :, 2] = packed((1, 40, 1, 16))[:, :, 2]
-    qkv = qkv.to(dtype)
-    out = attention(qkv, scale=1.0, backend="numba")
-    assert relative_norm(out, by_definition(qkv.double(), 1.0)) < bound
+    qkv = qkv.to(dtype).requires_grad_()
+    out = attention(qkv, scale=scale, backend="numba")
+    assert relative_norm(out, by_definition(qkv.detach().double(), scale)) < bound
+    (gradient,) = torch.autograd.grad(out.float().sum(), qkv)
+    assert gradient.isfinite().all()
 
 
 def test_no_keys_give_zeros_in_half_precision(half) -> None:

@@ -475,6 +475,9 @@ log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane
 log_of_normal = _vector_function(
     Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."
 )
+rounded_product = _vector_function(
+    Lanes.product, 2, "Return the product of each lane, rounded before anything is added to it."
+)
 sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
 equal_or = _vector_function(
     Lanes.equal_or, 3, "Return the third argument in lanes where the first equals the second."
