@@ -533,7 +533,8 @@ assert torch.equal(program(tensors["qkv"]), tensors["out"])
     )
 
 
-def test_autocast_s_bfloat16_is_taken() -> None:
+def test_autocast_s_bfloat16_is_taken(monkeypatch) -> None:
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: False)
     qkv = packed((1, 33, 2, 16)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert chosen_backend("attention", qkv) == "numba"
@@ -568,12 +569,24 @@ def test_what_it_cannot_run_is_refused_by_name_and_left_to_sdpa(qkv: Tensor, mes
 
 def test_float16_needs_a_cpu_that_converts_it(monkeypatch) -> None:
     monkeypatch.setattr(simd, "has_float16", lambda: False)
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: False)
     qkv = torch.zeros(1, 2, 3, 1, 16)
     with pytest.raises(RuntimeError, match=r"numba needs a CPU that converts float16 \(F16C"):
         attention(qkv.half(), backend="numba")
     assert attention(qkv.half()).dtype == torch.float16
     assert chosen_backend("attention", qkv.half()) == "sdpa"
     assert chosen_backend("attention", qkv.bfloat16()) == "numba"
+
+
+def test_auto_leaves_bfloat16_to_matrix_units(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: True)
+    _dispatch._log.cache_clear()
+    qkv = packed((1, 33, 2, 16))
+    with caplog.at_level(logging.INFO, logger="ast_fast_kernels"):
+        assert chosen_backend("attention", qkv.bfloat16()) == "sdpa"
+    assert "matrix units (AMX)" in caplog.text
+    assert chosen_backend("attention", qkv.bfloat16(), backend="numba") == "numba"
+    assert chosen_backend("attention", qkv) == chosen_backend("attention", qkv.half()) == "numba"
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of vmap

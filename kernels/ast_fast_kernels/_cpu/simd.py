@@ -72,6 +72,12 @@ def has_bfloat16_dots() -> bool:
 
 
 @cache
+def has_bfloat16_matrices() -> bool:
+    """Say whether the machine multiplies matrices of bfloat16 (AMX), as torch does then."""
+    return "+amx-bf16" in _host_features()
+
+
+@cache
 def has_float16() -> bool:
     """Say whether Numba compiles for a machine that converts float16: F16C, or any 64-bit ARM.
 
