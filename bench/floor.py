@@ -6,26 +6,26 @@ The floor is the larger of two times, as if a machine did both at once:
 
 - Arithmetic: the vector operations of the kernel's own stages for a block of frames. A counting
   builder counts them as they are emitted. Moving data (transpositions, loads and stores) is not
-  counted. The products among them go at the measured rate of independent fused multiply-adds. All
-  of them go at the rate of multiply-adds and sums in turns, which some CPUs add in other units. The
-  longer of both counts.
+  counted. The longest of three counts, because some CPUs add in units of their own: products, at
+  the measured rate of independent fused multiply-adds; what adds, multiply-adds again among it, at
+  that of multiply-adds and sums in turns; everything at that of products and sums in turns.
 - Bytes: waveforms read and features written once, at the measured rate of a copy of as many bytes.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numba import njit
 from numba.core import types
 
 from ast_fast_kernels import FbankConfig
-from ast_fast_kernels._cpu import dft, fft
+from ast_fast_kernels._cpu import dft, fft, halves
 from ast_fast_kernels._cpu.compile import intrinsic
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import aligned, data_pointer, host_lanes
@@ -44,21 +44,27 @@ KINDS = {"L2": 1 << 20, "L3": 1 << 24, "DRAM": 1 << 29}
 """Bytes read and written by a copy that stays in this memory, on most machines."""
 
 
+Kind = Literal["all", "products", "sums"]
+"""Vector operations that count: any, those that multiply, or that add. A multiply-add is both."""
+
+
 class _Counter:
-    """Stands in for LLVM's builder: emits nothing, and counts vector instructions.
+    """Stands in for LLVM's builder: emits nothing, and counts vector instructions of a kind.
 
     Negation is free, as part of a multiply-add, and comparison, as part of a selection.
     """
 
     FREE = ("bitcast", "fcmp_ordered", "fneg")
-    PRODUCTS = ("fmul", "llvm.fmuladd", "llvm.fma")
+    KINDS: ClassVar = {
+        "products": ("fmul", "fmuladd", "fma"), "sums": ("fadd", "fsub", "fmuladd", "fma"),
+    }  # fmt: skip
 
-    def __init__(self, only_products: bool) -> None:
-        self.count, self.only_products = 0, only_products
+    def __init__(self, kind: Kind) -> None:
+        self.count, self.kind = 0, kind
 
     def add(self, instruction: str) -> None:
-        is_product = instruction.startswith(self.PRODUCTS)
-        self.count += is_product if self.only_products else instruction not in self.FREE
+        of_kind = self.KINDS.get(self.kind)
+        self.count += instruction not in self.FREE if of_kind is None else instruction in of_kind
 
     def __getattr__(self, instruction: str) -> Callable[..., None]:
         def emit(*operands: object, **options: object) -> None:
@@ -68,8 +74,8 @@ class _Counter:
 
 
 class _CountingLanes(Lanes):
-    def __init__(self, count: int, only_products: bool) -> None:
-        super().__init__(_Counter(only_products), count)
+    def __init__(self, count: int, kind: Kind) -> None:
+        super().__init__(_Counter(kind), count)
 
     def _align_stack(self) -> None:
         pass
@@ -82,24 +88,24 @@ class _CountingLanes(Lanes):
         return Value(self, None)
 
 
-def vector_operations(
-    config: FbankConfig, lanes: int, *, only_products: bool = False
-) -> dict[str, int] | None:
-    """Return the operations for a block of `lanes` frames, by stage; None if fft.py has no plan.
+def vector_operations(config: FbankConfig, lanes: int, kind: Kind = "all") -> dict[str, int] | None:
+    """Return the operations for a block of `lanes` frames, by stage.
+
+    None if the length of the FFT has no passes of its own: a convolution's detour is no floor.
 
     Args:
         config: The convention.
         lanes: Frames of a block.
-        only_products: Whether to count only what units that multiply must do.
+        kind: What to count.
     """
-    if not fft.is_supported(config.fft_size):
+    if not (halves.is_supported(config.fft_size) or fft.is_supported(config.fft_size)):
         return None
     # Windows overlap, but operations on single samples are needed once for each sample of a hop.
     hop, size = config.window_shift, config.window_size
-    sums = 0 if only_products else 1
+    products, sums = int(kind != "sums"), int(kind != "products")
 
     def count(emit: Callable[[_CountingLanes], object]) -> int:
-        vectors = _CountingLanes(lanes, only_products)
+        vectors = _CountingLanes(lanes, kind)
         emit(vectors)
         return vectors.builder.count
 
@@ -109,55 +115,95 @@ def vector_operations(
     return {
         "pre-emphasis": hop if config.preemphasis_coefficient else 0,
         "means": hop * sums if config.remove_dc_offset else 0,
-        "window": size * (1 + sums if config.remove_dc_offset else 1),
+        "window": size * (products + sums if config.remove_dc_offset else products),
         "FFT and power": count(lambda vectors: _emit_power_spectrum(vectors, config)),
-        "magnitudes": 0 if config.use_power else sums * (config.fft_size // 2 + 1),
+        "magnitudes": 0 if config.use_power or kind != "all" else config.fft_size // 2 + 1,
         "mel filters": int((tables.mel_banks(config) != 0).sum()),
         "logarithms": config.num_mel_bins * count(log) if config.use_log_fbank else 0,
     }
 
 
 def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
-    """Emit each pass of `fft.power_spectrum` as often as it runs."""
-    plan = fft.Plan.of(config.fft_size)
-    used = fft.used_rows(config.fft_size, config.window_size)
+    """Emit each pass of the power spectrum as often as it runs, all bins of a column at once."""
+    if halves.is_supported(config.fft_size):
+        _emit_rotated_rows(vectors, config)
+    else:
+        _emit_twisted_rows(vectors, config)
 
-    def power(bins: list[Any]) -> None:
-        for re, im in bins:
-            re * re if im is None else dft.multiply_add(re, re, im * im)
+
+def _emit_rotated_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Emit the passes of `halves.power_spectrum`."""
+    plan = halves.Grid.of(config.fft_size, 0)
+    used = halves.used_rows(config.fft_size, config.window_size)
+    for _ in range(plan.columns):
+        if plan.rows % 2:
+            dft.real_dft([vectors.value() for _ in range(used)])
+            continue
+        sums, differences = [], []
+        for row in range(plan.rows // 2):
+            one = other = vectors.value()
+            if row + plan.rows // 2 < used:
+                there = vectors.value()
+                one, other = one + there, other - there
+            sums.append(one)
+            differences.append(other)
+        list(halves.odd_bins(differences))
+        list(halves.real_bins(sums))
+    _emit_powers(halves.real_bins([vectors.value() for _ in range(plan.columns)]))
+    if plan.rows % 2 == 0:
+        _emit_powers(halves.odd_bins([vectors.value() for _ in range(plan.columns)]))
+    for _ in (*plan.even[1:], *plan.odd):
+        row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
+        turned = [halves.rotated(z, vectors.value(), vectors.value()) for z in row[1:]]
+        _emit_powers(halves.complex_dft([row[0], *turned]))
+
+
+def _emit_twisted_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Emit the passes of `fft.power_spectrum`."""
+    plan = fft.Plan.of(config.fft_size)
 
     def complex_row(m: int, j: int, parts: list[Any]) -> list[Any]:
         return dft.combined(parts, [(vectors.value(), vectors.value()) for _ in parts[1:]])
 
     for _ in range(plan.columns):
-        dft.real_dft([vectors.value() if row < used else None for row in range(plan.rows)])
-    power(dft.real_dft([vectors.value() for _ in range(plan.columns)]))
+        dft.real_dft([vectors.value() for _ in range(plan.rows)])
+    _emit_powers(enumerate(dft.real_dft([vectors.value() for _ in range(plan.columns)])))
     if plan.rows % 2 == 0:
-        power(dft.half_turned_dft([vectors.value() for _ in range(plan.columns)]))
+        _emit_powers(enumerate(dft.half_turned_dft([vectors.value() for _ in range(plan.columns)])))
     for _ in range(1, (plan.rows + 1) // 2):
         row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
-        power(dft.twisted_dft(row, complex_row))
+        _emit_powers(enumerate(dft.twisted_dft(row, complex_row)))
+
+
+def _emit_powers(bins: Iterable[tuple[int, Any]]) -> None:
+    for _, z in bins:
+        fft.power(z)
 
 
 @cache
 def multiply_adds_per_second(threads: int) -> float:
     """Return the vector multiply-adds a second of all threads together."""
-    return _operations_per_second(threads, with_sums=False)
+    return _operations_per_second(threads, "multiply-adds")
+
+
+@cache
+def sums_per_second(threads: int) -> float:
+    """Return the vector operations a second that add: multiply-adds, or sums in turns with them.
+
+    AMD's processors add in units that do not multiply. Up to Zen 2 a multiply-add holds one too.
+    """
+    return max(multiply_adds_per_second(threads), _operations_per_second(threads, "both and sums"))
 
 
 @cache
 def operations_per_second(threads: int) -> float:
-    """Return the vector operations a second of all threads together, of whatever kind is fastest.
-
-    From Zen on, AMD's processors add in units that do not multiply, so a sum beside a multiply-add
-    costs little or nothing.
-    """
-    return max(multiply_adds_per_second(threads), _operations_per_second(threads, with_sums=True))
+    """Return the vector operations a second of all threads together, of the fastest kind."""
+    return max(sums_per_second(threads), _operations_per_second(threads, "products and sums"))
 
 
-def _operations_per_second(threads: int, *, with_sums: bool) -> float:
+def _operations_per_second(threads: int, mix: str) -> float:
     lanes = host_lanes()
-    loop = _operation_loop(lanes, with_sums)
+    loop = _operation_loop(lanes, mix)
     states = [aligned(CHAINS * lanes) for _ in range(threads)]
     for state in states:
         state[:] = 1.0
@@ -179,7 +225,7 @@ def bytes_per_second(num_bytes: int, threads: int) -> float:
 def floor_seconds(
     config: FbankConfig, shape: tuple[int, int], itemsize: int, threads: int
 ) -> float | None:
-    """Return the least seconds of a turn; None if fft.py has no plan.
+    """Return the least seconds of a turn; None where `vector_operations` is.
 
     Args:
         config: The convention.
@@ -193,9 +239,11 @@ def floor_seconds(
         return None
     clips, num_samples = shape
     num_frames = config.num_frames(num_samples)
-    products = vector_operations(config, lanes, only_products=True)
+    products = vector_operations(config, lanes, "products") or {}
+    sums = vector_operations(config, lanes, "sums") or {}
     per_block = max(
         sum(products.values()) / multiply_adds_per_second(threads),
+        sum(sums.values()) / sums_per_second(threads),
         sum(operations.values()) / operations_per_second(threads),
     )
     arithmetic = clips * num_frames * per_block / lanes
@@ -206,10 +254,11 @@ def floor_seconds(
 
 
 def summary(threads: int) -> dict[str, float]:
-    """Return all threads' rates: GFLOP/s of multiply-adds, Gop/s of any kind, GB/s of copies."""
+    """Return all threads' rates: GFLOP/s of multiply-adds, Gop/s of sums and any, GB/s copied."""
     lanes = host_lanes()
     rates = {
         "multiply-add": 2 * lanes * multiply_adds_per_second(threads) / 1e9,
+        "sum": lanes * sums_per_second(threads) / 1e9,
         "operation": lanes * operations_per_second(threads) / 1e9,
     }
     return rates | {kind: bytes_per_second(size, threads) / 1e9 for kind, size in KINDS.items()}
@@ -239,39 +288,49 @@ def _best_seconds(run: Callable[[int], object], threads: int) -> float:
 
 
 @cache
-def _operation_loop(lanes: int, with_sums: bool) -> Any:
-    every = 2 if with_sums else CHAINS + 1
+def _operation_loop(lanes: int, mix: str) -> Any:
+    every, fused = (CHAINS + 1 if mix == "multiply-adds" else 2), int(mix != "products and sums")
 
     @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
     def loop(state: Any, repeats: int) -> None:
         for _ in range(repeats):
-            _operations(state, lanes, every)
+            _operations(state, lanes, every, fused)
 
     return loop
 
 
 @intrinsic
-def _operations(typing_context: Any, state: Any, lanes: Any, every: Any) -> Any:
-    """Do STEPS multiply-adds to each of CHAINS vectors, but sums to one of `every` vectors."""
-    if not all(isinstance(number, types.IntegerLiteral) for number in (lanes, every)):
+def _operations(typing_context: Any, state: Any, lanes: Any, every: Any, fused: Any) -> Any:
+    """Do STEPS multiply-adds to each of CHAINS vectors, but sums to one of `every` vectors.
+
+    If not `fused`, products instead of multiply-adds.
+    """
+    literals = (lanes, every, fused)
+    if not all(isinstance(number, types.IntegerLiteral) for number in literals):
         return None
-    count, sums = lanes.literal_value, every.literal_value
+    count, sums, adds = (number.literal_value for number in literals)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         vectors = Lanes(builder, count)
         flat = data_pointer(context, builder, state, args[0])
         places = [context.get_constant(types.intp, chain * count) for chain in range(CHAINS)]
         chains = [vectors.load(flat, place) for place in places]
-        for _ in range(STEPS):
+        for step in range(STEPS):
+            # A product by 4, then by 1/4: neither overflows nor becomes denormal.
+            factor = 0.25 if step % 2 else 4.0
             chains = [
-                chain + 0.5 if place % sums == sums - 1 else vectors.fma(chain, 0.5, 0.5)
+                chain + 0.5
+                if place % sums == sums - 1
+                else vectors.fma(chain, 0.5, 0.5)
+                if adds
+                else chain * factor
                 for place, chain in enumerate(chains)
             ]
         for chain, place in zip(chains, places, strict=True):
             vectors.store(chain, flat, place)
         return context.get_dummy_value()
 
-    return types.void(state, lanes, every), emit
+    return types.void(state, *literals), emit
 
 
 @njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
@@ -284,25 +343,33 @@ def _copy(source: Any, target: Any, times: int) -> None:
 def main() -> None:
     lanes = host_lanes()
     print(f"vectors of {lanes} float32\n")
-    print(f"| threads | GFLOP/s | Gop/s | copy, GB/s: {' | '.join(KINDS)} |")
-    print("|---" * (3 + len(KINDS)) + "|")
+    print(f"| threads | GFLOP/s | sums, Gop/s | any, Gop/s | copy, GB/s: {' | '.join(KINDS)} |")
+    print("|---" * (4 + len(KINDS)) + "|")
     for threads in (1, 2):
         print(
             f"| {threads} | {' | '.join(f'{value:.0f}' for value in summary(threads).values())} |"
         )
-    print(f"\n| µs a clip, of 64 | vector operations for {lanes} frames | 1 thread | 2 threads |")
-    print("|---|---|---|---|")
+    print(f"\n| µs a clip, of 64 | {' | '.join(get_args(Kind))} | 1 thread | 2 threads |")
+    print("|---" * 6 + "|")
     for preset in PRESETS:
         config = FbankConfig.preset(preset)  # type: ignore[arg-type]
-        operations = vector_operations(config, lanes)
-        if operations is None:
+        if vector_operations(config, lanes) is None:
             continue
-        cells = [f"{sum(operations.values()):,}"]
+        cells = [f"{sum(counts):,}" for counts in zip(*_by_stage(config).values(), strict=True)]
         for threads in (1, 2):
             seconds = floor_seconds(config, (64, 80000), 4, threads)
             cells.append(f"{seconds / 64 * 1e6:.0f}" if seconds else "")
         print(f"| {preset} | {' | '.join(cells)} |")
-    print(f"\nast: {vector_operations(FbankConfig(), lanes)}")
+    print(f"\n| vector operations for {lanes} frames, ast | {' | '.join(get_args(Kind))} |")
+    print("|---" * 4 + "|")
+    for stage, counts in _by_stage(FbankConfig()).items():
+        print(f"| {stage} | {' | '.join(f'{count:,}' for count in counts)} |")
+
+
+def _by_stage(config: FbankConfig) -> dict[str, tuple[int, ...]]:
+    """Return the counts of each kind for a block of frames, by stage."""
+    kinds = [vector_operations(config, host_lanes(), kind) or {} for kind in get_args(Kind)]
+    return {stage: tuple(counts[stage] for counts in kinds) for stage in kinds[0]}
 
 
 if __name__ == "__main__":

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
-UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+from ast_fast_kernels._cpu.caches import data_caches
 
 VECTORS = {"avx2": "AVX2", "avx512f": "AVX-512"}
 BFLOAT16 = {"avx512_bf16": "AVX-512 BF16", "amx_bf16": "AMX"}
@@ -36,24 +33,14 @@ def describe(cpu: Mapping[str, Any]) -> dict[str, Any]:
 
     flags = set(cpu.get("flags", ()))
     return {
-        "caches": caches(),
+        "caches": {_name(level): size for level, size in sorted(data_caches().items())},
         "float32_lanes": host_lanes(),
         "bfloat16": [flag for flag in BFLOAT16 if flag in flags],
     }
 
 
-def caches(folder: Path = CACHES) -> dict[str, int]:
-    """Return the bytes of each data cache of the first core, as Linux says; empty elsewhere."""
-    found = {}
-    for index in sorted(folder.glob("index*")):
-        with suppress(OSError, ValueError, KeyError):
-            level, kind, size = (
-                (index / name).read_text().strip() for name in ("level", "type", "size")
-            )
-            if kind != "Instruction":
-                unit = UNITS[size[-1]] if size[-1:].isalpha() else 1
-                found[f"L{level}" + "d" * (level == "1")] = unit * int(size.rstrip("KMG"))
-    return found
+def _name(level: int) -> str:
+    return f"L{level}" + "d" * (level == 1)
 
 
 def generation(cpu: Mapping[str, Any]) -> str:

@@ -28,6 +28,7 @@ from ast_fast.run.endings import exhausted_resource
 from ast_fast.training import checkpoint
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import EpochRow
+from ast_fast_kernels._cpu import simd
 from ast_fast_kernels._torch.onednn import IS_FASTER
 
 CLASSES = ("low hum", "high hum", "hiss")
@@ -960,8 +961,12 @@ def test_attention_runs_by_numba_where_its_head_dim_fits(
 
 
 def test_attention_of_a_run_in_bfloat16_is_by_numba(
-    base: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    base: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: False)
     out = tmp_path / "run"
     given = ["--backend", "auto", "--model.num-heads", "1", "--training.amp", "bfloat16"]
     arguments = changed(base, *given, "--training.epochs", "1", "--folds", "1")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ast_fast.errors import InputError
+from ast_fast_kernels._cpu import caches
 from bench import machine, page, plot, plot_model, records, table
 
 FBANK = {
@@ -132,16 +133,18 @@ def test_a_page_names_the_record_that_lacks_a_case(monkeypatch: pytest.MonkeyPat
         page.benchmarks()
 
 
-def test_caches_are_those_that_linux_names(tmp_path: Path) -> None:
+def test_caches_are_those_that_linux_names(tmp_path: Path, monkeypatch) -> None:
     kinds = [("1", "Data", "32K"), ("1", "Instruction", "64K"), ("2", "Unified", "512K"),
              ("3", "Unified", "8M"), ("4", "Unified", "?")]  # fmt: skip
     for place, values in enumerate(kinds):
-        folder = tmp_path / f"index{place}"
-        folder.mkdir()
+        folder = tmp_path / "cache" / f"index{place}"
+        folder.mkdir(parents=True)
         for name, value in zip(("level", "type", "size"), values, strict=True):
             (folder / name).write_text(f"{value}\n")
-    assert machine.caches(tmp_path) == {"L1d": 2**15, "L2": 2**19, "L3": 2**23}
-    assert machine.caches(tmp_path / "none") == {}
+    assert caches.data_caches(tmp_path) == {1: 2**15, 2: 2**19, 3: 2**23}
+    assert caches.data_caches(tmp_path / "none") == {}
+    monkeypatch.setattr(machine, "data_caches", lambda: caches.data_caches(tmp_path))
+    assert machine.describe({})["caches"] == {"L1d": 2**15, "L2": 2**19, "L3": 2**23}
 
 
 def test_a_record_s_name_tells_vectors_first_cache_and_cores() -> None:

@@ -496,7 +496,7 @@ def test_memory_beside_inputs_and_outputs_is_a_few_rows_a_token_and_thread(direc
     """A mebibyte aside, forward: keys, values and a block's weights; backward: their gradients too.
 
     Those are a part's, and with more than one part each has the gradient of all queries. None of it
-    grows with the clips or the heads, nor with the square of the tokens.
+    grows with the clips or the heads beyond the threads, nor with the square of the tokens.
     """
     run_program(
         START
@@ -509,14 +509,16 @@ direction, threads = {direction!r}, 2
 block = numba_cpu.QUERY_VECTORS[direction] * host_lanes()
 torch.set_num_threads(threads)
 both()  # threads are there
-for batch, tokens, heads, head_dim in ((1, 1, 1, 16), (4, 1500, 2, 16), (64, 200, 4, 16)):
+shapes = (1, 1, 1, 16), (4, 1500, 2, 16), (1, 6000, 1, 16), (64, 200, 4, 16)
+for batch, tokens, heads, head_dim in shapes:
     parts, part = parts_of(tokens)
     if direction == "forward":
-        floats = (tokens + 64) * (2 * head_dim + block)
+        floats = threads * (tokens + 64) * (2 * head_dim + block)
     else:
-        apart = parts * tokens * head_dim if parts > 1 else 0
-        floats = (min(tokens, part) + 64) * (4 * head_dim + 2 * block) + apart
-    beside = 4 * threads * floats + 2**20
+        floats = threads * (min(tokens, part) + 64) * (4 * head_dim + 2 * block)
+        if parts > 1:
+            floats += min(threads, batch * heads) * parts * tokens * head_dim
+    beside = 4 * floats + 2**20
     qkv = torch.zeros(batch, tokens, 3, heads, head_dim)
     grad = torch.zeros(batch, tokens, heads, head_dim)
     for name, lengths in (("all", None), ("ragged", [tokens - tokens // 3] * batch)):

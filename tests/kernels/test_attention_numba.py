@@ -196,14 +196,18 @@ def test_half_precision_keeps_nan_in_its_clip_and_head(half) -> None:
     assert torch.equal(grad[1, :, :, 0], other_grad[1, :, :, 0])
 
 
-def test_large_scores_pick_one_key_in_half_precision(half) -> None:
+@pytest.mark.parametrize("scale", [1.0, -1e7])
+def test_large_scores_pick_one_key_in_half_precision(half, scale: float) -> None:
+    """Whatever the rounding of the scores, which are up to 1e11, the largest has a weight of 1."""
     dtype, (bound, _) = half
     qkv = torch.zeros(1, 40, 3, 1, 16)
     qkv[:, :, :2, :, 0] = torch.linspace(-100, 100, 40)[None, :, None, None]
     qkv[:, :, 2] = packed((1, 40, 1, 16))[:, :, 2]
-    qkv = qkv.to(dtype)
-    out = attention(qkv, scale=1.0, backend="numba")
-    assert relative_norm(out, by_definition(qkv.double(), 1.0)) < bound
+    qkv = qkv.to(dtype).requires_grad_()
+    out = attention(qkv, scale=scale, backend="numba")
+    assert relative_norm(out, by_definition(qkv.detach().double(), scale)) < bound
+    (gradient,) = torch.autograd.grad(out.float().sum(), qkv)
+    assert gradient.isfinite().all()
 
 
 def test_no_keys_give_zeros_in_half_precision(half) -> None:
@@ -529,7 +533,8 @@ assert torch.equal(program(tensors["qkv"]), tensors["out"])
     )
 
 
-def test_autocast_s_bfloat16_is_taken() -> None:
+def test_autocast_s_bfloat16_is_taken(monkeypatch) -> None:
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: False)
     qkv = packed((1, 33, 2, 16)).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert chosen_backend("attention", qkv) == "numba"
@@ -564,12 +569,24 @@ def test_what_it_cannot_run_is_refused_by_name_and_left_to_sdpa(qkv: Tensor, mes
 
 def test_float16_needs_a_cpu_that_converts_it(monkeypatch) -> None:
     monkeypatch.setattr(simd, "has_float16", lambda: False)
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: False)
     qkv = torch.zeros(1, 2, 3, 1, 16)
     with pytest.raises(RuntimeError, match=r"numba needs a CPU that converts float16 \(F16C"):
         attention(qkv.half(), backend="numba")
     assert attention(qkv.half()).dtype == torch.float16
     assert chosen_backend("attention", qkv.half()) == "sdpa"
     assert chosen_backend("attention", qkv.bfloat16()) == "numba"
+
+
+def test_auto_leaves_bfloat16_to_matrix_units(monkeypatch, caplog) -> None:
+    monkeypatch.setattr(simd, "has_bfloat16_matrices", lambda: True)
+    _dispatch._log.cache_clear()
+    qkv = packed((1, 33, 2, 16))
+    with caplog.at_level(logging.INFO, logger="ast_fast_kernels"):
+        assert chosen_backend("attention", qkv.bfloat16()) == "sdpa"
+    assert "matrix units (AMX)" in caplog.text
+    assert chosen_backend("attention", qkv.bfloat16(), backend="numba") == "numba"
+    assert chosen_backend("attention", qkv) == chosen_backend("attention", qkv.half()) == "numba"
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's own, of vmap

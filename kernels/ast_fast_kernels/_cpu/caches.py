@@ -1,4 +1,4 @@
-"""The size of a core's first data cache, as Linux tells it."""
+"""The sizes of a core's data caches, as Linux tells them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ _CPUS = Path("/sys/devices/system/cpu")
 @cache
 def first_cache(cpus: Path = _CPUS) -> int:
     """Return the bytes of the smallest first data cache of any core; USUAL if none is told."""
-    sizes = [_bytes(index) for index in cpus.glob("cpu[0-9]*/cache/index*") if _is_first(index)]
+    sizes = [data_caches(core).get(1, 0) for core in cpus.glob("cpu[0-9]*")]
     return min((size for size in sizes if LEAST <= size <= MOST), default=USUAL)
 
 
-def _is_first(index: Path) -> bool:
-    return _read(index / "level") == "1" and _read(index / "type") in ("Data", "Unified")
+def data_caches(core: Path = _CPUS / "cpu0") -> dict[int, int]:
+    """Return the bytes of each data cache that a core uses, by level; none that is not told."""
+    found = {}
+    for index in core.glob("cache/index*"):
+        level, size = _read(index / "level"), _bytes(_read(index / "size"))
+        if level.isdecimal() and size and _read(index / "type") in ("Data", "Unified"):
+            found[int(level)] = size
+    return found
 
 
-def _bytes(index: Path) -> int:
+def _bytes(text: str) -> int:
     """Return a size such as 48K or 1M in bytes; 0 if it is neither."""
-    text = _read(index / "size")
-    unit = {"K": 10, "M": 20}.get(text[-1:], 0)
+    unit = {"K": 10, "M": 20, "G": 30}.get(text[-1:], 0)
     digits = text[:-1] if unit else text
     return int(digits) << unit if digits.isdecimal() else 0
 

@@ -72,6 +72,12 @@ def has_bfloat16_dots() -> bool:
 
 
 @cache
+def has_bfloat16_matrices() -> bool:
+    """Say whether the machine multiplies matrices of bfloat16 (AMX), as torch does then."""
+    return "+amx-bf16" in _host_features()
+
+
+@cache
 def has_float16() -> bool:
     """Say whether Numba compiles for a machine that converts float16: F16C, or any 64-bit ARM.
 
@@ -474,6 +480,9 @@ join_shorts = _vector_function(
 log = _vector_function(Lanes.log, 1, "Return the natural logarithm of every lane.")
 log_of_normal = _vector_function(
     Lanes.log_of_normal, 1, "Return the natural logarithm of every lane, none below 2^-126."
+)
+rounded_product = _vector_function(
+    Lanes.product, 2, "Return the product of each lane, rounded before anything is added to it."
 )
 sqrt = _vector_function(Lanes.sqrt, 1, "Return the square root of every lane.")
 equal_or = _vector_function(

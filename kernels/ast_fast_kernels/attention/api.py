@@ -74,15 +74,34 @@ def chosen_backend(qkv: Tensor, *, scale: float | None = None, backend: str = "a
 def choose_backend(requested: str, qkv: Tensor, scale: float = 1.0) -> str:
     """Return the backend that runs.
 
-    auto takes numba on the CPU and triton on CUDA if they can run the input, else sdpa.
+    auto takes numba on the CPU and triton on CUDA if they can run the input, else sdpa; for
+    bfloat16 on a CPU with AMX sdpa too.
     """
+
+    def numba_obstacle() -> str | None:
+        obstacle = _numba_obstacle(qkv)
+        return _better_by_sdpa(qkv) if obstacle is None and requested == "auto" else obstacle
+
     return _dispatch.choose_kernel(
         "attention",
         requested,
         qkv.device.type,
-        {"numba": lambda: _numba_obstacle(qkv), "triton": lambda: _triton_obstacle(qkv, scale)},
+        {"numba": numba_obstacle, "triton": lambda: _triton_obstacle(qkv, scale)},
         "sdpa",
     )
+
+
+def _better_by_sdpa(qkv: Tensor) -> str | None:
+    """Say why auto leaves an input that the CPU kernels can run to sdpa; None where it does not.
+
+    On AMX a training step by sdpa's products took half the time of one in float32 (docs/log.md,
+    2026-11-25). Ours use no matrix units and have not been measured beside them.
+    """
+    if qkv.dtype != torch.bfloat16 or _dispatch.numba_obstacle() is not None:
+        return None
+    if _has_bfloat16_matrices():
+        return "torch multiplies bfloat16 by this CPU's matrix units (AMX)"
+    return None
 
 
 def _numba_obstacle(qkv: Tensor) -> str | None:
@@ -96,6 +115,13 @@ def _numba_obstacle(qkv: Tensor) -> str | None:
     if qkv.dtype == torch.float16 and _dispatch.numba_obstacle() is None and not _has_float16():
         return "numba needs a CPU that converts float16 (F16C or ARM's) for qkv in float16"
     return None
+
+
+@constant_in_graphs
+def _has_bfloat16_matrices() -> bool:
+    from ast_fast_kernels._cpu.simd import has_bfloat16_matrices  # loads Numba
+
+    return has_bfloat16_matrices()
 
 
 @constant_in_graphs

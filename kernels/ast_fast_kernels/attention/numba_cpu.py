@@ -132,12 +132,13 @@ def _run(
     scratch = aligned(threads * slab)
     # The gradient of the queries, where each part of a head has its own.
     apart = parts if direction == "backward" and parts > 1 else 0
-    shared = aligned(threads * apart * tokens * head_dim)
-    control = np.zeros(threads + 2 * batch * heads if apart else 0, np.int64)
+    slots = min(threads, batch * heads)
+    shared = aligned(slots * apart * tokens * head_dim)
+    control = np.zeros(slots + 2 * batch * heads if apart else 0, np.int64)
     factor = np.array([scale], np.float32)
     numbers = (
         items, heads, tokens, parts, part, lengths, factor.ctypes.data,
-        scratch.ctypes.data, slab * FLOAT_BYTES, shared.ctypes.data, control.ctypes.data, threads,
+        scratch.ctypes.data, slab * FLOAT_BYTES, shared.ctypes.data, control.ctypes.data, slots,
         qkv.data_ptr(), *_byte_strides(qkv)[:4], *others,
     )  # fmt: skip
     run_items(

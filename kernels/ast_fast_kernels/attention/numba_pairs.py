@@ -28,8 +28,8 @@ from ast_fast_kernels._cpu.simd import (
     load,
     load_shorts,
     maximum,
-    multiply_add,
     round_bfloat16,
+    rounded_product,
     shorts_at,
     splat,
     store,
@@ -349,7 +349,8 @@ def _soften_pairs(
 ) -> None:  # fmt: skip
     """Write two vectors' weights, 2^(score · factor - largest), for pairs of keys.
 
-    Stores each query's largest, and the sum of its weights before they are rounded.
+    Stores each query's largest, and the sum of its weights before they are rounded. The product is
+    rounded as the largest was: fused, the largest of huge scores would differ from itself.
     """
     scores, largest, sums = floats_at(scores_at), floats_at(largest_at), floats_at(sums_at)
     factors, nothing = splat(factor, lanes), splat(np.float32(0), lanes)
@@ -357,20 +358,21 @@ def _soften_pairs(
         weights = floats_at(weights_at + lane * FLOAT_BYTES)
         most = splat(np.float32(-np.inf), lanes)
         for key in range(keys):
-            most = maximum(load(scores, key * 2 * lanes + lane, lanes) * factors, most)
+            score = load(scores, key * 2 * lanes + lane, lanes)
+            most = maximum(rounded_product(score, factors), most)
         store(largest, lane, most)
-        less, total, other = nothing - most, nothing, nothing
+        total, other = nothing, nothing
         for key in range(0, keys - 1, 2):
             place = key * 2 * lanes + lane
-            low = exp2_short(multiply_add(load(scores, place, lanes), factors, less))
+            low = exp2_short(rounded_product(load(scores, place, lanes), factors) - most)
             above = load(scores, place + 2 * lanes, lanes)
-            high = exp2_short(multiply_add(above, factors, less))
+            high = exp2_short(rounded_product(above, factors) - most)
             total, other = total + low, other + high
             pair = join_shorts(round_bfloat16(low, native), round_bfloat16(high, native))
             store(weights, key // 2 * block, pair)
         if keys % 2 == 1:
             score = load(scores, (keys - 1) * 2 * lanes + lane, lanes)
-            low = exp2_short(multiply_add(score, factors, less))
+            low = exp2_short(rounded_product(score, factors) - most)
             total = total + low
             store(weights, keys // 2 * block, round_bfloat16(low, native))
         store(sums, lane, total + other)
@@ -407,19 +409,21 @@ def _grade(
     scores, dweights = floats_at(scores_at), floats_at(dweights_at)
     weights, dscores, pairs = shorts_at(weights_at), shorts_at(dscores_at), floats_at(pairs_at)
     nothing, factors = splat(np.float32(0), lanes), splat(factor, lanes)
-    less = nothing - load(floats_at(largest_at), 0, lanes)
+    most = load(floats_at(largest_at), 0, lanes)
     share = load(floats_at(shares_at), 0, lanes)
     delta = load(floats_at(deltas_at), 0, lanes)
     for key in range(0, keys, 2):
         place = key * 2 * lanes
-        low = exp2_short(multiply_add(load(scores, place, lanes), factors, less)) * share
+        score = rounded_product(load(scores, place, lanes), factors)
+        low = exp2_short(score - most) * share
         dlow = round_bfloat16(low * (load(dweights, place, lanes) - delta), native)
         store_shorts(weights, key * block, round_bfloat16(low, native))
         store_shorts(dscores, key * block, dlow)
         dhigh = nothing
         if key + 1 < keys:
             place = place + 2 * lanes
-            high = exp2_short(multiply_add(load(scores, place, lanes), factors, less)) * share
+            score = rounded_product(load(scores, place, lanes), factors)
+            high = exp2_short(score - most) * share
             dhigh = round_bfloat16(high * (load(dweights, place, lanes) - delta), native)
             store_shorts(weights, (key + 1) * block, round_bfloat16(high, native))
             store_shorts(dscores, (key + 1) * block, dhigh)

@@ -144,8 +144,9 @@ def clear_gradients(
 def partial_sums(address: int, head: int, part: int, head_dim: int) -> int:
     """Return where a part of a head sums its gradient of the queries, (tokens, head_dim).
 
-    The first part takes memory for all of a head's. There is as much as for all threads: a head has
-    memory only while one of them is at it, as heads begin in order.
+    The first part takes memory for all of a head's. There is as much as for all threads, or for all
+    heads if these are fewer: a head has memory only while a thread is at it, as heads begin in
+    order.
     """
     task = integers_at(address)
     control, slots = task[CONTROL], task[SLOTS]

@@ -1,7 +1,7 @@
 """The filterbank on a CPU: fused over blocks of frames, one frame in each vector lane.
 
-Cannot avoid, for 5 s at 16 kHz: 320 kB read and 255 kB written, and about 9,800 vector operations
-for every 16 frames; at two a cycle that is 47 µs at 3.3 GHz, so arithmetic is the bound.
+Cannot avoid, for 5 s at 16 kHz: 320 kB read and 255 kB written, and about 10,400 vector operations
+for every 16 frames; at two a cycle that is 49 µs at 3.3 GHz, so arithmetic is the bound.
 
 This file has the tables in memory, each thread's scratch memory and the division of the work;
 numba_kernel.py has what a thread does with its blocks.
