@@ -87,12 +87,12 @@ def requested_backend(op: str, argument: str) -> str:
     Raises:
         ValueError: The operation has no backend of that name.
     """
-    _check_backend(op, argument, "backend")
     if argument != "auto":
+        _check_backend(op, argument, "backend")
         return argument
-    in_use = _in_use.get().get(op, "auto")
-    if in_use != "auto":
-        return in_use
+    in_use = _in_use.get()
+    if in_use and (backend := in_use.get(op, "auto")) != "auto":
+        return backend
     value = _environment()
     return _parse_environment(value).get(op, "auto") if value else "auto"
 

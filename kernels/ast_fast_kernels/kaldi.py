@@ -6,7 +6,7 @@ import math
 import reprlib
 from collections.abc import Callable
 from functools import lru_cache, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,7 @@ except ModuleNotFoundError as error:
 
 from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels._torch.tracing import outside_compilation
-from ast_fast_kernels.fbank import api, drawn, eager, reference
+from ast_fast_kernels.fbank import api, drawn, eager, reference, tensors
 from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType, milliseconds_of
 from ast_fast_kernels.fbank.scalars import as_number, as_whole
 
@@ -104,6 +104,15 @@ def fbank(
             shorter than one frame.
     Source: torchaudio 2.9.1, compliance/kaldi.py, fbank.
     """
+    given = (
+        blackman_coeff, channel, dither, energy_floor, frame_length, frame_shift, high_freq,
+        htk_compat, low_freq, min_duration, num_mel_bins, preemphasis_coefficient, raw_energy,
+        remove_dc_offset, round_to_power_of_two, sample_frequency, snip_edges, subtract_mean,
+        use_energy, use_log_fbank, use_power, vtln_high, vtln_low, vtln_warp, window_type,
+    )  # fmt: skip
+    again = _compute_again(waveform, given)
+    if again is not None:
+        return again
     framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
     round_to_power_of_two = _flag("round_to_power_of_two", round_to_power_of_two)
     if not round_to_power_of_two and framing.window_size % 2:
@@ -147,16 +156,60 @@ def fbank(
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
     noise, backend = drawn.draw(samples, config)
+    is_plain = noise is None
     if not _flag("use_energy", use_energy):
         features = _log_mel(samples, config, noise, backend)
     else:
+        is_plain = False
         features = _with_energy(
             samples, config, energy_floor, raw_energy, energy_last, noise, backend
         )
     if not _flag("subtract_mean", subtract_mean):
+        if is_plain:
+            _note(waveform, given, config, max(as_whole("channel", channel), 0))
         return features
     with one_thread_if_forked():
         return features - features.mean(dim=0)
+
+
+class _Last(NamedTuple):
+    """The last call of which nothing but the filterbank of one channel was asked."""
+
+    types: tuple[type, ...]
+    given: tuple[Any, ...]
+    dtype: torch.dtype
+    shape: torch.Size
+    config: FbankConfig
+    channel: int
+
+
+_last: _Last | None = None
+
+
+def _note(waveform: Tensor, given: tuple[Any, ...], config: FbankConfig, channel: int) -> None:
+    """Take down such a call, unless an argument is of a type whose values may change."""
+    global _last
+    kinds = tuple(map(type, given))
+    if _PLAIN.issuperset(kinds):
+        _last = _Last(kinds, given, waveform.dtype, waveform.shape, config, channel)
+
+
+def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
+    """Compute a clip if the last call had such a one and equal arguments; None if it had not.
+
+    Types are compared as well: a rate that is a whole number makes other sizes than a float.
+    """
+    last = _last
+    if (
+        last is None
+        or not isinstance(waveform, Tensor)
+        or waveform.dtype is not last.dtype
+        or waveform.shape != last.shape
+        or tuple(map(type, given)) != last.types
+        or given != last.given
+    ):
+        return None
+    return tensors.compute_again(waveform, last.config, "auto", last.channel)
 
 
 def _flag(argument: str, value: Any) -> bool:

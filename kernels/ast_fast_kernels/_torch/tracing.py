@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from types import ModuleType
 from typing import Any, ParamSpec, TypeVar
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -28,6 +30,27 @@ def is_loaded() -> bool:
     return torch is not None and not getattr(torch.__spec__, "_initializing", False)
 
 
+# A module, because dynamo looks up its attributes on each call.
+_loaded: Any = ModuleType("ast_fast_kernels._torch._loaded")
+_loaded.is_dynamo_compiling = None
+
+
+@constant_in_graphs
+def _find_compiler() -> None:
+    if is_loaded():
+        _loaded.is_dynamo_compiling = import_module("torch.compiler").is_dynamo_compiling
+
+
+def is_compiling() -> bool:
+    """Say whether torch.compile traces the caller."""
+    if _loaded.is_dynamo_compiling is None:
+        _find_compiler()
+        if _loaded.is_dynamo_compiling is None:
+            return False
+    compiling: bool = _loaded.is_dynamo_compiling()
+    return compiling
+
+
 def outside_compilation(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """Break torch.compile's graph around a function, which then runs uncompiled.
 
@@ -36,13 +59,12 @@ def outside_compilation(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @functools.wraps(function)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
-        if is_loaded():
+        if is_compiling():
             import torch
 
-            if torch.compiler.is_dynamo_compiling():
-                disable: Any = torch.compiler.disable
-                uncompiled: _T = disable(function)(*args, **kwargs)
-                return uncompiled
+            disable: Any = torch.compiler.disable
+            uncompiled: _T = disable(function)(*args, **kwargs)
+            return uncompiled
         return function(*args, **kwargs)
 
     return run

@@ -10,7 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_fast_kernels._torch.optional import needs_torch
-from ast_fast_kernels._torch.tracing import constant_in_graphs, is_loaded, outside_compilation
+from ast_fast_kernels._torch.tracing import (
+    constant_in_graphs,
+    is_compiling,
+    is_loaded,
+    outside_compilation,
+)
 from ast_fast_kernels.fbank import arrays
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -84,6 +89,10 @@ def fbank(
         ImportError: Numba cannot run this input, and torch is not installed.
     """
     if isinstance(waveform, np.ndarray):
+        if lengths is None and out is None and not is_compiling():
+            again = arrays.compute_again(waveform, config, backend)
+            if again is not None:
+                return again
         return _fbank_of_array(waveform, config, lengths, out, backend)
     if not hasattr(_loaded, "tensors"):
         _load_tensors(type(waveform).__name__)
@@ -150,9 +159,6 @@ def _fbank_of_array(
     backend: str,
     keys: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[Any]:
-    is_plain = lengths is None and out is None
-    if is_plain and (again := arrays.compute_again(waveform, config, backend)) is not None:
-        return again
     chosen = arrays.chosen_backend(waveform, config, backend)
     if out is not None:
         arrays.check_out(out, waveform, config)
@@ -161,7 +167,7 @@ def _fbank_of_array(
         keys = arrays.draw_keys(waveform.shape[:-1])
     if chosen == "numba":
         log_mel = arrays.compute(waveform, config, counts, out, keys)
-        if is_plain and log_mel.size:
+        if lengths is None and out is None and log_mel.size:
             arrays.note_passed(waveform, config, backend)
         return log_mel
     samples = _as_tensor(waveform, config, chosen)

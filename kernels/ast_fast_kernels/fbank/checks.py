@@ -65,26 +65,3 @@ def _unsupported(config: FbankConfig) -> str | None:
     from ast_fast_kernels.fbank.numba_cpu import unsupported  # late: it loads Numba
 
     return unsupported(config)
-
-
-class Passed:
-    """The last call that passed every check and went to Numba as it was.
-
-    Checks take twice as long as the kernel for a frame, and depend only on what is compared here;
-    so a call like the last one skips them.
-    """
-
-    def __init__(self) -> None:
-        self._last: tuple[FbankConfig | None, object] = (None, None)
-
-    def note(self, config: FbankConfig, traits: object) -> None:
-        """Take down a call, by its config and all else that the checks depend on."""
-        if config.dither == 0.0:  # noise is new in every call
-            self._last = (config, traits)
-
-    def has(self, config: FbankConfig, traits: object) -> bool:
-        """Say whether the last call was like this one, and Numba still runs."""
-        last_config, last_traits = self._last
-        return (
-            last_config is config and last_traits == traits and _dispatch.numba_obstacle() is None
-        )

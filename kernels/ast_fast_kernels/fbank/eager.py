@@ -11,10 +11,9 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels.fbank import dither
+from ast_fast_kernels.fbank import again, dither
 from ast_fast_kernels.fbank.checks import (
     Lengths,
-    Passed,
     check_length,
     numba_obstacle,
     settled_backend,
@@ -38,11 +37,6 @@ def compute(
     Only the reference is differentiable here. Dither comes from `keys`, shape (..., 2), drawn here
     if there are none; or it is `noise` (`fbank_numba`), for one clip.
     """
-    is_plain = lengths is None and out is None and waveform.dim() in (1, 2)
-    if is_plain:
-        rows = waveform if waveform.dim() == 2 else waveform[None]
-        if (again := _compute_again(rows, config, backend)) is not None:
-            return again if waveform.dim() == 2 else again[0]
     check_waveform(waveform, config)
     if waveform.is_neg():
         with one_thread_if_forked():
@@ -86,29 +80,32 @@ def compute(
         if chosen != "reference":  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(out)
         return out
-    if is_plain and chosen == "numba":
+    if lengths is None and chosen == "numba" and config.dither == 0.0 and len(shape) <= 3:
         requested = _dispatch.requested_backend("fbank", backend)
-        _passed.note(config, (requested, samples.dtype, samples.shape))
+        again.note(config, requested, waveform.dtype, tuple(waveform.shape))
     if len(shape) == 3:
         return log_mel
     return log_mel[0] if len(shape) == 2 else log_mel.view(shape)
 
 
-_passed = Passed()
-
-
-def _compute_again(waveform: Tensor, config: FbankConfig, backend: str) -> Tensor | None:
-    """Compute a batch if the last call was like this; None if it has to be checked."""
+def compute_again(
+    waveform: Tensor, config: FbankConfig, backend: str, row: int | None = None
+) -> Tensor | None:
+    """Do what `tensors.compute_again` does for an untraced tensor that needs no gradient."""
+    is_readable = waveform.is_cpu and waveform.is_contiguous() and not waveform.is_neg()
+    if not is_readable or torch._C._are_functorch_transforms_active():
+        return None
     requested = _dispatch.requested_backend("fbank", backend)
-    if not _passed.has(config, (requested, waveform.dtype, waveform.shape)):
+    shape, samples_at = waveform.shape, waveform.data_ptr()
+    if row is not None:
+        shape = shape[1:]
+        samples_at += row * shape[0] * waveform.itemsize
+    last = again.take(config, requested, waveform.dtype, shape)
+    if last is None:
         return None
-    functorch = torch._C._are_functorch_transforms_active()
-    if functorch or waveform.is_neg() or not waveform.is_cpu:
-        return None
-    if requested == "auto":
-        _dispatch.log_choice("fbank", "numba")
-    log_mel: Tensor = _dispatch.load_backend("fbank", "numba")(waveform, config)
-    return log_mel
+    log_mel = last.task.run(samples_at)
+    again.of_thread.passed = last
+    return torch.from_numpy(log_mel if len(shape) == 2 else log_mel[0])
 
 
 def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:

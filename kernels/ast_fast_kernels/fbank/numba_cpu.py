@@ -10,6 +10,7 @@ numba_kernel.py has what a thread does with its blocks.
 from __future__ import annotations
 
 import threading
+from array import array
 from collections.abc import Sequence
 from functools import lru_cache
 from time import perf_counter
@@ -32,11 +33,12 @@ from ast_fast_kernels._cpu.spectrum import (
     twiddles,
     used_rows,
 )
-from ast_fast_kernels._cpu.team import Pace, run_items, team_size
-from ast_fast_kernels.fbank import tables
+from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, Pace, run_items, team_size
+from ast_fast_kernels.fbank import again, tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
+    BATCH,
     FILTERS_AT_ONCE,
     NUM_BUFFERS,
     NUM_INTEGERS,
@@ -71,6 +73,9 @@ cannot reuse hops of a block before it."""
 
 CHUNKS_PER_THREAD = 4
 """So many, if there are blocks enough, let a thread that comes late take fewer."""
+
+MOST_UNALIGNED = 4096
+"""Numbers of a result, 32 frames of 128, for which aligning it takes longer than it saves."""
 
 FRAMES_AT_ONCE = 256
 """Frames of a clip whose squares are held in float64: 256 KiB for 128 bins."""
@@ -107,6 +112,42 @@ def fbank_numba(
         for clip, num_frames in zip(np.asarray(out), frames, strict=True):
             _over_whole_clip(clip, config, num_frames)
     return out
+
+
+class _Task:
+    """A batch that one thread computes, laid out in memory; only its arrays' places change."""
+
+    def __init__(
+        self, ready: Ready, numbers: tuple[int, ...], shape: tuple[int, int, int], team: int
+    ) -> None:
+        self._ready = ready  # keeps the plan and the buffers
+        self._kernel = ready.prepared.worker.ctypes
+        self._memory = array("q", (*[0] * HEADER, *numbers))
+        self._address, _ = self._memory.buffer_info()
+        self._shape, self._size, self._team = shape, shape[0] * shape[1] * shape[2], team
+        self._is_small = self._size <= MOST_UNALIGNED
+
+    def still_fits(self) -> bool:
+        """Say whether one thread still computes it: it is short, or there is no other."""
+        return self._team == 0 or self._team == team_size()
+
+    def run(self, samples_at: int) -> Float32Array:
+        """Return the energies of contiguous samples at an address."""
+        if self._is_small:
+            out = np.empty(self._shape, np.float32)
+        else:
+            out = lend(self._size).reshape(self._shape)
+        task = self._memory
+        task[NEXT_ITEM] = task[NEXT_WORKER] = 0
+        task[_SAMPLES], task[_OUT] = samples_at, address_of(out)
+        self._kernel(self._address)
+        if self._ready.config.needs_whole_clip:
+            for clip in out:
+                _over_whole_clip(clip, self._ready.config, out.shape[1])
+        return out
+
+
+_SAMPLES, _OUT = BATCH + Batch._fields.index("samples"), BATCH + Batch._fields.index("out")
 
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
@@ -183,9 +224,11 @@ def run_blocks(
         samples, out_at = address_of(waveform), address_of(out)
         clip_stride, sample_stride = waveform.strides
         clip_stride, sample_stride = clip_stride // itemsize, sample_stride // itemsize
+        contiguous = waveform.flags.c_contiguous
     else:
         samples, out_at = waveform.data_ptr(), out.data_ptr()
         clip_stride, sample_stride = waveform.stride()
+        contiguous = waveform.is_contiguous()
     team = team_size()
     few = many = 1
     if team > 1 and total >= 2 * FEWEST_BLOCKS:
@@ -219,6 +262,12 @@ def run_blocks(
     if many > few:
         ready.pace.note(threads > few, begun, perf_counter(), total)
     _of_thread.ready = ready
+    again.of_thread.latest = None
+    if many == 1 and counts is None and keys is None and noise is None and contiguous:
+        traits = (ready, numbers, out.shape, team if total >= 2 * FEWEST_BLOCKS else 0)
+        again.of_thread.latest = again.Latest(
+            config, waveform.dtype, tuple(waveform.shape), _Task, traits
+        )
 
 
 def _address(values: Samples) -> int:

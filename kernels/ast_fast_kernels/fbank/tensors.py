@@ -23,6 +23,10 @@ def compute(
     """Do what `fbank` does for anything but a numpy array; `keys` as in `eager.compute`."""
     if not isinstance(waveform, Tensor):
         raise _no_waveform(waveform)
+    if lengths is None and out is None and keys is None:
+        again = compute_again(waveform, config, backend)
+        if again is not None:
+            return again
     check_config(config)
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {type(out).__name__}")
@@ -31,6 +35,18 @@ def compute(
 
         return ops.fbank(waveform, config, lengths, out, backend, keys)
     return eager.compute(waveform, config, lengths, out, backend, keys)
+
+
+def compute_again(
+    waveform: Tensor, config: FbankConfig, backend: str, row: int | None = None
+) -> Tensor | None:
+    """Compute a clip or a batch if the thread's last call was like this; None if it was not.
+
+    With `row`, only that row of a batch is computed, as if it were given alone.
+    """
+    if checks.is_traced(waveform) or (waveform.requires_grad and torch.is_grad_enabled()):
+        return None
+    return eager.compute_again(waveform, config, backend, row)
 
 
 def chosen_backend(waveform: object, config: FbankConfig, backend: str) -> str:

@@ -1,0 +1,93 @@
+"""Calls like a thread's last one: its checks have passed, and its task lies in memory.
+
+Checks and layout take several times as long as the kernel for a frame, and depend only on what is
+compared here. So a call like the last one writes two addresses, and runs the same task.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_fast_kernels.fbank.config import FbankConfig
+
+
+class Task(Protocol):
+    """A batch of contiguous clips, laid out for the kernel."""
+
+    def run(self, samples_at: int) -> npt.NDArray[np.float32]:
+        """Return the energies of samples at an address, (batch, num_frames, num_mel_bins)."""
+
+    def still_fits(self) -> bool:
+        """Say whether it would be laid out in the same way now."""
+
+
+class Latest(NamedTuple):
+    """What a thread's last run had: a batch of contiguous clips, and no other thread."""
+
+    config: FbankConfig
+    dtype: object  # numpy's or torch's
+    shape: tuple[int, ...]  # (batch, num_samples)
+    lay_out: Callable[..., Task]
+    traits: tuple[Any, ...]  # its arguments
+
+
+class Passed(NamedTuple):
+    """A call without lengths, `out` and dither that passed every check."""
+
+    config: FbankConfig
+    requested: str  # the backend that was asked for
+    dtype: object
+    shape: tuple[int, ...]
+    task: Task
+
+
+class _OfThread(threading.local):
+    latest: Latest | None = None
+    passed: Passed | None = None
+
+
+of_thread = _OfThread()
+
+
+def note(config: FbankConfig, requested: str, dtype: object, shape: tuple[int, ...]) -> None:
+    """Take down a call, without lengths, `out` and dither, that Numba has just run.
+
+    Not if its run is not the thread's last one, as after a signal handler that calls meanwhile.
+    """
+    latest = of_thread.latest
+    rows = shape if len(shape) == 2 else (1, *shape)
+    if (
+        latest is not None
+        and latest.config is config
+        and latest.dtype is dtype
+        and latest.shape == rows
+    ):
+        task = latest.lay_out(*latest.traits)
+        of_thread.passed = Passed(config, requested, dtype, shape, task)
+
+
+def take(
+    config: FbankConfig, requested: str, dtype: object, shape: tuple[int, ...]
+) -> Passed | None:
+    """Return the thread's last call if this one is like it.
+
+    The thread gives it up until its caller has used it and puts it back, by `of_thread.passed`: so
+    a signal handler that calls meanwhile lays out a task of its own.
+    """
+    last = of_thread.passed
+    if (
+        last is None
+        or last.config is not config
+        or last.dtype is not dtype
+        or last.shape != shape
+        or last.requested != requested
+        or not last.task.still_fits()
+    ):
+        return None
+    of_thread.passed = None
+    return last
