@@ -181,6 +181,27 @@ def test_torch_draws_itself_where_its_generator_is_another(monkeypatch: pytest.M
         assert torch.equal(numba_randn.draw(count, room=400), expected)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("count", [3, 400])
+def test_torch_s_defaults_change_no_draw(
+    count: int, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    expected = numba_randn.draw(count).clone()
+    monkeypatch.setattr(numba_randn._of_thread, "memory", None)
+    known = numba_randn._is_known.__wrapped__ if is_known else lambda: False
+    monkeypatch.setattr(numba_randn, "_is_known", known)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        torch.manual_seed(0)
+        drawn = numba_randn.draw(count)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    torch.testing.assert_close(drawn, expected, atol=3e-6, rtol=0)
+
+
 @pytest.mark.parametrize("use_energy", [False, True])
 @pytest.mark.parametrize("num_samples", [400, 1000, 9001])
 def test_kaldi_s_kernel_and_reference_draw_the_same(num_samples: int, use_energy: bool) -> None:
