@@ -102,8 +102,7 @@ def _compute_again(waveform: Tensor, config: FbankConfig, backend: str) -> Tenso
     requested = _dispatch.requested_backend("fbank", backend)
     if not _passed.has(config, (requested, waveform.dtype, waveform.shape)):
         return None
-    functorch = torch._C._are_functorch_transforms_active()
-    if functorch or waveform.is_neg() or not waveform.is_cpu:
+    if checks.is_transformed() or waveform.is_neg() or not waveform.is_cpu:
         return None
     if requested == "auto":
         _dispatch.log_choice("fbank", "numba")
@@ -223,9 +222,7 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
-    if torch._C._are_functorch_transforms_active():
-        return "numba cannot run under a transform of torch.func"
-    return numba_obstacle(config)
+    return checks.transform_obstacle("numba") or numba_obstacle(config)
 
 
 def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
