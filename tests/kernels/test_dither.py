@@ -215,6 +215,21 @@ def test_kaldi_s_kernel_and_reference_draw_the_same(num_samples: int, use_energy
     assert torch.equal(outs[1], outs[3])
 
 
+def test_a_scale_of_zero_leaves_the_noise_alone() -> None:
+    silence, nothing = torch.zeros(1, 1600), AST.replace(waveform_scale=0.0)
+    outs = []
+    for waveform, config in ((silence, AST), (noise(1, 1600), nothing)):
+        torch.manual_seed(0)
+        outs.append(fbank(waveform, config))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-4, rtol=0)
+    for scale in (0.0, -1e-40):
+        with pytest.raises(RuntimeError, match="numba needs a waveform_scale that dither can be"):
+            fbank(silence, AST.replace(waveform_scale=scale), backend="numba")
+    without = nothing.replace(dither=0.0)
+    expected = torch.full((1, 8, 128), without.log_silence)
+    torch.testing.assert_close(fbank(noise(1, 1600), without, backend="numba"), expected)
+
+
 @pytest.mark.parametrize("lanes", [4, 16])
 def test_every_vector_width_adds_the_same_noise(lanes: int) -> None:
     config = FbankConfig.from_samples(
