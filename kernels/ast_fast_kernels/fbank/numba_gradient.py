@@ -30,12 +30,10 @@ from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.gradient import before_whole_clip
-from ast_fast_kernels.fbank.numba_cpu import run_blocks
+from ast_fast_kernels.fbank.numba_cpu import PADDINGS, run_blocks
+from ast_fast_kernels.fbank.numba_dither import ZEROS
 from ast_fast_kernels.fbank.numba_gradient_kernel import (
     NUM_INTEGERS,
-    REFLECT,
-    SYMMETRIC,
-    ZEROS,
     Batch,
     Plan,
     Scratch,
@@ -47,8 +45,6 @@ FRAMES_PER_THREAD = 128
 
 PIECES_PER_THREAD = 2
 """Pieces that a batch is cut into for each of several threads, unless its clips are as many."""
-
-PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
 
 def gradient_numba(
