@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--set", nargs="+", default=[], metavar="FIELD=VALUE",
         help="fields of FbankConfig to change in the presets, such as n_fft=1024",
     )  # fmt: skip
+    add("--gradient", action="store_true", help="the presets' gradient too (needs torch)")
     add("--mix", action="store_true", help="mix, of int16 and float32 (needs torch)")
     add("--normalise", action="store_true", help="normalise (needs torch)")
     add(
@@ -103,7 +104,7 @@ class _Lines(logging.Handler):
 def _runs(given: argparse.Namespace) -> Iterator[Callable[[], object]]:
     """Yield calls that compile what is asked for."""
     others = given.mix or given.normalise or given.attention or given.stem
-    if given.preset is None and not others:
+    if given.preset is None and (given.gradient or not others):
         given.preset = list(PRESETS)
     changes = dict(map(_change, given.set))
     if given.sample_rate is not None:
@@ -113,6 +114,8 @@ def _runs(given: argparse.Namespace) -> Iterator[Callable[[], object]]:
     for name in given.preset or []:
         config = FbankConfig.preset(name, **changes)
         yield partial(_run_fbank, config)
+        if given.gradient:
+            yield partial(_run_gradient, config)
     if given.mix:
         yield _run_mix
     if given.normalise:
@@ -142,6 +145,15 @@ def _run_fbank(config: FbankConfig) -> None:
 
     # The kernel is one for all dtypes, lengths and layouts.
     fbank(np.zeros(2 * config.window_size, np.float32), config, backend="numba")
+
+
+def _run_gradient(config: FbankConfig) -> None:
+    import torch
+
+    from ast_fast_kernels import fbank
+
+    waveform = torch.zeros(2 * config.window_size, requires_grad=True)
+    fbank(waveform, config, backend="numba").sum().backward()  # type: ignore[no-untyped-call]
 
 
 def _run_mix() -> None:

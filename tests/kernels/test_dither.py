@@ -181,6 +181,27 @@ def test_torch_draws_itself_where_its_generator_is_another(monkeypatch: pytest.M
         assert torch.equal(numba_randn.draw(count, room=400), expected)
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+@pytest.mark.parametrize("count", [3, 400])
+def test_torch_s_defaults_change_no_draw(
+    count: int, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    expected = numba_randn.draw(count).clone()
+    monkeypatch.setattr(numba_randn._of_thread, "memory", None)
+    known = numba_randn._is_known.__wrapped__ if is_known else lambda: False
+    monkeypatch.setattr(numba_randn, "_is_known", known)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        torch.manual_seed(0)
+        drawn = numba_randn.draw(count)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    torch.testing.assert_close(drawn, expected, atol=3e-6, rtol=0)
+
+
 @pytest.mark.parametrize("use_energy", [False, True])
 @pytest.mark.parametrize("num_samples", [400, 1000, 9001])
 def test_kaldi_s_kernel_and_reference_draw_the_same(num_samples: int, use_energy: bool) -> None:
@@ -192,6 +213,21 @@ def test_kaldi_s_kernel_and_reference_draw_the_same(num_samples: int, use_energy
         outs.append(torch.get_rng_state())
     torch.testing.assert_close(outs[0], outs[2], atol=1e-4, rtol=0)
     assert torch.equal(outs[1], outs[3])
+
+
+def test_a_scale_of_zero_leaves_the_noise_alone() -> None:
+    silence, nothing = torch.zeros(1, 1600), AST.replace(waveform_scale=0.0)
+    outs = []
+    for waveform, config in ((silence, AST), (noise(1, 1600), nothing)):
+        torch.manual_seed(0)
+        outs.append(fbank(waveform, config))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-4, rtol=0)
+    for scale in (0.0, -1e-40):
+        with pytest.raises(RuntimeError, match="numba needs a waveform_scale that dither can be"):
+            fbank(silence, AST.replace(waveform_scale=scale), backend="numba")
+    without = nothing.replace(dither=0.0)
+    expected = torch.full((1, 8, 128), without.log_silence)
+    torch.testing.assert_close(fbank(noise(1, 1600), without, backend="numba"), expected)
 
 
 @pytest.mark.parametrize("lanes", [4, 16])

@@ -79,6 +79,20 @@ def test_neither_threads_nor_neighbours_change_a_bit(config: FbankConfig, set_th
         assert torch.equal(torch.cat(alone), expected)
 
 
+@pytest.mark.parametrize("name", ["ast", "mean-of-a-clip"])
+def test_torch_s_defaults_change_no_bit(name: str) -> None:
+    grad, waveform = inputs(CONFIGS[name], 2, 8000)
+    expected = gradient_numba(grad, waveform, CONFIGS[name], None)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    try:
+        out = gradient_numba(grad, waveform, CONFIGS[name], None)
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert torch.equal(out, expected)
+
+
 @configs
 def test_pieces_of_a_clip_change_no_bit(
     config: FbankConfig, monkeypatch: pytest.MonkeyPatch, set_threads

@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.export import Dim, export
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -461,9 +462,19 @@ def test_functional_transforms_see_through_the_reference() -> None:
     grad = torch.func.grad(lambda x: fbank(x).sum())(waveform)
     expected = gradient(waveform, torch.ones(3, 8, 128), backend="reference")
     torch.testing.assert_close(grad, expected)
-    message = 'numba cannot run under a transform of torch.func; use backend="reference"'
+    message = "numba cannot run under a transform of torch.func or forward-mode differentiation"
     with pytest.raises(RuntimeError, match=message):
         torch.vmap(lambda x: fbank(x, backend="numba"))(waveform)
+
+
+def test_forward_mode_sees_through_the_reference() -> None:
+    waveform, tangent = noise(3, 1600), noise(3, 1600)
+    fbank(waveform)  # a call like the last one looks again
+    with forward_ad.dual_level():
+        out = fbank(forward_ad.make_dual(waveform, tangent))
+        given = forward_ad.unpack_dual(out).tangent
+    _, expected = torch.func.jvp(fbank, (waveform,), (tangent,))
+    torch.testing.assert_close(given, expected)
 
 
 def address(values: Tensor | np.ndarray) -> int:

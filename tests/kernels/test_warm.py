@@ -19,6 +19,10 @@ code = main(["--preset", "kaldi", *{SET!r}])
 assert "torch" not in sys.modules
 raise SystemExit(code)
 """
+WARM_GRADIENT = f"""
+from ast_fast_kernels.warm import main
+raise SystemExit(main(["--preset", "kaldi", "--gradient", *{SET!r}]))
+"""
 USE = """
 import logging, sys
 import numpy as np
@@ -28,6 +32,11 @@ fields = {"frame_length": 2.0, "frame_shift": 1.0, "num_mel_bins": 8}
 config = FbankConfig.preset("kaldi", **fields)
 for dtype in (np.int16, np.float32):
     fbank(np.zeros((3, 999), dtype), config, lengths=[999, 0, 40])
+"""
+TRAIN = f"""{USE}
+import torch
+waveforms = torch.ones(3, 999, requires_grad=True)
+fbank(waveforms, config, lengths=[999, 0, 40]).sum().backward()
 """
 
 
@@ -39,6 +48,9 @@ def test_a_process_after_it_compiles_nothing(tmp_path: Path) -> None:
     said = run_program(WARM, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
     assert [line.split()[0] for line in said] == ["kept", "ready:"]
     assert "compil" not in run_program(USE, NUMBA_CACHE_DIR=str(tmp_path))
+    said = run_program(WARM_GRADIENT, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
+    assert [line.split()[0] for line in said] == ["compiling", "compiled", "kept", "ready:"]
+    assert "compil" not in run_program(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
 
 
 def test_kernels_that_cannot_be_kept_are_an_error(read_only_package) -> None:

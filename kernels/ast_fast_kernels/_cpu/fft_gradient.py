@@ -19,7 +19,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
-from ast_fast_kernels._cpu.dft import multiply_add, real_dft
+from ast_fast_kernels._cpu.dft import multiply_add, real_dft, rotated
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import data_pointer
 from ast_fast_kernels._cpu.transpose import gradients
@@ -122,8 +122,7 @@ class _Pass:
         """Transform a row of complex numbers; write the powers of its bins."""
         inputs = [self._complex(column) for column in self._all_columns]
         turned = [
-            z if column == 0 else _rotated(z, *self._turn(column))
-            for column, z in enumerate(inputs)
+            z if column == 0 else rotated(z, *self._turn(column)) for column, z in enumerate(inputs)
         ]
         bins = complex_dft([re for re, _ in turned], [im for _, im in turned])
         for j in self._all_columns:
@@ -146,7 +145,7 @@ class _Pass:
         for column, z in enumerate(zip(parts[:columns], parts[columns:], strict=True)):
             if column > 0:
                 cosine, sine = self._turn(column)
-                z = _rotated(z, cosine, -sine)
+                z = rotated(z, cosine, -sine)
             self._write_complex(column, *z)
 
     @property
@@ -219,12 +218,6 @@ class _Pass:
 
     def _integer(self, value: int) -> ir.Constant:
         return self.index.type(value)
-
-
-def _rotated(z: tuple[Value, Value], cosine: Value, sine: Value) -> tuple[Value, Value]:
-    """Return z · (cosine + i·sine)."""
-    re, im = z
-    return multiply_add(-sine, im, cosine * re), multiply_add(sine, re, cosine * im)
 
 
 def _intrinsic(emit_pass: Callable[[_Pass], None]) -> Any:

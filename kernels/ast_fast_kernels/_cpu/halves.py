@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
-from ast_fast_kernels._cpu.dft import multiply_add, real_dft
+from ast_fast_kernels._cpu.dft import multiply_add, real_dft, rotated
 from ast_fast_kernels._cpu.lanes import ALIGNMENT, Lanes, Value
 from ast_fast_kernels._cpu.simd import (
     data_pointer,
@@ -240,12 +240,6 @@ def turned(z: Complex, numerator: int, denominator: int) -> Complex:
         return re, im
     angle = -2.0 * math.pi * numerator / denominator
     return rotated((re, im), math.cos(angle), math.sin(angle))
-
-
-def rotated(z: Complex, cosine: Any, sine: Any) -> Complex:
-    """Return z · (cosine + i·sine)."""
-    re, im = z
-    return multiply_add(-sine, im, cosine * re), multiply_add(sine, re, cosine * im)
 
 
 def _sum(a: Complex, b: Complex) -> Complex:

@@ -93,7 +93,7 @@ def compute_again(
 ) -> Tensor | None:
     """Do what `tensors.compute_again` does for an untraced tensor that needs no gradient."""
     is_readable = waveform.is_cpu and waveform.is_contiguous() and not waveform.is_neg()
-    if not is_readable or torch._C._are_functorch_transforms_active():
+    if not is_readable or checks.is_transformed():
         return None
     requested = _dispatch.requested_backend("fbank", backend)
     shape, samples_at = waveform.shape, waveform.data_ptr()
@@ -220,9 +220,7 @@ def _numba_obstacle(samples: Tensor, config: FbankConfig) -> str | None:
         return f"numba needs a CPU waveform, got {samples.device}"
     if samples.dtype not in (torch.float32, torch.int16):
         return f"numba needs a float32 or int16 waveform, got {checks.dtype_name(samples.dtype)}"
-    if torch._C._are_functorch_transforms_active():
-        return "numba cannot run under a transform of torch.func"
-    return numba_obstacle(config)
+    return checks.transform_obstacle("numba") or numba_obstacle(config)
 
 
 def _triton_obstacle(samples: Tensor, config: FbankConfig) -> str | None:

@@ -9,6 +9,7 @@ numba_kernel.py has what a thread does with its blocks.
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
 
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 MOST_SHIFT = 2**24
 """Longest shift in samples, 17 minutes at 16 kHz: 32 bits index a block's samples, and its buffers
@@ -191,7 +194,17 @@ def unsupported(config: FbankConfig) -> str | None:
         return f"numba needs an FFT length of at most {MAX_SIZE}, got {config.fft_size}"
     if config.window_shift > MOST_SHIFT:
         return f"numba needs a shift of at most {MOST_SHIFT} samples, got {config.window_shift}"
+    if abs(_own_dither(config)) > FLOAT32_MAX:
+        scale = config.waveform_scale
+        return f"numba needs a waveform_scale that dither can be divided by, got {scale:g}"
     return None
+
+
+def _own_dither(config: FbankConfig) -> float:
+    """Return dither's factor in the waveform's own scale; infinite if no number is one."""
+    if config.dither == 0.0:
+        return 0.0
+    return config.dither / config.waveform_scale if config.waveform_scale else math.inf
 
 
 def run_blocks(
@@ -327,7 +340,7 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
         dither_waveform=config.dither_over == "waveform",
-        dither=config.dither / config.waveform_scale,
+        dither=_own_dither(config),
         # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,

@@ -30,12 +30,10 @@ from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.gradient import before_whole_clip
-from ast_fast_kernels.fbank.numba_cpu import run_blocks
+from ast_fast_kernels.fbank.numba_cpu import PADDINGS, run_blocks
+from ast_fast_kernels.fbank.numba_dither import ZEROS
 from ast_fast_kernels.fbank.numba_gradient_kernel import (
     NUM_INTEGERS,
-    REFLECT,
-    SYMMETRIC,
-    ZEROS,
     Batch,
     Plan,
     Scratch,
@@ -47,8 +45,6 @@ FRAMES_PER_THREAD = 128
 
 PIECES_PER_THREAD = 2
 """Pieces that a batch is cut into for each of several threads, unless its clips are as many."""
-
-PADDINGS = {"constant": ZEROS, "symmetric": SYMMETRIC, "reflect": REFLECT}
 
 
 def gradient_numba(
@@ -64,11 +60,11 @@ def gradient_numba(
     """
     grad, waveform = grad.resolve_neg(), waveform.resolve_neg()
     if config.needs_whole_clip:
-        log_mel = torch.empty(grad.shape)
+        log_mel = torch.empty(grad.shape, dtype=torch.float32, device="cpu")
         run_blocks(waveform, log_mel, config, host_lanes(), counts)
         frames = None if counts is None else [config.num_frames(count) for count in counts]
         grad = before_whole_clip(grad, log_mel, config, frames)
-    out = torch.empty(waveform.shape)
+    out = torch.empty(waveform.shape, dtype=torch.float32, device="cpu")
     run_pieces(grad.contiguous(), waveform, out, config, host_lanes(), counts)
     return out
 

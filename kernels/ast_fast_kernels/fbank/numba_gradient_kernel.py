@@ -38,6 +38,7 @@ from ast_fast_kernels._cpu.simd import (
     turn_scaled,
 )
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
+from ast_fast_kernels.fbank.numba_dither import ZEROS, mirrored
 
 Pointer = Any
 """Address of a flat array's first element, in compiled code."""
@@ -114,8 +115,6 @@ NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
 COUNT, PLAN, SCRATCH, BATCH = range(HEADER, HEADER + 4)
 """What a task holds: the number of pieces in all, the address of the plan, that of the threads'
 scratch addresses, and the batch."""
-
-ZEROS, SYMMETRIC, REFLECT = 0, 1, 2
 
 
 @cache
@@ -269,20 +268,11 @@ def _sample(
     if index < 0 or index >= count:
         if plan.padding == ZEROS:
             return np.float32(0.0)
-        index = _mirrored(plan, index, count)
+        index = mirrored(index, count, plan)
     here = source[origin + index * batch.sample_stride]
     if factor == np.float32(0.0) or index == 0:
         return here
     return multiply_add(factor, source[origin + (index - 1) * batch.sample_stride], here)
-
-
-@stage
-def _mirrored(plan: Plan, index: int, count: int) -> int:
-    """Return the sample that padding repeats: mirrored at the ends, as often as needed."""
-    repeat = 1 if plan.padding == SYMMETRIC else 0  # of the edge samples
-    period = max(2 * (count - 1 + repeat), 1)
-    index = index % period
-    return index if index < count else period - repeat - index
 
 
 @stage
@@ -513,7 +503,7 @@ def _write(
     for index in range(first, min(end, 0)):
         edge[index - plan.first_sample] = source[index - origin]
     for index in range(max(first, count), end):
-        out[row + _mirrored(plan, index, count)] += source[index - origin]
+        out[row + mirrored(index, count, plan)] += source[index - origin]
 
 
 @stage
@@ -522,7 +512,7 @@ def _fold_edge(batch: Batch, plan: Plan, clip: int, count: int, scratch: Scratch
     edge, out = floats_at(scratch.edge), floats_at(batch.out)
     if plan.padding != ZEROS:
         for index in range(plan.first_sample, 0):
-            place = clip * batch.num_samples + _mirrored(plan, index, count)
+            place = clip * batch.num_samples + mirrored(index, count, plan)
             out[place] += edge[index - plan.first_sample]
 
 

@@ -63,9 +63,8 @@ def draw(count: int, room: int = 0) -> Tensor:
         Float32, shape (count,); a later call of the same thread overwrites it.
     """
     if count < LEAST or not _is_known():
-        normals = torch.empty(max(count, room))
-        torch.randn(count, out=normals[:count])
-        return normals[:count]
+        normals = _empty(max(count, room))[:count]
+        return torch.randn(count, dtype=torch.float32, device="cpu", out=normals)
     while True:
         before = torch.get_rng_state()
         after = before.clone()
@@ -89,9 +88,14 @@ def _memory(size: int) -> Tensor:
     kept = _of_thread.memory
     if kept is not None and kept.numel() >= size:
         return kept
-    memory = torch.empty(size)
+    memory = _empty(size)
     _of_thread.memory = memory if size <= KEPT else None
     return memory
+
+
+def _empty(size: int) -> Tensor:
+    """Return uninitialised float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(size, dtype=torch.float32, device="cpu")
 
 
 def _line(count: int) -> int:
@@ -124,9 +128,9 @@ def _is_known() -> bool:
     if state.numel() != STATE_BYTES:
         return False
     for count in (2003, 1024):
-        line = torch.empty(_line(count))
+        line = _empty(_line(count))
         first = _fill(state, line, count)
-        expected = torch.randn(count, generator=generator)
+        expected = torch.randn(count, generator=generator, dtype=torch.float32, device="cpu")
         close = torch.allclose(line[first : first + count], expected, rtol=1e-5, atol=1e-5)
         if not (close and torch.equal(state, generator.get_state())):
             return False
