@@ -125,6 +125,10 @@ def _is_float32(kind: Any) -> bool:
     return isinstance(kind, types.Array) and kind.dtype == types.float32
 
 
+def _is_int16(kind: Any) -> bool:
+    return isinstance(kind, types.CPointer) and bool(kind.dtype == types.int16)
+
+
 def _pointer_at(kind: Any, doc: str) -> Any:
     """Return an intrinsic that turns an address into a pointer.
 
@@ -237,7 +241,8 @@ def _shorts_loader(emit_load: Callable[..., Value], doc: str) -> Any:
 
 load_int16 = _shorts_loader(
     Lanes.load_int16,
-    "Load `lanes` int16 from the pointer as floats, beginning at index; nothing is checked.",
+    "Load `lanes` int16 from the pointer as floats times 2^16, beginning at index; nothing is "
+    "checked.",
 )
 load_bfloat16 = _shorts_loader(
     Lanes.load_bfloat16,
@@ -394,18 +399,18 @@ def broadcast(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 @intrinsic
 def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any) -> Any:
-    """Load one float into each lane, `stride` apart in the flat array; no bounds are checked."""
-    if not (_is_float32(array) and isinstance(lanes, types.IntegerLiteral)):
+    """Load one float into each lane, `stride` apart in the flat array; no bounds are checked.
+
+    From a pointer to int16: floats times 2^16.
+    """
+    if not ((_is_float32(array) or _is_int16(array)) and isinstance(lanes, types.IntegerLiteral)):
         return None
     vector = VectorType(lanes.literal_value)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         pointer = data_pointer(context, builder, array, args[0])
-        result = ir.Constant(Lanes(builder, vector.lanes).type, ir.Undefined)
-        for lane, place in enumerate(places(builder, args[1], args[2], vector.lanes)):
-            value = builder.load(builder.gep(pointer, [place]), align=4)
-            result = builder.insert_element(result, value, INT32(lane))
-        return result
+        indices = places(builder, args[1], args[2], vector.lanes)
+        return Lanes(builder, vector.lanes).gather(pointer, indices).value
 
     return vector(array, types.intp, types.intp, lanes), emit
 
@@ -570,9 +575,12 @@ def turn_differences(
 
     Row r of the source begins at `source_index + r * source_stride`; vector j of the target, at
     `target_index + j * target_stride`, holds element j of every row; `previous` comes before the
-    first. Returns the last vector as it was read, and the sum of all.
+    first. Returns the last vector as it was read, and the sum of all. Samples are floats, or int16
+    behind a pointer, taken as floats times 2^16.
     """
-    if not (_is_float32(source) and _is_float32(target) and isinstance(previous, VectorType)):
+    if not (_is_float32(target) and isinstance(previous, VectorType)):
+        return None
+    if not (_is_float32(source) or _is_int16(source)):
         return None
     size, result = types.intp, types.UniTuple(previous, 2)
 
@@ -580,7 +588,8 @@ def turn_differences(
         vectors = Lanes(builder, previous.lanes)
         read = data_pointer(context, builder, source, args[0])
         write = data_pointer(context, builder, target, args[3])
-        turned = vectors.load_turned(read, args[1], args[2])
+        load_turned = vectors.load_turned_int16 if _is_int16(source) else vectors.load_turned
+        turned = load_turned(read, args[1], args[2])
         before = Value(vectors, args[7])
         minus = -Value(vectors, args[6])
         targets = places(builder, args[4], args[5], vectors.count)

@@ -38,6 +38,7 @@ from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     FILTERS_AT_ONCE,
+    INT16_UNIT,
     NUM_BUFFERS,
     NUM_INTEGERS,
     Batch,
@@ -179,6 +180,7 @@ def run_blocks(
     if total == 0:
         return
     itemsize = waveform.itemsize
+    is_int16 = itemsize == 2
     if isinstance(waveform, np.ndarray):
         samples, out_at = address_of(waveform), address_of(out)
         clip_stride, sample_stride = waveform.strides
@@ -191,7 +193,7 @@ def run_blocks(
     if team > 1 and total >= 2 * FEWEST_BLOCKS:
         few = max(1, min(team, total // BLOCKS_PER_THREAD))
         many = min(team, total // FEWEST_BLOCKS)
-    ready = _take_ready(config, lanes, many, cache_bytes or first_cache())
+    ready = _take_ready(config, is_int16, lanes, many, cache_bytes or first_cache())
     begun = perf_counter()
     threads = many if many > few and ready.pace.tries_more(begun) else few
     # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
@@ -203,7 +205,7 @@ def run_blocks(
         samples,
         clip_stride,
         sample_stride,
-        itemsize == 2,
+        is_int16,
         waveform.shape[1],
         num_frames,
         samples_of,
@@ -237,11 +239,12 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
-    """Return the compiled kernel and its arguments for a config."""
+def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Prepared:
+    """Return the compiled kernel and its arguments for a config and what samples are."""
     size, hop = config.window_size, config.window_shift
+    unit = INT16_UNIT if is_int16 else 1.0
     window = np.zeros(config.fft_size, np.float32)
-    window[:size] = tables.window(config) * config.waveform_scale
+    window[:size] = tables.window(config) * config.waveform_scale * unit
     stride = _tile_stride(size, hop, lanes)
     n = np.arange(config.fft_size)
     places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride).astype(np.int32)
@@ -278,7 +281,7 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
         dither_waveform=config.dither_over == "waveform",
-        dither=config.dither / config.waveform_scale,
+        dither=config.dither / config.waveform_scale / unit,
         # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,
@@ -333,6 +336,7 @@ class Ready(NamedTuple):
     """What a thread's calls with one config use."""
 
     config: FbankConfig
+    is_int16: bool
     lanes: int
     cache_bytes: int
     prepared: Prepared
@@ -352,7 +356,9 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int) -> Ready:
+def _take_ready(
+    config: FbankConfig, is_int16: bool, lanes: int, threads: int, cache_bytes: int
+) -> Ready:
     """Return what this thread's last call used, or prepare for another config or more threads.
 
     The thread gives it up until the call ends. So a signal handler that calls meanwhile makes its
@@ -365,16 +371,22 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int)
     if (
         last is not None
         and last.config is config
+        and last.is_int16 == is_int16
         and last.lanes == lanes
         and last.cache_bytes == cache_bytes
     ):
         return last
     halves = in_halves(config, lanes, cache_bytes)
-    prepared = _prepare(config, lanes, halves)
+    prepared = _prepare(config, is_int16, lanes, halves)
     sizes = _buffer_sizes(config, lanes, halves)
     if last is not None and last.sizes == sizes:
         return last._replace(
-            config=config, lanes=lanes, cache_bytes=cache_bytes, prepared=prepared, pace=Pace()
+            config=config,
+            is_int16=is_int16,
+            lanes=lanes,
+            cache_bytes=cache_bytes,
+            prepared=prepared,
+            pace=Pace(),
         )
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:
@@ -382,7 +394,9 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int)
     scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
     scratch = scratch.reshape(threads, NUM_BUFFERS)
     scratch_at = scratch.ctypes.data
-    return Ready(config, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch_at, Pace())
+    return Ready(
+        config, is_int16, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch_at, Pace()
+    )
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:

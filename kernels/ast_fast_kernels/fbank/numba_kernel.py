@@ -65,6 +65,10 @@ LOUD, LOWER = np.float32(2.0**120), np.float32(2.0**-80)
 """A frame whose powers sum to less than FAINT is transformed again, times RAISE, to get its
 magnitudes: powers far below its largest would lose bits. From LOUD on, they could overflow."""
 
+INT16_UNIT = 2.0**-31
+"""What stands for 1 in samples read from int16: they are taken times 2^16, which needs fewest
+instructions, and the window makes up for that. Powers of two change no bit of the result."""
+
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
 
@@ -88,7 +92,7 @@ class Batch(NamedTuple):
 class Plan(NamedTuple):
     """A config's choices, lengths in samples, and the addresses of its tables: integers first."""
 
-    window: int  # float32 (n_fft,), zero beyond the window
+    window: int  # float32 (n_fft,), zero beyond the window; of int16, times `INT16_UNIT`
     places: int  # int32 (n_fft,), where the tile holds each sample of a frame
     ones: int  # float32 (n_fft,), the window of samples that are windowed already
     in_order: int  # int32 (n_fft,), where those are
@@ -111,7 +115,7 @@ class Plan(NamedTuple):
     use_log: int
     floor_zeros_only: int
     dither_waveform: int
-    dither: float  # in the waveform's own scale
+    dither: float  # in the scale of samples as they are read
     preemphasis: float
     log_floor: float
     log_offset: float
@@ -207,13 +211,13 @@ def compiled_worker(
             later = frame if frame > 0 else -1
             first = frame * hop + plan.first_sample
             origin = clip * batch.clip_stride
-            source = floats_at(batch.samples)
-            start = origin + first
+            source, start = floats_at(batch.samples), origin + first
             row = (clip * num_frames + frame) * num_mel_bins
             valid = min(frames - frame, lanes)
             reads = lanes * hop if carried else plan.span
             over_waveform = dithered and plan.dither_waveform
-            if over_waveform or not _is_in_place(batch, plan, first, reads, count):
+            is_copied = over_waveform or not _is_in_place(batch, plan, first, reads, count)
+            if is_copied:
                 # What no frame reads keeps its old value: it ends in lanes that are not used.
                 needed = min((valid - 1) * hop + plan.window_size, reads)
                 source, start = floats_at(scratch.samples), 1
@@ -222,9 +226,16 @@ def compiled_worker(
                     dither_samples(
                         batch.keys, clip, plan, first, needed, count, source, energies, lanes
                     )
-            if not carried:
-                _turn_shared(source, start, plan, tile, sums, lanes)
-            _turn(source, start, 0, shared if carried else 0, plan, tile, sums, lanes)
+            moved = shared if carried else 0
+            if batch.is_int16 and not is_copied:
+                shorts = shorts_at(batch.samples)
+                if not carried:
+                    _turn_shared(shorts, start, plan, tile, sums, lanes)
+                _turn(shorts, start, 0, moved, plan, tile, sums, lanes)
+            else:
+                if not carried:
+                    _turn_shared(source, start, plan, tile, sums, lanes)
+                _turn(source, start, 0, moved, plan, tile, sums, lanes)
             shift = _dc_shift(plan, sums, lanes)
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
@@ -284,7 +295,6 @@ def _is_in_place(batch: Batch, plan: Plan, first: int, reads: int, count: int) -
     return (
         first >= 1
         and first + reads <= count
-        and not batch.is_int16
         and batch.sample_stride == 1
         and not plan.emphasise_waveform
     )
@@ -336,9 +346,7 @@ def _copy_samples(
 def _samples(batch: Batch, place: int, lanes: int) -> Any:
     """Return a vector of consecutive samples."""
     if batch.is_int16:
-        return load_int16(shorts_at(batch.samples), place, lanes) * splat(
-            np.float32(2.0**-15), lanes
-        )
+        return load_int16(shorts_at(batch.samples), place, lanes)
     return load(floats_at(batch.samples), place, lanes)
 
 
@@ -355,7 +363,7 @@ def _sample(batch: Batch, origin: int, index: int, factor: np.float32) -> Any:
 def _raw_sample(batch: Batch, origin: int, index: int) -> Any:
     place = origin + index * batch.sample_stride
     if batch.is_int16:
-        return np.float32(shorts_at(batch.samples)[place]) * np.float32(2.0**-15)
+        return np.float32(shorts_at(batch.samples)[place]) * np.float32(2.0**16)
     return floats_at(batch.samples)[place]
 
 
