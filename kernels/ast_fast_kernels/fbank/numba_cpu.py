@@ -102,11 +102,11 @@ def fbank_numba(
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = _empty(shape, waveform)
     run_blocks(waveform, out, config, host_lanes(), counts, keys, noise)
-    if config.needs_whole_clip:
+    if config.norm_per_feature and config.use_log_fbank:
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
         for clip, num_frames in zip(np.asarray(out), frames, strict=True):
-            _over_whole_clip(clip, config, num_frames)
+            _normalise(clip, num_frames)
     return out
 
 
@@ -120,29 +120,26 @@ def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     return torch.from_numpy(out)
 
 
-def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
-    """Apply `top_db` and `norm_per_feature` to a clip, (num_frames, num_mel_bins), in place.
+def _normalise(log_mel: Float32Array, num_frames: int) -> None:
+    """Apply `norm_per_feature` to a clip, (num_frames, num_mel_bins), in place.
 
     By numpy, which has no threads: a process forked after torch used its own would wait for them
     forever.
     """
-    if config.top_db > 0:
-        np.maximum(log_mel, log_mel.max() - np.float32(config.top_range), out=log_mel)
-    if config.norm_per_feature:
-        firsts = range(0, num_frames, FRAMES_AT_ONCE)
-        blocks = [log_mel[first : min(first + FRAMES_AT_ONCE, num_frames)] for first in firsts]
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            total += block.sum(axis=0, dtype=np.float64)
-        mean = (total / max(num_frames, 1)).astype(np.float32)
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            block -= mean
-            total += np.square(block, dtype=np.float64).sum(axis=0)
-        deviation = np.sqrt(total / max(num_frames - 1, 1)) + tables.NORM_EPSILON
-        for block in blocks:
-            block /= deviation.astype(np.float32)
-        log_mel[num_frames:] = 0.0
+    firsts = range(0, num_frames, FRAMES_AT_ONCE)
+    blocks = [log_mel[first : min(first + FRAMES_AT_ONCE, num_frames)] for first in firsts]
+    total = np.zeros(log_mel.shape[1])
+    for block in blocks:
+        total += block.sum(axis=0, dtype=np.float64)
+    mean = (total / max(num_frames, 1)).astype(np.float32)
+    total = np.zeros(log_mel.shape[1])
+    for block in blocks:
+        block -= mean
+        total += np.square(block, dtype=np.float64).sum(axis=0)
+    deviation = np.sqrt(total / max(num_frames - 1, 1)) + tables.NORM_EPSILON
+    for block in blocks:
+        block /= deviation.astype(np.float32)
+    log_mel[num_frames:] = 0.0
 
 
 def unsupported(config: FbankConfig) -> str | None:
@@ -179,6 +176,10 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
+    done_at = 0
+    if config.top_db > 0 and config.use_log_fbank:
+        done = np.zeros(clips, np.intp)  # held until the call ends
+        done_at = address_of(done)
     itemsize = waveform.itemsize
     is_int16 = itemsize == 2
     if isinstance(waveform, np.ndarray):
@@ -213,6 +214,7 @@ def run_blocks(
         out_at,
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
+        done_at,
     )
     prepared = ready.prepared
     chunks = -(-total // chunk)
@@ -289,6 +291,7 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
         log_factor=config.log_factor,
         log_shift=config.log_shift,
         silence=config.log_silence,
+        top_range=config.top_range,
     )
     rows = used_rows(config.fft_size, size)
     dithered = int(config.dither != 0.0)

@@ -87,6 +87,7 @@ class Batch(NamedTuple):
     out: int
     keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
     noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
+    done: int  # address of each clip's number of finished blocks; 0 if none waits for its clip
 
 
 class Plan(NamedTuple):
@@ -122,6 +123,7 @@ class Plan(NamedTuple):
     log_factor: float
     log_shift: float
     silence: float
+    top_range: float  # how far below a clip's largest energy another may be
 
 
 class Scratch(NamedTuple):
@@ -136,7 +138,7 @@ class Scratch(NamedTuple):
     energies: int  # (mel bins in whole groups, lanes), before they are transposed
 
 
-NUM_FLOATS = 7
+NUM_FLOATS = 8
 """Number of a plan's last fields, which are not integers."""
 NUM_INTEGERS = len(Plan._fields) - NUM_FLOATS
 NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
@@ -204,6 +206,7 @@ def compiled_worker(
                 out[place] = np.float32(plan.silence)
             if nominal >= frames:
                 later = -1
+                _finish(batch, plan, clip, blocks, energies, lanes)
                 continue
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min(nominal, frames - lanes), 0)
@@ -277,6 +280,7 @@ def compiled_worker(
             if plan.use_log:
                 _take_logs(plan, energies, lanes)
             _write_features(plan, energies, valid, out, row, lanes)
+            _finish(batch, plan, clip, blocks, energies, lanes)
 
     return compile_worker(kernel)
 
@@ -615,3 +619,42 @@ def _write_features(
                 for i in range(width):
                     place = row + lane * num_mel_bins + m + i
                     out[place] = energies[(m + i) * lanes + lane]
+
+
+@stage
+def _finish(
+    batch: Batch, plan: Plan, clip: int, blocks: int, energies: Pointer, lanes: int
+) -> None:
+    """Count a finished block; after a clip's last one, raise what is below its range.
+
+    Whichever thread finishes that block does it: the clip is still in its second-level cache.
+    """
+    if batch.done == 0 or take(batch.done, clip) != blocks - 1:
+        return
+    out, wide = floats_at(batch.out), product_of(lanes, FILTERS_AT_ONCE)
+    size = batch.num_frames * plan.num_mel_bins
+    first = clip * size
+    end, in_vectors = first + size, first + size // wide * wide
+    largest = np.float32(-np.inf)
+    total = splat(np.float32(0.0), wide)
+    of_lanes = splat(largest, wide)
+    for place in range(first, in_vectors, wide):
+        values = load(out, place, wide)
+        of_lanes = maximum(of_lanes, values)
+        total = total + values
+    store(energies, 0, of_lanes)  # their memory is free
+    for lane in range(wide):
+        largest = max(largest, energies[lane])
+    for place in range(in_vectors, end):
+        largest = max(largest, out[place])
+        total = total + splat(out[place], wide)
+    if np.isnan(sum_lanes(total)):  # of a NaN, or of infinities
+        for place in range(first, end):
+            if np.isnan(out[place]):
+                largest = out[place]
+    floor = np.float32(largest - np.float32(plan.top_range))
+    for place in range(first, in_vectors, wide):
+        store(out, place, maximum(splat(floor, wide), load(out, place, wide)))
+    for place in range(in_vectors, end):
+        # Not less, or NaN: then all of the clip is.
+        out[place] = out[place] if floor < out[place] else floor
