@@ -147,22 +147,18 @@ def test_turn_differences_of_int16_are_those_of_floats_times_65536(lanes: int) -
     results = np.full((2, 3 * lanes), np.nan, np.float32)
 
     @njit
-    def run(source, target, result):
-        previous = simd.gather(source, 2, lanes + 2, lanes)
+    def run(source_at, is_int16, target, result):
+        previous = simd.gather_as(source_at, is_int16, 2, lanes + 2, lanes)
         half = simd.splat(np.float32(0.5), lanes)
-        before, total = simd.turn_differences(
-            source, 3, lanes + 2, target, 0, lanes, half, previous
+        before, total = simd.turn_differences_as(
+            source_at, is_int16, 3, lanes + 2, target, 0, lanes, half, previous
         )
         simd.store(result, 0, before)
         simd.store(result, lanes, total)
         simd.store(result, 2 * lanes, previous)
 
-    @njit
-    def run_both(shorts_at, floats_at, targets, results):
-        run(simd.shorts_at(shorts_at), targets[0], results[0])
-        run(simd.floats_at(floats_at), targets[1], results[1])
-
-    run_both(source.ctypes.data, floats.ctypes.data, targets, results)
+    run(source.ctypes.data, 1, targets[0], results[0])
+    run(floats.ctypes.data, 0, targets[1], results[1])
     np.testing.assert_array_equal(targets[0], targets[1])
     np.testing.assert_array_equal(results[0], results[1])
     np.testing.assert_array_equal(results[0, 2 * lanes :], floats[2 :: lanes + 2][:lanes])

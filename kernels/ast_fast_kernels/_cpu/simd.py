@@ -125,10 +125,6 @@ def _is_float32(kind: Any) -> bool:
     return isinstance(kind, types.Array) and kind.dtype == types.float32
 
 
-def _is_int16(kind: Any) -> bool:
-    return isinstance(kind, types.CPointer) and bool(kind.dtype == types.int16)
-
-
 def _pointer_at(kind: Any, doc: str) -> Any:
     """Return an intrinsic that turns an address into a pointer.
 
@@ -399,11 +395,8 @@ def broadcast(typing_context: Any, array: Any, index: Any, lanes: Any) -> Any:
 
 @intrinsic
 def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any) -> Any:
-    """Load one float into each lane, `stride` apart in the flat array; no bounds are checked.
-
-    From a pointer to int16: floats times 2^16.
-    """
-    if not ((_is_float32(array) or _is_int16(array)) and isinstance(lanes, types.IntegerLiteral)):
+    """Load one float into each lane, `stride` apart in the flat array; no bounds are checked."""
+    if not (_is_float32(array) and isinstance(lanes, types.IntegerLiteral)):
         return None
     vector = VectorType(lanes.literal_value)
 
@@ -413,6 +406,48 @@ def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any)
         return Lanes(builder, vector.lanes).gather(pointer, indices).value
 
     return vector(array, types.intp, types.intp, lanes), emit
+
+
+@intrinsic
+def gather_as(
+    typing_context: Any, address: Any, is_int16: Any, index: Any, stride: Any, lanes: Any
+) -> Any:
+    """Load one float into each lane; from int16, unless `is_int16` is 0, floats times 2^16."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, vector.lanes)
+        indices = places(builder, args[2], args[3], vectors.count)
+        (result,) = _of_kind(
+            builder, args[0], args[1], lambda pointer: [vectors.gather(pointer, indices)]
+        )
+        return result.value
+
+    return vector(types.intp, types.intp, types.intp, types.intp, lanes), emit
+
+
+def _of_kind(
+    builder: ir.IRBuilder,
+    address: ir.Value,
+    is_int16: ir.Value,
+    emit_load: Callable[[ir.Value], list[Value]],
+) -> list[Value]:
+    """Emit a load twice, from int16 and from float32: which of them runs is known only then."""
+    loaded = []
+    with builder.if_else(builder.icmp_signed("!=", is_int16, is_int16.type(0))) as branches:
+        for branch, kind in zip(branches, (ir.IntType(16), FLOAT), strict=True):
+            with branch:
+                values = emit_load(builder.inttoptr(address, kind.as_pointer()))
+                loaded.append((values, builder.block))
+    merged = []
+    for one, other in zip(*(values for values, _ in loaded), strict=True):
+        phi = builder.phi(one.value.type)
+        for value, (_, block) in zip((one, other), loaded, strict=True):
+            phi.add_incoming(value.value, block)
+        merged.append(Value(one.lanes, phi))
+    return merged
 
 
 @intrinsic
@@ -575,34 +610,73 @@ def turn_differences(
 
     Row r of the source begins at `source_index + r * source_stride`; vector j of the target, at
     `target_index + j * target_stride`, holds element j of every row; `previous` comes before the
-    first. Returns the last vector as it was read, and the sum of all. Samples are floats, or int16
-    behind a pointer, taken as floats times 2^16.
+    first. Returns the last vector as it was read, and the sum of all.
     """
-    if not (_is_float32(target) and isinstance(previous, VectorType)):
-        return None
-    if not (_is_float32(source) or _is_int16(source)):
+    if not (_is_float32(source) and _is_float32(target) and isinstance(previous, VectorType)):
         return None
     size, result = types.intp, types.UniTuple(previous, 2)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, previous.lanes)
         read = data_pointer(context, builder, source, args[0])
+        turned = vectors.load_turned(read, args[1], args[2])
         write = data_pointer(context, builder, target, args[3])
-        load_turned = vectors.load_turned_int16 if _is_int16(source) else vectors.load_turned
-        turned = load_turned(read, args[1], args[2])
-        before = Value(vectors, args[7])
-        minus = -Value(vectors, args[6])
-        targets = places(builder, args[4], args[5], vectors.count)
-        for vector, place in zip(turned, targets, strict=True):
-            vectors.store(vectors.fma(minus, before, vector), write, place)
-            before = vector
-        sums = turned
-        while len(sums) > 1:
-            sums = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=True)]
-        return context.make_tuple(builder, result, [before.value, sums[0].value])
+        values = _store_differences(vectors, turned, write, args[4:])
+        return context.make_tuple(builder, result, values)
 
     signature = result(source, size, size, target, size, size, previous, previous)
     return signature, emit
+
+
+@intrinsic
+def turn_differences_as(
+    typing_context: Any,
+    address: Any,
+    is_int16: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    factor: Any,
+    previous: Any,
+) -> Any:
+    """Do as `turn_differences`; from int16, unless `is_int16` is 0, as floats times 2^16."""
+    if not (_is_float32(target) and isinstance(previous, VectorType)):
+        return None
+    size, result = types.intp, types.UniTuple(previous, 2)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, previous.lanes)
+
+        def load(pointer: ir.Value) -> list[Value]:
+            is_float = pointer.type.pointee == FLOAT
+            turn = vectors.load_turned if is_float else vectors.load_turned_int16
+            return turn(pointer, args[2], args[3])
+
+        turned = _of_kind(builder, args[0], args[1], load)
+        write = data_pointer(context, builder, target, args[4])
+        values = _store_differences(vectors, turned, write, args[5:])
+        return context.make_tuple(builder, result, values)
+
+    signature = result(size, size, size, size, target, size, size, previous, previous)
+    return signature, emit
+
+
+def _store_differences(
+    vectors: Lanes, turned: list[Value], write: ir.Value, args: Any
+) -> list[ir.Value]:
+    """Emit what follows the load: `args` are index, stride, factor and the vector before."""
+    index, stride, factor, previous = args
+    before, minus = Value(vectors, previous), -Value(vectors, factor)
+    targets = places(vectors.builder, index, stride, vectors.count)
+    for vector, place in zip(turned, targets, strict=True):
+        vectors.store(vectors.fma(minus, before, vector), write, place)
+        before = vector
+    sums = turned
+    while len(sums) > 1:
+        sums = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+    return [before.value, sums[0].value]
 
 
 @intrinsic

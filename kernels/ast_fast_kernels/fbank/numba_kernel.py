@@ -25,7 +25,7 @@ from ast_fast_kernels._cpu.simd import (
     doubles_of,
     equal_or,
     floats_at,
-    gather,
+    gather_as,
     indices_at,
     integers_at,
     integers_of,
@@ -43,7 +43,7 @@ from ast_fast_kernels._cpu.simd import (
     store,
     sum_lanes,
     transpose_tile,
-    turn_differences,
+    turn_differences_as,
 )
 from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
@@ -229,16 +229,12 @@ def compiled_worker(
                     dither_samples(
                         batch.keys, clip, plan, first, needed, count, source, energies, lanes
                     )
-            moved = shared if carried else 0
-            if batch.is_int16 and not is_copied:
-                shorts = shorts_at(batch.samples)
-                if not carried:
-                    _turn_shared(shorts, start, plan, tile, sums, lanes)
-                _turn(shorts, start, 0, moved, plan, tile, sums, lanes)
-            else:
-                if not carried:
-                    _turn_shared(source, start, plan, tile, sums, lanes)
-                _turn(source, start, 0, moved, plan, tile, sums, lanes)
+            at, from_int16 = batch.samples, batch.is_int16
+            if is_copied:
+                at, from_int16 = scratch.samples, 0
+            if not carried:
+                _turn_shared(at, from_int16, start, plan, tile, sums, lanes)
+            _turn(at, from_int16, start, 0, shared if carried else 0, plan, tile, sums, lanes)
             shift = _dc_shift(plan, sums, lanes)
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
@@ -383,7 +379,7 @@ def _padded(
 
 @stage
 def _turn_shared(
-    source: Pointer, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
+    source: int, is_int16: int, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
 ) -> None:
     """Transpose the hops after a block's own `lanes`.
 
@@ -391,7 +387,7 @@ def _turn_shared(
     """
     column = (plan.tile_width - 1) // lanes * lanes
     while column > 0:
-        _turn(source, first + column * plan.hop, column, 0, plan, tile, sums, lanes)
+        _turn(source, is_int16, first + column * plan.hop, column, 0, plan, tile, sums, lanes)
         column -= lanes
 
 
@@ -406,7 +402,8 @@ def _carry_row(values: Pointer, row: int, shared: int, lanes: int) -> None:
 
 @stage
 def _turn(
-    source: Pointer,
+    source: int,
+    is_int16: int,
     first: int,
     column: int,
     carried: int,
@@ -426,8 +423,8 @@ def _turn(
     coefficient = np.float32(0.0) if plan.emphasise_waveform else np.float32(plan.preemphasis)
     factor = splat(coefficient, lanes)
     rest = plan.window_size % hop
-    previous = gather(source, first - 1, hop, lanes)
-    own = gather(source, first, hop, lanes)
+    previous = gather_as(source, is_int16, first - 1, hop, lanes)
+    own = gather_as(source, is_int16, first, hop, lanes)
     of_square = own * splat(np.float32(lanes), lanes)
     minus = splat(-coefficient, lanes)
     total = splat(np.float32(0.0), lanes)
@@ -437,21 +434,21 @@ def _turn(
         if j <= rest < j + lanes:
             part = total
             for i in range(j, rest):
-                part = part + (gather(source, first + i, hop, lanes) - own)
+                part = part + (gather_as(source, is_int16, first + i, hop, lanes) - own)
         if 0 < carried <= 4:
             move_fours(tile, j * stride, stride, lanes, lanes)
         else:
             for i in range(j, j + lanes):
                 _carry_row(tile, i * stride, carried, lanes)
-        previous, more = turn_differences(
-            source, first + j, hop, tile, j * stride + column, stride, factor, previous
+        previous, more = turn_differences_as(
+            source, is_int16, first + j, hop, tile, j * stride + column, stride, factor, previous
         )
         total = total + (more - of_square)
         j += lanes
     while j < hop:
         if j == rest:
             part = total
-        sample = gather(source, first + j, hop, lanes)
+        sample = gather_as(source, is_int16, first + j, hop, lanes)
         _carry_row(tile, j * stride, carried, lanes)
         store(tile, j * stride + column, multiply_add(minus, previous, sample))
         total = total + (sample - own)
