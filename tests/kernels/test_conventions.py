@@ -160,6 +160,23 @@ def test_top_db_counts_from_the_clips_own_largest_value(preset: str) -> None:
     assert (padded[0, -3:] == padded[0].max() - eighty).all()
 
 
+@pytest.mark.parametrize("num_samples", [480, 16000, 48000])
+def test_numba_raises_a_clip_as_numpy_does(num_samples: int) -> None:
+    config = FbankConfig.preset("whisper")
+    waveform = noise(12, num_samples)
+    waveform[:, num_samples // 2 :] *= 1e-6
+    waveform[1, num_samples // 3] = math.nan
+    waveform[3, num_samples // 3] = math.inf
+    lengths = [num_samples] * 11 + [num_samples * 2 // 3]
+    plain = fbank(waveform, config.replace(top_db=0.0), backend="numba", lengths=lengths).numpy()
+    largest = plain.max(axis=(1, 2), keepdims=True)
+    expected = np.maximum(plain, largest - np.float32(config.top_range))
+    ours = fbank(waveform, config, backend="numba", lengths=lengths).numpy()
+    np.testing.assert_array_equal(ours, expected)
+    assert np.isnan(ours[1]).all()
+    assert np.isfinite(ours[0]).all()
+
+
 def test_norm_per_feature_is_over_the_frames_that_count() -> None:
     config = FbankConfig.preset("nemo")
     out = fbank(noise(3, 16000), config, lengths=[16000, 8000, 160])

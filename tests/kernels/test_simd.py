@@ -135,7 +135,33 @@ def test_int16_are_loaded_as_floats(lanes: int) -> None:
         simd.store(result, 0, simd.load_int16(simd.shorts_at(address), 3, lanes))
 
     run(source.ctypes.data, result)
-    np.testing.assert_array_equal(result, source[3:].astype(np.float32))
+    np.testing.assert_array_equal(result, 65536 * source[3:].astype(np.float32))
+
+
+def test_turn_differences_of_int16_are_those_of_floats_times_65536(lanes: int) -> None:
+    rng = np.random.default_rng(4)
+    source = rng.integers(-32768, 32768, size=3 + lanes * (lanes + 2)).astype(np.int16)
+    source[3:5] = -32768, 32767
+    floats = 65536 * source.astype(np.float32)
+    targets = np.full((2, lanes * lanes), np.nan, np.float32)
+    results = np.full((2, 3 * lanes), np.nan, np.float32)
+
+    @njit
+    def run(source_at, is_int16, target, result):
+        previous = simd.gather_as(source_at, is_int16, 2, lanes + 2, lanes)
+        half = simd.splat(np.float32(0.5), lanes)
+        before, total = simd.turn_differences_as(
+            source_at, is_int16, 3, lanes + 2, target, 0, lanes, half, previous
+        )
+        simd.store(result, 0, before)
+        simd.store(result, lanes, total)
+        simd.store(result, 2 * lanes, previous)
+
+    run(source.ctypes.data, 1, targets[0], results[0])
+    run(floats.ctypes.data, 0, targets[1], results[1])
+    np.testing.assert_array_equal(targets[0], targets[1])
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0, 2 * lanes :], floats[2 :: lanes + 2][:lanes])
 
 
 def test_bfloat16_is_read_exactly_and_written_as_torch_rounds_it(lanes: int) -> None:

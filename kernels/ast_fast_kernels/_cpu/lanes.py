@@ -126,11 +126,21 @@ class Lanes:
         return self.builder.bitcast(place, (kind or self.type).as_pointer())
 
     def load_int16(self, pointer: ir.Value, index: ir.Value) -> Value:
-        """Load int16 lanes from `pointer[index:]`, at any alignment, as floats."""
-        kind = ir.VectorType(_INT16, self.count)
-        short = self.builder.load(self._place(pointer, index, kind), align=2)
-        wide = self.builder.sext(short, self.int_type)
-        return Value(self, self.builder.sitofp(wide, self.type))
+        """Load int16 lanes from `pointer[index:]`, at any alignment, as floats times 2^16."""
+        return self._from_lower(self.load_shorts(pointer, index))
+
+    def _from_lower(self, words: Value) -> Value:
+        """Return the int16 in the lower half of each lane as a float times 2^16.
+
+        Moved to the upper half it needs no sign extension. The conversion is exact.
+        """
+        bits = self.builder.bitcast(self._lower_half(words).value, self.int_type)
+        return Value(self, self.builder.sitofp(bits, self.type))
+
+    def _from_upper(self, words: Value) -> Value:
+        """Return the int16 in the upper half of each lane as a float times 2^16."""
+        bits = self.builder.bitcast(self._upper_half(words).value, self.int_type)
+        return Value(self, self.builder.sitofp(bits, self.type))
 
     def load_bfloat16(self, pointer: ir.Value, index: ir.Value) -> Value:
         """Load bfloat16 lanes from `pointer[index:]`, at any alignment."""
@@ -252,10 +262,13 @@ class Lanes:
             half //= 2
         return self.builder.extract_element(vector.value, INT32(0))
 
-    def _load_fours(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
-        """Load four floats from each `pointer[index:]`, side by side."""
+    def _load_fours(
+        self, pointer: ir.Value, indices: Sequence[ir.Value], kind: ir.Type = _FOUR
+    ) -> Value:
+        """Load four floats, or another vector, from each `pointer[index:]`, side by side."""
+        align = 4 if pointer.type.pointee == FLOAT else 2
         parts = [
-            self.builder.load(self._place(pointer, index, _FOUR), align=4) for index in indices
+            self.builder.load(self._place(pointer, index, kind), align=align) for index in indices
         ]
         while len(parts) > 1:
             size = 2 * parts[0].type.count
@@ -276,6 +289,37 @@ class Lanes:
                 [self._load_fours(pointer, starts[i::4]) for i in range(4)]
             )
         return columns
+
+    def gather(self, pointer: ir.Value, indices: Sequence[ir.Value]) -> Value:
+        """Load one number from each `pointer[index:]`: floats, or int16 as floats times 2^16."""
+        b, is_float = self.builder, pointer.type.pointee == FLOAT
+        result = ir.Constant(self.type if is_float else self.int_type, ir.Undefined)
+        for lane, index in enumerate(indices):
+            number = b.load(b.gep(pointer, [index]), align=4 if is_float else 2)
+            number = number if is_float else b.zext(number, INT32)
+            result = b.insert_element(result, number, INT32(lane))
+        return Value(self, result) if is_float else self._from_lower(self._words(result))
+
+    def load_turned_int16(
+        self, pointer: ir.Value, index: ir.Value, stride: ir.Value
+    ) -> list[Value]:
+        """Load a square of int16 as `load_turned` does, as floats times 2^16.
+
+        Columns are transposed in pairs: a word has one in its lower half, the next in its upper.
+        """
+        rows = places(self.builder, index, stride, self.count)
+        pairs: list[Value] = []
+        if self.count == 4:  # a row has two words, not four
+            two = ir.VectorType(FLOAT, 2)
+            low, high = (self._load_fours(pointer, rows[i : i + 2], two) for i in (0, 2))
+            pairs = [self.shuffle(low, high, [i, i + 2, i + 4, i + 6]) for i in (0, 1)]
+        else:
+            for first in range(0, self.count, 8):
+                starts = [self.builder.add(row, row.type(first)) for row in rows]
+                pairs += self._transpose_fours(
+                    [self._load_fours(pointer, starts[i::4]) for i in range(4)]
+                )
+        return [turn(pair) for pair in pairs for turn in (self._from_lower, self._from_upper)]
 
     def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
         """Load one float into every lane."""

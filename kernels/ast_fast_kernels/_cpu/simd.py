@@ -243,7 +243,8 @@ def _shorts_loader(emit_load: Callable[..., Value], doc: str) -> Any:
 
 load_int16 = _shorts_loader(
     Lanes.load_int16,
-    "Load `lanes` int16 from the pointer as floats, beginning at index; nothing is checked.",
+    "Load `lanes` int16 from the pointer as floats times 2^16, beginning at index; nothing is "
+    "checked.",
 )
 load_bfloat16 = _shorts_loader(
     Lanes.load_bfloat16,
@@ -407,13 +408,52 @@ def gather(typing_context: Any, array: Any, index: Any, stride: Any, lanes: Any)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         pointer = data_pointer(context, builder, array, args[0])
-        result = ir.Constant(Lanes(builder, vector.lanes).type, ir.Undefined)
-        for lane, place in enumerate(places(builder, args[1], args[2], vector.lanes)):
-            value = builder.load(builder.gep(pointer, [place]), align=4)
-            result = builder.insert_element(result, value, INT32(lane))
-        return result
+        indices = places(builder, args[1], args[2], vector.lanes)
+        return Lanes(builder, vector.lanes).gather(pointer, indices).value
 
     return vector(array, types.intp, types.intp, lanes), emit
+
+
+@intrinsic
+def gather_as(
+    typing_context: Any, address: Any, is_int16: Any, index: Any, stride: Any, lanes: Any
+) -> Any:
+    """Load one float into each lane; from int16, unless `is_int16` is 0, floats times 2^16."""
+    if not isinstance(lanes, types.IntegerLiteral):
+        return None
+    vector = VectorType(lanes.literal_value)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, vector.lanes)
+        indices = places(builder, args[2], args[3], vectors.count)
+        (result,) = _of_kind(
+            builder, args[0], args[1], lambda pointer: [vectors.gather(pointer, indices)]
+        )
+        return result.value
+
+    return vector(types.intp, types.intp, types.intp, types.intp, lanes), emit
+
+
+def _of_kind(
+    builder: ir.IRBuilder,
+    address: ir.Value,
+    is_int16: ir.Value,
+    emit_load: Callable[[ir.Value], list[Value]],
+) -> list[Value]:
+    """Emit a load twice, from int16 and from float32: which of them runs is known only then."""
+    loaded = []
+    with builder.if_else(builder.icmp_signed("!=", is_int16, is_int16.type(0))) as branches:
+        for branch, kind in zip(branches, (ir.IntType(16), FLOAT), strict=True):
+            with branch:
+                values = emit_load(builder.inttoptr(address, kind.as_pointer()))
+                loaded.append((values, builder.block))
+    merged = []
+    for one, other in zip(*(values for values, _ in loaded), strict=True):
+        phi = builder.phi(one.value.type)
+        for value, (_, block) in zip((one, other), loaded, strict=True):
+            phi.add_incoming(value.value, block)
+        merged.append(Value(one.lanes, phi))
+    return merged
 
 
 @intrinsic
@@ -588,21 +628,64 @@ def turn_differences(
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, previous.lanes)
         read = data_pointer(context, builder, source, args[0])
-        write = data_pointer(context, builder, target, args[3])
         turned = vectors.load_turned(read, args[1], args[2])
-        before = Value(vectors, args[7])
-        minus = -Value(vectors, args[6])
-        targets = places(builder, args[4], args[5], vectors.count)
-        for vector, place in zip(turned, targets, strict=True):
-            vectors.store(vectors.fma(minus, before, vector), write, place)
-            before = vector
-        sums = turned
-        while len(sums) > 1:
-            sums = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=True)]
-        return context.make_tuple(builder, result, [before.value, sums[0].value])
+        write = data_pointer(context, builder, target, args[3])
+        values = _store_differences(vectors, turned, write, args[4:])
+        return context.make_tuple(builder, result, values)
 
     signature = result(source, size, size, target, size, size, previous, previous)
     return signature, emit
+
+
+@intrinsic
+def turn_differences_as(
+    typing_context: Any,
+    address: Any,
+    is_int16: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    factor: Any,
+    previous: Any,
+) -> Any:
+    """Do as `turn_differences`; from int16, unless `is_int16` is 0, as floats times 2^16."""
+    if not (_is_float32(target) and isinstance(previous, VectorType)):
+        return None
+    size, result = types.intp, types.UniTuple(previous, 2)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, previous.lanes)
+
+        def load(pointer: ir.Value) -> list[Value]:
+            is_float = pointer.type.pointee == FLOAT
+            turn = vectors.load_turned if is_float else vectors.load_turned_int16
+            return turn(pointer, args[2], args[3])
+
+        turned = _of_kind(builder, args[0], args[1], load)
+        write = data_pointer(context, builder, target, args[4])
+        values = _store_differences(vectors, turned, write, args[5:])
+        return context.make_tuple(builder, result, values)
+
+    signature = result(size, size, size, size, target, size, size, previous, previous)
+    return signature, emit
+
+
+def _store_differences(
+    vectors: Lanes, turned: list[Value], write: ir.Value, args: Any
+) -> list[ir.Value]:
+    """Emit what follows the load: `args` are index, stride, factor and the vector before."""
+    index, stride, factor, previous = args
+    before, minus = Value(vectors, previous), -Value(vectors, factor)
+    targets = places(vectors.builder, index, stride, vectors.count)
+    for vector, place in zip(turned, targets, strict=True):
+        vectors.store(vectors.fma(minus, before, vector), write, place)
+        before = vector
+    sums = turned
+    while len(sums) > 1:
+        sums = [a + b for a, b in zip(sums[0::2], sums[1::2], strict=True)]
+    return [before.value, sums[0].value]
 
 
 @intrinsic

@@ -41,6 +41,7 @@ from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     BATCH,
     FILTERS_AT_ONCE,
+    INT16_UNIT,
     NUM_BUFFERS,
     NUM_INTEGERS,
     Batch,
@@ -109,11 +110,11 @@ def fbank_numba(
         shape = (batch, config.num_frames(num_samples), config.num_mel_bins)
         out = _empty(shape, waveform)
     run_blocks(waveform, out, config, host_lanes(), counts, keys, noise)
-    if config.needs_whole_clip:
+    if _normalises(config):
         every = [out.shape[1]] * batch
         frames = every if counts is None else [config.num_frames(count) for count in counts]
         for clip, num_frames in zip(np.asarray(out), frames, strict=True):
-            _over_whole_clip(clip, config, num_frames)
+            _normalise(clip, num_frames)
     return out
 
 
@@ -129,6 +130,9 @@ class _Task:
         self._address, _ = self._memory.buffer_info()
         self._shape, self._size, self._team = shape, shape[0] * shape[1] * shape[2], team
         self._is_small = self._size <= MOST_UNALIGNED
+        self._done = np.zeros(shape[0], np.intp) if _limits_range(ready.config) else None
+        if self._done is not None:
+            self._memory[_DONE] = address_of(self._done)
 
     def still_fits(self) -> bool:
         """Say whether one thread still computes it: it is short, or there is no other."""
@@ -143,14 +147,26 @@ class _Task:
         task = self._memory
         task[NEXT_ITEM] = task[NEXT_WORKER] = 0
         task[_SAMPLES], task[_OUT] = samples_at, address_of(out)
+        if self._done is not None:
+            self._done[:] = 0
         self._kernel(self._address)
-        if self._ready.config.needs_whole_clip:
+        if _normalises(self._ready.config):
             for clip in out:
-                _over_whole_clip(clip, self._ready.config, out.shape[1])
+                _normalise(clip, out.shape[1])
         return out
 
 
-_SAMPLES, _OUT = BATCH + Batch._fields.index("samples"), BATCH + Batch._fields.index("out")
+_SAMPLES, _OUT, _DONE = (BATCH + Batch._fields.index(name) for name in ("samples", "out", "done"))
+
+
+def _limits_range(config: FbankConfig) -> bool:
+    """Whether `top_db` applies."""
+    return config.top_db > 0 and config.use_log_fbank
+
+
+def _normalises(config: FbankConfig) -> bool:
+    """Whether `norm_per_feature` applies."""
+    return config.norm_per_feature and config.use_log_fbank
 
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
@@ -163,29 +179,26 @@ def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     return torch.from_numpy(out)
 
 
-def _over_whole_clip(log_mel: Float32Array, config: FbankConfig, num_frames: int) -> None:
-    """Apply `top_db` and `norm_per_feature` to a clip, (num_frames, num_mel_bins), in place.
+def _normalise(log_mel: Float32Array, num_frames: int) -> None:
+    """Apply `norm_per_feature` to a clip, (num_frames, num_mel_bins), in place.
 
     By numpy, which has no threads: a process forked after torch used its own would wait for them
     forever.
     """
-    if config.top_db > 0:
-        np.maximum(log_mel, log_mel.max() - np.float32(config.top_range), out=log_mel)
-    if config.norm_per_feature:
-        firsts = range(0, num_frames, FRAMES_AT_ONCE)
-        blocks = [log_mel[first : min(first + FRAMES_AT_ONCE, num_frames)] for first in firsts]
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            total += block.sum(axis=0, dtype=np.float64)
-        mean = (total / max(num_frames, 1)).astype(np.float32)
-        total = np.zeros(log_mel.shape[1])
-        for block in blocks:
-            block -= mean
-            total += np.square(block, dtype=np.float64).sum(axis=0)
-        deviation = np.sqrt(total / max(num_frames - 1, 1)) + tables.NORM_EPSILON
-        for block in blocks:
-            block /= deviation.astype(np.float32)
-        log_mel[num_frames:] = 0.0
+    firsts = range(0, num_frames, FRAMES_AT_ONCE)
+    blocks = [log_mel[first : min(first + FRAMES_AT_ONCE, num_frames)] for first in firsts]
+    total = np.zeros(log_mel.shape[1])
+    for block in blocks:
+        total += block.sum(axis=0, dtype=np.float64)
+    mean = (total / max(num_frames, 1)).astype(np.float32)
+    total = np.zeros(log_mel.shape[1])
+    for block in blocks:
+        block -= mean
+        total += np.square(block, dtype=np.float64).sum(axis=0)
+    deviation = np.sqrt(total / max(num_frames - 1, 1)) + tables.NORM_EPSILON
+    for block in blocks:
+        block /= deviation.astype(np.float32)
+    log_mel[num_frames:] = 0.0
 
 
 def unsupported(config: FbankConfig) -> str | None:
@@ -232,7 +245,12 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
+    done_at = 0
+    if _limits_range(config):
+        done = np.zeros(clips, np.intp)  # held until the call ends
+        done_at = address_of(done)
     itemsize = waveform.itemsize
+    is_int16 = itemsize == 2
     if isinstance(waveform, np.ndarray):
         samples, out_at = address_of(waveform), address_of(out)
         clip_stride, sample_stride = waveform.strides
@@ -247,7 +265,7 @@ def run_blocks(
     if team > 1 and total >= 2 * FEWEST_BLOCKS:
         few = max(1, min(team, total // BLOCKS_PER_THREAD))
         many = min(team, total // FEWEST_BLOCKS)
-    ready = _take_ready(config, lanes, many, cache_bytes or first_cache())
+    ready = _take_ready(config, is_int16, lanes, many, cache_bytes or first_cache())
     begun = perf_counter()
     threads = many if many > few and ready.pace.tries_more(begun) else few
     # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
@@ -259,7 +277,7 @@ def run_blocks(
         samples,
         clip_stride,
         sample_stride,
-        itemsize == 2,
+        is_int16,
         waveform.shape[1],
         num_frames,
         samples_of,
@@ -267,6 +285,7 @@ def run_blocks(
         out_at,
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
+        done_at,
     )
     prepared = ready.prepared
     chunks = -(-total // chunk)
@@ -299,11 +318,12 @@ class Prepared(NamedTuple):
 
 
 @lru_cache(maxsize=32)
-def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
-    """Return the compiled kernel and its arguments for a config."""
+def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Prepared:
+    """Return the compiled kernel and its arguments for a config and what samples are."""
     size, hop = config.window_size, config.window_shift
+    unit = INT16_UNIT if is_int16 else 1.0
     window = np.zeros(config.fft_size, np.float32)
-    window[:size] = tables.window(config) * config.waveform_scale
+    window[:size] = tables.window(config) * config.waveform_scale * unit
     stride = _tile_stride(size, hop, lanes)
     n = np.arange(config.fft_size)
     places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride).astype(np.int32)
@@ -340,7 +360,7 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
         dither_waveform=config.dither_over == "waveform",
-        dither=_own_dither(config),
+        dither=_own_dither(config) / unit,
         # Rounded as for the samples: otherwise part of the mean would stay in every sample.
         preemphasis=float(np.float32(config.preemphasis_coefficient)),
         log_floor=config.log_floor,
@@ -348,6 +368,7 @@ def _prepare(config: FbankConfig, lanes: int, halves: int) -> Prepared:
         log_factor=config.log_factor,
         log_shift=config.log_shift,
         silence=config.log_silence,
+        top_range=config.top_range,
     )
     rows = used_rows(config.fft_size, size)
     dithered = int(config.dither != 0.0)
@@ -395,6 +416,7 @@ class Ready(NamedTuple):
     """What a thread's calls with one config use."""
 
     config: FbankConfig
+    is_int16: bool
     lanes: int
     cache_bytes: int
     prepared: Prepared
@@ -414,7 +436,9 @@ class _OfThread(threading.local):
 _of_thread = _OfThread()
 
 
-def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int) -> Ready:
+def _take_ready(
+    config: FbankConfig, is_int16: bool, lanes: int, threads: int, cache_bytes: int
+) -> Ready:
     """Return what this thread's last call used, or prepare for another config or more threads.
 
     The thread gives it up until the call ends. So a signal handler that calls meanwhile makes its
@@ -427,16 +451,22 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int)
     if (
         last is not None
         and last.config is config
+        and last.is_int16 == is_int16
         and last.lanes == lanes
         and last.cache_bytes == cache_bytes
     ):
         return last
     halves = in_halves(config, lanes, cache_bytes)
-    prepared = _prepare(config, lanes, halves)
+    prepared = _prepare(config, is_int16, lanes, halves)
     sizes = _buffer_sizes(config, lanes, halves)
     if last is not None and last.sizes == sizes:
         return last._replace(
-            config=config, lanes=lanes, cache_bytes=cache_bytes, prepared=prepared, pace=Pace()
+            config=config,
+            is_int16=is_int16,
+            lanes=lanes,
+            cache_bytes=cache_bytes,
+            prepared=prepared,
+            pace=Pace(),
         )
     buffers = [aligned(size) for _ in range(threads) for size in sizes]
     for buffer in buffers:
@@ -444,7 +474,9 @@ def _take_ready(config: FbankConfig, lanes: int, threads: int, cache_bytes: int)
     scratch = np.array([buffer.ctypes.data for buffer in buffers], np.intp)
     scratch = scratch.reshape(threads, NUM_BUFFERS)
     scratch_at = scratch.ctypes.data
-    return Ready(config, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch_at, Pace())
+    return Ready(
+        config, is_int16, lanes, cache_bytes, prepared, sizes, buffers, scratch, scratch_at, Pace()
+    )
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:

@@ -25,7 +25,7 @@ from ast_fast_kernels._cpu.simd import (
     doubles_of,
     equal_or,
     floats_at,
-    gather,
+    gather_as,
     indices_at,
     integers_at,
     integers_of,
@@ -43,7 +43,7 @@ from ast_fast_kernels._cpu.simd import (
     store,
     sum_lanes,
     transpose_tile,
-    turn_differences,
+    turn_differences_as,
 )
 from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
@@ -65,6 +65,10 @@ LOUD, LOWER = np.float32(2.0**120), np.float32(2.0**-80)
 """A frame whose powers sum to less than FAINT is transformed again, times RAISE, to get its
 magnitudes: powers far below its largest would lose bits. From LOUD on, they could overflow."""
 
+INT16_UNIT = 2.0**-31
+"""What stands for 1 in samples read from int16: they are taken times 2^16, which needs fewest
+instructions, and the window makes up for that. Powers of two change no bit of the result."""
+
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
 
@@ -83,12 +87,13 @@ class Batch(NamedTuple):
     out: int
     keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
     noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
+    done: int  # address of each clip's number of finished blocks; 0 if none waits for its clip
 
 
 class Plan(NamedTuple):
     """A config's choices, lengths in samples, and the addresses of its tables: integers first."""
 
-    window: int  # float32 (n_fft,), zero beyond the window
+    window: int  # float32 (n_fft,), zero beyond the window; of int16, times `INT16_UNIT`
     places: int  # int32 (n_fft,), where the tile holds each sample of a frame
     ones: int  # float32 (n_fft,), the window of samples that are windowed already
     in_order: int  # int32 (n_fft,), where those are
@@ -111,13 +116,14 @@ class Plan(NamedTuple):
     use_log: int
     floor_zeros_only: int
     dither_waveform: int
-    dither: float  # in the waveform's own scale
+    dither: float  # in the scale of samples as they are read
     preemphasis: float
     log_floor: float
     log_offset: float
     log_factor: float
     log_shift: float
     silence: float
+    top_range: float  # how far below a clip's largest energy another may be
 
 
 class Scratch(NamedTuple):
@@ -132,7 +138,7 @@ class Scratch(NamedTuple):
     energies: int  # (mel bins in whole groups, lanes), before they are transposed
 
 
-NUM_FLOATS = 7
+NUM_FLOATS = 8
 """Number of a plan's last fields, which are not integers."""
 NUM_INTEGERS = len(Plan._fields) - NUM_FLOATS
 NUM_BUFFERS, BATCH_FIELDS = len(Scratch._fields), len(Batch._fields)
@@ -200,6 +206,7 @@ def compiled_worker(
                 out[place] = np.float32(plan.silence)
             if nominal >= frames:
                 later = -1
+                _finish(batch, plan, clip, blocks, energies, lanes)
                 continue
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min(nominal, frames - lanes), 0)
@@ -207,13 +214,13 @@ def compiled_worker(
             later = frame if frame > 0 else -1
             first = frame * hop + plan.first_sample
             origin = clip * batch.clip_stride
-            source = floats_at(batch.samples)
-            start = origin + first
+            source, start = floats_at(batch.samples), origin + first
             row = (clip * num_frames + frame) * num_mel_bins
             valid = min(frames - frame, lanes)
             reads = lanes * hop if carried else plan.span
             over_waveform = dithered and plan.dither_waveform
-            if over_waveform or not _is_in_place(batch, plan, first, reads, count):
+            is_copied = over_waveform or not _is_in_place(batch, plan, first, reads, count)
+            if is_copied:
                 # What no frame reads keeps its old value: it ends in lanes that are not used.
                 needed = min((valid - 1) * hop + plan.window_size, reads)
                 source, start = floats_at(scratch.samples), 1
@@ -222,9 +229,12 @@ def compiled_worker(
                     dither_samples(
                         batch.keys, clip, plan, first, needed, count, source, energies, lanes
                     )
+            at, from_int16 = batch.samples, batch.is_int16
+            if is_copied:
+                at, from_int16 = scratch.samples, 0
             if not carried:
-                _turn_shared(source, start, plan, tile, sums, lanes)
-            _turn(source, start, 0, shared if carried else 0, plan, tile, sums, lanes)
+                _turn_shared(at, from_int16, start, plan, tile, sums, lanes)
+            _turn(at, from_int16, start, 0, shared if carried else 0, plan, tile, sums, lanes)
             shift = _dc_shift(plan, sums, lanes)
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
@@ -266,6 +276,7 @@ def compiled_worker(
             if plan.use_log:
                 _take_logs(plan, energies, lanes)
             _write_features(plan, energies, valid, out, row, lanes)
+            _finish(batch, plan, clip, blocks, energies, lanes)
 
     return compile_worker(kernel)
 
@@ -284,7 +295,6 @@ def _is_in_place(batch: Batch, plan: Plan, first: int, reads: int, count: int) -
     return (
         first >= 1
         and first + reads <= count
-        and not batch.is_int16
         and batch.sample_stride == 1
         and not plan.emphasise_waveform
     )
@@ -336,9 +346,7 @@ def _copy_samples(
 def _samples(batch: Batch, place: int, lanes: int) -> Any:
     """Return a vector of consecutive samples."""
     if batch.is_int16:
-        return load_int16(shorts_at(batch.samples), place, lanes) * splat(
-            np.float32(2.0**-15), lanes
-        )
+        return load_int16(shorts_at(batch.samples), place, lanes)
     return load(floats_at(batch.samples), place, lanes)
 
 
@@ -355,7 +363,7 @@ def _sample(batch: Batch, origin: int, index: int, factor: np.float32) -> Any:
 def _raw_sample(batch: Batch, origin: int, index: int) -> Any:
     place = origin + index * batch.sample_stride
     if batch.is_int16:
-        return np.float32(shorts_at(batch.samples)[place]) * np.float32(2.0**-15)
+        return np.float32(shorts_at(batch.samples)[place]) * np.float32(2.0**16)
     return floats_at(batch.samples)[place]
 
 
@@ -371,7 +379,7 @@ def _padded(
 
 @stage
 def _turn_shared(
-    source: Pointer, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
+    source: int, is_int16: int, first: int, plan: Plan, tile: Pointer, sums: Pointer, lanes: int
 ) -> None:
     """Transpose the hops after a block's own `lanes`.
 
@@ -379,7 +387,7 @@ def _turn_shared(
     """
     column = (plan.tile_width - 1) // lanes * lanes
     while column > 0:
-        _turn(source, first + column * plan.hop, column, 0, plan, tile, sums, lanes)
+        _turn(source, is_int16, first + column * plan.hop, column, 0, plan, tile, sums, lanes)
         column -= lanes
 
 
@@ -394,7 +402,8 @@ def _carry_row(values: Pointer, row: int, shared: int, lanes: int) -> None:
 
 @stage
 def _turn(
-    source: Pointer,
+    source: int,
+    is_int16: int,
     first: int,
     column: int,
     carried: int,
@@ -414,8 +423,8 @@ def _turn(
     coefficient = np.float32(0.0) if plan.emphasise_waveform else np.float32(plan.preemphasis)
     factor = splat(coefficient, lanes)
     rest = plan.window_size % hop
-    previous = gather(source, first - 1, hop, lanes)
-    own = gather(source, first, hop, lanes)
+    previous = gather_as(source, is_int16, first - 1, hop, lanes)
+    own = gather_as(source, is_int16, first, hop, lanes)
     of_square = own * splat(np.float32(lanes), lanes)
     minus = splat(-coefficient, lanes)
     total = splat(np.float32(0.0), lanes)
@@ -425,21 +434,21 @@ def _turn(
         if j <= rest < j + lanes:
             part = total
             for i in range(j, rest):
-                part = part + (gather(source, first + i, hop, lanes) - own)
+                part = part + (gather_as(source, is_int16, first + i, hop, lanes) - own)
         if 0 < carried <= 4:
             move_fours(tile, j * stride, stride, lanes, lanes)
         else:
             for i in range(j, j + lanes):
                 _carry_row(tile, i * stride, carried, lanes)
-        previous, more = turn_differences(
-            source, first + j, hop, tile, j * stride + column, stride, factor, previous
+        previous, more = turn_differences_as(
+            source, is_int16, first + j, hop, tile, j * stride + column, stride, factor, previous
         )
         total = total + (more - of_square)
         j += lanes
     while j < hop:
         if j == rest:
             part = total
-        sample = gather(source, first + j, hop, lanes)
+        sample = gather_as(source, is_int16, first + j, hop, lanes)
         _carry_row(tile, j * stride, carried, lanes)
         store(tile, j * stride + column, multiply_add(minus, previous, sample))
         total = total + (sample - own)
@@ -607,3 +616,42 @@ def _write_features(
                 for i in range(width):
                     place = row + lane * num_mel_bins + m + i
                     out[place] = energies[(m + i) * lanes + lane]
+
+
+@stage
+def _finish(
+    batch: Batch, plan: Plan, clip: int, blocks: int, energies: Pointer, lanes: int
+) -> None:
+    """Count a finished block; after a clip's last one, raise what is below its range.
+
+    Whichever thread finishes that block does it: the clip is still in its second-level cache.
+    """
+    if batch.done == 0 or take(batch.done, clip) != blocks - 1:
+        return
+    out, wide = floats_at(batch.out), product_of(lanes, FILTERS_AT_ONCE)
+    size = batch.num_frames * plan.num_mel_bins
+    first = clip * size
+    end, in_vectors = first + size, first + size // wide * wide
+    largest = np.float32(-np.inf)
+    total = splat(np.float32(0.0), wide)
+    of_lanes = splat(largest, wide)
+    for place in range(first, in_vectors, wide):
+        values = load(out, place, wide)
+        of_lanes = maximum(of_lanes, values)
+        total = total + values
+    store(energies, 0, of_lanes)  # their memory is free
+    for lane in range(wide):
+        largest = max(largest, energies[lane])
+    for place in range(in_vectors, end):
+        largest = max(largest, out[place])
+        total = total + splat(out[place], wide)
+    if np.isnan(sum_lanes(total)):  # of a NaN, or of infinities
+        for place in range(first, end):
+            if np.isnan(out[place]):
+                largest = out[place]
+    floor = np.float32(largest - np.float32(plan.top_range))
+    for place in range(first, in_vectors, wide):
+        store(out, place, maximum(splat(floor, wide), load(out, place, wide)))
+    for place in range(in_vectors, end):
+        # Not less, or NaN: then all of the clip is.
+        out[place] = out[place] if floor < out[place] else floor
