@@ -61,7 +61,7 @@ def gradient_numba(
     grad, waveform = grad.resolve_neg(), waveform.resolve_neg()
     if config.needs_whole_clip:
         log_mel = torch.empty(grad.shape, dtype=torch.float32, device="cpu")
-        run_blocks(waveform, log_mel, config, host_lanes(), counts)
+        run_blocks(waveform, log_mel, config.replace(top_db=0.0), host_lanes(), counts)
         frames = None if counts is None else [config.num_frames(count) for count in counts]
         grad = before_whole_clip(grad, log_mel, config, frames)
     out = torch.empty(waveform.shape, dtype=torch.float32, device="cpu")
