@@ -116,8 +116,9 @@ def assembly(target: str, program: str = EMIT) -> str:
 @pytest.mark.parametrize("target", TARGETS)
 def test_transforms_are_vector_code(target: str) -> None:
     *_, instruction = TARGETS[target]
-    # Columns and rows hold some three hundred multiply-adds; every pass would lose them at once.
-    assert len(re.findall(instruction, assembly(target))) >= 250
+    # Columns and rows hold some 240 multiply-adds beside plain sums and products; every pass would
+    # lose them at once.
+    assert len(re.findall(instruction, assembly(target))) >= 200
 
 
 def transform(target: str) -> list[str]:
