@@ -73,26 +73,29 @@ class Pace:
     """Whether more threads make a short call faster: what the calls before it took.
 
     Threads that sleep, or whose cores others use, can take milliseconds to come, and torch's team
-    waits for all of them. So they are asked only if the last call has just ended; and where they
-    lose twice in a row (the first call may have woken them), the next calls are made without them:
-    eight, then eight times as many after each trial that fails.
+    waits for all of them. So they are asked only in a row of calls that has lasted as long as that
+    takes; and where they lose twice in a row (the first call may have woken them), the next calls
+    are made without them: eight, then eight times as many after each trial that fails.
     """
 
     FIRST, MOST = 8, 4096
     """Calls without more threads before the first trial, and the most before another one."""
 
     AWAKE = 0.005
-    """Seconds for which a thread counts as awake after a call; torch's spin for about as long."""
+    """Seconds for which a thread counts as awake after a call; torch's spin for about as long, and
+    take as long to wake."""
 
     def __init__(self) -> None:
         self._least = math.inf  # seconds for each item, without more threads
-        self._ended = -math.inf
+        self._row_began = self._ended = -math.inf
         self._left = self._pause = self.FIRST
         self._has_lost = False
 
     def tries_more(self, now: float) -> bool:
         """Say whether a call is to use more threads; times are `perf_counter`'s."""
-        return self._left == 0 and now - self._ended < self.AWAKE
+        if now - self._ended >= self.AWAKE:
+            self._row_began = now
+        return self._left == 0 and now - self._row_began >= self.AWAKE
 
     def note(self, more: bool, begun: float, ended: float, items: int) -> None:
         """Take down what a call of so many items took, and whether it used more threads."""
