@@ -28,7 +28,9 @@ from bench.table import speed_table as fbank_table
 
 HISTORY = "bench/history"
 RECORDS = {
-    "fbank": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
+    "fbank": f"{HISTORY}/2026-11-29-features-epyc-avx2-l1d32-2core.json",
+    "fbank-xeon": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
+    "projects": f"{HISTORY}/2026-11-29-features-epyc-avx2-l1d32-2core.json",
     "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
     "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
     "sizes": f"{HISTORY}/2026-11-27-training-epyc-avx512-2core.json",
