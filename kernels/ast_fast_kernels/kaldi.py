@@ -132,7 +132,8 @@ def fbank(
     if not 0 <= energy_floor < math.inf:
         raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
     dither = as_number("dither", dither)
-    if dither < 0:  # the noise upside down: the features do not see a waveform's sign
+    is_plain = dither >= 0
+    if not is_plain:  # the noise upside down: the features do not see a waveform's sign
         with one_thread_if_forked():
             samples, dither = -reference.as_floating(samples), -dither
     scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
@@ -156,7 +157,6 @@ def fbank(
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
     noise, backend = drawn.draw(samples, config)
-    is_plain = noise is None
     if not _flag("use_energy", use_energy):
         features = _log_mel(samples, config, noise, backend)
     else:
@@ -209,7 +209,10 @@ def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
         or given != last.given
     ):
         return None
-    return tensors.compute_again(waveform, last.config, "auto", last.channel)
+    if last.config.dither == 0.0:
+        return tensors.compute_again(waveform, last.config, "auto", last.channel)
+    samples = waveform[last.channel]
+    return _log_mel(samples, last.config, *drawn.draw(samples, last.config))
 
 
 def _flag(argument: str, value: Any) -> bool:
