@@ -228,7 +228,7 @@ def test_a_shift_that_32_bits_cannot_index_is_named() -> None:
 
 
 WORKER = """compiled_worker(
-    512, 25, host_lanes(), in_halves(FbankConfig(), host_lanes(), first_cache()), 0,
+    512, 25, host_lanes(), in_halves(FbankConfig(), host_lanes(), first_cache()), 0, 0,
     source_digest()
 )"""
 CALL = """

@@ -44,7 +44,7 @@ import sys
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 lanes = int(sys.argv[1])
-worker = compiled_worker(512, 25, lanes, int(lanes == 16), 0, source_digest())
+worker = compiled_worker(512, 25, lanes, int(lanes == 16), 0, 0, source_digest())
 print(worker.inspect_llvm())
 """
 
@@ -116,9 +116,9 @@ def assembly(target: str, program: str = EMIT) -> str:
 @pytest.mark.parametrize("target", TARGETS)
 def test_transforms_are_vector_code(target: str) -> None:
     *_, instruction = TARGETS[target]
-    # Columns and rows hold some 240 multiply-adds beside plain sums and products; every pass would
+    # Columns and rows hold 166 to 237 multiply-adds, beside sums and products; every pass would
     # lose them at once.
-    assert len(re.findall(instruction, assembly(target))) >= 200
+    assert len(re.findall(instruction, assembly(target))) >= 150
 
 
 def transform(target: str) -> list[str]:

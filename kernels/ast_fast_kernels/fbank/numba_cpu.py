@@ -371,8 +371,10 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
         top_range=config.top_range,
     )
     rows = used_rows(config.fft_size, size)
-    dithered = int(config.dither != 0.0)
-    worker = compiled_worker(config.fft_size, rows, lanes, halves, dithered, source_digest())
+    dithered, ranged = int(config.dither != 0.0), int(_limits_range(config))
+    worker = compiled_worker(
+        config.fft_size, rows, lanes, halves, dithered, ranged, source_digest()
+    )
     in_memory = _in_memory(plan)
     return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
 

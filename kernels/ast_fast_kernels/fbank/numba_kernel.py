@@ -87,7 +87,7 @@ class Batch(NamedTuple):
     out: int
     keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
     noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
-    done: int  # address of each clip's number of finished blocks; 0 if none waits for its clip
+    done: int  # address of each clip's number of finished blocks, if its range is limited
 
 
 class Plan(NamedTuple):
@@ -150,13 +150,14 @@ of the plan, and that of the threads' scratch addresses; and the batch."""
 
 @cache
 def compiled_worker(
-    n_fft: int, used_rows: int, lanes: int, halves: int, dithered: int, digest: str
+    n_fft: int, used_rows: int, lanes: int, halves: int, dithered: int, ranged: int, digest: str
 ) -> Any:
     """Return the compiled worker for an FFT length, its rows in use, and a vector width.
 
     `halves` is 1 to transform half of the bins after the other, in a grid half as large, else 0.
-    Noise is added only if `dithered` is 1; without it there is less to compile. The digest of the
-    sources it is emitted from is part of Numba's cache key through the closure.
+    Noise is added only if `dithered` is 1, and a clip's range limited only if `ranged` is: without
+    them there is less to compile. The digest of the sources it is emitted from is part of Numba's
+    cache key through the closure.
     """
 
     def kernel(address: int) -> None:
@@ -206,7 +207,8 @@ def compiled_worker(
                 out[place] = np.float32(plan.silence)
             if nominal >= frames:
                 later = -1
-                _finish(batch, plan, clip, blocks, energies, lanes)
+                if ranged:
+                    _finish(batch, plan, clip, blocks, energies, lanes)
                 continue
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min(nominal, frames - lanes), 0)
@@ -276,7 +278,8 @@ def compiled_worker(
             if plan.use_log:
                 _take_logs(plan, energies, lanes)
             _write_features(plan, energies, valid, out, row, lanes)
-            _finish(batch, plan, clip, blocks, energies, lanes)
+            if ranged:
+                _finish(batch, plan, clip, blocks, energies, lanes)
 
     return compile_worker(kernel)
 
@@ -626,7 +629,7 @@ def _finish(
 
     Whichever thread finishes that block does it: the clip is still in its second-level cache.
     """
-    if batch.done == 0 or take(batch.done, clip) != blocks - 1:
+    if take(batch.done, clip) != blocks - 1:
         return
     out, wide = floats_at(batch.out), product_of(lanes, FILTERS_AT_ONCE)
     size = batch.num_frames * plan.num_mel_bins
