@@ -311,19 +311,27 @@ def power_spectrum(
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
-    read, lines_read, written, lines_written = upcoming
-    # Some with each column: many at once would wait for one another.
-    read_share = (lines_read + columns - 1) // columns
-    write_share = (lines_written + columns - 1) // columns
     for column in range(columns):
-        for line in range(column * read_share, (column + 1) * read_share):
-            prefetch_read(read + line * ALIGNMENT)
-        for line in range(column * write_share, (column + 1) * write_share):
-            prefetch_write(written + line * ALIGNMENT)
+        prefetch_share(upcoming, column, columns)
         _column_pass(source, places, window, shift, grid, column, n_fft, lanes)
     _real_rows_pass(grid, n_fft, lanes)
     for row in range(1, (rows + 1) // 2):
         _row_pass(grid, table, row, n_fft, lanes)
+
+
+@stage
+def prefetch_share(upcoming: tuple[int, int, int, int], column: int, columns: int) -> None:
+    """Prefetch some of what `power_spectrum` is told with each column.
+
+    Many lines at once would wait for one another.
+    """
+    read, lines_read, written, lines_written = upcoming
+    read_share = (lines_read + columns - 1) // columns
+    write_share = (lines_written + columns - 1) // columns
+    for line in range(column * read_share, (column + 1) * read_share):
+        prefetch_read(read + line * ALIGNMENT)
+    for line in range(column * write_share, (column + 1) * write_share):
+        prefetch_write(written + line * ALIGNMENT)
 
 
 @intrinsic
@@ -334,8 +342,8 @@ def _split(typing_context: Any, n_fft: Any) -> Any:
     return constant_pair(n_fft, Plan.of(n_fft.literal_value))
 
 
-def constant_pair(literal: Any, plan: Plan) -> Any:
-    """Return what an intrinsic of a literal returns to give a plan's rows and columns."""
+def constant_pair(literal: Any, plan: Any) -> Any:
+    """Return what an intrinsic of a literal returns to give a plan's or grid's rows and columns."""
     pair = types.UniTuple(types.intp, 2)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:

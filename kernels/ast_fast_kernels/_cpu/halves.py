@@ -29,12 +29,9 @@ from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
 from ast_fast_kernels._cpu.dft import multiply_add, real_dft, rotated
-from ast_fast_kernels._cpu.lanes import ALIGNMENT, Lanes, Value
-from ast_fast_kernels._cpu.simd import (
-    data_pointer,
-    prefetch_read,
-    prefetch_write,
-)
+from ast_fast_kernels._cpu.fft import Plan, constant_pair, prefetch_share
+from ast_fast_kernels._cpu.lanes import Lanes, Value
+from ast_fast_kernels._cpu.simd import data_pointer
 
 Complex = tuple[Any, Any]
 """Real and imaginary part; an imaginary part of None is zero."""
@@ -53,8 +50,8 @@ class Grid:
         """Return the layout for a length: 25 rows if they divide it, and then never in halves."""
         if n_fft % 25 == 0:
             return cls(25, n_fft // 25, halves=False)
-        power = n_fft.bit_length() - 1
-        return cls(1 << (power + 1) // 2, 1 << power // 2, bool(halves))
+        split = Plan.of(n_fft)
+        return cls(split.rows, split.columns, bool(halves))
 
     @property
     def width(self) -> int:
@@ -501,15 +498,8 @@ def power_spectrum(
         lanes: Lanes of a vector, a literal.
     """
     rows, columns = _split(n_fft)
-    read, lines_read, written, lines_written = upcoming
-    # Some with each column: many at once would wait for one another.
-    read_share = (lines_read + columns - 1) // columns
-    write_share = (lines_written + columns - 1) // columns
     for column in range(columns):
-        for line in range(column * read_share, (column + 1) * read_share):
-            prefetch_read(read + line * ALIGNMENT)
-        for line in range(column * write_share, (column + 1) * write_share):
-            prefetch_write(written + line * ALIGNMENT)
+        prefetch_share(upcoming, column, columns)
         _column_pass(
             source, places, window, shift, grid, column, 1, n_fft, used_rows, halves, lanes
         )
@@ -524,14 +514,9 @@ def power_spectrum(
         _row_pass(grid, table, slot, 0, n_fft, halves, lanes)
 
 
-@stage
-def _split(n_fft: int) -> tuple[int, int]:
-    if n_fft % 25 == 0:
-        return 25, n_fft // 25
-    rows = columns = 1
-    while rows * columns < n_fft:
-        if rows == columns:
-            rows *= 2
-        else:
-            columns *= 2
-    return rows, columns
+@intrinsic
+def _split(typing_context: Any, n_fft: Any) -> Any:
+    """Return the rows and columns of a length, a literal."""
+    if not isinstance(n_fft, types.IntegerLiteral):
+        return None
+    return constant_pair(n_fft, Grid.of(n_fft.literal_value, 0))

@@ -252,18 +252,28 @@ load_bfloat16 = _shorts_loader(
 )
 
 
-@intrinsic
-def store_bfloat16(typing_context: Any, shorts: Any, index: Any, vector: Any) -> Any:
-    """Store a vector through the pointer as bfloat16, beginning at index; nothing is checked."""
-    if not (isinstance(shorts, types.CPointer) and isinstance(vector, VectorType)):
-        return None
+def _shorts_storer(emit_store: Callable[..., None], doc: str) -> Any:
+    """Return an intrinsic that stores lanes as two bytes each through a pointer."""
 
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        lanes = Lanes(builder, vector.lanes)
-        lanes.store_bfloat16(Value(lanes, args[2]), args[0], args[1])
-        return context.get_dummy_value()
+    def body(typing_context: Any, shorts: Any, index: Any, vector: Any) -> Any:
+        if not (isinstance(shorts, types.CPointer) and isinstance(vector, VectorType)):
+            return None
 
-    return types.void(shorts, types.intp, vector), emit
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            lanes = Lanes(builder, vector.lanes)
+            emit_store(lanes, Value(lanes, args[2]), args[0], args[1])
+            return context.get_dummy_value()
+
+        return types.void(shorts, types.intp, vector), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
+
+
+store_bfloat16 = _shorts_storer(
+    Lanes.store_bfloat16,
+    "Store a vector through the pointer as bfloat16, beginning at index; nothing is checked.",
+)
 
 
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
@@ -309,18 +319,9 @@ load_shorts = _shorts_loader(
 )
 
 
-@intrinsic
-def store_shorts(typing_context: Any, shorts: Any, index: Any, words: Any) -> Any:
-    """Store the lower half of each lane through the pointer, beginning at index."""
-    if not (isinstance(shorts, types.CPointer) and isinstance(words, VectorType)):
-        return None
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        lanes = Lanes(builder, words.lanes)
-        lanes.store_shorts(Value(lanes, args[2]), args[0], args[1])
-        return context.get_dummy_value()
-
-    return types.void(shorts, types.intp, words), emit
+store_shorts = _shorts_storer(
+    Lanes.store_shorts, "Store the lower half of each lane through the pointer, from index on."
+)
 
 
 @intrinsic
