@@ -57,6 +57,7 @@ if TYPE_CHECKING:
 
 Float32Array = npt.NDArray[np.float32]
 IndexArray = npt.NDArray[np.int32]
+SizeArray = npt.NDArray[np.intp]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -239,8 +240,7 @@ def run_blocks(
     clips, num_frames, _ = out.shape
     samples_of = frames_of = 0
     if counts is not None:
-        valid = np.array(counts, np.intp)
-        frames = config.num_frames(valid).astype(np.intp)
+        valid, frames = valid_parts(counts, config)  # held until the call ends
         samples_of, frames_of = valid.ctypes.data, frames.ctypes.data
     total = clips * -(-num_frames // lanes)
     if total == 0:
@@ -327,7 +327,7 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
     stride = _tile_stride(size, hop, lanes)
     n = np.arange(config.fft_size)
     places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride).astype(np.int32)
-    over_waveform = config.preemphasis_over == "waveform" and config.preemphasis_coefficient != 0
+    over_waveform = emphasises_waveform(config)
     if not over_waveform:
         places[0] = hop * stride  # a frame's first sample is its own predecessor
     widths, bins, weights = side_by_side(tables.mel_banks(config))
@@ -375,14 +375,25 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
     worker = compiled_worker(
         config.fft_size, rows, lanes, halves, dithered, ranged, source_digest()
     )
-    in_memory = _in_memory(plan)
-    return Prepared(worker, in_memory.ctypes.data, (in_memory, *held))
+    numbers = in_memory(plan, NUM_INTEGERS)
+    return Prepared(worker, numbers.ctypes.data, (numbers, *held))
 
 
-def _in_memory(plan: Plan) -> npt.NDArray[np.intp]:
+def emphasises_waveform(config: FbankConfig) -> bool:
+    """Whether pre-emphasis goes over the waveform, and there is any."""
+    return config.preemphasis_over == "waveform" and config.preemphasis_coefficient != 0.0
+
+
+def in_memory(plan: tuple[Any, ...], num_integers: int) -> npt.NDArray[np.intp]:
     """Return a plan as compiled code reads it: integers, then the bits of the other numbers."""
-    integers = np.array(plan[:NUM_INTEGERS], np.intp)
-    return np.concatenate((integers, np.array(plan[NUM_INTEGERS:], np.float64).view(np.intp)))
+    integers = np.array(plan[:num_integers], np.intp)
+    return np.concatenate((integers, np.array(plan[num_integers:], np.float64).view(np.intp)))
+
+
+def valid_parts(counts: Sequence[int], config: FbankConfig) -> tuple[SizeArray, SizeArray]:
+    """Return how many samples of each clip count, and how many frames."""
+    samples = np.array(counts, np.intp)
+    return samples, config.num_frames(samples).astype(np.intp)
 
 
 def side_by_side(

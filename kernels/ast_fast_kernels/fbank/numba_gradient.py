@@ -30,7 +30,13 @@ from ast_fast_kernels._cpu.team import run_items, team_size
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.gradient import before_whole_clip
-from ast_fast_kernels.fbank.numba_cpu import PADDINGS, run_blocks
+from ast_fast_kernels.fbank.numba_cpu import (
+    PADDINGS,
+    emphasises_waveform,
+    in_memory,
+    run_blocks,
+    valid_parts,
+)
 from ast_fast_kernels.fbank.numba_dither import ZEROS
 from ast_fast_kernels.fbank.numba_gradient_kernel import (
     NUM_INTEGERS,
@@ -89,8 +95,7 @@ def run_pieces(
     clips, num_frames, _ = grad.shape
     samples_of = frames_of = 0
     if counts is not None:
-        valid = np.array(counts, np.intp)
-        frames = config.num_frames(valid).astype(np.intp)
+        valid, frames = valid_parts(counts, config)  # held until the call ends
         samples_of, frames_of = valid.ctypes.data, frames.ctypes.data
     team = team_size()
     threads = max(1, min(team, clips * num_frames // FRAMES_PER_THREAD))
@@ -130,7 +135,7 @@ def _piece(config: FbankConfig, clips: int, num_frames: int, threads: int, lanes
     With the frames before it that a piece does too, it is a whole number of blocks.
     """
     pieces = -(-PIECES_PER_THREAD * threads // clips) if threads > 1 else 1
-    if pieces == 1 or _emphasises_waveform(config):
+    if pieces == 1 or emphasises_waveform(config):
         return max(num_frames, 1)
     overlap = _overlap(config)
     piece = max(-(-num_frames // pieces), _least_piece(config)) + overlap
@@ -140,10 +145,6 @@ def _piece(config: FbankConfig, clips: int, num_frames: int, threads: int, lanes
 def _overlap(config: FbankConfig) -> int:
     """Return how many hops after its own a frame reaches into."""
     return (config.window_size - 1) // config.window_shift
-
-
-def _emphasises_waveform(config: FbankConfig) -> bool:
-    return config.preemphasis_over == "waveform" and config.preemphasis_coefficient != 0.0
 
 
 def _buffer_sizes(config: FbankConfig, lanes: int) -> Scratch:
@@ -201,7 +202,7 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
         first_sample=config.first_sample,
         padding=ZEROS if config.pad_tail else PADDINGS[config.pad_mode],
         remove_dc=config.remove_dc_offset,
-        emphasise_waveform=_emphasises_waveform(config),
+        emphasise_waveform=emphasises_waveform(config),
         use_power=config.use_power,
         use_log=config.use_log_fbank,
         floor_zeros_only=config.floor_zeros_only,
@@ -213,11 +214,10 @@ def _prepare(config: FbankConfig, lanes: int) -> Prepared:
     )
     rows = min(used_rows(config.fft_size, config.window_size) or split.rows, split.rows)
     worker = compiled_worker(split.rows, split.columns, rows, lanes, source_digest())
-    integers = np.array(plan[:NUM_INTEGERS], np.intp)
-    in_memory = np.concatenate((integers, np.array(plan[NUM_INTEGERS:]).view(np.intp)))
+    numbers = in_memory(plan, NUM_INTEGERS)
     ends = np.cumsum([-(-size // LINE) * LINE for size in _buffer_sizes(config, lanes)])
     offsets = FLOAT_BYTES * np.concatenate(([0], ends[:-1]))
-    return Prepared(worker, address_of(in_memory), int(ends[-1]), offsets, (in_memory, *held))
+    return Prepared(worker, address_of(numbers), int(ends[-1]), offsets, (numbers, *held))
 
 
 def _filters(
