@@ -33,29 +33,25 @@ from ast_fast_kernels._cpu.simd import (
 from ast_fast_kernels._cpu.team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.attention.numba_task import (
     COUNT,
-    DQKV,
-    GRAD,
     GRAD_STRIDES,
     HEADS,
     LOG2_E,
-    OUT,
     PART,
     PARTS,
-    QKV,
     SCALE,
     SCRATCH,
     SLAB,
-    STATS,
     STRIDES,
     TOKENS,
-    add_parts,
     clear,
-    clear_gradients,
     copy_rows,
+    gradients_of,
+    item_of,
     num_keys,
     partial_sums,
     read_stats,
     write_outputs,
+    write_part,
     write_rows,
 )
 
@@ -87,7 +83,7 @@ def build_forward(lanes: int, head_dim: int, kind: int, query_vectors: int, dige
     def forward(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
         task = integers_at(address)
-        heads, tokens, parts = task[HEADS], task[TOKENS], task[PARTS]
+        heads, tokens = task[HEADS], task[TOKENS]
         token_stride, part_stride = task[STRIDES + 1], task[STRIDES + 2]
         scale = floats_at(task[SCALE])[0]
         item = take(address, NEXT_ITEM)
@@ -103,19 +99,15 @@ def build_forward(lanes: int, head_dim: int, kind: int, query_vectors: int, dige
         weights_at = sums_at + block * FLOAT_BYTES
         out_stride = heads * head_dim * size
         while item < task[COUNT]:
-            head, part = item // parts, item % parts
-            clip, of_clip = head // heads, head % heads
-            keys = num_keys(task, clip)
-            first = task[QKV] + clip * task[STRIDES] + of_clip * task[STRIDES + 3]
-            out_at = task[OUT] + (clip * tokens * heads + of_clip) * head_dim * size
-            stats_at = task[STATS] + head * 2 * tokens * FLOAT_BYTES
+            its = item_of(task, item, head_dim, size)
+            keys = num_keys(task, its.clip)
+            first, out_at, stats_at = its.queries, its.out, its.stats
             key_at = first + part_stride
             copy_rows(key_at, token_stride, keys, keys_at, keys, head_dim, kind, lanes)
             value_at = key_at + part_stride
             copy_rows(value_at, token_stride, keys, values_at, keys, head_dim, kind, lanes)
-            last = min((part + 1) * task[PART], tokens)
-            for query in range(part * task[PART], last, block):
-                count = min(block, last - query)
+            for query in range(its.begin, its.end, block):
+                count = min(block, its.end - query)
                 copy_rows(
                     first + query * token_stride, token_stride, count, rows_at, block, head_dim,
                     kind, lanes,
@@ -185,16 +177,11 @@ def build_backward(lanes: int, head_dim: int, kind: int, query_vectors: int, dig
             np.float32(1),
         )
         while item < task[COUNT]:
-            head, part = item // parts, item % parts
-            clip, of_clip = head // heads, head % heads
-            begin, end = part * task[PART], min((part + 1) * task[PART], tokens)
-            keys = max(min(num_keys(task, clip), end) - begin, 0)
-            first = task[QKV] + clip * task[STRIDES] + of_clip * task[STRIDES + 3]
-            out_at = task[OUT] + (clip * tokens * heads + of_clip) * head_dim * size
-            grad_at = task[GRAD] + clip * task[GRAD_STRIDES] + of_clip * task[GRAD_STRIDES + 2]
-            dfirst = task[DQKV] + (clip * tokens * 3 * heads + of_clip) * head_dim * size
-            stats_at = task[STATS] + head * 2 * tokens * FLOAT_BYTES
-            key_at = first + part_stride + begin * token_stride
+            its = item_of(task, item, head_dim, size)
+            keys = max(min(num_keys(task, its.clip), its.end) - its.begin, 0)
+            first, out_at, stats_at = its.queries, its.out, its.stats
+            grad_at, dfirst = gradients_of(task, its.head, head_dim, size)
+            key_at = first + part_stride + its.begin * token_stride
             copy_rows(key_at, token_stride, keys, keys_at, keys, head_dim, kind, lanes)
             value_at = key_at + part_stride
             copy_rows(value_at, token_stride, keys, values_at, keys, head_dim, kind, lanes)
@@ -202,7 +189,7 @@ def build_backward(lanes: int, head_dim: int, kind: int, query_vectors: int, dig
             clear(dvalues_at, keys * head_dim, lanes)
             sums_at = 0
             if parts > 1:
-                sums_at = partial_sums(address, head, part, head_dim)
+                sums_at = partial_sums(address, its.head, its.part, head_dim)
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
                 copy_rows(
@@ -256,18 +243,10 @@ def build_backward(lanes: int, head_dim: int, kind: int, query_vectors: int, dig
                         drows_at, count, dfirst + query * dstride, dstride, scale, head_dim, kind,
                         lanes,
                     )  # fmt: skip
-            dkey_at = dfirst + out_stride
-            dvalue_at = dkey_at + out_stride
-            write_rows(
-                dkeys_at, keys, dkey_at + begin * dstride, dstride, scale, head_dim, kind, lanes
-            )
-            write_rows(
-                dvalues_at, keys, dvalue_at + begin * dstride, dstride, one, head_dim, kind, lanes,
+            write_part(
+                address, its, keys, dkeys_at, dvalues_at, dfirst, size, scale, head_dim,
+                kind, lanes,
             )  # fmt: skip
-            clear_gradients(dkey_at, dstride, begin + keys, end, head_dim, kind, lanes)
-            clear_gradients(dvalue_at, dstride, begin + keys, end, head_dim, kind, lanes)
-            if parts > 1:
-                add_parts(address, head, dfirst, dstride, scale, head_dim, kind, lanes)
             item = take(address, NEXT_ITEM)
 
     return backward

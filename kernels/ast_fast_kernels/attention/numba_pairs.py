@@ -39,28 +39,24 @@ from ast_fast_kernels._cpu.simd import (
 from ast_fast_kernels._cpu.team import NEXT_ITEM, NEXT_WORKER, take
 from ast_fast_kernels.attention.numba_task import (
     COUNT,
-    DQKV,
-    GRAD,
     GRAD_STRIDES,
     HEADS,
     LOG2_E,
-    OUT,
     PART,
     PARTS,
-    QKV,
     SCALE,
     SCRATCH,
     SLAB,
-    STATS,
     STRIDES,
     TOKENS,
-    add_parts,
     clear,
-    clear_gradients,
+    gradients_of,
+    item_of,
     num_keys,
     partial_sums,
     read_stats,
     write_outputs,
+    write_part,
     write_rows,
 )
 
@@ -99,7 +95,7 @@ def build_forward(lanes: int, head_dim: int, native: int, query_vectors: int, di
     def forward(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
         task = integers_at(address)
-        heads, tokens, parts = task[HEADS], task[TOKENS], task[PARTS]
+        heads, tokens = task[HEADS], task[TOKENS]
         token_stride, part_stride = task[STRIDES + 1], task[STRIDES + 2]
         factor = floats_at(task[SCALE])[0] * LOG2_E
         item = take(address, NEXT_ITEM)
@@ -117,19 +113,15 @@ def build_forward(lanes: int, head_dim: int, native: int, query_vectors: int, di
         sums_at = largest_at + block * FLOAT_BYTES
         out_stride = heads * head_dim * SHORT_BYTES
         while item < task[COUNT]:
-            head, part = item // parts, item % parts
-            clip, of_clip = head // heads, head % heads
-            keys = num_keys(task, clip)
+            its = item_of(task, item, head_dim, SHORT_BYTES)
+            keys = num_keys(task, its.clip)
             pairs = (keys + 1) // 2
-            first = task[QKV] + clip * task[STRIDES] + of_clip * task[STRIDES + 3]
-            out_at = task[OUT] + (clip * tokens * heads + of_clip) * head_dim * SHORT_BYTES
-            stats_at = task[STATS] + head * 2 * tokens * FLOAT_BYTES
+            first, out_at, stats_at = its.queries, its.out, its.stats
             key_at = first + part_stride
             _copy_shorts(key_at, token_stride, keys, keys_at, words, keys, head_dim, lanes)
             _pair_rows(key_at + part_stride, token_stride, keys, values_at, head_dim, lanes)
-            last = min((part + 1) * task[PART], tokens)
-            for query in range(part * task[PART], last, block):
-                count = min(block, last - query)
+            for query in range(its.begin, its.end, block):
+                count = min(block, its.end - query)
                 query_at = first + query * token_stride
                 _copy_shorts(query_at, token_stride, count, rows_at, width, block, head_dim, lanes)
                 _turn_words(rows_at, turned_at, width, block, lanes)
@@ -202,17 +194,12 @@ def build_backward(lanes: int, head_dim: int, native: int, query_vectors: int, d
         deltas_at = shares_at + block * FLOAT_BYTES
         out_stride, dstride = heads * head_dim * SHORT_BYTES, 3 * heads * head_dim * SHORT_BYTES
         while item < task[COUNT]:
-            head, part = item // parts, item % parts
-            clip, of_clip = head // heads, head % heads
-            begin, end = part * task[PART], min((part + 1) * task[PART], tokens)
-            keys = max(min(num_keys(task, clip), end) - begin, 0)
+            its = item_of(task, item, head_dim, SHORT_BYTES)
+            keys = max(min(num_keys(task, its.clip), its.end) - its.begin, 0)
             pairs = (keys + 1) // 2
-            first = task[QKV] + clip * task[STRIDES] + of_clip * task[STRIDES + 3]
-            out_at = task[OUT] + (clip * tokens * heads + of_clip) * head_dim * SHORT_BYTES
-            grad_at = task[GRAD] + clip * task[GRAD_STRIDES] + of_clip * task[GRAD_STRIDES + 2]
-            dfirst = task[DQKV] + (clip * tokens * 3 * heads + of_clip) * head_dim * SHORT_BYTES
-            stats_at = task[STATS] + head * 2 * tokens * FLOAT_BYTES
-            key_at = first + part_stride + begin * token_stride
+            first, out_at, stats_at = its.queries, its.out, its.stats
+            grad_at, dfirst = gradients_of(task, its.head, head_dim, SHORT_BYTES)
+            key_at = first + part_stride + its.begin * token_stride
             value_at = key_at + part_stride
             _copy_shorts(key_at, token_stride, keys, keys_at, words, keys, head_dim, lanes)
             _copy_shorts(value_at, token_stride, keys, values_at, words, keys, head_dim, lanes)
@@ -221,7 +208,7 @@ def build_backward(lanes: int, head_dim: int, native: int, query_vectors: int, d
             clear(dvalues_at, keys * head_dim, lanes)
             sums_at = 0
             if parts > 1:
-                sums_at = partial_sums(address, head, part, head_dim)
+                sums_at = partial_sums(address, its.head, its.part, head_dim)
             for query in range(0, tokens, block):
                 count = min(block, tokens - query)
                 query_at = first + query * token_stride
@@ -282,20 +269,10 @@ def build_backward(lanes: int, head_dim: int, native: int, query_vectors: int, d
                         results_at, count, dfirst + query * dstride, dstride, scale, head_dim,
                         BFLOAT16, lanes,
                     )  # fmt: skip
-            dkey_at = dfirst + out_stride
-            dvalue_at = dkey_at + out_stride
-            write_rows(
-                dkeys_at, keys, dkey_at + begin * dstride, dstride, scale, head_dim, BFLOAT16,
-                lanes,
-            )  # fmt: skip
-            write_rows(
-                dvalues_at, keys, dvalue_at + begin * dstride, dstride, np.float32(1), head_dim,
+            write_part(
+                address, its, keys, dkeys_at, dvalues_at, dfirst, SHORT_BYTES, scale, head_dim,
                 BFLOAT16, lanes,
             )  # fmt: skip
-            clear_gradients(dkey_at, dstride, begin + keys, end, head_dim, BFLOAT16, lanes)
-            clear_gradients(dvalue_at, dstride, begin + keys, end, head_dim, BFLOAT16, lanes)
-            if parts > 1:
-                add_parts(address, head, dfirst, dstride, scale, head_dim, BFLOAT16, lanes)
             item = take(address, NEXT_ITEM)
 
     return backward

@@ -9,7 +9,7 @@ from the number of tokens alone, so a result depends neither on the batch nor on
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,6 +63,48 @@ def num_keys(task: Any, clip: int) -> int:
     if task[LENGTHS] != 0:
         keys = min(max(indices_at(task[LENGTHS])[clip], 0), keys)
     return keys
+
+
+class Item(NamedTuple):
+    """A part of a head, and the addresses of its head's first token."""
+
+    head: int  # of all clips
+    part: int
+    clip: int
+    begin: int  # its first query or key
+    end: int  # the one after its last
+    queries: int
+    out: int
+    stats: int
+
+
+@stage
+def item_of(task: Any, item: int, head_dim: int, size: int) -> Item:
+    """Return an item of a task, for numbers of `size` bytes."""
+    heads, tokens, parts = task[HEADS], task[TOKENS], task[PARTS]
+    head, part = item // parts, item % parts
+    clip, of_clip = head // heads, head % heads
+    return Item(
+        head,
+        part,
+        clip,
+        part * task[PART],
+        min((part + 1) * task[PART], tokens),
+        task[QKV] + clip * task[STRIDES] + of_clip * task[STRIDES + 3],
+        task[OUT] + (clip * tokens * heads + of_clip) * head_dim * size,
+        task[STATS] + head * 2 * tokens * FLOAT_BYTES,
+    )
+
+
+@stage
+def gradients_of(task: Any, head: int, head_dim: int, size: int) -> tuple[int, int]:
+    """Return where a head's gradient of the output begins, and that of its queries."""
+    heads, tokens = task[HEADS], task[TOKENS]
+    clip, of_clip = head // heads, head % heads
+    return (
+        task[GRAD] + clip * task[GRAD_STRIDES] + of_clip * task[GRAD_STRIDES + 2],
+        task[DQKV] + (clip * tokens * 3 * heads + of_clip) * head_dim * size,
+    )
 
 
 @stage
@@ -184,3 +226,36 @@ def add_parts(
                 total = total + load(sums, part * size + place, lanes)
             store_as(target + token * stride, d, total * factors, kind)
     write_shared(control, slot, 0)
+
+
+@stage
+def write_part(
+    address: int, item: Item, keys: int, dkeys_at: int, dvalues_at: int, target: int, size: int,
+    factor: float, head_dim: int, kind: int, lanes: int,
+) -> None:  # fmt: skip
+    """Write the gradients of a part's keys and values, and with the last part the queries'.
+
+    Args:
+        address: The task's.
+        item: The part; of its keys the first `keys` count.
+        keys: Likewise.
+        dkeys_at: Sums for the keys, side by side.
+        dvalues_at: Those for the values.
+        target: Where the gradient of the head's first query begins.
+        size: Bytes of a number.
+        factor: What gradients of queries and keys are multiplied by.
+        head_dim: Numbers of a row; like what follows, a literal.
+        kind: Format of the result.
+        lanes: Lanes of a vector.
+    """
+    task = integers_at(address)
+    part_stride = task[HEADS] * head_dim * size
+    stride = 3 * part_stride
+    for sums_at, scale, first in (
+        (dkeys_at, factor, target + part_stride),
+        (dvalues_at, np.float32(1), target + 2 * part_stride),
+    ):
+        write_rows(sums_at, keys, first + item.begin * stride, stride, scale, head_dim, kind, lanes)
+        clear_gradients(first, stride, item.begin + keys, item.end, head_dim, kind, lanes)
+    if task[PARTS] > 1:
+        add_parts(address, item.head, target, stride, factor, head_dim, kind, lanes)
