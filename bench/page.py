@@ -33,6 +33,8 @@ RECORDS = {
     "projects": f"{HISTORY}/2026-11-29-features-epyc-avx2-l1d32-2core.json",
     "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
     "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
+    "attention-l1d32": f"{HISTORY}/2026-11-29-attention-epyc-avx2-l1d32-2core.json",
+    "half": f"{HISTORY}/2026-11-29-attention-epyc-avx2-l1d32-2core.json",
     "sizes": f"{HISTORY}/2026-11-27-training-epyc-avx512-2core.json",
     "stem": f"{HISTORY}/2026-11-28-stem-epyc-avx512-2core.json",
     "training": f"{HISTORY}/2026-11-28-features-epyc-avx512-2core.json",
@@ -296,7 +298,12 @@ def step_table() -> str:
     return "\n".join(rows)
 
 
-STEPS = {"training": "", "attention-avx2": "", "amx": ", version of 2026-11-25"}
+STEPS = {
+    "training": "",
+    "attention-avx2": "",
+    "attention-l1d32": "",
+    "amx": ", version of 2026-11-25",
+}
 """Records of the table of steps, and a note for their rows."""
 
 
@@ -411,6 +418,10 @@ On {on("attention-avx512")}:
 On {on("attention-avx2")}:
 
 {attention_table("attention-avx2")}
+
+On {on("attention-l1d32")}:
+
+{attention_table("attention-l1d32")}
 
 A call costs a few tens of microseconds more than torch's, so for a handful of tokens torch is
 faster. `auto` takes ours all the same, so that the bits of a result do not depend on the number of
