@@ -71,6 +71,8 @@ INT16_UNIT = 2.0**-31
 """What stands for 1 in samples read from int16: they are taken times 2^16, which needs fewest
 instructions, and the window makes up for that. Powers of two change no bit of the result."""
 
+LOW_HALF = 0xFFFFFFFF
+
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
 
@@ -600,16 +602,19 @@ def _write_scaled(
 @stage
 def _sum_filters(plan: Plan, powers: Pointer, energies: Pointer, lanes: int) -> None:
     """Write the energies of all filters, one vector each."""
-    weights = floats_at(plan.weights)
-    widths, bins = indices_at(plan.widths), indices_at(plan.bins)
+    weights, widths = floats_at(plan.weights), indices_at(plan.widths)
+    pairs = integers_at(plan.bins)  # two of them a load, which is what this loop waits for
     weight = 0
     for m in range(0, plan.num_mel_bins, FILTERS_AT_ONCE):
         a = b = c = d = splat(np.float32(0.0), lanes)
         for _ in range(widths[m // FILTERS_AT_ONCE]):
-            a = a + broadcast(weights, weight, lanes) * load(powers, bins[weight], lanes)
-            b = b + broadcast(weights, weight + 1, lanes) * load(powers, bins[weight + 1], lanes)
-            c = c + broadcast(weights, weight + 2, lanes) * load(powers, bins[weight + 2], lanes)
-            d = d + broadcast(weights, weight + 3, lanes) * load(powers, bins[weight + 3], lanes)
+            first, second = pairs[weight // 2], pairs[weight // 2 + 1]
+            low = load(powers, first & LOW_HALF, lanes)
+            a = a + broadcast(weights, weight, lanes) * low
+            b = b + broadcast(weights, weight + 1, lanes) * load(powers, first >> 32, lanes)
+            low = load(powers, second & LOW_HALF, lanes)
+            c = c + broadcast(weights, weight + 2, lanes) * low
+            d = d + broadcast(weights, weight + 3, lanes) * load(powers, second >> 32, lanes)
             weight += FILTERS_AT_ONCE
         place = m * lanes
         store(energies, place, a)
