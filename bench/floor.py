@@ -25,7 +25,7 @@ from numba import njit
 from numba.core import types
 
 from ast_fast_kernels import FbankConfig
-from ast_fast_kernels._cpu import dft, fft, halves
+from ast_fast_kernels._cpu import coprime, dft, fft, halves
 from ast_fast_kernels._cpu.compile import intrinsic
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import aligned, data_pointer, host_lanes
@@ -127,6 +127,8 @@ def _emit_power_spectrum(vectors: _CountingLanes, config: FbankConfig) -> None:
     """Emit each pass of the power spectrum as often as it runs, all bins of a column at once."""
     if halves.is_supported(config.fft_size):
         _emit_rotated_rows(vectors, config)
+    elif coprime.is_supported(config.fft_size):
+        _emit_coprime_rows(vectors, config)
     else:
         _emit_twisted_rows(vectors, config)
 
@@ -136,9 +138,6 @@ def _emit_rotated_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
     plan = halves.Grid.of(config.fft_size, 0)
     used = halves.used_rows(config.fft_size, config.window_size)
     for _ in range(plan.columns):
-        if plan.rows % 2:
-            dft.real_dft([vectors.value() for _ in range(used)])
-            continue
         sums, differences = [], []
         for row in range(plan.rows // 2):
             one = other = vectors.value()
@@ -150,12 +149,25 @@ def _emit_rotated_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
         list(halves.odd_bins(differences))
         list(halves.real_bins(sums))
     _emit_powers(halves.real_bins([vectors.value() for _ in range(plan.columns)]))
-    if plan.rows % 2 == 0:
-        _emit_powers(halves.odd_bins([vectors.value() for _ in range(plan.columns)]))
+    _emit_powers(halves.odd_bins([vectors.value() for _ in range(plan.columns)]))
     for _ in (*plan.even[1:], *plan.odd):
         row = [(vectors.value(), vectors.value()) for _ in range(plan.columns)]
         turned = [halves.rotated(z, vectors.value(), vectors.value()) for z in row[1:]]
         _emit_powers(halves.complex_dft([row[0], *turned]))
+
+
+def _emit_coprime_rows(vectors: _CountingLanes, config: FbankConfig) -> None:
+    """Emit the passes of `coprime.power_spectrum`."""
+    rows, columns = config.fft_size // coprime.COLUMNS, coprime.COLUMNS
+    for _ in range(columns):
+        dft.real_dft([vectors.value() for _ in range(rows)])
+    for _ in range(2):
+        _emit_powers(enumerate(dft.real_dft([vectors.value() for _ in range(columns)])))
+    for _ in range(1, rows // 2):
+        for output in range(5):
+            z = [(vectors.value(), vectors.value()) for _ in range(5)]
+            coprime.five_point_dft(z)
+            _emit_powers(enumerate(coprime.rotated_five_point_dft(z, output, columns)))
 
 
 def _emit_twisted_rows(vectors: _CountingLanes, config: FbankConfig) -> None:

@@ -228,7 +228,7 @@ def test_a_shift_that_32_bits_cannot_index_is_named() -> None:
 
 
 WORKER = """compiled_worker(
-    512, 25, host_lanes(), in_halves(FbankConfig(), host_lanes(), first_cache()), 0, 0,
+    512, 25, host_lanes(), in_halves(FbankConfig(), host_lanes(), first_cache()), 0, 0, 0,
     source_digest()
 )"""
 CALL = """
@@ -254,6 +254,7 @@ def test_no_cache_folder_is_no_obstacle(tmp_path) -> None:
 EMITTERS = [
     "_cpu/chirp.py",
     "_cpu/compile.py",
+    "_cpu/coprime.py",
     "_cpu/dft.py",
     "_cpu/fft.py",
     "_cpu/halves.py",

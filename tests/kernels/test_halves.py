@@ -47,7 +47,7 @@ def spectrum(n_fft, rows, half, lanes, signals, places, window, table):
     return grid.reshape(-1, lanes)[halves.bin_places(n_fft, half)]
 
 
-@pytest.mark.parametrize("n_fft", [32, 256, 400, 512, 1024])
+@pytest.mark.parametrize("n_fft", [32, 256, 512, 1024])
 @pytest.mark.parametrize("filled", [0.78, 1.0], ids=["short-window", "full-window"])
 def test_both_orders_give_the_power_spectrum_and_the_same_bits(n_fft: int, filled: float) -> None:
     lanes, size = 4, int(filled * n_fft)
@@ -61,10 +61,7 @@ def test_both_orders_give_the_power_spectrum_and_the_same_bits(n_fft: int, fille
     places = np.full(n_fft, size * lanes, np.int32)
     places[:size] = order * lanes
     arguments = (signals.reshape(-1), places, window, halves.twiddles(n_fft))
-    powers = [
-        spectrum(n_fft, rows, half, lanes, *arguments)
-        for half in range(1 + halves.can_halve(n_fft))
-    ]
+    powers = [spectrum(n_fft, rows, half, lanes, *arguments) for half in range(2)]
     frames = (signals[order].astype(np.float64) - 0.25) * window[:size, None]
     expected = np.abs(np.fft.rfft(frames, n_fft, axis=0)) ** 2
     # Each of log2(n) levels rounds twice: eps * 2 * log2(n), doubled by the square.
@@ -75,7 +72,7 @@ def test_both_orders_give_the_power_spectrum_and_the_same_bits(n_fft: int, fille
 
 @pytest.mark.parametrize(
     ("n_fft", "window_size", "rows"),
-    [(512, 400, 25), (512, 401, 32), (512, 512, 32), (256, 200, 13), (64, 60, 8), (400, 300, 25)],
+    [(512, 400, 25), (512, 401, 32), (512, 512, 32), (256, 200, 13), (64, 60, 8)],
 )
 def test_a_short_window_reaches_25_of_32_rows(n_fft: int, window_size: int, rows: int) -> None:
     assert halves.used_rows(n_fft, window_size) == rows

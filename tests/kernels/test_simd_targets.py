@@ -44,7 +44,7 @@ import sys
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 lanes = int(sys.argv[1])
-worker = compiled_worker(512, 25, lanes, int(lanes == 16), 0, 0, source_digest())
+worker = compiled_worker(512, 25, lanes, int(lanes == 16), 0, 0, 0, source_digest())
 print(worker.inspect_llvm())
 """
 

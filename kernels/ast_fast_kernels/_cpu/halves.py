@@ -1,4 +1,4 @@
-"""Power spectra of real signals whose FFT length is a power of two, or 25 of them; see fft.py.
+"""Power spectra of real signals whose FFT length is a power of two; see fft.py.
 
 Here too a real DFT goes down each of `columns` columns, and a complex DFT along each of its
 outputs, the rows. Two things are different:
@@ -28,7 +28,7 @@ from llvmlite import ir
 from numba.core import types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
-from ast_fast_kernels._cpu.dft import multiply_add, real_dft, rotated
+from ast_fast_kernels._cpu.dft import multiply_add, rotated
 from ast_fast_kernels._cpu.fft import Plan, constant_pair, prefetch_share
 from ast_fast_kernels._cpu.lanes import Lanes, Value
 from ast_fast_kernels._cpu.simd import data_pointer
@@ -47,9 +47,7 @@ class Grid:
 
     @classmethod
     def of(cls, n_fft: int, halves: int) -> Grid:
-        """Return the layout for a length: 25 rows if they divide it, and then never in halves."""
-        if n_fft % 25 == 0:
-            return cls(25, n_fft // 25, halves=False)
+        """Return the layout for a length."""
         split = Plan.of(n_fft)
         return cls(split.rows, split.columns, bool(halves))
 
@@ -64,14 +62,12 @@ class Grid:
 
         Slot 0 has the real output 0, and in place of an imaginary part output rows / 2.
         """
-        if self.rows % 2:
-            return tuple(range((self.rows + 1) // 2))
         return (0, *(k for k in sorted_outputs(self.rows) if k % 2 == 0))
 
     @property
     def odd(self) -> tuple[int, ...]:
         """The output of each slot of odd outputs."""
-        return () if self.rows % 2 else tuple(range(1, self.rows, 4))
+        return tuple(range(1, self.rows, 4))
 
     @property
     def odd_slot(self) -> int:
@@ -103,13 +99,8 @@ def sorted_outputs(rows: int) -> list[int]:
 
 
 def is_supported(n_fft: int) -> bool:
-    """Whether `n_fft` is a length for these passes: a power of two, or 25 times 8 to 64."""
-    return n_fft in (200, 400, 800, 1600) or (32 <= n_fft <= 4096 and n_fft & (n_fft - 1) == 0)
-
-
-def can_halve(n_fft: int) -> bool:
-    """Whether outputs are even and odd: 25 rows are transformed at once."""
-    return n_fft % 25 != 0
+    """Whether `n_fft` is a length for these passes: a power of two from 32 to 4096."""
+    return 32 <= n_fft <= 4096 and n_fft & (n_fft - 1) == 0
 
 
 @cache
@@ -124,8 +115,7 @@ def bin_places(n_fft: int, halves: int) -> np.ndarray[Any, np.dtype[np.intp]]:
     rows, columns, half = grid.rows, grid.columns, grid.columns // 2
     places = np.full(n_fft // 2 + 1, -1, np.intp)
     places[::rows] = np.arange(half + 1)
-    if rows % 2 == 0:
-        places[rows // 2 :: rows] = columns + np.arange(half)
+    places[rows // 2 :: rows] = columns + np.arange(half)
     slots = list(enumerate(grid.even))[1:]
     slots += [(grid.odd_slot + slot, k) for slot, k in enumerate(grid.odd)]
     for slot, k in slots:
@@ -145,8 +135,6 @@ def used_rows(n_fft: int, window_size: int) -> int:
     are zeros, which need no transform.
     """
     rows = Grid.of(n_fft, 0).rows
-    if rows % 2:
-        return rows
     shorter = -(-rows * 25 // 32)
     return shorter if window_size <= shorter * (n_fft // rows) else rows
 
@@ -338,11 +326,6 @@ def _column_pass(
         def windowed(row: int) -> Value:
             return vectors.product(*sample(row))
 
-        if plan.rows % 2:
-            if odd:
-                for slot, z in enumerate(real_dft([partial(windowed, row) for row in range(used)])):
-                    write(slot, z)
-            return context.get_dummy_value()
         half = plan.rows // 2
         sums, differences = [], []
         for row in range(half) if with_odd or with_even else ():
@@ -386,10 +369,9 @@ def _real_rows_pass(typing_context: Any, grid: Any, n_fft: Any, halves: Any, lan
 
         for k, z in real_bins(row(0)):
             vectors.store(_power(z), rows, size(min(k, columns - k) * count))
-        if plan.rows % 2 == 0:
-            for k, z in odd_bins(row(columns)):
-                place = columns + min(k, 2 * columns - k) // 2
-                vectors.store(_power(z), rows, size(place * count))
+        for k, z in odd_bins(row(columns)):
+            place = columns + min(k, 2 * columns - k) // 2
+            vectors.store(_power(z), rows, size(place * count))
         return context.get_dummy_value()
 
     return types.void(grid, n_fft, halves, lanes), emit
@@ -510,7 +492,7 @@ def power_spectrum(
             source, places, window, shift, grid, column, 0, n_fft, used_rows, halves, lanes
         )
     _real_rows_pass(grid, n_fft, halves, lanes)
-    for slot in range(1, rows // 4 if halves else (rows + 1) // 2):
+    for slot in range(1, rows // 4 if halves else rows // 2):
         _row_pass(grid, table, slot, 0, n_fft, halves, lanes)
 
 

@@ -384,21 +384,33 @@ class Lanes:
         Splits x into 2^e * m with m in [sqrt(1/2), sqrt(2)). log(m) is a polynomial, off by 1e-7 at
         most: a fifth of the rounding of a logarithm near 16.
         """
+        return self.scaled_log_of_normal(x, LOG_COEFFICIENTS, 0.0)
+
+    def scaled_log_of_normal(
+        self, x: Value, coefficients: Sequence[Operand], shift: Operand
+    ) -> Value:
+        """Return a positive factor times `log_of_normal`, plus a shift.
+
+        Args:
+            x: At least 2^-126; NaN and infinity unchanged.
+            coefficients: `LOG_COEFFICIENTS`, each times the factor.
+            shift: What is added.
+        """
         b = self.builder
 
         bits = b.bitcast(x.value, self.int_type)
         # sqrt(1/2) as bits: values from there to sqrt(2) get exponent 0. The exponent keeps its
-        # place in the word; the factor below makes up for that.
+        # place in the word; the first coefficient makes up for that.
         exponent = b.and_(b.sub(bits, self._integers(0x3F3504F3)), self._integers(-(1 << 23)))
         f = Value(self, b.bitcast(b.sub(bits, exponent), self.type)) - 1.0
         e = Value(self, b.sitofp(exponent, self.type))
-        polynomial = self._by_pairs(f, _LOG_POLYNOMIAL)
-        result = self.fma(f, polynomial, e * (math.log(2) / (1 << 23)))
+        polynomial = self._by_pairs(f, coefficients[1:])
+        result = self.fma(f, polynomial, self.fma(e, coefficients[0], shift))
         # +inf and NaN are their own logarithms.
         finite = b.fcmp_ordered("<", x.value, self.constant(math.inf).value)
         return Value(self, b.select(finite, result.value, x.value))
 
-    def _by_pairs(self, x: Value, coefficients: Sequence[float]) -> Value:
+    def _by_pairs(self, x: Value, coefficients: Sequence[Operand]) -> Value:
         """Return a polynomial of an even number of coefficients, by Horner's rule in x².
 
         Half as many steps wait for one another: a processor looks some 40 instructions ahead.
@@ -453,9 +465,11 @@ class Lanes:
         ]
 
 
-# log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1, the last coefficient 1: least largest error, found
-# by linear programming (scipy.optimize.linprog on 1,201 Chebyshev points).
-_LOG_POLYNOMIAL = (
+# Of the exponent in its place in the word; then log(1 + f) / f on sqrt(1/2) - 1 to sqrt(2) - 1, the
+# last coefficient 1: least largest error, found by linear programming (scipy.optimize.linprog on
+# 1,201 Chebyshev points).
+LOG_COEFFICIENTS = (
+    math.log(2) / (1 << 23),
     -0.10408225655555725,
     0.16317272186279297,
     -0.17196124792099,

@@ -33,6 +33,7 @@ from ast_fast_kernels._cpu.lanes import (
     FLOAT,
     FLOAT_BYTES,
     INT32,
+    LOG_COEFFICIENTS,
     Lanes,
     Value,
     places,
@@ -605,6 +606,36 @@ def transpose_tile(
 
 
 @intrinsic
+def scaled_log_coefficients(typing_context: Any, factor: Any) -> Any:
+    """Return the coefficients of the logarithm, times a vector, for `scaled_log_of_normal`."""
+    if not isinstance(factor, VectorType):
+        return None
+    result = types.UniTuple(factor, len(LOG_COEFFICIENTS))
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        scale = Value(Lanes(builder, factor.lanes), args[0])
+        scaled = [(coefficient * scale).value for coefficient in LOG_COEFFICIENTS]
+        return context.make_tuple(builder, result, scaled)
+
+    return result(factor), emit
+
+
+@intrinsic
+def scaled_log_of_normal(typing_context: Any, x: Any, coefficients: Any, shift: Any) -> Any:
+    """Return `Lanes.scaled_log_of_normal`; coefficients are `scaled_log_coefficients(factor)`."""
+    if not (isinstance(x, VectorType) and isinstance(coefficients, types.UniTuple)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, x.lanes)
+        scaled = [Value(lanes, one) for one in cgutils.unpack_tuple(builder, args[1])]
+        result = lanes.scaled_log_of_normal(Value(lanes, args[0]), scaled, Value(lanes, args[2]))
+        return result.value
+
+    return x(x, coefficients, x), emit
+
+
+@intrinsic
 def turn_differences(
     typing_context: Any,
     source: Any,
@@ -658,19 +689,55 @@ def turn_differences_as(
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, previous.lanes)
-
-        def load(pointer: ir.Value) -> list[Value]:
-            is_float = pointer.type.pointee == FLOAT
-            turn = vectors.load_turned if is_float else vectors.load_turned_int16
-            return turn(pointer, args[2], args[3])
-
-        turned = _of_kind(builder, args[0], args[1], load)
+        turned = _of_kind(
+            builder, args[0], args[1], lambda at: _load_square(vectors, at, args[2], args[3])
+        )
         write = data_pointer(context, builder, target, args[4])
         values = _store_differences(vectors, turned, write, args[5:])
         return context.make_tuple(builder, result, values)
 
     signature = result(size, size, size, size, target, size, size, previous, previous)
     return signature, emit
+
+
+@intrinsic
+def turn_as(
+    typing_context: Any,
+    address: Any,
+    is_int16: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    lanes: Any,
+) -> Any:
+    """Transpose a square of samples; from int16, unless `is_int16` is 0, as floats times 2^16."""
+    if not (_is_float32(target) and isinstance(lanes, types.IntegerLiteral)):
+        return None
+    size, count = types.intp, lanes.literal_value
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        vectors = Lanes(builder, count)
+        turned = _of_kind(
+            builder, args[0], args[1], lambda at: _load_square(vectors, at, args[2], args[3])
+        )
+        write = data_pointer(context, builder, target, args[4])
+        targets = places(builder, args[5], args[6], count)
+        for vector, place in zip(turned, targets, strict=True):
+            vectors.store(vector, write, place)
+        return context.get_dummy_value()
+
+    return types.void(size, size, size, size, target, size, size, lanes), emit
+
+
+def _load_square(
+    vectors: Lanes, pointer: ir.Value, index: ir.Value, stride: ir.Value
+) -> list[Value]:
+    """Return the columns of a square of samples, floats or int16."""
+    is_float = pointer.type.pointee == FLOAT
+    turn = vectors.load_turned if is_float else vectors.load_turned_int16
+    return turn(pointer, index, stride)
 
 
 def _store_differences(

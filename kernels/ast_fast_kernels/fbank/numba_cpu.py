@@ -29,7 +29,9 @@ from ast_fast_kernels._cpu.spectrum import (
     MAX_SIZE,
     bin_places,
     can_halve,
+    can_leave_shift,
     grid_vectors,
+    input_order,
     is_supported,
     twiddles,
     used_rows,
@@ -44,6 +46,7 @@ from ast_fast_kernels.fbank.numba_kernel import (
     INT16_UNIT,
     NUM_BUFFERS,
     NUM_INTEGERS,
+    TOTAL,
     Batch,
     Plan,
     Scratch,
@@ -131,9 +134,11 @@ class _Task:
         self._address, _ = self._memory.buffer_info()
         self._shape, self._size, self._team = shape, shape[0] * shape[1] * shape[2], team
         self._is_small = self._size <= MOST_UNALIGNED
-        self._done = np.zeros(shape[0], np.intp) if _limits_range(ready.config) else None
-        if self._done is not None:
+        self._done: SizeArray | None = None
+        if _limits_range(ready.config):
+            self._done, self._extremes = _range_memory(shape[0], numbers[_NUMBER_OF_BLOCKS])
             self._memory[_DONE] = address_of(self._done)
+            self._memory[_EXTREMES] = address_of(self._extremes)
 
     def still_fits(self) -> bool:
         """Say whether one thread still computes it: it is short, or there is no other."""
@@ -157,12 +162,20 @@ class _Task:
         return out
 
 
-_SAMPLES, _OUT, _DONE = (BATCH + Batch._fields.index(name) for name in ("samples", "out", "done"))
+_SAMPLES, _OUT, _DONE, _EXTREMES = (
+    BATCH + Batch._fields.index(name) for name in ("samples", "out", "done", "extremes")
+)
+_NUMBER_OF_BLOCKS = TOTAL - HEADER
 
 
 def _limits_range(config: FbankConfig) -> bool:
     """Whether `top_db` applies."""
     return config.top_db > 0 and config.use_log_fbank
+
+
+def _range_memory(clips: int, blocks: int) -> tuple[SizeArray, Float32Array]:
+    """Return what `top_db` needs: a count for each clip, and two extremes for each block."""
+    return np.zeros(clips, np.intp), np.empty(2 * blocks, np.float32)
 
 
 def _normalises(config: FbankConfig) -> bool:
@@ -245,10 +258,10 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
-    done_at = 0
+    done_at = extremes_at = 0
     if _limits_range(config):
-        done = np.zeros(clips, np.intp)  # held until the call ends
-        done_at = address_of(done)
+        done, extremes = _range_memory(clips, total)  # held until the call ends
+        done_at, extremes_at = address_of(done), address_of(extremes)
     itemsize = waveform.itemsize
     is_int16 = itemsize == 2
     if isinstance(waveform, np.ndarray):
@@ -286,6 +299,7 @@ def run_blocks(
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
         done_at,
+        extremes_at,
     )
     prepared = ready.prepared
     chunks = -(-total // chunk)
@@ -327,20 +341,23 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
     stride = _tile_stride(size, hop, lanes)
     n = np.arange(config.fft_size)
     places = np.where(n < size, n % hop * stride + n // hop, (hop + 1) * stride).astype(np.int32)
-    over_waveform = emphasises_waveform(config)
-    if not over_waveform:
+    over_waveform, plain = emphasises_waveform(config), _is_plain(config)
+    if not (over_waveform or plain):
         places[0] = hop * stride  # a frame's first sample is its own predecessor
     widths, bins, weights = side_by_side(tables.mel_banks(config))
     powers = (bin_places(config.fft_size, halves) * lanes).astype(np.int32)
     bins = powers[bins]
     factors = twiddles(config.fft_size)
-    ones, in_order = np.ones(config.fft_size, np.float32), (n * lanes).astype(np.int32)
-    held = (window, places, ones, in_order, powers, factors, widths, bins, weights)
+    order = input_order(config.fft_size)
+    window, fft_places, in_order = window[order], places[order], (order * lanes).astype(np.int32)
+    ones = np.ones(config.fft_size, np.float32)
+    held = (window, fft_places, ones, in_order, places, powers, factors, widths, bins, weights)
     plan = Plan(
         window=window.ctypes.data,
-        places=places.ctypes.data,
+        fft_places=fft_places.ctypes.data,
         ones=ones.ctypes.data,
         in_order=in_order.ctypes.data,
+        places=places.ctypes.data,
         powers=powers.ctypes.data,
         factors=factors.ctypes.data,
         widths=widths.ctypes.data,
@@ -373,10 +390,17 @@ def _prepare(config: FbankConfig, is_int16: bool, lanes: int, halves: int) -> Pr
     rows = used_rows(config.fft_size, size)
     dithered, ranged = int(config.dither != 0.0), int(_limits_range(config))
     worker = compiled_worker(
-        config.fft_size, rows, lanes, halves, dithered, ranged, source_digest()
+        config.fft_size, rows, lanes, halves, dithered, ranged, int(plain), source_digest()
     )
     numbers = in_memory(plan, NUM_INTEGERS)
     return Prepared(worker, numbers.ctypes.data, (numbers, *held))
+
+
+def _is_plain(config: FbankConfig) -> bool:
+    """Whether frames are neither centred nor pre-emphasised, at a length where that saves time."""
+    emphasises_frames = config.preemphasis_over == "frame" and config.preemphasis_coefficient != 0.0
+    changes = config.remove_dc_offset or emphasises_frames
+    return can_leave_shift(config.fft_size) and not changes
 
 
 def emphasises_waveform(config: FbankConfig) -> bool:

@@ -381,5 +381,8 @@ def mirrored(index: int, count: int, plan: Any) -> int:
     """Return which sample a place beyond a clip's ends holds: mirrored as often as needed."""
     repeat = 1 if plan.padding == SYMMETRIC else 0  # of the edge samples
     period = max(2 * (count - 1 + repeat), 1)
-    index = index % period
+    if index < 0:
+        index += period
+    if not 0 <= index < period:  # far beyond an end; a division takes as long as the rest
+        index = index % period
     return period - repeat - index if index >= count else index

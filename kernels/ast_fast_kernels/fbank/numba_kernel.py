@@ -32,17 +32,19 @@ from ast_fast_kernels._cpu.simd import (
     load,
     load_int16,
     log,
-    log_of_normal,
     maximum,
     move_fours,
     multiply_add,
     product_of,
+    scaled_log_coefficients,
+    scaled_log_of_normal,
     select_less,
     shorts_at,
     splat,
     store,
     sum_lanes,
     transpose_tile,
+    turn_as,
     turn_differences_as,
 )
 from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
@@ -69,6 +71,8 @@ INT16_UNIT = 2.0**-31
 """What stands for 1 in samples read from int16: they are taken times 2^16, which needs fewest
 instructions, and the window makes up for that. Powers of two change no bit of the result."""
 
+LOW_HALF = 0xFFFFFFFF
+
 FILTERS_AT_ONCE = 4
 """Filters summed side by side, over as many bins as the widest of them has."""
 
@@ -88,15 +92,17 @@ class Batch(NamedTuple):
     keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
     noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
     done: int  # address of each clip's number of finished blocks, if its range is limited
+    extremes: int  # address of each block's largest and least value, float32, in the same case
 
 
 class Plan(NamedTuple):
     """A config's choices, lengths in samples, and the addresses of its tables: integers first."""
 
     window: int  # float32 (n_fft,), zero beyond the window; of int16, times `INT16_UNIT`
-    places: int  # int32 (n_fft,), where the tile holds each sample of a frame
+    fft_places: int  # int32 (n_fft,), where the tile holds each sample of a frame
     ones: int  # float32 (n_fft,), the window of samples that are windowed already
-    in_order: int  # int32 (n_fft,), where those are
+    in_order: int  # int32 (n_fft,), where those are; this and the above as `input_order` has them
+    places: int  # int32 (n_fft,), `fft_places` from the first sample to the last
     powers: int  # int32 (n_fft // 2 + 1,), where the grid holds the power of each bin
     factors: int  # float32, the FFT's twiddles
     widths: int  # int32, bins of each `FILTERS_AT_ONCE` filters
@@ -150,14 +156,22 @@ of the plan, and that of the threads' scratch addresses; and the batch."""
 
 @cache
 def compiled_worker(
-    n_fft: int, used_rows: int, lanes: int, halves: int, dithered: int, ranged: int, digest: str
+    n_fft: int,
+    used_rows: int,
+    lanes: int,
+    halves: int,
+    dithered: int,
+    ranged: int,
+    plain: int,
+    digest: str,
 ) -> Any:
     """Return the compiled worker for an FFT length, its rows in use, and a vector width.
 
     `halves` is 1 to transform half of the bins after the other, in a grid half as large, else 0.
     Noise is added only if `dithered` is 1, and a clip's range limited only if `ranged` is: without
-    them there is less to compile. The digest of the sources it is emitted from is part of Numba's
-    cache key through the closure.
+    them there is less to compile. `plain` is 1 if frames are neither centred nor pre-emphasised,
+    which then costs nothing, else 0. The digest of the sources it is emitted from is part of
+    Numba's cache key through the closure.
     """
 
     def kernel(address: int) -> None:
@@ -175,6 +189,7 @@ def compiled_worker(
         grid, energies = floats_at(scratch.grid), floats_at(scratch.energies)
         window, places = floats_at(plan.window), indices_at(plan.places)
         ones, in_order = floats_at(plan.ones), indices_at(plan.in_order)
+        fft_places = indices_at(plan.fft_places)
         frames_apart, powers = floats_at(scratch.frames), indices_at(plan.powers)
         zero, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
         factors = floats_at(plan.factors)
@@ -208,7 +223,8 @@ def compiled_worker(
             if nominal >= frames:
                 later = -1
                 if ranged:
-                    _finish(batch, plan, clip, blocks, energies, lanes)
+                    _note_extremes(batch, plan, block, energies, 0, lanes, lanes)
+                    _finish(batch, plan, clip, blocks, lanes)
                 continue
             # The last block of a clip begins early, so that it is full like the others.
             frame = max(min(nominal, frames - lanes), 0)
@@ -234,10 +250,15 @@ def compiled_worker(
             at, from_int16 = batch.samples, batch.is_int16
             if is_copied:
                 at, from_int16 = scratch.samples, 0
-            if not carried:
-                _turn_shared(at, from_int16, start, plan, tile, sums, lanes)
-            _turn(at, from_int16, start, 0, shared if carried else 0, plan, tile, sums, lanes)
-            shift = _dc_shift(plan, sums, lanes)
+            moved = shared if carried else 0
+            if plain:
+                _transpose(at, from_int16, start, moved, plan, tile, lanes)
+                shift = zero
+            else:
+                if not carried:
+                    _turn_shared(at, from_int16, start, plan, tile, sums, lanes)
+                _turn(at, from_int16, start, 0, moved, plan, tile, sums, lanes)
+                shift = _dc_shift(plan, sums, lanes)
             # The block that comes next lies just before this one, in the waveform and in `out`.
             upcoming = (
                 batch.samples + (origin + first - lanes * hop) * item,
@@ -245,7 +266,7 @@ def compiled_worker(
                 batch.out + (row - lanes * num_mel_bins) * 4,
                 lanes * num_mel_bins * 4 // ALIGNMENT,
             )
-            read, read_places, read_window, factor, is_last = tile, places, window, one, False
+            read, read_places, read_window, factor, is_last = tile, fft_places, window, one, False
             offset = shift
             over_frames = dithered and not plan.dither_waveform
             if over_frames:
@@ -256,22 +277,23 @@ def compiled_worker(
             while True:
                 power_spectrum(
                     read, read_places, read_window, offset, grid, factors, upcoming, n_fft,
-                    used_rows, halves, lanes,
+                    used_rows, halves, plain, lanes,
                 )  # fmt: skip
                 if plan.use_power:
                     break
                 total = take_magnitudes(grid, powers, factor, n_fft, lanes)
                 if is_last or _all_within(total, lanes):
                     break
-                loudest = _loudest(plan, read, read_places, window, offset, lanes)
+                loudest = _loudest(read, read_places, read_window, offset, n_fft, lanes)
                 raised = select_less(zero, loudest, splat(RAISE, lanes), one)
                 lowered = select_less(total, splat(LOUD, lanes), one, splat(LOWER, lanes))
                 scale = select_less(total, splat(FAINT, lanes), raised, lowered)
                 if sum_lanes(scale) == lanes and not over_frames:
                     break  # silence
                 _write_scaled(
-                    plan, read, read_places, window, offset, scale, frames_apart, n_fft, lanes
-                )
+                    read, read_places, read_window, offset, scale, frames_apart, in_order, n_fft,
+                    lanes,
+                )  # fmt: skip
                 read, read_places, read_window, offset = frames_apart, in_order, ones, zero
                 factor, is_last = one / scale, True
             _sum_filters(plan, grid, energies, lanes)
@@ -279,7 +301,9 @@ def compiled_worker(
                 _take_logs(plan, energies, lanes)
             _write_features(plan, energies, valid, out, row, lanes)
             if ranged:
-                _finish(batch, plan, clip, blocks, energies, lanes)
+                silent = min(nominal + lanes, num_frames) - beyond
+                _note_extremes(batch, plan, block, energies, valid, silent, lanes)
+                _finish(batch, plan, clip, blocks, lanes)
 
     return compile_worker(kernel)
 
@@ -468,6 +492,31 @@ def _turn(
 
 
 @stage
+def _transpose(
+    source: int, is_int16: int, first: int, carried: int, plan: Plan, tile: Pointer, lanes: int
+) -> None:
+    """Write samples to the tile as `_turn_shared` and `_turn` do, without pre-emphasis or sums."""
+    hop, stride = plan.hop, plan.tile_stride
+    column = 0 if carried > 0 else (plan.tile_width - 1) // lanes * lanes
+    while column >= 0:
+        start = first + column * hop
+        j = 0
+        while j + lanes <= hop:
+            if 0 < carried <= 4:
+                move_fours(tile, j * stride, stride, lanes, lanes)
+            else:
+                for i in range(j, j + lanes):
+                    _carry_row(tile, i * stride, carried, lanes)
+            turn_as(source, is_int16, start + j, hop, tile, j * stride + column, stride, lanes)
+            j += lanes
+        while j < hop:
+            _carry_row(tile, j * stride, carried, lanes)
+            store(tile, j * stride + column, gather_as(source, is_int16, start + j, hop, lanes))
+            j += 1
+        column -= lanes
+
+
+@stage
 def _dc_shift(plan: Plan, sums: Pointer, lanes: int) -> Any:
     """Return what removing the mean subtracts from each frame's pre-emphasised samples.
 
@@ -521,12 +570,12 @@ def _all_within(total: Any, lanes: int) -> bool:
 
 @stage
 def _loudest(
-    plan: Plan, tile: Pointer, places: Pointer, window: Pointer, shift: Any, lanes: int
+    tile: Pointer, places: Pointer, window: Pointer, shift: Any, n_fft: int, lanes: int
 ) -> Any:
     """Return each frame's largest windowed sample, without its sign."""
     zero = splat(np.float32(0.0), lanes)
     loudest = zero
-    for n in range(plan.window_size):
+    for n in range(n_fft):
         x = (load(tile, places[n], lanes) - shift) * broadcast(window, n, lanes)
         loudest = maximum(loudest, maximum(x, zero - x))
     return loudest
@@ -534,37 +583,38 @@ def _loudest(
 
 @stage
 def _write_scaled(
-    plan: Plan,
     tile: Pointer,
     places: Pointer,
     window: Pointer,
     shift: Any,
     scale: Any,
     frames: Pointer,
+    in_order: Pointer,
     n_fft: int,
     lanes: int,
 ) -> None:
     """Write each frame's windowed samples times its scale, in order."""
-    for n in range(plan.window_size):
+    for n in range(n_fft):
         x = (load(tile, places[n], lanes) - shift) * broadcast(window, n, lanes)
-        store(frames, n * lanes, x * scale)
-    for n in range(plan.window_size, n_fft):
-        store(frames, n * lanes, splat(np.float32(0.0), lanes))
+        store(frames, in_order[n], x * scale)
 
 
 @stage
 def _sum_filters(plan: Plan, powers: Pointer, energies: Pointer, lanes: int) -> None:
     """Write the energies of all filters, one vector each."""
-    weights = floats_at(plan.weights)
-    widths, bins = indices_at(plan.widths), indices_at(plan.bins)
+    weights, widths = floats_at(plan.weights), indices_at(plan.widths)
+    pairs = integers_at(plan.bins)  # two of them a load, which is what this loop waits for
     weight = 0
     for m in range(0, plan.num_mel_bins, FILTERS_AT_ONCE):
         a = b = c = d = splat(np.float32(0.0), lanes)
         for _ in range(widths[m // FILTERS_AT_ONCE]):
-            a = a + broadcast(weights, weight, lanes) * load(powers, bins[weight], lanes)
-            b = b + broadcast(weights, weight + 1, lanes) * load(powers, bins[weight + 1], lanes)
-            c = c + broadcast(weights, weight + 2, lanes) * load(powers, bins[weight + 2], lanes)
-            d = d + broadcast(weights, weight + 3, lanes) * load(powers, bins[weight + 3], lanes)
+            first, second = pairs[weight // 2], pairs[weight // 2 + 1]
+            low = load(powers, first & LOW_HALF, lanes)
+            a = a + broadcast(weights, weight, lanes) * low
+            b = b + broadcast(weights, weight + 1, lanes) * load(powers, first >> 32, lanes)
+            low = load(powers, second & LOW_HALF, lanes)
+            c = c + broadcast(weights, weight + 2, lanes) * low
+            d = d + broadcast(weights, weight + 3, lanes) * load(powers, second >> 32, lanes)
             weight += FILTERS_AT_ONCE
         place = m * lanes
         store(energies, place, a)
@@ -575,31 +625,33 @@ def _sum_filters(plan: Plan, powers: Pointer, energies: Pointer, lanes: int) -> 
 
 @stage
 def _take_logs(plan: Plan, energies: Pointer, lanes: int) -> None:
-    """Replace the energies of all filters by their logarithms.
+    """Replace the energies of all filters by their logarithms, times a factor, plus a shift.
 
     Two at a time, as one wide vector: so constants are loaded once for both.
     """
     wide = product_of(lanes, 2)
     floor = splat(np.float32(plan.log_floor), wide)
+    factor = splat(np.float32(plan.log_factor), wide)
+    shift = splat(np.float32(plan.log_shift), wide)
     end = plan.num_mel_bins * lanes
     if plan.log_offset != 0.0:
         offset = splat(np.float32(plan.log_offset), wide)
         for place in range(0, end, wide):
             store(energies, place, load(energies, place, wide) + offset)
     if plan.log_floor >= SMALLEST_NORMAL and not plan.floor_zeros_only:
+        coefficients = scaled_log_coefficients(factor)
         for place in range(0, end, wide):
-            store(energies, place, log_of_normal(maximum(load(energies, place, wide), floor)))
-    else:
-        for place in range(0, end, wide):
-            energy = load(energies, place, wide)
-            if plan.floor_zeros_only:
-                energy = equal_or(energy, splat(np.float32(0.0), wide), floor)
-            else:
-                energy = maximum(energy, floor)
-            store(energies, place, log(energy))
+            energy = maximum(load(energies, place, wide), floor)
+            store(energies, place, scaled_log_of_normal(energy, coefficients, shift))
+        return
+    for place in range(0, end, wide):
+        energy = load(energies, place, wide)
+        if plan.floor_zeros_only:
+            energy = equal_or(energy, splat(np.float32(0.0), wide), floor)
+        else:
+            energy = maximum(energy, floor)
+        store(energies, place, log(energy))
     if plan.log_factor != 1.0 or plan.log_shift != 0.0:
-        factor = splat(np.float32(plan.log_factor), wide)
-        shift = splat(np.float32(plan.log_shift), wide)
         for place in range(0, end, wide):
             store(energies, place, multiply_add(load(energies, place, wide), factor, shift))
 
@@ -622,39 +674,71 @@ def _write_features(
 
 
 @stage
-def _finish(
-    batch: Batch, plan: Plan, clip: int, blocks: int, energies: Pointer, lanes: int
+def _note_extremes(
+    batch: Batch, plan: Plan, block: int, energies: Pointer, valid: int, silent: int, lanes: int
 ) -> None:
+    """Take down a block's largest and least value; NaN is the largest.
+
+    Of its `valid` first lanes, and of silence if it has `silent` frames beyond the clip's end.
+    """
+    largest, least, total = np.float32(-np.inf), np.float32(np.inf), np.float32(0.0)
+    most, fewest, sums = splat(largest, lanes), splat(least, lanes), splat(total, lanes)
+    end = plan.num_mel_bins * lanes
+    if valid == lanes:
+        for place in range(0, end, lanes):
+            values = load(energies, place, lanes)
+            most, fewest = maximum(most, values), select_less(values, fewest, values, fewest)
+            sums = sums + values
+        total = sum_lanes(sums)
+    else:
+        for place in range(end):
+            if place % lanes < valid:
+                value = energies[place]
+                largest, least, total = max(largest, value), min(least, value), total + value
+    not_a_number = False
+    if np.isnan(total):  # of a NaN, or of infinities
+        for place in range(end):
+            if place % lanes < valid and np.isnan(energies[place]):
+                not_a_number = True
+    if valid == lanes:
+        store(energies, 0, most)  # their memory is free
+        store(energies, lanes, fewest)
+        for lane in range(lanes):
+            largest, least = max(largest, energies[lane]), min(least, energies[lanes + lane])
+    if not_a_number:
+        largest = np.float32(np.nan)
+    if silent > 0:
+        silence = np.float32(plan.silence)
+        largest, least = max(largest, silence), min(least, silence)
+    extremes = floats_at(batch.extremes)
+    extremes[2 * block], extremes[2 * block + 1] = largest, least
+
+
+@stage
+def _finish(batch: Batch, plan: Plan, clip: int, blocks: int, lanes: int) -> None:
     """Count a finished block; after a clip's last one, raise what is below its range.
 
-    Whichever thread finishes that block does it: the clip is still in its second-level cache.
+    Whichever thread finishes that block does it. Blocks that have nothing below are not touched.
     """
     if take(batch.done, clip) != blocks - 1:
         return
-    out, wide = floats_at(batch.out), product_of(lanes, FILTERS_AT_ONCE)
-    size = batch.num_frames * plan.num_mel_bins
-    first = clip * size
-    end, in_vectors = first + size, first + size // wide * wide
+    out, extremes = floats_at(batch.out), floats_at(batch.extremes)
     largest = np.float32(-np.inf)
-    total = splat(np.float32(0.0), wide)
-    of_lanes = splat(largest, wide)
-    for place in range(first, in_vectors, wide):
-        values = load(out, place, wide)
-        of_lanes = maximum(of_lanes, values)
-        total = total + values
-    store(energies, 0, of_lanes)  # their memory is free
-    for lane in range(wide):
-        largest = max(largest, energies[lane])
-    for place in range(in_vectors, end):
-        largest = max(largest, out[place])
-        total = total + splat(out[place], wide)
-    if np.isnan(sum_lanes(total)):  # of a NaN, or of infinities
-        for place in range(first, end):
-            if np.isnan(out[place]):
-                largest = out[place]
+    for block in range(clip * blocks, (clip + 1) * blocks):
+        value = extremes[2 * block]
+        if value > largest or np.isnan(value):  # NaN stays
+            largest = value
     floor = np.float32(largest - np.float32(plan.top_range))
-    for place in range(first, in_vectors, wide):
-        store(out, place, maximum(splat(floor, wide), load(out, place, wide)))
-    for place in range(in_vectors, end):
-        # Not less, or NaN: then all of the clip is.
-        out[place] = out[place] if floor < out[place] else floor
+    for block in range(blocks):
+        if extremes[2 * (clip * blocks + block) + 1] >= floor:
+            continue
+        frame = clip * batch.num_frames + block * lanes
+        frames = min(lanes, batch.num_frames - block * lanes)
+        place, end = frame * plan.num_mel_bins, (frame + frames) * plan.num_mel_bins
+        while place + lanes <= end:
+            store(out, place, maximum(splat(floor, lanes), load(out, place, lanes)))
+            place += lanes
+        while place < end:
+            # Not less, or NaN: then all of the clip is.
+            out[place] = out[place] if floor < out[place] else floor
+            place += 1

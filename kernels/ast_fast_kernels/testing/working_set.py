@@ -5,8 +5,9 @@ python -m ast_fast_kernels.testing.working_set   the table in docs/guides/filter
 
 from __future__ import annotations
 
-from ast_fast_kernels._cpu.halves import Grid, can_halve, twiddles
+from ast_fast_kernels._cpu.halves import Grid, twiddles
 from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
+from ast_fast_kernels._cpu.spectrum import can_halve
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_cpu import _buffer_sizes, in_halves, side_by_side
