@@ -156,8 +156,9 @@ def fbank(
         window_type=window_type,
     )
     raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
-    noise, backend = drawn.draw(samples, config)
-    if not _flag("use_energy", use_energy):
+    use_energy = _flag("use_energy", use_energy)
+    noise, backend = drawn.draw(samples, config, as_words=not use_energy)
+    if not use_energy:
         features = _log_mel(samples, config, noise, backend)
     else:
         is_plain = False
@@ -212,7 +213,7 @@ def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
     if last.config.dither == 0.0:
         return tensors.compute_again(waveform, last.config, "auto", last.channel)
     samples = waveform[last.channel]
-    return _log_mel(samples, last.config, *drawn.draw(samples, last.config))
+    return _log_mel(samples, last.config, *drawn.draw(samples, last.config, as_words=True))
 
 
 def _flag(argument: str, value: Any) -> bool:

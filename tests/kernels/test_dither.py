@@ -114,7 +114,7 @@ def test_keys_come_from_the_generator_of_the_waveform_s_kind() -> None:
 
 
 def test_noise_is_normal_white_and_independent() -> None:
-    clips, frames, size = 4, 300, 400
+    clips, frames, size = 12, 300, 400
     keys = keys_of(clips)
     z = dither.noise_at(
         keys[:, None, 0], torch.arange(frames).expand(clips, -1), torch.arange(size)
@@ -126,7 +126,7 @@ def test_noise_is_normal_white_and_independent() -> None:
     assert abs((z**3).mean()) < 5 * math.sqrt(15 / count)
     assert abs((z**4).mean() - 3) < 5 * math.sqrt(96 / count)
     assert z.abs().max() < 6
-    for limit in (2.0, 3.0, 4.0):
+    for limit in (2.0, 3.0, 4.0, 4.5):
         expected = count * math.erfc(limit / math.sqrt(2))
         assert abs((z.abs() > limit).sum() - expected) < 5 * math.sqrt(expected)
     assert stats.kstest(flat, "norm").pvalue > 1e-4
@@ -140,6 +140,14 @@ def test_noise_is_normal_white_and_independent() -> None:
         for left, right in pairs:
             error = left.std() * right.std() / math.sqrt(left.numel())
             assert abs((left * right).mean()) < 5 * error
+    # Quantiles of two numbers, 32 by 32: any dependence between pairs, and between frames.
+    of_32 = (torch.special.ndtr(z) * 32).long().clamp(0, 31)
+    for left, right in (
+        *((of_32[..., lag:], of_32[..., :-lag]) for lag in (1, 2, 3, 4, 8, 16, 32)),
+        (of_32[:, 1:], of_32[:, :-1]),
+    ):
+        cells = torch.bincount((32 * left + right).flatten(), minlength=1024)
+        assert stats.chisquare(cells.numpy()).pvalue > 1e-5
     power = torch.fft.rfft(z[..., :256]).abs().square().mean(dim=(0, 1)) / 256
     assert (power[1:-1] - 1).abs().max() < 6 / math.sqrt(clips * frames)
 
@@ -203,16 +211,44 @@ def test_torch_s_defaults_change_no_draw(
 
 
 @pytest.mark.parametrize("use_energy", [False, True])
+@pytest.mark.parametrize("frame_length", [25.0, 23.1])  # 369 samples: no whole blocks of draws
 @pytest.mark.parametrize("num_samples", [400, 1000, 9001])
-def test_kaldi_s_kernel_and_reference_draw_the_same(num_samples: int, use_energy: bool) -> None:
+def test_kaldi_s_kernel_and_reference_draw_the_same(
+    num_samples: int, frame_length: float, use_energy: bool
+) -> None:
     outs = []
-    for backend in ("numba", "reference"):
+    for backend in ("numba", "reference", "numba"):
         torch.manual_seed(0)
         with use_backend(fbank=backend):
-            outs.append(kaldi.fbank(noise(1, num_samples), dither=1.0, use_energy=use_energy))
+            outs.append(
+                kaldi.fbank(
+                    noise(1, num_samples), dither=1.0, use_energy=use_energy,
+                    frame_length=frame_length,
+                )
+            )  # fmt: skip
         outs.append(torch.get_rng_state())
     torch.testing.assert_close(outs[0], outs[2], atol=1e-4, rtol=0)
+    assert torch.equal(outs[4], outs[0])
     assert torch.equal(outs[1], outs[3])
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array"])
+def test_a_call_like_the_last_one_draws_its_own_keys(kind: str) -> None:
+    waveform = noise(2, 4000) if kind == "tensor" else noise(2, 4000).numpy()
+    outs = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002 - what keys of arrays come from
+        fbank(noise(1, 400))  # a call of another kind lies before
+        outs.append([torch.as_tensor(fbank(waveform, AST, backend="numba")) for _ in range(3)])
+    assert all(map(torch.equal, *outs))
+    assert not torch.equal(outs[0][0], outs[0][1])
+    assert not torch.equal(outs[0][1], outs[0][2])
+    if kind == "tensor":
+        torch.manual_seed(0)
+        with use_backend(fbank="reference"):
+            expected = [fbank(waveform, AST) for _ in range(3)]
+        torch.testing.assert_close(outs[0], expected, atol=1e-3, rtol=0)
 
 
 def test_a_scale_of_zero_leaves_the_noise_alone() -> None:

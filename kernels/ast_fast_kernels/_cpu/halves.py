@@ -139,6 +139,11 @@ def used_rows(n_fft: int, window_size: int) -> int:
     return shorter if window_size <= shorter * (n_fft // rows) else rows
 
 
+def used_inputs(n_fft: int, used_rows: int) -> int:
+    """Return how many samples that many inputs of each column are."""
+    return used_rows * Grid.of(n_fft, 0).columns
+
+
 def twiddles(n_fft: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return (cosine, sine) by which inputs 1, 2, … of each row are rotated, even slots first."""
     grid = Grid.of(n_fft, 0)

@@ -61,6 +61,11 @@ def used_rows(n_fft: int, window_size: int) -> int:
     return halves.used_rows(n_fft, window_size) if halves.is_supported(n_fft) else 0
 
 
+def used_inputs(n_fft: int, used_rows: int) -> int:
+    """Return how many samples of a signal `power_spectrum` reads."""
+    return halves.used_inputs(n_fft, used_rows) if halves.is_supported(n_fft) else n_fft
+
+
 def twiddles(n_fft: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Return the table of a length's rotations, flat."""
     if halves.is_supported(n_fft):

@@ -19,6 +19,9 @@ from ast_fast_kernels.fbank.config import FbankConfig
 class Task(Protocol):
     """A batch of contiguous clips, laid out for the kernel."""
 
+    keys: npt.NDArray[np.int64] | None
+    """Where each clip's key for dither is written before `run`, (batch, 2); None without dither."""
+
     def run(self, samples_at: int) -> npt.NDArray[np.float32]:
         """Return the energies of samples at an address, (batch, num_frames, num_mel_bins)."""
 
@@ -37,7 +40,7 @@ class Latest(NamedTuple):
 
 
 class Passed(NamedTuple):
-    """A call without lengths, `out` and dither that passed every check."""
+    """A call without lengths and `out` that passed every check."""
 
     config: FbankConfig
     requested: str  # the backend that was asked for
@@ -55,7 +58,7 @@ of_thread = _OfThread()
 
 
 def note(config: FbankConfig, requested: str, dtype: object, shape: tuple[int, ...]) -> None:
-    """Take down a call, without lengths, `out` and dither, that Numba has just run.
+    """Take down a call, without lengths and `out`, that Numba has just run.
 
     Not if its run is not the thread's last one, as after a signal handler that calls meanwhile.
     """

@@ -75,6 +75,8 @@ def compute_again(waveform: Array, config: FbankConfig, backend: str) -> Array |
     last = again.take(config, requested, waveform.dtype, waveform.shape)
     if last is None:
         return None
+    if last.task.keys is not None:
+        last.task.keys[:] = draw_keys(waveform.shape[:-1])
     log_mel: Array = last.task.run(_address(_first_byte(waveform)))
     again.of_thread.passed = last
     return log_mel if waveform.ndim == 2 else log_mel[0]
@@ -87,7 +89,7 @@ _first_byte: Callable[[Any], Any] = ctypes.c_char.from_buffer
 
 def note_passed(waveform: Array, config: FbankConfig, backend: str) -> None:
     """Take down a call, without lengths and `out`, in which Numba computed some frames."""
-    if waveform.ndim in (1, 2) and config.dither == 0.0:
+    if waveform.ndim in (1, 2):
         requested = _dispatch.requested_backend("fbank", backend)
         again.note(config, requested, waveform.dtype, waveform.shape)
 

@@ -6,11 +6,16 @@ a part of a stream.
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ast_fast_kernels.fbank import gaussian
 from ast_fast_kernels.fbank.config import FbankConfig
+
+_KEYS = (-(2**63), 2**63 - 1)
+"""What keys are drawn from; the last one is left out."""
 
 _WORD = 0xFFFFFFFF
 
@@ -20,8 +25,13 @@ def draw_keys(leading: tuple[int, ...], device: torch.device) -> Tensor:
 
     One number a clip, in order: so on a CPU a batch draws what its clips would one by one.
     """
-    keys = torch.randint(-(2**63), 2**63 - 1, leading, dtype=torch.int64, device=device)
+    keys = torch.randint(*_KEYS, leading, dtype=torch.int64, device=device)
     return torch.stack((keys, torch.zeros_like(keys)), dim=-1)
+
+
+def redraw_keys(keys: npt.NDArray[np.int64]) -> None:
+    """Draw the keys of a flat batch, (batch, 2), as `draw_keys` would on a CPU, in place."""
+    torch.from_numpy(keys)[:, 0].random_(*_KEYS)
 
 
 def noise_of(keys: Tensor | None, waveform: Tensor, config: FbankConfig) -> Tensor | None:
@@ -58,25 +68,25 @@ def noise_at(key: Tensor, stream: Tensor, places: Tensor) -> Tensor:
         places: Shape (places,) or (..., places).
     """
     lower, upper = key & _WORD, (key >> 32) & _WORD
-    steps = stream * gaussian.STEP
+    steps, pairs = stream * gaussian.STEPS[0], places >> 1
     first = _mix(_mix(steps + lower) ^ upper)[..., None]
     second = _mix(_mix(steps + upper) + lower)[..., None]
-    x = _folded(first + (places >> 1) * gaussian.STEP, 16) * gaussian.PAIR[0]
-    a = (_folded(x, 15) ^ second) * gaussian.PAIR[1] & _WORD
+    walked = first + pairs * gaussian.STEPS[0] & _WORD
+    x = walked ^ (second + pairs * gaussian.STEPS[1] & _WORD) >> gaussian.SHIFTS[0]
+    a = _folded(x * gaussian.FACTOR, gaussian.SHIFTS[1])
     b = a >> 24 | a >> 8 & 0xFF00 | a << 8 & 0xFF0000 | a << 24 & 0xFF000000
-    radius = _radius(a | 1)
-    half = _signed(b).to(torch.float32).double() * 2.0**-31
-    square = half * half
-    sine, cosine = half * _polynomial(square, gaussian.SINE), _polynomial(square, gaussian.COSINE)
-    return radius * torch.where(places & 1 == 0, 1.0 - sine * sine, sine * cosine)
+    radius = torch.where(a < gaussian.SIGN, 1.0, -1.0) * _radius(a | 1)
+    quarters = _signed(b).to(torch.float32).double() * 2.0**-31
+    square = quarters * quarters
+    sine = quarters * _polynomial(square, gaussian.SINE)
+    return radius * torch.where(places & 1 == 0, _polynomial(square, gaussian.COSINE), sine)
 
 
 def _radius(a: Tensor) -> Tensor:
-    bits = _signed(a).to(torch.float32).view(torch.int32)
+    bits = _signed(a).to(torch.float32).view(torch.int32) & gaussian.SIZE
     mantissa = (bits & gaussian.MANTISSA).double() * 2.0**-gaussian.MANTISSA_BITS
-    exponent = (bits & gaussian.EXPONENT).double() * 2.0**-gaussian.MANTISSA_BITS
-    log2 = mantissa * _polynomial(mantissa, gaussian.LOG2)
-    return (gaussian.TOP - exponent - log2).sqrt() * gaussian.RADIUS_FACTOR
+    bend = mantissa * _polynomial(mantissa, gaussian.BEND) * 2.0**gaussian.MANTISSA_BITS
+    return (gaussian.WHOLE - bits - bend).sqrt() * gaussian.RADIUS_FACTOR
 
 
 def _signed(words: Tensor) -> Tensor:

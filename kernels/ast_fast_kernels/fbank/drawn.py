@@ -15,12 +15,16 @@ from ast_fast_kernels.fbank.config import FbankConfig
 
 
 @on_one_thread_if_forked
-def draw(samples: Tensor, config: FbankConfig) -> tuple[Tensor | None, str]:
+def draw(
+    samples: Tensor, config: FbankConfig, *, as_words: bool = False
+) -> tuple[Tensor | None, str]:
     """Draw the noise of a clip's frames by torch.randn, and choose the backend that adds it.
 
     Args:
         samples: Shape (num_samples,), checked.
         config: The conventions.
+        as_words: Whether the noise is for that backend alone: then it may be the generator's words
+            (`numba_randn.draw_words`), which the backend's threads make into normals.
     Returns:
         Noise of variance 1, shape (num_frames, window_size), and the backend; None and `"auto"`
         without dither. The thread's next draw may overwrite the noise.
@@ -38,7 +42,8 @@ def draw(samples: Tensor, config: FbankConfig) -> tuple[Tensor | None, str]:
     from ast_fast_kernels._cpu.simd import host_lanes
     from ast_fast_kernels.fbank import numba_randn
 
-    noise = numba_randn.draw(math.prod(shape), room=host_lanes() * config.window_size)
+    draw_noise = numba_randn.draw_words if as_words else numba_randn.draw
+    noise = draw_noise(math.prod(shape), room=host_lanes() * config.window_size)
     return noise.view(shape), backend
 
 

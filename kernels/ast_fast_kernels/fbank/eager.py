@@ -80,7 +80,7 @@ def compute(
         if chosen != "reference":  # autograd does not see what a kernel writes
             torch.autograd.graph.increment_version(out)
         return out
-    if lengths is None and chosen == "numba" and config.dither == 0.0 and len(shape) <= 3:
+    if lengths is None and chosen == "numba" and noise is None and len(shape) <= 3:
         requested = _dispatch.requested_backend("fbank", backend)
         again.note(config, requested, waveform.dtype, tuple(waveform.shape))
     if len(shape) == 3:
@@ -103,6 +103,9 @@ def compute_again(
     last = again.take(config, requested, waveform.dtype, shape)
     if last is None:
         return None
+    if last.task.keys is not None:
+        with one_thread_if_forked():
+            dither.redraw_keys(last.task.keys)
     log_mel = last.task.run(samples_at)
     again.of_thread.passed = last
     return torch.from_numpy(log_mel if len(shape) == 2 else log_mel[0])

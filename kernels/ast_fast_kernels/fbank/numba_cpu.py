@@ -39,7 +39,7 @@ from ast_fast_kernels._cpu.spectrum import (
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, Pace, run_items, team_size
 from ast_fast_kernels.fbank import again, tables
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.numba_dither import REFLECT, SYMMETRIC, ZEROS
+from ast_fast_kernels.fbank.numba_dither import KEY_FIELDS, REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     BATCH,
     FILTERS_AT_ONCE,
@@ -52,6 +52,7 @@ from ast_fast_kernels.fbank.numba_kernel import (
     Scratch,
     compiled_worker,
 )
+from ast_fast_kernels.fbank.numba_mersenne import BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,8 @@ def fbank_numba(
         counts: Samples that count in each waveform; frames beyond them are `config.log_silence`.
         keys: Each clip's key and first frame, contiguous int64 (batch, 2), if there is dither.
         noise: Instead of keys, the standard noise of one clip's frames, contiguous float32
-            (at least num_frames and 16, window_size).
+            (at least num_frames and 16, window_size); or the words that it is made of, int32
+            (num_frames, window_size), with 16 more behind them (`numba_randn.draw_words`).
     """
     batch, num_samples = waveform.shape
     if out is None:
@@ -139,6 +141,10 @@ class _Task:
             self._done, self._extremes = _range_memory(shape[0], numbers[_NUMBER_OF_BLOCKS])
             self._memory[_DONE] = address_of(self._done)
             self._memory[_EXTREMES] = address_of(self._extremes)
+        self.keys: npt.NDArray[np.int64] | None = None
+        if ready.config.dither != 0.0:
+            self.keys = np.zeros((shape[0], KEY_FIELDS), np.int64)
+            self._memory[_KEYS] = address_of(self.keys)
 
     def still_fits(self) -> bool:
         """Say whether one thread still computes it: it is short, or there is no other."""
@@ -162,8 +168,8 @@ class _Task:
         return out
 
 
-_SAMPLES, _OUT, _DONE, _EXTREMES = (
-    BATCH + Batch._fields.index(name) for name in ("samples", "out", "done", "extremes")
+_SAMPLES, _OUT, _KEYS, _DONE, _EXTREMES = (
+    BATCH + Batch._fields.index(name) for name in ("samples", "out", "keys", "done", "extremes")
 )
 _NUMBER_OF_BLOCKS = TOTAL - HEADER
 
@@ -298,6 +304,7 @@ def run_blocks(
         out_at,
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
+        0 if noise is None or noise.is_floating_point() else noise.numel(),
         done_at,
         extremes_at,
     )
@@ -309,7 +316,7 @@ def run_blocks(
         ready.pace.note(threads > few, begun, perf_counter(), total)
     _of_thread.ready = ready
     again.of_thread.latest = None
-    if many == 1 and counts is None and keys is None and noise is None and contiguous:
+    if many == 1 and counts is None and noise is None and contiguous:
         traits = (ready, numbers, out.shape, team if total >= 2 * FEWEST_BLOCKS else 0)
         again.of_thread.latest = again.Latest(
             config, waveform.dtype, tuple(waveform.shape), _Task, traits
@@ -527,13 +534,18 @@ def _buffer_sizes(config: FbankConfig, lanes: int, halves: int) -> Scratch:
         grid=grid_vectors(config.fft_size, halves) * lanes,
         frames=config.fft_size * lanes if _keeps_frames(config) else 0,
         energies=-(-config.num_mel_bins // FILTERS_AT_ONCE) * FILTERS_AT_ONCE * lanes,
+        normals=config.window_size * lanes + 3 * BLOCK if _dithers_frames(config) else 0,
     )
 
 
 def _keeps_frames(config: FbankConfig) -> bool:
     """Whether frames are written out before they are transformed, or transformed again."""
-    dithered = config.dither != 0.0 and config.dither_over == "frame"
-    return dithered or not config.use_power
+    return _dithers_frames(config) or not config.use_power
+
+
+def _dithers_frames(config: FbankConfig) -> bool:
+    """Whether each frame has noise of its own."""
+    return config.dither != 0.0 and config.dither_over == "frame"
 
 
 def in_halves(config: FbankConfig, lanes: int, cache_bytes: int) -> int:

@@ -5,9 +5,10 @@ is linear, what the noise adds to a frame's samples, after pre-emphasis, is adde
 from the tile to the FFT's grid, which is transformed in place; the noise's own mean goes into the
 shift that removes the frame's. Noise over the waveform is added to copied samples, before the tile.
 
-Cannot avoid, for 5 s at 16 kHz: 199,200 normals, at 17 vector operations for each vector of them,
-and three to add them. Measured on an AMD EPYC (family 23) without AVX-512: 187 of the 245 µs that
-dither adds to a clip of 500.
+Cannot avoid, for 5 s at 16 kHz: 199,200 normals, at 16 vector operations for each vector of them,
+and three to add them. Measured on an AMD EPYC (family 23) without AVX-512: 220 µs for a clip of
+360, 40 of them to read the samples and to write them with the noise. Each operation takes half of
+its units there for a cycle, products of words four cycles, and they hardly overlap.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 
 from ast_fast_kernels._cpu.compile import intrinsic, stage
-from ast_fast_kernels._cpu.lanes import Lanes, Value
+from ast_fast_kernels._cpu.lanes import Lanes, Operand, Value
 from ast_fast_kernels._cpu.simd import (
     INTEGER_BYTES,
     VectorType,
@@ -31,10 +32,10 @@ from ast_fast_kernels._cpu.simd import (
     multiply_add,
     splat,
     store,
-    turn_differences,
 )
 from ast_fast_kernels._cpu.words import Words, words_function
 from ast_fast_kernels.fbank import gaussian
+from ast_fast_kernels.fbank.numba_mersenne import BLOCK, write_normals
 
 KEY_FIELDS = 2
 """Integers of a clip's key: the key, and the number of its first frame."""
@@ -56,43 +57,44 @@ class _Noise(Words):
         """Return the two words of each lane's stream."""
         b = self.builder
         lower, upper = self.splat(key), self.splat(b.lshr(key, key.type(32)))
-        steps = self.times(numbers, gaussian.STEP)
+        steps = self.times(numbers, gaussian.STEPS[0])
         first = b.xor(self.mixed(b.add(steps, lower)), upper)
         second = b.add(self.mixed(b.add(steps, upper)), lower)
         return [self.mixed(first), self.mixed(second)]
 
     def word(self, first: ir.Value, second: ir.Value) -> ir.Value:
-        """Return a pair's word; `first` already has the steps to its place."""
-        x = self.folded(self.times(self.folded(first, 16), gaussian.PAIR[0]), 15)
-        return self.times(self.builder.xor(x, second), gaussian.PAIR[1])
+        """Return a pair's word from a stream's two, with the steps to its place."""
+        b = self.builder
+        x = b.xor(first, b.lshr(second, self.constant(gaussian.SHIFTS[0])))
+        return self.folded(self.times(x, gaussian.FACTOR), gaussian.SHIFTS[1])
 
     def square(self, word: ir.Value) -> Value:
         """Return a pair's radius squared, over RADIUS_FACTOR squared."""
-        lanes = self.lanes
-        bits = self.of(self.floats(self.builder.or_(word, self.constant(1))).value)
-        exponent = self.floats(self.masked(bits, gaussian.EXPONENT))
+        lanes, b = self.lanes, self.builder
+        bits = self.of(self.floats(b.or_(word, self.constant(1))).value)
+        size = self.masked(bits, gaussian.SIZE)
+        straight = self.floats(b.sub(self.constant(gaussian.WHOLE), size))
         mantissa = self.floats(self.masked(bits, gaussian.MANTISSA))
+        powers = range(len(gaussian.BEND) - 1, -1, -1)
         unit = 2.0**-gaussian.MANTISSA_BITS
-        powers = range(len(gaussian.LOG2), 0, -1)
-        log2 = [c * unit**power for c, power in zip(gaussian.LOG2, powers, strict=True)]
-        slope = _polynomial(lanes, mantissa, [-c for c in log2])
-        whole = lanes.fma(exponent, -unit, float(gaussian.TOP))
-        return lanes.fma(mantissa, slope, whole)
+        slope = [-c * unit**power for c, power in zip(gaussian.BEND, powers, strict=True)]
+        return lanes.fma(mantissa, _polynomial(lanes, mantissa, slope), straight)
 
-    def normals(self, square: Value, word: ir.Value) -> list[Value]:
-        """Return a pair's normals over RADIUS_FACTOR, from its radius squared and its word."""
+    def normals(self, square: Value, word: ir.Value, scale: Value) -> list[Value]:
+        """Return a pair's normals times `scale`, over RADIUS_FACTOR."""
         lanes = self.lanes
-        radius = lanes.sqrt(square)
-        half = self.floats(self.reversed(word)) * 2.0**-31
-        turned = half * half
-        sine = half * _polynomial(lanes, turned, gaussian.SINE)
-        cosine = _polynomial(lanes, turned, gaussian.COSINE)
-        of_sine = radius * sine
-        return [lanes.fma(-of_sine, sine, radius), of_sine * cosine]
+        sign = self.masked(word, gaussian.SIGN)
+        size = self.of(lanes.sqrt(square).value)
+        radius = Value(lanes, self.bits(self.builder.or_(size, sign)))
+        quarters = self.floats(self.reversed(word)) * 2.0**-31
+        turned = quarters * quarters
+        cosine = _polynomial(lanes, turned, [scale * c for c in gaussian.COSINE])
+        sine = _polynomial(lanes, turned, [scale * c for c in gaussian.SINE])
+        return [radius * cosine, radius * (quarters * sine)]
 
 
-def _polynomial(lanes: Lanes, x: Value, coefficients: Sequence[float]) -> Value:
-    result = lanes.constant(coefficients[0])
+def _polynomial(lanes: Lanes, x: Value, coefficients: Sequence[Operand]) -> Value:
+    result = lanes.lift(coefficients[0])
     for coefficient in coefficients[1:]:
         result = lanes.fma(result, x, coefficient)
     return result
@@ -116,25 +118,19 @@ def stream_words(typing_context: Any, key: Any, first: Any, step: Any, lanes: An
     return result(types.intp, types.intp, types.intp, lanes), emit
 
 
-def _emit_consecutive(words: Words, first: ir.Value) -> ir.Value:
-    steps = words.constant(*(lane * gaussian.STEP for lane in range(words.lanes.count)))
-    return words.builder.add(first, steps)
+def _stepping(step: int) -> Any:
+    return words_function(
+        1,
+        lambda words, word: words.builder.add(word, words.constant(step)),
+        "Return one of a stream's words with one step more.",
+    )
 
 
-next_pair = words_function(
-    1,
-    lambda words, first: words.builder.add(first, words.constant(gaussian.STEP)),
-    "Return a stream's first word with one step more.",
-)
-consecutive = words_function(
-    1,
-    _emit_consecutive,
-    "Return a stream's first word with the steps to consecutive pairs, one in each lane.",
-)
+step_first, step_second = map(_stepping, gaussian.STEPS)
 pair_word = words_function(
     2,
     lambda words, first, second: _Noise(words.lanes).word(first, second),
-    "Return a pair's word from its stream's two; the first has the pair's steps.",
+    "Return a pair's word from its stream's two, with the pair's steps.",
 )
 pair_square = words_function(
     1,
@@ -144,33 +140,43 @@ pair_square = words_function(
 
 
 @intrinsic
-def steps_to(typing_context: Any, first: Any, pair: Any) -> Any:
-    """Return a stream's first word with the steps to a pair's number."""
-    if not isinstance(first, VectorType):
+def consecutive(typing_context: Any, words_of: Any, pair: Any) -> Any:
+    """Return a stream's two words with the steps to a pair's number, and on from lane to lane."""
+    if not isinstance(words_of, types.UniTuple):
         return None
+    vector = words_of.dtype
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        words = _Noise(Lanes(builder, first.lanes))
-        steps = words.splat(builder.mul(args[1], args[1].type(gaussian.STEP)))
-        return words.bits(builder.add(words.of(args[0]), steps))
+        words = _Noise(Lanes(builder, vector.lanes))
+        pairs = builder.add(words.splat(args[1]), words.constant(*range(vector.lanes)))
+        walked = [
+            words.bits(builder.add(words.of(word), words.times(pairs, step)))
+            for word, step in zip(
+                cgutils.unpack_tuple(builder, args[0]), gaussian.STEPS, strict=True
+            )
+        ]
+        return context.make_tuple(builder, words_of, walked)
 
-    return first(first, types.intp), emit
+    return words_of(words_of, types.intp), emit
 
 
 @intrinsic
-def pair_normals(typing_context: Any, square: Any, word: Any) -> Any:
-    """Return a pair's two normals, over RADIUS_FACTOR, from `pair_square`'s and its word."""
-    if not (isinstance(square, VectorType) and square == word):
+def pair_normals(typing_context: Any, square: Any, word: Any, scale: Any) -> Any:
+    """Return a pair's two normals times `scale`, over RADIUS_FACTOR.
+
+    They are made of `pair_square`'s result and the pair's word.
+    """
+    if not (isinstance(square, VectorType) and square == word == scale):
         return None
     result = types.UniTuple(square, 2)
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         lanes = Lanes(builder, square.lanes)
         words = _Noise(lanes)
-        normals = words.normals(Value(lanes, args[0]), words.of(args[1]))
+        normals = words.normals(Value(lanes, args[0]), words.of(args[1]), Value(lanes, args[2]))
         return context.make_tuple(builder, result, [normal.value for normal in normals])
 
-    return result(square, word), emit
+    return result(square, word, scale), emit
 
 
 @intrinsic
@@ -200,48 +206,49 @@ def dither_frames(
     tile: Any,
     places: Any,
     grid: Any,
-    n_fft: int,
+    inputs: int,
     lanes: int,
 ) -> Any:
     """Write a block's pre-emphasised frames with noise to the grid, sample after sample.
 
-    Returns what removing the mean subtracts for the noise: a vector.
+    Zeros follow, up to `inputs` samples. Returns what removing the mean subtracts for the noise: a
+    vector.
     """
     key = integers_at(keys + clip * KEY_FIELDS * INTEGER_BYTES)
-    place, second = stream_words(key[0], key[1] + frame, 1, lanes)
-    factor = np.float32(plan.dither * gaussian.RADIUS_FACTOR)
-    scale = splat(factor, lanes)
-    minus = splat(-_coefficient(plan) * factor, lanes)
+    first, second = stream_words(key[0], key[1] + frame, 1, lanes)
+    scale = splat(np.float32(plan.dither * gaussian.RADIUS_FACTOR), lanes)
+    minus = splat(-_coefficient(plan), lanes)
     size = plan.window_size
     zero = splat(np.float32(0.0), lanes)
     # Three pairs are in work at a time: one after the other, each step would wait for its own
     # pair's last, and the next pair is too far away for the processor to begin it meanwhile.
-    word = pair_word(place, second)
+    word = pair_word(first, second)
     square = pair_square(word)
-    previous, later = pair_normals(square, word)  # a frame's first sample is its own predecessor
-    place = next_pair(place)
-    following = pair_word(place, second)
-    even, odd = zero, zero
+    # A frame's first sample is its own predecessor.
+    previous, later = pair_normals(square, word, scale)
+    first, second = step_first(first), step_second(second)
+    following = pair_word(first, second)
+    total = zero
     for n in range(0, size - 1, 2):
-        noise, later = pair_normals(square, word)
+        noise, later = pair_normals(square, word, scale)
         word = following
         square = pair_square(word)
-        place = next_pair(place)
-        following = pair_word(place, second)
-        here = multiply_add(scale, noise, load(tile, places[n], lanes))
+        first, second = step_first(first), step_second(second)
+        following = pair_word(first, second)
+        here = noise + load(tile, places[n], lanes)
         store(grid, n * lanes, multiply_add(minus, previous, here))
-        here = multiply_add(scale, later, load(tile, places[n + 1], lanes))
+        here = later + load(tile, places[n + 1], lanes)
         store(grid, (n + 1) * lanes, multiply_add(minus, noise, here))
-        even, odd = even + noise, odd + later
+        total = total + (noise + later)
         previous = later
     if size % 2:
-        noise, later = pair_normals(square, word)
-        here = multiply_add(scale, noise, load(tile, places[size - 1], lanes))
+        noise, later = pair_normals(square, word, scale)
+        here = noise + load(tile, places[size - 1], lanes)
         store(grid, (size - 1) * lanes, multiply_add(minus, previous, here))
-        even = even + noise
-    for n in range(size, n_fft):
+        total = total + noise
+    for n in range(size, inputs):
         store(grid, n * lanes, zero)
-    return _noise_shift(plan, (even + odd) * scale, lanes)
+    return _noise_shift(plan, total, lanes)
 
 
 @stage
@@ -262,45 +269,92 @@ def _noise_shift(plan: Any, total: Any, lanes: int) -> Any:
 @stage
 def dither_frames_by(
     noise_at: int,
+    drawn: int,
+    buffer_at: int,
     row: int,
     plan: Any,
     tile: Any,
     places: Any,
     grid: Any,
-    n_fft: int,
+    inputs: int,
     lanes: int,
 ) -> Any:
     """Do what `dither_frames` does with given noise, float32 (frames, window_size), from a row on.
 
-    Rows are read for every lane, those after a clip's last frame too.
+    Rows are read for every lane, those after a clip's last frame too. If `drawn` is not 0, the
+    noise is that many words of torch's generator, which become normals in the buffer.
     """
     noise = floats_at(noise_at)
     size = plan.window_size
     start = row * size
-    coefficient = _coefficient(plan)
-    factor, minus = splat(coefficient, lanes), splat(-coefficient, lanes)
-    scale = splat(np.float32(plan.dither), lanes)
+    if drawn != 0:
+        buffer, wanted = floats_at(buffer_at), lanes * size
+        begin, end = start // BLOCK * BLOCK, min(start + wanted, drawn)
+        write_normals(noise_at, begin, end, drawn, buffer, BLOCK, wanted)
+        noise = buffer
+        start += BLOCK - begin
+    factor = np.float32(plan.dither)
+    scale, minus = splat(factor, lanes), splat(-_coefficient(plan) * factor, lanes)
     previous = gather(noise, start, size, lanes)
     total = splat(np.float32(0.0), lanes)
     n = 0
     while n + lanes <= size:
-        previous, more = turn_differences(
-            noise, start + n, size, grid, n * lanes, lanes, factor, previous
+        previous, more = add_turned(
+            noise, start + n, size, tile, places, grid, n, scale, minus, previous
         )
         total = total + more
         n += lanes
     while n < size:
         sample = gather(noise, start + n, size, lanes)
-        store(grid, n * lanes, multiply_add(minus, previous, sample))
+        here = multiply_add(scale, sample, load(tile, places[n], lanes))
+        store(grid, n * lanes, multiply_add(minus, previous, here))
         total = total + sample
         previous = sample
         n += 1
-    for n in range(size):
-        here = load(tile, places[n], lanes)
-        store(grid, n * lanes, multiply_add(scale, load(grid, n * lanes, lanes), here))
-    for n in range(size, n_fft):
+    for n in range(size, inputs):
         store(grid, n * lanes, splat(np.float32(0.0), lanes))
     return _noise_shift(plan, total * scale, lanes)
+
+
+@intrinsic
+def add_turned(
+    typing_context: Any,
+    noise: Any,
+    start: Any,
+    stride: Any,
+    tile: Any,
+    places: Any,
+    grid: Any,
+    first: Any,
+    scale: Any,
+    minus: Any,
+    previous: Any,
+) -> Any:
+    """Transpose a square of noise, and write samples from `first` on with it to the grid.
+
+    A sample of the tile is added `scale` times its own noise and `minus` times that before. Returns
+    the last vector of noise, and the sum of all.
+    """
+    if not (isinstance(previous, VectorType) and scale == minus == previous):
+        return None
+    size, result = types.intp, types.UniTuple(previous, 2)
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        lanes = Lanes(builder, previous.lanes)
+        turned = lanes.load_turned(args[0], args[1], args[2])
+        factor, less, before = (Value(lanes, arg) for arg in args[7:])
+        total = turned[0]
+        for j, sample in enumerate(turned):
+            n = builder.add(args[6], args[6].type(j))
+            place = builder.sext(builder.load(builder.gep(args[4], [n])), n.type)
+            here = lanes.fma(factor, sample, lanes.load(args[3], place))
+            here = lanes.fma(less, before, here)
+            lanes.store(here, args[5], builder.mul(n, n.type(lanes.count)))
+            before, total = sample, total + sample if j else sample
+        return context.make_tuple(builder, result, [before.value, total.value])
+
+    signature = result(noise, size, size, tile, places, grid, size, scale, minus, previous)
+    return signature, emit
 
 
 @stage
@@ -323,7 +377,7 @@ def dither_samples(
     key = integers_at(keys + clip * KEY_FIELDS * INTEGER_BYTES)
     shift = key[1] * plan.hop  # of the clip's first sample in its stream
     words = stream_words(key[0], 0, 0, lanes)
-    scale = np.float32(plan.dither * gaussian.RADIUS_FACTOR)
+    scale = splat(np.float32(plan.dither * gaussian.RADIUS_FACTOR), lanes)
     minus = np.float32(-plan.preemphasis) if plan.emphasise_waveform else np.float32(0.0)
     factor = splat(minus, lanes)
     begin, end = min(max(first - 1, 0), count), max(min(first + needed, count), 0)
@@ -331,47 +385,48 @@ def dither_samples(
     place = max(begin + shift - 1, 0) // 2 * 2  # an even place of the stream, one sample before
     buffer[0] = np.float32(0.0)
     while place < end + shift:
-        _write_noise(words, place, buffer, lanes)
+        _write_noise(words, place, scale, buffer, lanes)
         low, high = max(begin, place - shift), min(end, place - shift + 2 * lanes)
         while low + lanes <= high:
             n = low + shift - place
-            more = multiply_add(factor, load(buffer, n, lanes), load(buffer, n + 1, lanes))
-            more = multiply_add(splat(scale, lanes), more, load(target, low + offset, lanes))
-            store(target, low + offset, more)
+            here = load(buffer, n + 1, lanes) + load(target, low + offset, lanes)
+            store(target, low + offset, multiply_add(factor, load(buffer, n, lanes), here))
             low += lanes
         for index in range(low, high):
             n = index + shift - place
-            more = multiply_add(minus, buffer[n], buffer[n + 1])
-            target[index + offset] = multiply_add(scale, more, target[index + offset])
+            here = buffer[n + 1] + target[index + offset]
+            target[index + offset] = multiply_add(minus, buffer[n], here)
         buffer[0] = buffer[2 * lanes]
         place += 2 * lanes
     if plan.padding == ZEROS or count == 0:
         return
     for index in range(first - 1, min(first + needed, begin)):
         place = mirrored(index, count, plan) + shift
-        target[index + offset] += scale * _noise_at(words, place, minus, buffer, lanes)
+        target[index + offset] += _noise_at(words, place, scale, minus, buffer, lanes)
     for index in range(max(end, first - 1), first + needed):
         place = mirrored(index, count, plan) + shift
-        target[index + offset] += scale * _noise_at(words, place, minus, buffer, lanes)
+        target[index + offset] += _noise_at(words, place, scale, minus, buffer, lanes)
 
 
 @stage
-def _write_noise(words: Any, place: int, buffer: Any, lanes: int) -> None:
-    """Write the noise of 2 * lanes places from an even one on to buffer[1:]."""
-    first, second = words
-    word = pair_word(steps_to(consecutive(first), place // 2), second)
-    even, odd = pair_normals(pair_square(word), word)
+def _write_noise(words: Any, place: int, scale: Any, buffer: Any, lanes: int) -> None:
+    """Write the noise of 2 * lanes places from an even one on, scaled, to buffer[1:]."""
+    first, second = consecutive(words, place // 2)
+    word = pair_word(first, second)
+    even, odd = pair_normals(pair_square(word), word, scale)
     low, high = interleaved(even, odd)
     store(buffer, 1, low)
     store(buffer, 1 + lanes, high)
 
 
 @stage
-def _noise_at(words: Any, place: int, minus: np.float32, buffer: Any, lanes: int) -> Any:
-    """Return the noise at one place, plus `minus` times that of the place before."""
+def _noise_at(
+    words: Any, place: int, scale: Any, minus: np.float32, buffer: Any, lanes: int
+) -> Any:
+    """Return the noise at one place, scaled, plus `minus` times that of the place before."""
     before = max(place - 1, 0) // 2 * 2
     buffer[0] = np.float32(0.0)
-    _write_noise(words, before, buffer, lanes)
+    _write_noise(words, before, scale, buffer, lanes)
     n = place - before
     return multiply_add(minus, buffer[n], buffer[n + 1])
 

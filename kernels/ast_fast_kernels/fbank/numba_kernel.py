@@ -47,7 +47,7 @@ from ast_fast_kernels._cpu.simd import (
     turn_as,
     turn_differences_as,
 )
-from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes
+from ast_fast_kernels._cpu.spectrum import power_spectrum, take_magnitudes, used_inputs
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, compile_worker, take
 from ast_fast_kernels.fbank.numba_dither import (
     ZEROS,
@@ -91,6 +91,7 @@ class Batch(NamedTuple):
     out: int
     keys: int  # address of each clip's noise key, `KEY_FIELDS` integers
     noise: int  # address of the noise itself, float32 (num_frames, window_size); 0 if from the keys
+    drawn: int  # how many words the noise is made of; 0 if it is there
     done: int  # address of each clip's number of finished blocks, if its range is limited
     extremes: int  # address of each block's largest and least value, float32, in the same case
 
@@ -142,6 +143,7 @@ class Scratch(NamedTuple):
     grid: int  # (grid vectors of the FFT, lanes)
     frames: int  # (n_fft, lanes), with noise or to be transformed again; nothing if neither
     energies: int  # (mel bins in whole groups, lanes), before they are transposed
+    normals: int  # noise made of words, (lanes, window size) and three blocks; nothing if none is
 
 
 NUM_FLOATS = 8
@@ -173,6 +175,7 @@ def compiled_worker(
     which then costs nothing, else 0. The digest of the sources it is emitted from is part of
     Numba's cache key through the closure.
     """
+    inputs = used_inputs(n_fft, used_rows)
 
     def kernel(address: int) -> None:
         digest  # noqa: B018 - a closure variable only counts if it is used
@@ -272,7 +275,7 @@ def compiled_worker(
             if over_frames:
                 read, read_places = frames_apart, in_order
                 offset = shift + _dither(
-                    batch, clip, frame, plan, tile, places, frames_apart, n_fft, lanes
+                    batch, clip, frame, plan, scratch, tile, places, frames_apart, inputs, lanes
                 )
             while True:
                 power_spectrum(
@@ -547,16 +550,28 @@ def _dither(
     clip: int,
     frame: int,
     plan: Plan,
+    scratch: Scratch,
     tile: Pointer,
     places: Pointer,
     grid: Pointer,
-    n_fft: int,
+    inputs: int,
     lanes: int,
 ) -> Any:
     """Write a block's frames with noise to the grid; return what removing its mean subtracts."""
     if batch.noise != 0:
-        return dither_frames_by(batch.noise, frame, plan, tile, places, grid, n_fft, lanes)
-    return dither_frames(batch.keys, clip, frame, plan, tile, places, grid, n_fft, lanes)
+        return dither_frames_by(
+            batch.noise,
+            batch.drawn,
+            scratch.normals,
+            frame,
+            plan,
+            tile,
+            places,
+            grid,
+            inputs,
+            lanes,
+        )
+    return dither_frames(batch.keys, clip, frame, plan, tile, places, grid, inputs, lanes)
 
 
 @stage
