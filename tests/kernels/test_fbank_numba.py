@@ -254,6 +254,7 @@ def test_no_cache_folder_is_no_obstacle(tmp_path) -> None:
 EMITTERS = [
     "_cpu/chirp.py",
     "_cpu/compile.py",
+    "_cpu/crew.py",
     "_cpu/dft.py",
     "_cpu/fft.py",
     "_cpu/halves.py",

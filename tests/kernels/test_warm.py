@@ -43,16 +43,16 @@ fbank(waveforms, config, lengths=[999, 0, 40]).sum().backward()
 
 def test_a_process_after_it_compiles_nothing(tmp_path: Path) -> None:
     said = run_program(WARM, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    compiled = ["compiling", "compiled"]  # its helpers', and its own
-    assert [line.split()[0] for line in said] == [*compiled, *compiled, "kept", "ready:"]
-    helpers, kernel = tmp_path.rglob("*.nbc")
-    assert said[4] == f"kept in {kernel.parent}"
-    assert helpers.parent == kernel.parent
+    compiled, kept = ["compiling", "compiled"], ["kept", "kept", "ready:"]
+    # What its helpers run for longer clips, and its own.
+    assert [line.split()[0] for line in said] == [*compiled, *compiled, *kept]
+    folders = {f"kept in {kernel.parent}" for kernel in tmp_path.rglob("*.nbc")}
+    assert folders == {said[4], said[5]}
     said = run_program(WARM, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert [line.split()[0] for line in said] == ["kept", "ready:"]
+    assert [line.split()[0] for line in said] == kept
     assert "compil" not in run_program(USE, NUMBA_CACHE_DIR=str(tmp_path))
     said = run_program(WARM_GRADIENT, NUMBA_CACHE_DIR=str(tmp_path)).splitlines()
-    assert [line.split()[0] for line in said] == ["compiling", "compiled", "kept", "ready:"]
+    assert [line.split()[0] for line in said] == [*compiled, *kept]
     assert "compil" not in run_program(TRAIN, NUMBA_CACHE_DIR=str(tmp_path))
 
 
