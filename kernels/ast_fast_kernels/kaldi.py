@@ -211,7 +211,7 @@ def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
     ):
         return None
     if last.config.dither == 0.0:
-        return tensors.compute_again(waveform, last.config, "auto", last.channel)
+        return tensors.compute_again(waveform, last.config, "auto", row=last.channel)
     samples = waveform[last.channel]
     return _log_mel(samples, last.config, *drawn.draw(samples, last.config, as_words=True))
 

@@ -142,6 +142,9 @@ def _change(text: str) -> tuple[str, Any]:
 
 def _run_fbank(config: FbankConfig) -> None:
     from ast_fast_kernels import fbank
+    from ast_fast_kernels._cpu import crew
+
+    crew.compile_loops()  # for longer clips on several threads
 
     # The kernel is one for all dtypes, lengths and layouts.
     fbank(np.zeros(2 * config.window_size, np.float32), config, backend="numba")

@@ -255,6 +255,7 @@ EMITTERS = [
     "_cpu/chirp.py",
     "_cpu/compile.py",
     "_cpu/coprime.py",
+    "_cpu/crew.py",
     "_cpu/dft.py",
     "_cpu/fft.py",
     "_cpu/halves.py",

@@ -38,6 +38,20 @@ def write_shared(typing_context: Any, address: Any, index: Any, value: Any) -> A
     return types.void(types.intp, types.intp, types.intp), emit
 
 
+@intrinsic
+def swap_shared(typing_context: Any, address: Any, index: Any, old: Any, new: Any) -> Any:
+    """Put `new` in the place of `old`, and say whether it was there; no thread comes in between."""
+    if not all(isinstance(kind, types.Integer) for kind in (address, index, old, new)):
+        return None
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        pointer = _place(context, builder, args)
+        pair = builder.cmpxchg(pointer, args[2], args[3], "seq_cst", "seq_cst")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(types.intp, types.intp, types.intp, types.intp), emit
+
+
 def _place(context: Any, builder: ir.IRBuilder, args: Any) -> ir.Value:
     kind = context.get_value_type(types.intp)
     return builder.gep(builder.inttoptr(args[0], kind.as_pointer()), [args[1]])

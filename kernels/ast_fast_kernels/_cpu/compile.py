@@ -80,6 +80,8 @@ def _describe(function: Callable[..., Any]) -> str:
     """Name a kernel by its operation and the numbers that it is built for."""
     op, name = function.__module__.split(".")[1], function.__name__
     kernel = f"the {op} {name} kernel" if name in ("forward", "backward") else f"the {op} kernel"
+    if op == "_cpu":  # of no operation's
+        kernel = f"the {name} kernel"
     numbers = [f"{name} {value}" for name, value in _built_for(function).items()]
     return f"{kernel} for {', '.join(numbers)}" if numbers else kernel
 

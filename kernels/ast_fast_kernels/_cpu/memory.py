@@ -8,8 +8,11 @@ when the last array over it is gone, its memory waits for the next result of its
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
 import threading
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -27,14 +30,24 @@ MOST_BYTES = 2**26
 """Most memory that waits, in all; glibc's malloc keeps as much at the end of its heap."""
 
 
-def lend(size: int) -> Float32Array:
-    """Return `size` uninitialised float32, aligned to a cache line."""
-    if size * FLOAT_BYTES < LEAST_BYTES:
-        return aligned(size)
-    whole = _rounded(size)
-    if whole * FLOAT_BYTES > MOST_BYTES:
-        return aligned(size)
-    return np.asarray(_Loan(_waiting.take(whole)))[:size]
+def lend(*shape: int) -> Float32Array:
+    """Return an uninitialised float32 array that begins a cache line."""
+    array, _ = lend_at(*shape)
+    return array
+
+
+def lend_at(*shape: int) -> tuple[Float32Array, int]:
+    """Return such an array, and its address."""
+    size = math.prod(shape)
+    if size * FLOAT_BYTES >= LEAST_BYTES:
+        whole = _rounded(size)
+        if whole * FLOAT_BYTES <= MOST_BYTES:
+            block = _waiting.take(whole)
+            loan = block.loan.from_address(block.address)
+            loan.block, loan.waiting = block, _waiting
+            return np.ndarray(shape, np.float32, loan), block.address
+    array = aligned(size)
+    return array.reshape(shape), address_of(array) if size else 0
 
 
 def _rounded(size: int) -> int:
@@ -44,16 +57,11 @@ def _rounded(size: int) -> int:
 
 
 class _Block:
-    """An array's memory, and how numpy finds it."""
+    """An array's memory, and what its loans are."""
 
     def __init__(self, size: int) -> None:
         self.size, self.array = size, aligned(size)
-        self.interface: dict[str, Any] = {
-            "version": 3,
-            "typestr": self.array.dtype.str,
-            "shape": (size,),
-            "data": (address_of(self.array), False),
-        }
+        self.address, self.loan = address_of(self.array), _loan_of(size)
 
 
 class _Waiting:
@@ -67,13 +75,16 @@ class _Waiting:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._blocks: dict[int, list[_Block]] = {}
+        self._size = 0  # of all blocks, in floats; more after an interrupt
 
     def take(self, size: int) -> _Block:
         """Return a block of this size: one that waits, or else a new one."""
         if self._lock.acquire(blocking=False):
             try:
                 if blocks := self._blocks.get(size):
-                    return blocks.pop()
+                    block = blocks.pop()
+                    self._size -= size
+                    return block
             finally:
                 self._lock.release()
         return _Block(size)
@@ -83,16 +94,24 @@ class _Waiting:
         if not self._lock.acquire(blocking=False):
             return
         try:
-            blocks = self._blocks.pop(block.size, [])
+            self._size += block.size
+            blocks = self._blocks.pop(block.size, None) or []
             blocks.append(block)
             self._blocks[block.size] = blocks
-            while self.num_bytes() > MOST_BYTES:
-                size, blocks = next(iter(self._blocks.items()))
-                blocks.pop()
-                if not blocks:
-                    del self._blocks[size]
+            if self._size * FLOAT_BYTES > MOST_BYTES:
+                self._release()
         finally:
             self._lock.release()
+
+    def _release(self) -> None:
+        """Give the blocks of sizes that were used longest ago back to malloc."""
+        while self.num_bytes() > MOST_BYTES:
+            size, blocks = next(iter(self._blocks.items()))
+            if blocks:
+                blocks.pop()
+            if not blocks:
+                del self._blocks[size]
+        self._size = self.num_bytes() // FLOAT_BYTES
 
     def num_bytes(self) -> int:
         """Return how much memory waits."""
@@ -107,12 +126,15 @@ _waiting = _Waiting()
 os.register_at_fork(after_in_child=_waiting.start_anew)
 
 
-class _Loan:
-    """What every array over a block refers to; no array itself, so none can outlive it."""
+@lru_cache(maxsize=64)
+def _loan_of(size: int) -> Any:
+    """Return what every array over a block of this size refers to.
 
-    def __init__(self, block: _Block) -> None:
-        self._block, self._waiting = block, _waiting
-        self.__array_interface__ = block.interface
+    It is memory of ctypes', as Python's own classes have none, and no array, whose views could
+    outlive it: numpy gives these the array below.
+    """
+    return type("Loan", (ctypes.c_float * size,), {"__del__": _give_back})
 
-    def __del__(self) -> None:
-        self._waiting.put(self._block)
+
+def _give_back(loan: Any) -> None:
+    loan.waiting.put(loan.block)

@@ -72,30 +72,37 @@ def run_items(
 class Pace:
     """Whether more threads make a short call faster: what the calls before it took.
 
-    Threads that sleep, or whose cores others use, can take milliseconds to come, and torch's team
-    waits for all of them. So they are asked only in a row of calls that has lasted as long as that
-    takes; and where they lose twice in a row (the first call may have woken them), the next calls
-    are made without them: eight, then eight times as many after each trial that fails.
+    Threads that sleep, or whose cores others use, come late. So they are asked where a call takes
+    much longer than waking one, or in a row of calls that has lasted as long as that takes; and
+    where they lose twice in a row (the first call may have woken them), the next calls are made
+    without them: for 10 ms, then eight times as long after each trial that fails.
     """
 
-    FIRST, MOST = 8, 4096
-    """Calls without more threads before the first trial, and the most before another one."""
+    FIRST = 8
+    """Calls without more threads before a trial, which tell what they take."""
 
-    AWAKE = 0.005
-    """Seconds for which a thread counts as awake after a call; torch's spin for about as long, and
-    take as long to wake."""
+    PAUSE, LONGEST_PAUSE = 0.01, 5.0
+    """Seconds without another trial after the first one that fails, and the most of them."""
+
+    AWAKE = 0.0002
+    """Seconds for which a thread is awake after a call (`crew.AWAKE`), and to wake one."""
+
+    LONG = 0.0003
+    """Seconds of a call without more threads from which it pays to wake one."""
 
     def __init__(self) -> None:
         self._least = math.inf  # seconds for each item, without more threads
-        self._row_began = self._ended = -math.inf
-        self._left = self._pause = self.FIRST
+        self._row_began = self._ended = self._until = -math.inf
+        self._left, self._pause = self.FIRST, self.PAUSE
         self._has_lost = False
 
-    def tries_more(self, now: float) -> bool:
-        """Say whether a call is to use more threads; times are `perf_counter`'s."""
+    def tries_more(self, now: float, items: int) -> bool:
+        """Say whether a call of so many items, at `perf_counter`'s time, uses more threads."""
         if now - self._ended >= self.AWAKE:
             self._row_began = now
-        return self._left == 0 and now - self._row_began >= self.AWAKE
+        if self._left > 0 or now < self._until:
+            return False
+        return now - self._row_began >= self.AWAKE or self._least * items >= self.LONG
 
     def note(self, more: bool, begun: float, ended: float, items: int) -> None:
         """Take down what a call of so many items took, and whether it used more threads."""
@@ -105,12 +112,13 @@ class Pace:
             self._left = max(self._left - 1, 0)
             self._least = min(self._least, seconds)
         elif seconds < self._least:
-            self._pause, self._has_lost = self.FIRST, False
+            self._pause, self._has_lost = self.PAUSE, False
         elif not self._has_lost:
             self._has_lost = True
         else:
-            self._left, self._has_lost = self._pause, False
-            self._pause = min(8 * self._pause, self.MOST)
+            self._left, self._has_lost = self.FIRST, False
+            self._until = ended + self._pause
+            self._pause = min(8 * self._pause, self.LONGEST_PAUSE)
             self._least = math.inf  # others may use the machine by now
 
 

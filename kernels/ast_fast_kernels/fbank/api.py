@@ -89,8 +89,8 @@ def fbank(
         ImportError: Numba cannot run this input, and torch is not installed.
     """
     if isinstance(waveform, np.ndarray):
-        if lengths is None and out is None and not is_compiling():
-            again = arrays.compute_again(waveform, config, backend)
+        if lengths is None and not is_compiling():
+            again = arrays.compute_again(waveform, config, out, backend)
             if again is not None:
                 return again
         return _fbank_of_array(waveform, config, lengths, out, backend)
@@ -167,7 +167,7 @@ def _fbank_of_array(
         keys = arrays.draw_keys(waveform.shape[:-1])
     if chosen == "numba":
         log_mel = arrays.compute(waveform, config, counts, out, keys)
-        if lengths is None and out is None and log_mel.size:
+        if lengths is None and log_mel.size:
             arrays.note_passed(waveform, config, backend)
         return log_mel
     samples = _as_tensor(waveform, config, chosen)

@@ -67,20 +67,52 @@ def compute(
     return log_mel if len(shape) == 3 else log_mel.reshape(shape)
 
 
-def compute_again(waveform: Array, config: FbankConfig, backend: str) -> Array | None:
+def compute_again(waveform: Array, config: FbankConfig, out: object, backend: str) -> Array | None:
     """Compute a clip or a batch if the last call was like this; None if it has to be checked."""
     if type(waveform) is not np.ndarray or not waveform.flags.carray:
         return None
-    requested = _dispatch.requested_backend("fbank", backend)
-    last = again.take(config, requested, waveform.dtype, waveform.shape)
+    last = again.take(config, backend, waveform.dtype, waveform.shape)
     if last is None:
         return None
-    if last.task.keys is not None:
-        last.task.keys[:] = draw_keys(waveform.shape[:-1])
-    log_mel: Array = last.task.run(_address(_first_byte(waveform)))
+    samples_at = _address(_first_byte(waveform))
+    log_mel: Array | None
+    if out is None:
+        _draw_again(last)
+        log_mel = last.task.run(samples_at)
+        if waveform.ndim == 1:
+            log_mel = log_mel[0]
+    else:
+        log_mel = _fill_again(last, samples_at, out)
     again.of_thread.passed = last
-    return log_mel if waveform.ndim == 2 else log_mel[0]
+    return log_mel
 
+
+def _fill_again(last: again.Passed, samples_at: int, out: object) -> Array | None:
+    """Fill `out`, and return it; None if it has to be checked, or the samples to be copied."""
+    task = last.task
+    if (
+        type(out) is not np.ndarray
+        or out.dtype is not _FLOAT32
+        or out.shape != last.result
+        or not out.flags.carray
+        or task.normalises
+    ):
+        return None
+    out_at = _address(_first_byte(out))
+    if task.overlaps(samples_at, out_at):
+        return None
+    _draw_again(last)
+    task.fill(samples_at, out_at)
+    return out
+
+
+def _draw_again(last: again.Passed) -> None:
+    """Draw the keys of a call that is computed for certain: each call draws once."""
+    if last.task.keys is not None:
+        last.task.keys[:] = draw_keys(last.shape[:-1])
+
+
+_FLOAT32 = np.dtype(np.float32)
 
 # A third of the time of `ctypes.data`; only of arrays that can be written to.
 _address: Callable[[Any], int] = ctypes.addressof
@@ -88,7 +120,7 @@ _first_byte: Callable[[Any], Any] = ctypes.c_char.from_buffer
 
 
 def note_passed(waveform: Array, config: FbankConfig, backend: str) -> None:
-    """Take down a call, without lengths and `out`, in which Numba computed some frames."""
+    """Take down a call, without lengths, in which Numba computed some frames."""
     if waveform.ndim in (1, 2):
         requested = _dispatch.requested_backend("fbank", backend)
         again.note(config, requested, waveform.dtype, waveform.shape)

@@ -76,39 +76,77 @@ def compute(
     else:
         flat_keys = None if keys is None else keys.reshape(-1, 2).contiguous()
         log_mel = run(samples, config, flat_out, sample_counts, flat_keys, noise)
-    if out is not None:
-        if chosen != "reference":  # autograd does not see what a kernel writes
-            torch.autograd.graph.increment_version(out)
-        return out
+    if out is not None and chosen != "reference":  # autograd does not see what a kernel writes
+        torch.autograd.graph.increment_version(out)
     if lengths is None and chosen == "numba" and noise is None and len(shape) <= 3:
         requested = _dispatch.requested_backend("fbank", backend)
         again.note(config, requested, waveform.dtype, tuple(waveform.shape))
+    if out is not None:
+        return out
     if len(shape) == 3:
         return log_mel
     return log_mel[0] if len(shape) == 2 else log_mel.view(shape)
 
 
 def compute_again(
-    waveform: Tensor, config: FbankConfig, backend: str, row: int | None = None
+    waveform: Tensor,
+    config: FbankConfig,
+    backend: str,
+    out: object = None,
+    row: int | None = None,
 ) -> Tensor | None:
     """Do what `tensors.compute_again` does for an untraced tensor that needs no gradient."""
-    is_readable = waveform.is_cpu and waveform.is_contiguous() and not waveform.is_neg()
-    if not is_readable or checks.is_transformed():
+    if not _is_readable(waveform) or checks.is_transformed():
         return None
-    requested = _dispatch.requested_backend("fbank", backend)
     shape, samples_at = waveform.shape, waveform.data_ptr()
     if row is not None:
         shape = shape[1:]
         samples_at += row * shape[0] * waveform.itemsize
-    last = again.take(config, requested, waveform.dtype, shape)
+    last = again.take(config, backend, waveform.dtype, shape)
     if last is None:
         return None
-    if last.task.keys is not None:
-        with one_thread_if_forked():
-            dither.redraw_keys(last.task.keys)
-    log_mel = last.task.run(samples_at)
+    log_mel: Tensor | None
+    if out is None:
+        _draw_again(last.task)
+        energies = last.task.run(samples_at)
+        log_mel = torch.from_numpy(energies if len(shape) == 2 else energies[0])
+    else:
+        log_mel = _fill_again(last, samples_at, out)
     again.of_thread.passed = last
-    return torch.from_numpy(log_mel if len(shape) == 2 else log_mel[0])
+    return log_mel
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    """Say whether a kernel can take a tensor's memory as it lies."""
+    return tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+
+
+def _fill_again(last: again.Passed, samples_at: int, out: object) -> Tensor | None:
+    """Fill `out`, and return it; None if it has to be checked, or the samples to be copied."""
+    task = last.task
+    if (
+        type(out) is not Tensor
+        or out.dtype is not torch.float32
+        or out.shape != last.result
+        or (out.requires_grad and torch.is_grad_enabled())
+        or not _is_readable(out)
+        or task.normalises
+    ):
+        return None
+    out_at = out.data_ptr()
+    if task.overlaps(samples_at, out_at):
+        return None
+    _draw_again(task)
+    task.fill(samples_at, out_at)
+    torch.autograd.graph.increment_version(out)
+    return out
+
+
+def _draw_again(task: again.Task) -> None:
+    """Draw the keys of a call that is computed for certain: each call draws once."""
+    if task.keys is not None:
+        with one_thread_if_forked():
+            dither.redraw_keys(task.keys)
 
 
 def chosen_backend(waveform: Tensor, config: FbankConfig, backend: str) -> str:

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels._cpu import crew
 from ast_fast_kernels._cpu.caches import first_cache
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.lanes import FLOAT_BYTES
-from ast_fast_kernels._cpu.memory import lend
+from ast_fast_kernels._cpu.memory import lend, lend_at
 from ast_fast_kernels._cpu.simd import address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.spectrum import (
     MAX_SIZE,
@@ -42,11 +43,12 @@ from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.numba_dither import KEY_FIELDS, REFLECT, SYMMETRIC, ZEROS
 from ast_fast_kernels.fbank.numba_kernel import (
     BATCH,
+    CHUNK,
+    COUNT,
     FILTERS_AT_ONCE,
     INT16_UNIT,
     NUM_BUFFERS,
     NUM_INTEGERS,
-    TOTAL,
     Batch,
     Plan,
     Scratch,
@@ -76,9 +78,9 @@ it sleeps."""
 FEWEST_BLOCKS = 8
 """Fewest that justify one if `Pace` finds it awake."""
 
-BLOCKS_AT_ONCE = 16
-"""Most blocks that one of several threads takes at once: half a clip of 5 s. The first of them
-cannot reuse hops of a block before it."""
+BLOCKS_AT_ONCE = 64
+"""Most blocks that one of several threads takes at once: one or two clips of 5 s. The first of them
+cannot reuse hops of a block before it, and nothing has been prefetched for it."""
 
 CHUNKS_PER_THREAD = 4
 """So many, if there are blocks enough, let a thread that comes late take fewer."""
@@ -125,53 +127,92 @@ def fbank_numba(
 
 
 class _Task:
-    """A batch that one thread computes, laid out in memory; only its arrays' places change."""
+    """A batch laid out in memory for one thread, or for more in a row of calls."""
 
     def __init__(
-        self, ready: Ready, numbers: tuple[int, ...], shape: tuple[int, int, int], team: int
+        self,
+        ready: Ready,
+        total: int,
+        batch: Batch,
+        shape: tuple[int, int, int],
+        ranges: tuple[SizeArray, Float32Array] | None,
+        team: int,
+        threads: int,
     ) -> None:
         self._ready = ready  # keeps the plan and the buffers
-        self._kernel = ready.prepared.worker.ctypes
+        self._shape, self._total = shape, total
+        size = shape[0] * shape[1] * shape[2]
+        self._team, self._ranges = team, ranges
+        self._bytes = size * FLOAT_BYTES
+        self._sample_bytes = shape[0] * batch.num_samples * (2 if batch.is_int16 else FLOAT_BYTES)
+        self._is_small = size <= MOST_UNALIGNED
+        self.normalises = _normalises(ready.config)
+        prepared = ready.prepared
+        numbers = (1, total, total, prepared.plan_at, ready.scratch_at, *batch)
         self._memory = array("q", (*[0] * HEADER, *numbers))
         self._address, _ = self._memory.buffer_info()
-        self._shape, self._size, self._team = shape, shape[0] * shape[1] * shape[2], team
-        self._is_small = self._size <= MOST_UNALIGNED
-        self._done: SizeArray | None = None
-        if _limits_range(ready.config):
-            self._done, self._extremes = _range_memory(shape[0], numbers[_NUMBER_OF_BLOCKS])
-            self._memory[_DONE] = address_of(self._done)
-            self._memory[_EXTREMES] = address_of(self._extremes)
         self.keys: npt.NDArray[np.int64] | None = None
-        if ready.config.dither != 0.0:
-            self.keys = np.zeros((shape[0], KEY_FIELDS), np.int64)
-            self._memory[_KEYS] = address_of(self.keys)
+        self._kernel = prepared.worker.ctypes
+        self._shared: crew.Request | None = None
+        if threads > 1:
+            self._alone = (1, total)
+            self._divided = _divided(total, threads)
+            self._shared = crew.Request(prepared.worker, self._address, threads)
+
+    def own_keys(self) -> None:
+        """Hold a place for the keys of later calls."""
+        self.keys = np.zeros((self._shape[0], KEY_FIELDS), np.int64)
+        self._memory[_KEYS] = address_of(self.keys)
 
     def still_fits(self) -> bool:
-        """Say whether one thread still computes it: it is short, or there is no other."""
+        """Say whether it would be laid out for as many threads now."""
         return self._team == 0 or self._team == team_size()
+
+    def overlaps(self, samples_at: int, out_at: int) -> bool:
+        """Say whether contiguous samples and energies at two addresses share memory."""
+        return out_at < samples_at + self._sample_bytes and samples_at < out_at + self._bytes
 
     def run(self, samples_at: int) -> Float32Array:
         """Return the energies of contiguous samples at an address."""
         if self._is_small:
             out = np.empty(self._shape, np.float32)
+            out_at = address_of(out)
         else:
-            out = lend(self._size).reshape(self._shape)
-        task = self._memory
-        task[NEXT_ITEM] = task[NEXT_WORKER] = 0
-        task[_SAMPLES], task[_OUT] = samples_at, address_of(out)
-        if self._done is not None:
-            self._done[:] = 0
-        self._kernel(self._address)
-        if _normalises(self._ready.config):
+            out, out_at = lend_at(*self._shape)
+        self.fill(samples_at, out_at)
+        if self.normalises:
             for clip in out:
                 _normalise(clip, out.shape[1])
         return out
 
+    def fill(self, samples_at: int, out_at: int) -> None:
+        """Write the energies, which are still to be normalised if `normalises`, to an address."""
+        task, shared = self._memory, self._shared
+        task[NEXT_ITEM] = task[NEXT_WORKER] = 0
+        task[_SAMPLES], task[_OUT] = samples_at, out_at
+        if self._ranges is not None:
+            self._ranges[0][:] = 0
+        if shared is None:
+            self._kernel(self._address)
+            return
+        pace, begun = self._ready.pace, perf_counter()
+        tries_more = pace.tries_more(begun, self._total)
+        task[COUNT], task[CHUNK] = self._divided if tries_more else self._alone
+        if tries_more:
+            shared.run()
+        else:
+            self._kernel(self._address)
+        pace.note(tries_more, begun, perf_counter(), self._total)
 
-_SAMPLES, _OUT, _KEYS, _DONE, _EXTREMES = (
-    BATCH + Batch._fields.index(name) for name in ("samples", "out", "keys", "done", "extremes")
-)
-_NUMBER_OF_BLOCKS = TOTAL - HEADER
+
+def _divided(total: int, threads: int) -> tuple[int, int]:
+    """Return how many chunks several threads take, and of how many blocks, to end together."""
+    each = -(-total // threads)
+    chunk = -(-each // max(CHUNKS_PER_THREAD, -(-each // BLOCKS_AT_ONCE)))
+    return -(-total // chunk), chunk
+
+
+_SAMPLES, _OUT, _KEYS = (BATCH + Batch._fields.index(name) for name in ("samples", "out", "keys"))
 
 
 def _limits_range(config: FbankConfig) -> bool:
@@ -191,7 +232,7 @@ def _normalises(config: FbankConfig) -> bool:
 
 def _empty(shape: tuple[int, int, int], waveform: Samples) -> Samples:
     """Return uninitialised float32 of the waveform's kind, aligned to a cache line."""
-    out = lend(shape[0] * shape[1] * shape[2]).reshape(shape)
+    out = lend(*shape)
     if isinstance(waveform, np.ndarray):
         return out
     import torch  # loaded already: the waveform is a tensor
@@ -264,10 +305,7 @@ def run_blocks(
     total = clips * -(-num_frames // lanes)
     if total == 0:
         return
-    done_at = extremes_at = 0
-    if _limits_range(config):
-        done, extremes = _range_memory(clips, total)  # held until the call ends
-        done_at, extremes_at = address_of(done), address_of(extremes)
+    ranges = _range_memory(clips, total) if _limits_range(config) else None  # held to the end
     itemsize = waveform.itemsize
     is_int16 = itemsize == 2
     if isinstance(waveform, np.ndarray):
@@ -285,12 +323,6 @@ def run_blocks(
         few = max(1, min(team, total // BLOCKS_PER_THREAD))
         many = min(team, total // FEWEST_BLOCKS)
     ready = _take_ready(config, is_int16, lanes, many, cache_bytes or first_cache())
-    begun = perf_counter()
-    threads = many if many > few and ready.pace.tries_more(begun) else few
-    # For fewer threads than the team, cut one chunk for each: the rest of the team finds none.
-    chunk = total if threads == 1 else -(-total // threads)
-    if 1 < threads == team:
-        chunk = min(BLOCKS_AT_ONCE, -(-chunk // CHUNKS_PER_THREAD))
     # In order: names would take longer than the rest of this function.
     batch = Batch(
         samples,
@@ -305,22 +337,37 @@ def run_blocks(
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
         0 if noise is None or noise.is_floating_point() else noise.numel(),
-        done_at,
-        extremes_at,
+        *((0, 0) if ranges is None else map(address_of, ranges)),
     )
-    prepared = ready.prepared
-    chunks = -(-total // chunk)
-    numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
-    run_items(prepared.worker, numbers, threads, team, shared=True)
-    if many > few:
-        ready.pace.note(threads > few, begun, perf_counter(), total)
+    task = None
+    if few == 1 and (many == 1 or crew.is_available()):
+        fits = team if total >= 2 * FEWEST_BLOCKS else 0
+        task = _Task(ready, total, batch, out.shape, ranges, fits, many)
+        task.fill(samples, out_at)
+    else:
+        begun = perf_counter()
+        tries_more = many > few and ready.pace.tries_more(begun, total)
+        _run_on_team(ready, total, batch, many if tries_more else few, team)
+        if many > few:
+            ready.pace.note(tries_more, begun, perf_counter(), total)
     _of_thread.ready = ready
     again.of_thread.latest = None
-    if many == 1 and counts is None and noise is None and contiguous:
-        traits = (ready, numbers, out.shape, team if total >= 2 * FEWEST_BLOCKS else 0)
-        again.of_thread.latest = again.Latest(
-            config, waveform.dtype, tuple(waveform.shape), _Task, traits
-        )
+    if task is not None and counts is None and noise is None and contiguous:
+        if keys is not None:
+            task.own_keys()
+        again.of_thread.latest = again.Latest(config, waveform.dtype, tuple(waveform.shape), task)
+
+
+def _run_on_team(ready: Ready, total: int, batch: Batch, threads: int, team: int) -> None:
+    """Share a long call's work out; for fewer threads than the team, one chunk for each of them.
+
+    The rest of the team then finds none.
+    """
+    chunk = -(-total // threads)
+    chunks, chunk = _divided(total, threads) if threads == team else (-(-total // chunk), chunk)
+    prepared = ready.prepared
+    numbers = (chunks, chunk, total, prepared.plan_at, ready.scratch_at, *batch)
+    run_items(prepared.worker, numbers, threads, team, shared=True)
 
 
 def _address(values: Samples) -> int:

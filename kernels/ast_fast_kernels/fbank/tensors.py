@@ -23,8 +23,8 @@ def compute(
     """Do what `fbank` does for anything but a numpy array; `keys` as in `eager.compute`."""
     if not isinstance(waveform, Tensor):
         raise _no_waveform(waveform)
-    if lengths is None and out is None and keys is None:
-        again = compute_again(waveform, config, backend)
+    if lengths is None and keys is None:
+        again = compute_again(waveform, config, backend, out)
         if again is not None:
             return again
     check_config(config)
@@ -38,7 +38,11 @@ def compute(
 
 
 def compute_again(
-    waveform: Tensor, config: FbankConfig, backend: str, row: int | None = None
+    waveform: Tensor,
+    config: FbankConfig,
+    backend: str,
+    out: object = None,
+    row: int | None = None,
 ) -> Tensor | None:
     """Compute a clip or a batch if the thread's last call was like this; None if it was not.
 
@@ -46,7 +50,7 @@ def compute_again(
     """
     if checks.is_traced(waveform) or (waveform.requires_grad and torch.is_grad_enabled()):
         return None
-    return eager.compute_again(waveform, config, backend, row)
+    return eager.compute_again(waveform, config, backend, out, row)
 
 
 def chosen_backend(waveform: object, config: FbankConfig, backend: str) -> str:

@@ -1,0 +1,404 @@
+"""Threads for calls that take less time than waking a team: compiled code hands them the work.
+
+A helper waits in compiled code without the GIL: for `AWAKE` seconds after a call it looks for the
+next one at full speed, then it sleeps. The caller never waits for one that has not begun: it takes
+the work itself, and withdraws the offer. So a helper that sleeps, or whose core others use, costs a
+call what waking it costs. A helper that another caller has is not waited for either.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import sys
+import threading
+import time
+from array import array
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+
+from ast_fast_kernels._cpu.atomics import read_shared, swap_shared
+from ast_fast_kernels._cpu.compile import callback, intrinsic, source_digest, stage
+from ast_fast_kernels._cpu.lanes import ALIGNMENT
+from ast_fast_kernels._cpu.simd import INTEGER_BYTES, address_of, integers_at
+from ast_fast_kernels._cpu.threads import compile_lock
+
+AWAKE = 0.0002
+"""Seconds for which a helper looks for the next call before it sleeps."""
+
+PATIENCE = 50e-6
+"""Seconds for which a caller looks for a helper's end before it sleeps."""
+
+MOST_HELPERS = 256
+
+TURNS_ALONE = 32
+"""Turns, of 10 to 50 ns, after which a helper that looks for work lets other programs go first: so
+it is not interrupted when it has some."""
+
+(
+    ROLE, STATE, ASLEEP, RUN, TASK, CALLER, TURNS, WAIT, POST, YIELD, THREAD, BESIDE, SET_AFFINITY,
+) = range(13)  # fmt: skip
+"""Integers of a desk, where a helper gets its work: its role, what it does, whether it sleeps, a
+compiled function and its argument, the caller, the turns for which it looks for work, the addresses
+of libc's functions for semaphores and to give way, the helper's number in the system, the CPU that
+it leaves to its caller, and the address of libc's function for that."""
+
+HELP, LEAD, TURN = range(3)
+"""Roles."""
+
+FREE, TAKEN, OFFERED, RUNNING, AWAITED, DONE = range(6)
+"""A desk's states."""
+
+WAKE, END, CPUS = 16, 24, 32
+"""Where a desk's semaphores begin, and the bits of the CPUs for its helper, in integers."""
+
+CPU_WORDS = 16
+"""Integers of those bits: as many as C libraries have."""
+
+DESK_BYTES = 512
+"""No two desks share a cache line, nor a pair of lines that are fetched together."""
+
+(
+    _, HELPERS, DESKS, DESKS_END, CALLED, ARGUMENT, LOOKS, GET_CPU, ALLOWED,
+) = range(9)  # fmt: skip
+"""Integers of a request: its role, how many helpers may come, from which desks, the compiled
+function and its argument, the turns for which the caller looks for a helper's end, and the
+addresses of libc's `sched_getcpu` and of the bits of the CPUs that the process may use."""
+
+
+@intrinsic
+def _pause(typing_context: Any) -> Any:
+    """Let the core's other thread go first, as loops that wait should."""
+
+    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+        triple, nothing = builder.module.triple, ir.VoidType()
+        if triple.startswith(("x86_64", "i686")):
+            kind = ir.FunctionType(nothing, [])
+            name, given = "llvm.x86.sse2.pause", []
+        elif triple.startswith(("aarch64", "arm64")):
+            kind = ir.FunctionType(nothing, [ir.IntType(32)])
+            name, given = "llvm.aarch64.hint", [ir.IntType(32)(1)]
+        else:
+            return context.get_dummy_value()
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+        return context.get_dummy_value()
+
+    return types.void(), emit
+
+
+def _caller(arity: int) -> Any:
+    """Return what calls compiled code or a function of C, of integers and addresses, for an int."""
+
+    def body(typing_context: Any, *given: Any) -> Any:
+        if not all(isinstance(kind, types.Integer) for kind in given):
+            return None
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            word = context.get_value_type(types.intp)
+            kind = ir.FunctionType(ir.IntType(32), [word] * arity)
+            return builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+
+        return types.int32(*[types.intp] * (1 + arity)), emit
+
+    wrappers: dict[int, Callable[..., Any]] = {
+        0: lambda typing_context, function: body(typing_context, function),
+        1: lambda typing_context, function, a: body(typing_context, function, a),
+        3: lambda typing_context, function, a, b, c: body(typing_context, function, a, b, c),
+    }
+    return intrinsic(wrappers[arity])
+
+
+_call_0, _call, _call_3 = _caller(0), _caller(1), _caller(3)
+
+
+@stage
+def _wait(desk: int, semaphore: int) -> None:
+    """Sleep until a semaphore is posted, through signals."""
+    while _call(integers_at(desk)[WAIT], desk + semaphore * INTEGER_BYTES) != 0:
+        pass
+
+
+@stage
+def _post(desk: int, semaphore: int) -> None:
+    _call(integers_at(desk)[POST], desk + semaphore * INTEGER_BYTES)
+
+
+@stage
+def _keep_off(desk: int, cpu: int, allowed: int) -> None:
+    """Have a helper run on any CPU but its caller's.
+
+    Where another one sleeps deeply, as a virtual machine's may, the system would let both share it.
+    """
+    words, bits = integers_at(desk), integers_at(allowed)
+    words[BESIDE] = cpu
+    for i in range(CPU_WORDS):
+        words[CPUS + i] = bits[i]
+    place, bit = CPUS + cpu // 64, cpu % 64
+    words[place] = words[place] & ~(1 << bit)
+    at = desk + CPUS * INTEGER_BYTES
+    _call_3(words[SET_AFFINITY], words[THREAD], CPU_WORDS * INTEGER_BYTES, at)
+
+
+@stage
+def _await(desk: int, looks: int) -> None:
+    """Wait until a helper that has begun has ended, and take its desk."""
+    turns = 0
+    while not swap_shared(desk, STATE, DONE, TAKEN):
+        if turns < looks:
+            turns += 1
+            _pause()
+        elif swap_shared(desk, STATE, RUNNING, AWAITED):
+            _wait(desk, END)
+
+
+@stage
+def _help_callers(desk: int) -> None:
+    """Take what callers offer, forever."""
+    words = integers_at(desk)
+    while True:
+        turns = 0
+        while read_shared(desk, STATE) != OFFERED:
+            if turns < read_shared(desk, TURNS):
+                turns += 1
+                if turns % TURNS_ALONE == 0:
+                    _call_0(words[YIELD])  # to whoever else waits for this CPU
+                _pause()
+                continue
+            swap_shared(desk, ASLEEP, 0, 1)
+            # Whoever ends the sleep: the caller, who then posts, or this thread, who then
+            # has nothing to wait for.
+            if read_shared(desk, STATE) != OFFERED or not swap_shared(desk, ASLEEP, 1, 0):
+                _wait(desk, WAKE)
+        if swap_shared(desk, STATE, OFFERED, RUNNING):
+            _call(words[RUN], words[TASK])
+            if not swap_shared(desk, STATE, RUNNING, DONE):
+                swap_shared(desk, STATE, AWAITED, DONE)
+                _post(desk, END)
+
+
+@stage
+def _call_with_helpers(address: int) -> None:
+    """Make a request's call, and offer it to helpers meanwhile."""
+    request = integers_at(address)
+    wanted, desk = request[HELPERS], request[DESKS]
+    cpu = _call_0(request[GET_CPU])
+    while wanted > 0 and desk < request[DESKS_END]:
+        words = integers_at(desk)
+        if swap_shared(desk, STATE, FREE, TAKEN):
+            words[RUN], words[TASK] = request[CALLED], request[ARGUMENT]
+            words[CALLER] = address
+            if cpu != words[BESIDE] and words[THREAD] != 0 and 0 <= cpu < CPU_WORDS * 64:
+                _keep_off(desk, cpu, request[ALLOWED])
+            swap_shared(desk, STATE, TAKEN, OFFERED)
+            if swap_shared(desk, ASLEEP, 1, 0):
+                _post(desk, WAKE)
+            wanted -= 1
+        desk += DESK_BYTES
+    _call(request[CALLED], request[ARGUMENT])
+    asked_end, desk = desk, request[DESKS]
+    while desk < asked_end:
+        words = integers_at(desk)
+        if words[CALLER] == address:
+            if not swap_shared(desk, STATE, OFFERED, TAKEN):
+                _await(desk, request[LOOKS])
+            words[CALLER] = 0
+            swap_shared(desk, STATE, TAKEN, FREE)
+        desk += DESK_BYTES
+
+
+@cache
+def _compiled(digest: str) -> Any:
+    """Return the compiled loop of a desk or a request, or of turns to be timed: by its role."""
+
+    def crew(address: int) -> None:
+        digest  # noqa: B018 - as in the other kernels
+        words = integers_at(address)
+        if words[ROLE] == HELP:
+            _help_callers(address)
+        elif words[ROLE] == LEAD:
+            _call_with_helpers(address)
+        else:
+            for _ in range(words[1]):
+                _pause()
+
+    with compile_lock:
+        return callback(types.void(types.intp), crew)
+
+
+def compile_loops() -> None:
+    """Compile what helpers run, where there are any."""
+    if is_available():
+        _compiled(source_digest())
+
+
+class _Crew:
+    """A process's helpers, and their desks: memory that is never freed, as they may outlive all."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.count = 0
+        self.most = min(_num_cpus() - 1, MOST_HELPERS) if _libc() else 0
+        self.desks = self.allowed = 0
+        self.turns = self.looks = 0
+
+    def start(self, count: int) -> None:
+        """Start helpers until there are `count`, one for each CPU but the caller's at most."""
+        count = min(count, self.most)
+        if self.count >= count or not self.lock.acquire(blocking=False):
+            return  # another thread starts them, or a signal handler calls meanwhile
+        try:
+            if not self.desks:
+                self._open()
+            while self.count < count:
+                self._start_one()
+        except RuntimeError:  # no more threads, or the interpreter is shutting down
+            self.most = self.count
+        finally:
+            self.lock.release()
+
+    def _open(self) -> None:
+        """Make the desks, and measure how long a turn takes."""
+        seconds = min(_seconds_of_turns(1000) for _ in range(5)) / 1000
+        self.turns, self.looks = int(AWAKE / seconds), int(PATIENCE / seconds)
+        memory = np.zeros(ALIGNMENT + (MOST_HELPERS + 1) * DESK_BYTES, np.uint8)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
+        self.allowed = -(-address_of(memory) // ALIGNMENT) * ALIGNMENT
+        bits = _words_at(self.allowed, CPU_WORDS)
+        for cpu in os.sched_getaffinity(0):
+            if cpu < 64 * CPU_WORDS:
+                bits[cpu // 64] |= 1 << cpu % 64
+        self.desks = self.allowed + DESK_BYTES
+        atexit.register(self.calm)
+
+    def _start_one(self) -> None:
+        libc = _libc()
+        assert libc is not None
+        desk = self.desks + self.count * DESK_BYTES
+        words = _words_at(desk, WAKE)
+        words[ROLE] = HELP
+        words[TURNS], words[WAIT], words[POST] = self.turns, libc.wait, libc.post
+        words[YIELD] = libc.give_way
+        words[BESIDE], words[SET_AFFINITY] = -1, libc.set_affinity
+        for semaphore in (WAKE, END):
+            if libc.init(desk + semaphore * INTEGER_BYTES, 0, 0) != 0:
+                raise RuntimeError("no semaphores here")
+        # A daemon: it waits for work forever, so nothing can join it.
+        name = f"ast-fast-crew-{self.count}"
+        self.count += 1  # after an interrupt, a desk that nobody comes to
+        try:
+            threading.Thread(target=_help, args=(desk,), name=name, daemon=True).start()
+        except RuntimeError:
+            self.count -= 1
+            raise
+
+    def calm(self) -> None:
+        """Have all helpers sleep between calls, before compiled code is freed at exit."""
+        if self is not _crew:
+            return  # a parent's
+        deadline = time.monotonic() + 0.1
+        for desk in range(self.desks, self.desks + self.count * DESK_BYTES, DESK_BYTES):
+            words = _words_at(desk, WAKE)
+            words[TURNS] = 0
+            while not words[ASLEEP] and time.monotonic() < deadline:
+                time.sleep(0.0001)
+
+
+def _help(desk: int) -> None:
+    _words_at(desk, WAKE)[THREAD] = threading.get_native_id()
+    _compiled(source_digest()).ctypes(desk)
+
+
+class Request:
+    """A compiled function with its argument, for calls by several threads, again and again."""
+
+    def __init__(self, worker: Any, address: int, threads: int) -> None:
+        libc = _libc()
+        assert libc is not None  # `is_available`
+        self._lead, self._helpers = _compiled(source_digest()).ctypes, threads - 1
+        numbers = (LEAD, self._helpers, 0, 0, worker.address, address, 0, libc.get_cpu, 0)
+        self._memory = array("q", numbers)
+        self._address, _ = self._memory.buffer_info()
+        self._crew: _Crew | None = None
+        self._count = 0
+
+    def run(self) -> None:
+        """Call the function on this thread, and meanwhile on helpers that are free."""
+        if self._crew is not _crew or self._count < self._helpers:
+            self._meet(_crew)
+        self._lead(self._address)
+
+    def _meet(self, crew: _Crew) -> None:
+        """Ask the process's helpers, of which there may be more by now, or others after a fork."""
+        crew.start(self._helpers)
+        count, request = crew.count, self._memory
+        request[DESKS], request[DESKS_END] = crew.desks, crew.desks + count * DESK_BYTES
+        request[LOOKS], request[ALLOWED] = crew.looks, crew.allowed
+        self._crew, self._count = crew, count
+
+
+def _words_at(address: int, count: int) -> Any:
+    return (ctypes.c_uint64 * count).from_address(address)
+
+
+def _num_cpus() -> int:
+    """Return how many CPUs the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return 1
+
+
+def _seconds_of_turns(turns: int) -> float:
+    loop, memory = _compiled(source_digest()), array("q", (TURN, turns))
+    address, _ = memory.buffer_info()
+    begun = time.perf_counter()
+    loop.ctypes(address)
+    return time.perf_counter() - begun
+
+
+class _Libc(NamedTuple):
+    """The function `sem_init`, and addresses of others."""
+
+    init: Any
+    wait: int
+    post: int
+    give_way: int  # `sched_yield`
+    get_cpu: int
+    set_affinity: int
+
+
+@cache
+def _libc() -> _Libc | None:
+    """Return what helpers need of the C library; None where it has none of it."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    libc.sem_init.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)
+    functions = (
+        libc.sem_wait, libc.sem_post, libc.sched_yield, libc.sched_getcpu, libc.sched_setaffinity,
+    )  # fmt: skip
+    addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
+    return _Libc(libc.sem_init, *addresses)
+
+
+def is_available() -> bool:
+    """Say whether there are helpers: on Linux, one for each CPU but the caller's."""
+    return _libc() is not None
+
+
+_crew = _Crew()
+
+
+def _start_anew() -> None:
+    """Forget the parent's threads, which a fork does not copy."""
+    global _crew
+    _crew = _Crew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
