@@ -337,7 +337,7 @@ def run_blocks(
         0 if keys is None else _address(keys),
         0 if noise is None else noise.data_ptr(),
         0 if noise is None or noise.is_floating_point() else noise.numel(),
-        *((0, 0) if ranges is None else map(address_of, ranges)),
+        *((0, 0) if ranges is None else (address_of(ranges[0]), address_of(ranges[1]))),
     )
     task = None
     if few == 1 and (many == 1 or crew.is_available()):
