@@ -1,33 +1,20 @@
-"""torchaudio.compliance.kaldi's `fbank` with the same signature: only the import changes."""
+"""`fbank`: Kaldi's log-mel filterbank of one channel, with torchaudio's signature."""
 
 from __future__ import annotations
 
-import math
-import reprlib
-from collections.abc import Callable
-from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from ast_fast_kernels._torch.optional import needs_torch
-
-try:
-    import torch
-    from torch import Tensor
-except ModuleNotFoundError as error:
-    raise needs_torch("ast_fast_kernels.kaldi") from error
-
-from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
-from ast_fast_kernels._torch.tracing import outside_compilation
-from ast_fast_kernels.fbank import api, drawn, eager, reference, tensors
-from ast_fast_kernels.fbank.config import FLOAT32_EPS, FbankConfig, WindowType, milliseconds_of
-from ast_fast_kernels.fbank.scalars import as_number, as_whole
-
-__all__ = ["fbank"]
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.tracing import is_compiling
+from ast_fast_kernels.fbank import drawn, tensors
+from ast_fast_kernels.fbank.config import FbankConfig, WindowType
+from ast_fast_kernels.kaldi import features
+from ast_fast_kernels.kaldi.arguments import PLAIN
 
 
-@outside_compilation
 def fbank(
     waveform: Tensor,
     blackman_coeff: float = 0.42,
@@ -110,66 +97,20 @@ def fbank(
         remove_dc_offset, round_to_power_of_two, sample_frequency, snip_edges, subtract_mean,
         use_energy, use_log_fbank, use_power, vtln_high, vtln_low, vtln_warp, window_type,
     )  # fmt: skip
+    if is_compiling():
+        return features.compute(waveform, "fbank", given)
     again = _compute_again(waveform, given)
     if again is not None:
         return again
-    framing = _framing(sample_frequency, frame_length, frame_shift, preemphasis_coefficient)
-    round_to_power_of_two = _flag("round_to_power_of_two", round_to_power_of_two)
-    if not round_to_power_of_two and framing.window_size % 2:
-        raise ValueError(
-            "frame_length must be an even number of samples when round_to_power_of_two is False, "
-            f"got {as_number('frame_length', frame_length):g} ms ({framing.window_size} samples)"
-        )
-    samples = _channel(waveform, channel)
-    eager.check_waveform(samples, framing)
-    as_number("min_duration", min_duration)
-    if samples.shape[0] < _product(min_duration, sample_frequency):
-        return reference.as_floating(samples[:0])
-    num_mel_bins = as_whole("num_mel_bins", num_mel_bins)
-    if num_mel_bins < 4:
-        raise ValueError(f"num_mel_bins must be at least 4, got {num_mel_bins}")
-    energy_floor = as_number("energy_floor", energy_floor)
-    if not 0 <= energy_floor < math.inf:
-        raise ValueError(f"energy_floor must be at least 0 and finite, got {energy_floor}")
-    dither = as_number("dither", dither)
-    is_plain = dither >= 0
-    if not is_plain:  # the noise upside down: the features do not see a waveform's sign
-        with one_thread_if_forked():
-            samples, dither = -reference.as_floating(samples), -dither
-    scale = _INT16_SCALE if waveform.dtype == torch.int16 else 1.0
-    config = _complete(
-        framing=framing,
-        waveform_scale=scale,
-        n_fft=None if round_to_power_of_two else framing.window_size,
-        blackman_coeff=blackman_coeff,
-        dither=dither,
-        high_freq=high_freq,
-        low_freq=low_freq,
-        num_mel_bins=num_mel_bins,
-        remove_dc_offset=remove_dc_offset,
-        snip_edges=snip_edges,
-        use_log_fbank=use_log_fbank,
-        use_power=use_power,
-        vtln_high=vtln_high,
-        vtln_low=vtln_low,
-        vtln_warp=vtln_warp,
-        window_type=window_type,
-    )
-    raw_energy, energy_last = _flag("raw_energy", raw_energy), _flag("htk_compat", htk_compat)
-    noise, backend = drawn.draw(samples, config)
-    if not _flag("use_energy", use_energy):
-        features = _log_mel(samples, config, noise, backend)
-    else:
-        is_plain = False
-        features = _with_energy(
-            samples, config, energy_floor, raw_energy, energy_last, noise, backend
-        )
-    if not _flag("subtract_mean", subtract_mean):
-        if is_plain:
-            _note(waveform, given, config, max(as_whole("channel", channel), 0))
-        return features
-    with one_thread_if_forked():
-        return features - features.mean(dim=0)
+    if features.is_traced(waveform):
+        return features.compute(waveform, "fbank", given)
+    samples, settings = features.begin(waveform, "fbank", given)
+    if settings is None:
+        return samples
+    log_mel = features.run(samples, settings)
+    if settings.is_plain:
+        _note(waveform, given, settings.config, settings.channel)
+    return log_mel
 
 
 class _Last(NamedTuple):
@@ -190,7 +131,7 @@ def _note(waveform: Tensor, given: tuple[Any, ...], config: FbankConfig, channel
     """Take down such a call, unless an argument is of a type whose values may change."""
     global _last
     kinds = tuple(map(type, given))
-    if _PLAIN.issuperset(kinds):
+    if PLAIN.issuperset(kinds):
         _last = _Last(kinds, given, waveform.dtype, waveform.shape, config, channel)
 
 
@@ -211,128 +152,7 @@ def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
         return None
     if last.config.dither == 0.0:
         return tensors.compute_again(waveform, last.config, "auto", last.channel)
+    if checks.is_traced(waveform):
+        return None
     samples = waveform[last.channel]
-    return _log_mel(samples, last.config, *drawn.draw(samples, last.config))
-
-
-def _flag(argument: str, value: Any) -> bool:
-    """Say whether a value counts as true."""
-    try:
-        return bool(value)
-    except (RuntimeError, ValueError):  # of tensors and arrays of several elements
-        raise ValueError(f"{argument} must be true or false, got {reprlib.repr(value)}") from None
-
-
-def _milliseconds(argument: str, value: Any, rate: Any) -> float:
-    """Return a time that truncates to as many samples as torchaudio makes of it."""
-    time, hertz = as_number(argument, value), as_number("sample_frequency", rate)
-    if type(value) is float and type(rate) is float:
-        return time
-    samples = _product(value, rate, 0.001)
-    if not (math.isfinite(samples) and math.isfinite(time) and hertz > 0):
-        return time
-    size = int(samples)
-    if size == int(hertz * time * 0.001) or size < 1:
-        return time
-    return milliseconds_of(size, hertz)
-
-
-def _product(*factors: Any) -> float:
-    """Multiply numbers in the precision of the least precise, as torch and numpy do."""
-    product: Any = 1.0
-    for factor in factors:
-        own = type(factor) is not float and (
-            isinstance(factor, np.floating)
-            or (isinstance(factor, Tensor) and factor.is_floating_point())
-        )
-        product = product * (factor if own else float(factor))
-    return float(product)
-
-
-_INT16_SCALE = 32768.0
-"""Undoes, exactly, that a backend divides int16."""
-
-
-_PLAIN = frozenset((float, int, bool, str, type(None), FbankConfig))
-
-
-def _once(function: Callable[..., FbankConfig]) -> Callable[..., FbankConfig]:
-    """Keep a function's results, unless an argument is of a type whose values may change."""
-    kept = lru_cache(maxsize=64, typed=True)(function)
-
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> FbankConfig:
-        if _PLAIN.issuperset(map(type, args)) and _PLAIN.issuperset(map(type, kwargs.values())):
-            return kept(*args, **kwargs)
-        return function(*args, **kwargs)
-
-    return call
-
-
-@_once
-def _framing(
-    sample_frequency: Any, frame_length: Any, frame_shift: Any, preemphasis_coefficient: Any
-) -> FbankConfig:
-    """Return the settings that are checked before `min_duration`; the rest are checked after it."""
-    return FbankConfig(
-        sample_frequency=as_number("sample_frequency", sample_frequency),
-        frame_length=_milliseconds("frame_length", frame_length, sample_frequency),
-        frame_shift=_milliseconds("frame_shift", frame_shift, sample_frequency),
-        preemphasis_coefficient=as_number("preemphasis_coefficient", preemphasis_coefficient),
-        low_freq=0.0,
-        mel_dtype="float32",
-    )
-
-
-_NUMBERS = ("blackman_coeff", "high_freq", "low_freq", "vtln_high", "vtln_low", "vtln_warp")
-_FLAGS = ("remove_dc_offset", "snip_edges", "use_log_fbank", "use_power")
-
-
-@_once
-def _complete(*, framing: FbankConfig, **given: Any) -> FbankConfig:
-    """Return `framing` with the other fields, as a caller gave them."""
-    numbers = {name: as_number(name, given[name]) for name in _NUMBERS}
-    flags = {name: _flag(name, given[name]) for name in _FLAGS}
-    return framing.replace(**{**given, **numbers, **flags})
-
-
-def _channel(waveform: Tensor, channel: int) -> Tensor:
-    if not isinstance(waveform, Tensor):
-        raise TypeError(f"waveform must be a tensor, got {type(waveform).__name__}")
-    if waveform.dim() != 2:
-        raise ValueError(f"waveform must be (channels, samples), got {tuple(waveform.shape)}")
-    if isinstance(channel, (bool, np.bool_)):
-        raise TypeError(f"channel must be a number, got {channel}")
-    channel = max(as_whole("channel", channel), 0)
-    if channel >= waveform.shape[0]:
-        raise ValueError(
-            f"channel must be below the waveform's {waveform.shape[0]} channels, got {channel}"
-        )
-    return waveform[channel]
-
-
-def _log_mel(samples: Tensor, config: FbankConfig, noise: Tensor | None, backend: str) -> Tensor:
-    if noise is None:
-        return api.fbank(samples, config)
-    return drawn.log_mel_of(samples, config, noise, backend)
-
-
-@on_one_thread_if_forked
-def _with_energy(
-    samples: Tensor,
-    config: FbankConfig,
-    energy_floor: float,
-    raw_energy: bool,
-    energy_last: bool,
-    noise: Tensor | None,
-    backend: str,
-) -> Tensor:
-    # Energy and filters see the same noise.
-    frames = reference.prepare_frames(reference.as_floating(samples), config, noise)
-    log_mel = _log_mel(samples, config, noise, backend)
-    if not raw_energy:
-        frames = reference.apply_window(reference.preemphasise(frames, config), config)
-    energy = frames.square().sum(dim=-1, keepdim=True).clamp(min=FLOAT32_EPS).log()
-    if energy_floor > 0:
-        energy = energy.clamp(min=math.log(energy_floor))
-    return torch.cat((log_mel, energy) if energy_last else (energy, log_mel), dim=-1)
+    return features.log_mel(samples, last.config, *drawn.draw(samples, last.config))
