@@ -441,7 +441,7 @@ def test_dither_with_a_gradient_is_the_references_own() -> None:
     assert waveform.grad.count_nonzero() > 3000
     torch.manual_seed(0)
     torch.testing.assert_close(kaldi.fbank(noise(), dither=1.0), out, atol=1e-4, rtol=0)
-    with use_backend(fbank="numba"), pytest.raises(RuntimeError, match="numba has no gradient and"):
+    with use_backend(fbank="numba"), pytest.raises(RuntimeError, match="numba has no gradient of"):
         kaldi.fbank(waveform, dither=1.0)
 
 

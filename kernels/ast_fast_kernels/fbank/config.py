@@ -94,8 +94,11 @@ class FbankConfig:
     """Whether the spectrum is a power spectrum; False takes magnitudes."""
     divide_by_n_fft: bool = False
     """Whether the spectrum is divided by the FFT length."""
+    mel_filters: bool = True
+    """Whether mel filters sum the spectrum; False gives every bin of it, a log spectrogram, and
+    ignores the other fields of the filters."""
     num_mel_bins: int = 128
-    """Number of triangular mel filters."""
+    """Number of triangular mel filters; without them, of the spectrum's bins: n_fft // 2 + 1."""
     low_freq: float = 20.0
     """Lower edge of the lowest filter, in Hz."""
     high_freq: float = 0.0
@@ -154,6 +157,10 @@ class FbankConfig:
             good = self.n_fft >= self.window_size and self.n_fft % 2 == 0
             _require(good, "n_fft", rule, self.n_fft)
         _require(self.num_mel_bins >= 1, "num_mel_bins", "at least 1", self.num_mel_bins)
+        bins = self.fft_size // 2 + 1
+        good = self.mel_filters or self.num_mel_bins == bins
+        rule = f"the spectrum's {bins} bins when mel_filters is False"
+        _require(good, "num_mel_bins", rule, self.num_mel_bins)
         _require(self.dither >= 0, "dither", "at least 0", self.dither)
         rule = "from 0 to 1"
         good = 0 <= self.preemphasis_coefficient <= 1

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import _dispatch
-from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import on_one_thread_if_forked
 from ast_fast_kernels.fbank import eager
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -33,7 +32,7 @@ def draw(
     """
     if config.dither == 0.0:
         return None, "auto"
-    backend = _choose(samples, config)
+    backend = backend_of(samples, config)
     shape = (config.num_frames(samples.shape[0]), config.window_size)
     if backend != "numba":
         dtype = eager.result_dtype(samples)
@@ -47,16 +46,15 @@ def draw(
     return noise.view(shape), backend
 
 
-def _choose(samples: Tensor, config: FbankConfig) -> str:
-    """Return the backend; a gradient and a trace are the reference's."""
+def backend_of(samples: Tensor, config: FbankConfig) -> str:
+    """Return the backend that adds the noise; a gradient is the reference's."""
     backend = eager.chosen_backend(samples, config, "auto")
     needs_gradient = samples.requires_grad and torch.is_grad_enabled()
-    if backend == "reference" or not (needs_gradient or checks.is_traced(samples)):
+    if backend == "reference" or not needs_gradient:
         return backend
     if _dispatch.requested_backend("fbank", "auto") == backend:
         raise RuntimeError(
-            f"{backend} has no gradient and no trace of kaldi.fbank with dither; "
-            'use backend="reference"'
+            f'{backend} has no gradient of kaldi.fbank with dither; use backend="reference"'
         )
     return "reference"
 

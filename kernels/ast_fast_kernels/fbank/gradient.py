@@ -26,6 +26,7 @@ def waveform_gradient(
     config: FbankConfig,
     counts: list[int] | None,
     keys: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Return the waveform's gradient, shape (batch, num_samples), from that of the energies.
 
@@ -35,8 +36,10 @@ def waveform_gradient(
         config: The conventions.
         counts: Samples that count in each waveform; None is all.
         keys: Each clip's key, shape (batch, 2), if there is dither.
+        noise: Instead of keys, as `dither.noise_of` returns it.
     """
-    noise = dither.noise_of(keys, waveform, config)
+    if noise is None:
+        noise = dither.noise_of(keys, waveform, config)
     if counts is None:
         log_mel, pull_back = _vjp(waveform, config, noise)
         return pull_back(before_whole_clip(grad, log_mel, config, None))
@@ -73,12 +76,11 @@ def _vjp(
 
     def pull_back(grad: Tensor) -> Tensor:
         grad = _before_log(grad, energies, config)
-        banks = torch.tensor(tables.mel_banks(config), dtype=grad.dtype, device=grad.device)
-        grad = exact_product(grad, banks)
+        grad = _before_mel_banks(grad, config)
         grad = 2.0 * grad * spectrum if config.use_power else grad * spectrum.sgn()
         grad = reference.apply_window(_before_fft(grad, config), config)
-        grad = reference.remove_dc_offset(_before_preemphasis(grad, config), config)
-        return _before_frames(grad, waveform.shape[1], config)
+        grad = reference.remove_dc_offset(before_preemphasis(grad, config), config)
+        return before_frames(grad, waveform.shape[1], config)
 
     return reference.log_energies(energies, config), pull_back
 
@@ -125,6 +127,13 @@ def _before_norm(grad: Tensor, log_mel: Tensor, counts: list[int]) -> Tensor:
     return (grad - grad.sum(dim=1, keepdim=True) / count).masked_fill(outside, 0.0)
 
 
+def _before_mel_banks(grad: Tensor, config: FbankConfig) -> Tensor:
+    if not config.mel_filters:
+        return grad / config.fft_size if config.divide_by_n_fft else grad
+    banks = torch.tensor(tables.mel_banks(config), dtype=grad.dtype, device=grad.device)
+    return exact_product(grad, banks)
+
+
 def _before_log(grad: Tensor, energies: Tensor, config: FbankConfig) -> Tensor:
     if not config.use_log_fbank:
         return grad
@@ -141,7 +150,8 @@ def _before_fft(grad: Tensor, config: FbankConfig) -> Tensor:
     return frames[..., : config.window_size]
 
 
-def _before_preemphasis(grad: Tensor, config: FbankConfig) -> Tensor:
+def before_preemphasis(grad: Tensor, config: FbankConfig) -> Tensor:
+    """Return the frames' gradient from that of the pre-emphasised frames."""
     if config.preemphasis_coefficient == 0.0 or config.preemphasis_over == "waveform":
         return grad
     # A frame's first sample precedes itself as well as the second.
@@ -150,7 +160,7 @@ def _before_preemphasis(grad: Tensor, config: FbankConfig) -> Tensor:
     return grad - config.preemphasis_coefficient * following
 
 
-def _before_frames(grad: Tensor, num_samples: int, config: FbankConfig) -> Tensor:
+def before_frames(grad: Tensor, num_samples: int, config: FbankConfig) -> Tensor:
     """Sum the frames' gradients at each sample, mirrored ones included; then scale them back."""
     # Frames cut from the sample numbers 1, 2, … tell which samples they hold; 0 is padding.
     numbers = torch.arange(1, num_samples + 1, dtype=torch.float64, device=grad.device)

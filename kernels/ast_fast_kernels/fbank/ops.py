@@ -111,7 +111,7 @@ def _fbank_backward(
     backend: str = "auto",
     keys: Tensor | None = None,
 ) -> Tensor:
-    return _gradient_once(grad, waveform, config, lengths, backend, keys)
+    return gradient_once(grad, waveform, config, lengths, backend, keys)
 
 
 @torch.library.register_fake("ast_fast::fbank_backward")  # type: ignore[untyped-decorator]
@@ -142,7 +142,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
     if checks.is_traced(grad):
         run: Any = torch.ops.ast_fast.fbank_backward
     else:
-        run = _gradient_twice if torch.is_grad_enabled() else _gradient_once
+        run = _gradient_twice if torch.is_grad_enabled() else gradient_once
     gradient = run(grad, waveform, ctx.config, lengths, ctx.backend, keys)
     return gradient, None, None, None, None
 
@@ -191,7 +191,7 @@ def _gradient_twice(
     return _gradient(grad, waveform, _parsed(config), lengths, run)
 
 
-def _gradient_once(
+def gradient_once(
     grad: Tensor,
     waveform: Tensor,
     config: str,

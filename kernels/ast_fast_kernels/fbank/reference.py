@@ -160,6 +160,8 @@ def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
 
     In the spectrum's own precision, under autocast too.
     """
+    if not config.mel_filters:
+        return spectrum / config.fft_size if config.divide_by_n_fft else spectrum
     banks = torch.tensor(
         tables.mel_banks(config), dtype=spectrum.dtype, device=spectrum.device
     )  # (num_mel_bins, fft_size // 2 + 1)

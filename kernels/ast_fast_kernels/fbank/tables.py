@@ -50,14 +50,17 @@ def mel_banks(config: FbankConfig) -> Float64Array:
     """Return the triangular mel filters, divided by the FFT length if the config says so.
 
     The Nyquist bin is zero: no filter reaches beyond it. A filter narrower than one FFT bin can be
-    empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa.
+    empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa. Without
+    `mel_filters` each filter is one bin of the spectrum, with weight 1, Nyquist included.
 
     Returns:
         Read-only filters, shape (num_mel_bins, fft_size // 2 + 1).
     Source: kaldi/src/feat/mel-computations.cc; librosa/filters.py; python_speech_features/base.py.
     """
     banks = np.zeros((config.num_mel_bins, config.fft_size // 2 + 1))
-    if config.mel_dtype == "float32":
+    if not config.mel_filters:
+        np.fill_diagonal(banks, 1.0)
+    elif config.mel_dtype == "float32":
         banks[:, :-1] = _float32_mel_banks(config)
     else:
         banks[:, :-1] = _mel_banks(config)
@@ -89,8 +92,12 @@ def _mel_banks(config: FbankConfig) -> Float64Array:
 def filter_edges(config: FbankConfig) -> Float64Array:
     """Return where filters begin, peak and end, in Hz, shape (num_mel_bins + 2,).
 
-    Filter i begins at edge i, peaks at edge i + 1 and ends at edge i + 2.
+    Filter i begins at edge i, peaks at edge i + 1 and ends at edge i + 2. Without `mel_filters`,
+    that is from one bin of the spectrum to the one after the next.
     """
+    if not config.mel_filters:
+        width = config.sample_frequency / config.fft_size
+        return width * np.arange(-1.0, config.num_mel_bins + 1.0)
     return inverse_mel_scale(_mel_edges(config), config.mel_scale)
 
 
