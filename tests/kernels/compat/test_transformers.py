@@ -7,6 +7,7 @@ import logging
 import pickle
 import random
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ torch = pytest.importorskip("torch")
 
 from ast_fast_kernels.compat import transformers as ours  # noqa: E402 - needs what may be missing
 from ast_fast_kernels.compat.transformers import filterbank  # noqa: E402
+from ast_fast_kernels.compat.transformers.library import live_class  # noqa: E402
 
 Options = dict[str, Any]
 NAMES = [
@@ -352,11 +354,11 @@ def test_extractors_are_pickled(name: str) -> None:
     assert_equal_features(call(again, clip), call(extractor, clip))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "Clap" not in name])
+@every
 def test_tensors_are_the_memory_that_the_kernel_wrote(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whisper's are transposed after the kernel, so there it is the array they were written to."""
+    """Whisper's are transposed after the kernel, into the array that is returned."""
     written = []
 
     def note(samples: np.ndarray, config: FbankConfig, *, out: np.ndarray) -> np.ndarray:
@@ -366,7 +368,8 @@ def test_tensors_are_the_memory_that_the_kernel_wrote(
     if "Whisper" not in name:
         monkeypatch.setattr(filterbank, "fbank", note)
     clips = [make_clip(4800), make_clip(3200)]
-    result = call(getattr(ours, name)(), clips, padding="longest", return_tensors="pt")
+    padding = "pad" if "Clap" in name else "longest"
+    result = call(getattr(ours, name)(), clips, padding=padding, return_tensors="pt")
     tensor = next(iter(result.values()))
     assert tensor.is_contiguous()
     if "Whisper" not in name:
@@ -399,6 +402,12 @@ def test_shortest_clips_have_the_librarys_frames_or_raise(name: str, num_samples
     if name in ("ASTFeatureExtractor", "Speech2TextFeatureExtractor"):
         given["return_tensors"] = "np"
     compare(name, make_clip(num_samples), {}, given)
+
+
+@pytest.mark.parametrize("padding", ["repeat", "repeatpad", "pad"])
+def test_clap_repeats_no_empty_clip(padding: str) -> None:
+    """The library divides by zero; both take silence for it where nothing is repeated."""
+    compare("ClapFeatureExtractor", make_clip(0), {}, {"max_length": 4800, "padding": padding})
 
 
 def test_whisper_fills_frames_of_padding_with_silence() -> None:
@@ -452,6 +461,14 @@ def test_the_library_is_loaded_by_the_first_class_that_is_asked_for() -> None:
     assert not {"transformers", "torch"} & loaded
     with pytest.raises(AttributeError, match="has no attribute 'Wav2Vec2FeatureExtractor'"):
         ours.Wav2Vec2FeatureExtractor  # noqa: B018
+
+
+def test_without_the_library_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ModuleNotFoundError, match="needs transformers: pip install transformers"):
+        live_class("whisper", "WhisperFeatureExtractor")
 
 
 BROKEN = """

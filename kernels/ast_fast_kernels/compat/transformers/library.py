@@ -12,7 +12,15 @@ from typing import Any
 
 
 def live_class(model: str, name: str) -> Any:
-    """Return the library's feature extractor of a model, by the names of its folder and class."""
+    """Return the library's feature extractor of a model, by the names of its folder and class.
+
+    Raises:
+        ModuleNotFoundError: transformers is not installed.
+    """
+    if find_spec("transformers") is None:
+        raise ModuleNotFoundError(
+            f"{name} needs transformers: pip install transformers", name="transformers"
+        )
     with _broken_torchaudio_absent():
         return getattr(
             import_module(f"transformers.models.{model}.feature_extraction_{model}"), name
