@@ -69,7 +69,7 @@ def client() -> Client | None:
 def ways(
     name: str, inputs: list[np.ndarray], threads: int, folder: Path, **options: Any
 ) -> dict[str, Way]:
-    """Return the ways to run `kaldi.fbank` or `MelSpectrogram` on float32 inputs.
+    """Return the ways to run a filterbank of `find_run` on float32 inputs.
 
     Inputs and features are passed as files in `folder`. The options are those of `find_run` in
     torchaudio_server.py.
@@ -106,7 +106,7 @@ def ways(
         return Way(turn, features, inner_threads, settle_both)
 
     found = {"clip by clip": way("clip by clip", threads, 1)}
-    if name == "MelSpectrogram":
+    if name != "kaldi.fbank":
         found["whole batch"] = way("whole", threads, 1)
     if threads > 1 and len(inputs[0]) > 1:
         found[f"clip by clip in {threads} Python threads"] = way("clip by clip", 1, threads)

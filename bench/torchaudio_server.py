@@ -53,7 +53,7 @@ def find_run(
     """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads.
 
     Args:
-        name: `kaldi.fbank` or `MelSpectrogram`.
+        name: `kaldi.fbank`, `MelSpectrogram` or `speechbrain.Fbank`.
         how: `whole` or `clip by clip`.
         python_threads: Threads that share the clips.
         gradient: Whether to run backward too, for the waveform's gradient.
@@ -61,6 +61,13 @@ def find_run(
     """
     if name == "kaldi.fbank":
         one: Run = partial(kaldi_fbank, **options)
+    elif name == "speechbrain.Fbank":
+        from speechbrain.lobes.features import Fbank
+
+        module = Fbank(**options)
+
+        def one(waveforms: torch.Tensor) -> torch.Tensor:
+            return module(waveforms) if waveforms.dim() == 2 else module(waveforms[None])[0]
     else:
         mel_spectrogram = torchaudio.transforms.MelSpectrogram(**options)
 

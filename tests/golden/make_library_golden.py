@@ -1,13 +1,14 @@
 """Make the golden vectors of the conventions: each library run on the inputs that are kept here.
 
     pip install librosa python_speech_features lhotse transformers
-    pip download --no-deps torchaudio==2.9.1
-    python tests/golden/make_library_golden.py torchaudio-2.9.1-*.whl
+    pip download --no-deps torchaudio==2.9.1 speechbrain==1.1.2
+    python tests/golden/make_library_golden.py torchaudio-2.9.1-*.whl speechbrain-1.1.2-*.whl
 
 librosa, python_speech_features, lhotse and transformers run as installed; torchaudio's
-MelSpectrogram is read from the wheel and runs with the torch at hand. VGGish and NeMo
-cannot be installed beside them, so their recipes are written here, in numpy, from the published
-code that each names. Everything is stored as (num_frames, num_mel_bins), in float32.
+MelSpectrogram and speechbrain's Fbank are read from their wheels and run with the torch at hand,
+because speechbrain imports torchaudio, which needs a torch of its own. VGGish and NeMo cannot be
+installed beside them, so their recipes are written here, in numpy, from the published code that
+each names. Everything is stored as (num_frames, num_mel_bins), in float32.
 
 --check writes nothing: it prints a table of how far every preset is from its library on ten real
 clips, one of each class of ESC-10 under AST_FAST_DATA.
@@ -129,6 +130,49 @@ def make_grid(transform: Any) -> dict[str, np.ndarray]:
     return {"cases": manifest, "mean_frames": np.concatenate(outputs)}
 
 
+SPEECHBRAINS_SIZE = 100
+
+
+def draw_speechbrains() -> list[tuple[int, dict[str, Any]]]:
+    """Return samples to take of the input, and Fbank's arguments, of each case."""
+    rng = random.Random(0)
+    values: dict[str, list[Any]] = {
+        "deltas": [True],
+        "context": [True],
+        "sample_rate": [8000, 11025, 22050, 44100, 48000],
+        "f_min": [50, 300.0],
+        "f_max": [3500, 4000.0],
+        "n_fft": [512, 2048],
+        "n_mels": [23, 60, 80],
+        "filter_shape": ["triangular", "rectangular", "gaussian"],
+        "param_change_factor": [0.5],
+        "left_frames": [2, 0],
+        "right_frames": [1, 4],
+        "win_length": [20, 8.25],
+        "hop_length": [5, 12.5],
+    }
+    grid = []
+    while len(grid) < SPEECHBRAINS_SIZE:
+        arguments = {name: rng.choice(v) for name, v in values.items() if rng.random() < 0.4}
+        window = arguments.get("sample_rate", 16000) / 1000 * arguments.get("win_length", 25)
+        if round(window) > arguments.get("n_fft", 400):
+            continue  # torch.stft refuses it
+        grid.append((rng.randrange(3000, 4000), arguments))
+    return grid
+
+
+def make_speechbrains(fbank: Any) -> dict[str, np.ndarray]:
+    """Return each case's samples, arguments and shape, and all summaries in one array."""
+    waveform = torch.from_numpy(make_inputs()["dog"])
+    cases, outputs = [], []
+    for count, arguments in draw_speechbrains():
+        features = fbank(**arguments)(waveform[None, :count])[0].numpy()
+        cases.append({"samples": count, "arguments": arguments, "shape": features.shape})
+        outputs.append(summary(features).astype(np.float32))
+    manifest = np.frombuffer(json.dumps(cases).encode(), np.uint8)
+    return {"cases": manifest, "mean_frames": np.concatenate(outputs)}
+
+
 def vggish(waveform: np.ndarray) -> np.ndarray:
     """Return VGGish's log mel spectrogram.
 
@@ -193,6 +237,19 @@ def load_mel_spectrogram(wheel: Path) -> Any:
     return _load(wheel, "torchaudio/transforms/_transforms.py", classes, parts)["MelSpectrogram"]
 
 
+def load_speechbrain(wheel: Path) -> Any:
+    """Return speechbrain.lobes.features.Fbank, without importing speechbrain."""
+    stages = {"STFT", "spectral_magnitude", "Filterbank", "Deltas", "ContextWindow"}
+    own = {"Optional": Any, "FilterProperties": Any}
+    processing = _load(wheel, "speechbrain/processing/features.py", stages, own)
+    parts = {
+        **own,
+        **processing,
+        "fwd_default_precision": lambda cast_inputs: lambda forward: forward,  # of autocast
+    }
+    return _load(wheel, "speechbrain/lobes/features.py", {"Fbank"}, parts)["Fbank"]
+
+
 def _load(wheel: Path, path: str, wanted: set[str], namespace: dict[str, Any]) -> dict[str, Any]:
     """Return a module's functions or classes by name, and nothing else of it."""
     with zipfile.ZipFile(wheel) as archive:
@@ -243,17 +300,20 @@ def print_table(recipes: dict[str, Callable[[np.ndarray], np.ndarray]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("wheel", type=Path)
+    parser.add_argument("torchaudio", type=Path)
+    parser.add_argument("speechbrain", type=Path)
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    wheel = args.wheel
-    transform = load_mel_spectrogram(wheel)
+    wheels = {"torchaudio": args.torchaudio, "speechbrain": args.speechbrain}
+    transform = load_mel_spectrogram(args.torchaudio)
+    speechbrain = load_speechbrain(args.speechbrain)
     recipes = {
         "librosa": librosa,
         "melspectrogram": lambda waveform: transform()(torch.from_numpy(waveform)).mT.numpy(),
         "nemo": nemo,
         "python_speech_features": python_speech_features,
         "lhotse": lhotse,
+        "speechbrain": lambda waveform: speechbrain()(torch.from_numpy(waveform)[None])[0].numpy(),
         "vggish": vggish,
         "whisper": whisper,
     }
@@ -266,9 +326,10 @@ def main() -> None:
         for name, waveform in make_inputs().items()
     }
     versions = {name: importlib.metadata.version(name) for name in INSTALLED}
-    versions["torchaudio"] = wheel.name.split("-")[1]
+    versions |= {name: wheel.name.split("-")[1] for name, wheel in wheels.items()}
     np.savez_compressed(HERE / "libraries.npz", **outputs)
     np.savez_compressed(HERE / "melspectrogram_grid.npz", **make_grid(transform))
+    np.savez_compressed(HERE / "speechbrain_grid.npz", **make_speechbrains(speechbrain))
     (HERE / "libraries.json").write_text(json.dumps(versions, indent=1) + "\n")
 
 

@@ -149,6 +149,12 @@ def test_log_silence_is_what_silence_becomes(changes, silence) -> None:
             r"mel_dtype must be float64 unless mel_scale is htk, mel_norm is none and "
             r"triangle_axis is mel, got float32",
         ),
+        (
+            {"filter_shape": "gaussian"},
+            r"filter_shape must be triangular unless triangle_axis is hertz and mel_norm is none, "
+            r"got gaussian",
+        ),
+        ({"filter_shape": "round"}, r"filter_shape must be one of triangular, symmetric, rect"),
         ({"pad_mode": "edge"}, r"pad_mode must be one of symmetric, reflect, constant, got edge"),
         ({"log_type": "dB"}, r"log_type must be one of ln, log10, db, got dB"),
         ({"mel_dtype": "float16"}, r"mel_dtype must be one of float64, float32, got float16"),

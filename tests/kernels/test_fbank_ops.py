@@ -73,6 +73,9 @@ def test_operator_takes_any_shape_that_the_function_takes(shape: tuple[int, ...]
         assert torch.equal(torch.ops.ast_fast.fbank(waveform, "{}"), fbank(waveform))
 
 
+SHAPES = ("symmetric", "rectangular", "gaussian")
+
+
 @st.composite
 def smooth_conventions(draw: st.DrawFn) -> FbankConfig:
     """Any whose filters all let something through, so that no logarithm is of rounding alone."""
@@ -122,6 +125,9 @@ def smooth_conventions(draw: st.DrawFn) -> FbankConfig:
                     {"top_db": 6.0},
                 ]
             )
+        ),
+        **draw(
+            st.sampled_from([{}, *({"triangle_axis": "hertz", "filter_shape": s} for s in SHAPES)])
         ),
     )
 

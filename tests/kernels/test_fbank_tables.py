@@ -94,6 +94,30 @@ def test_triangle_linear_in_hertz_has_straight_sides(scale) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("symmetric", lambda distance: np.maximum(1.0 - distance, 0.0)),
+        ("rectangular", lambda distance: distance <= 1.0),
+        ("gaussian", lambda distance: np.exp(-0.5 * (2.0 * distance) ** 2)),
+    ],
+)
+def test_other_shapes_are_as_wide_above_their_centre_as_below(shape, expected) -> None:
+    config = AST.replace(num_mel_bins=8, triangle_axis="hertz", filter_shape=shape)
+    edges, hertz = tables.filter_edges(config), np.arange(257) * (16000.0 / 512)
+    for bank, left, centre in zip(tables.mel_banks(config), edges, edges[1:], strict=False):
+        distance = np.abs(hertz - centre) / (centre - left)
+        np.testing.assert_allclose(bank, expected(distance), rtol=1e-12, atol=1e-37)
+
+
+def test_bells_alone_reach_nyquist() -> None:
+    shapes = ("triangular", "symmetric", "rectangular", "gaussian")
+    configs = [AST.replace(triangle_axis="hertz", filter_shape=shape) for shape in shapes]
+    assert [tables.reach_nyquist(config) for config in configs] == [False, False, False, True]
+    smallest = tables.mel_banks(configs[-1])
+    assert smallest[smallest > 0].min() >= np.finfo(np.float32).tiny
+
+
 def test_slaney_norm_gives_each_filter_area_one() -> None:
     config = AST.replace(
         num_mel_bins=40, n_fft=65536, triangle_axis="hertz", mel_norm="slaney", low_freq=100.0

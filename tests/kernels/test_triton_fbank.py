@@ -119,6 +119,8 @@ def test_every_preset_ragged(device: torch.device, preset: str) -> None:
         {"frame_length": 1.0, "frame_shift": 3.0},
         {"vtln_warp": 1.1, "num_mel_bins": 40},
         {"floor_zeros_only": True},
+        {"filter_shape": "rectangular", "triangle_axis": "hertz"},
+        {"filter_shape": "gaussian", "triangle_axis": "hertz"},  # which reaches Nyquist
     ],
     ids=str,
 )

@@ -19,8 +19,17 @@ Lengths: TypeAlias = "int | Sequence[int] | npt.NDArray[np.integer[Any]] | Tenso
 
 def check_config(config: object) -> None:
     """Raise unless it is an FbankConfig."""
-    if not isinstance(config, FbankConfig):
-        raise TypeError(f"config must be an FbankConfig, got {type(config).__name__}")
+    if isinstance(config, FbankConfig):
+        return
+    kind = type(config)
+    if kind.__name__ != "FbankConfig":
+        raise TypeError(f"config must be an FbankConfig, got {kind.__name__}")
+    advice = ""
+    if any(base.__module__.partition(".")[0] == "lhotse" for base in kind.__mro__):
+        advice = "; ast_fast_kernels.compat.lhotse.Fbank takes it"
+    raise TypeError(
+        f"config must be an ast_fast_kernels.FbankConfig, got {kind.__module__}.FbankConfig{advice}"
+    )
 
 
 def check_length(shape: Sequence[int], config: FbankConfig) -> None:

@@ -31,6 +31,7 @@ PreemphasisOver = Literal["frame", "waveform"]
 LeftPadding = Literal["kaldi", "lhotse"]
 MelScale = Literal["htk", "slaney"]
 MelNorm = Literal["none", "slaney"]
+FilterShape = Literal["triangular", "symmetric", "rectangular", "gaussian"]
 TriangleAxis = Literal["mel", "hertz", "bins"]
 MelDtype = Literal["float64", "float32"]
 LogType = Literal["ln", "log10", "db"]
@@ -98,7 +99,7 @@ class FbankConfig:
     """Whether mel filters sum the spectrum; False gives every bin of it, a log spectrogram, and
     ignores the other fields of the filters."""
     num_mel_bins: int = 128
-    """Number of triangular mel filters; without them, of the spectrum's bins: n_fft // 2 + 1."""
+    """Number of mel filters; without them, of the spectrum's bins: n_fft // 2 + 1."""
     low_freq: float = 20.0
     """Lower edge of the lowest filter, in Hz."""
     high_freq: float = 0.0
@@ -110,6 +111,10 @@ class FbankConfig:
     """Mel scale: logarithmic from 0 Hz on (HTK, Kaldi) or only above 1 kHz (Slaney)."""
     mel_norm: MelNorm = "none"
     """Whether each filter peaks at 1 (none) or has area 1 in Hz (slaney)."""
+    filter_shape: FilterShape = "triangular"
+    """Shape of a filter: a triangle from the centre below it to the one above; or, as wide above
+    its centre as below (speechbrain), a triangle (symmetric), ones (rectangular), or a bell with
+    half that width as its deviation (gaussian)."""
     triangle_axis: TriangleAxis = "mel"
     """Axis on which the filters' sides are straight: mel, Hz, or FFT bins with every edge rounded
     down to a whole bin (python_speech_features)."""
@@ -186,6 +191,11 @@ class FbankConfig:
         _require(good, "left_padding", rule, self.left_padding)
         good = self.snip_edges or not self.pad_tail
         _require(good, "pad_tail", "False when snip_edges is False", self.pad_tail)
+        good = self.filter_shape == "triangular" or (
+            self.triangle_axis == "hertz" and self.mel_norm == "none"
+        )
+        rule = "triangular unless triangle_axis is hertz and mel_norm is none"
+        _require(good, "filter_shape", rule, self.filter_shape)
         kaldis = (self.mel_scale, self.mel_norm, self.triangle_axis) == ("htk", "none", "mel")
         good = self.mel_dtype == "float64" or kaldis
         rule = "float64 unless mel_scale is htk, mel_norm is none and triangle_axis is mel"
@@ -204,9 +214,9 @@ class FbankConfig:
         A field that the library derives from another one follows a change of that, unless it is
         changed too: the window's size from `n_fft` (librosa, melspectrogram, whisper), the shift
         from the window (melspectrogram), whole samples from milliseconds (rounded to the nearest by
-        python_speech_features and vggish), the Blackman window's period (lhotse), `snip_edges` from
-        `center=False` (librosa, melspectrogram). `replace` knows no library: it changes what it
-        names.
+        python_speech_features, speechbrain and vggish), the Blackman window's period (lhotse),
+        `snip_edges` from `center=False` (librosa, melspectrogram). `replace` knows no library: it
+        changes what it names.
 
         Args:
             name: `"ast"` (the default of every field);
@@ -217,6 +227,7 @@ class FbankConfig:
                 `"melspectrogram"` (`torchaudio.transforms.MelSpectrogram`; no logarithm);
                 `"nemo"` (NeMo's `AudioToMelSpectrogramPreprocessor`, its valid frames);
                 `"python_speech_features"` (`logfbank`);
+                `"speechbrain"` (`lobes.features.Fbank`);
                 `"vggish"` (`mel_features.log_mel_spectrogram` with its parameters);
                 `"whisper"` (OpenAI's and transformers' extractor, without its padding to 30 s).
             changes: Fields to set differently, or `window_size` and `window_shift` in samples.
@@ -265,6 +276,16 @@ class FbankConfig:
             **changes,
         }
         return cls(**_in_milliseconds(values))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Say what to use instead when lhotse takes this config for its own."""
+            words = f"{type(self).__name__!r} object has no attribute {name!r}"
+            if name == "to_dict":
+                words = "ast_fast_kernels.FbankConfig is no config of lhotse's; its extractor is "
+                words += "ast_fast_kernels.compat.lhotse.Fbank"
+            raise AttributeError(words)
 
     # By a string, which caches its hash: thirty fields would cost each call microseconds.
 
@@ -479,6 +500,7 @@ _CHECKS: dict[Any, Callable[[str, object], object]] = {
     "LeftPadding": _one_of(LeftPadding),
     "MelScale": _one_of(MelScale),
     "MelNorm": _one_of(MelNorm),
+    "FilterShape": _one_of(FilterShape),
     "TriangleAxis": _one_of(TriangleAxis),
     "MelDtype": _one_of(MelDtype),
     "LogType": _one_of(LogType),

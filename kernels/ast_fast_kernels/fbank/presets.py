@@ -15,6 +15,7 @@ PresetName = Literal[
     "melspectrogram",
     "nemo",
     "python_speech_features",
+    "speechbrain",
     "vggish",
     "whisper",
 ]
@@ -100,6 +101,20 @@ PRESETS: dict[str, dict[str, object]] = {
         "log_floor": 2.0**-52,
         "floor_zeros_only": True,
     },
+    # speechbrain/lobes/features.py, Fbank; speechbrain/processing/features.py
+    "speechbrain": {
+        **_STFT,
+        "n_fft": 400,
+        "window_type": "hamming",
+        "pad_mode": "constant",
+        "num_mel_bins": 40,
+        "whole_nyquist": True,
+        "filter_shape": "symmetric",
+        "triangle_axis": "hertz",
+        "log_type": "db",
+        "log_floor": 1e-10,
+        "top_db": 80.0,
+    },
     # tensorflow/models, research/audioset/vggish/mel_features.py and vggish_params.py
     "vggish": {
         **_PLAIN,
@@ -136,6 +151,7 @@ ROUNDING: dict[str, Callable[[float], int]] = {
     "lhotse": math.floor,
     "nemo": math.floor,
     "python_speech_features": lambda samples: math.floor(samples + 0.5),
+    "speechbrain": round,
     "vggish": round,
 }
 """How a library makes whole samples of seconds times Hz; others truncate as `window_size` does."""

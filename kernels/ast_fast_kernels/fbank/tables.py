@@ -8,7 +8,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from ast_fast_kernels.fbank.config import FbankConfig, MelScale
+from ast_fast_kernels.fbank.config import FLOAT32_TINY, FbankConfig, MelScale
 
 Float32Array = npt.NDArray[np.float32]
 Float64Array = npt.NDArray[np.float64]
@@ -47,24 +47,33 @@ def window(config: FbankConfig) -> Float64Array:
 
 @lru_cache(maxsize=32)
 def mel_banks(config: FbankConfig) -> Float64Array:
-    """Return the triangular mel filters, divided by the FFT length if the config says so.
+    """Return the mel filters, divided by the FFT length if the config says so.
 
-    The Nyquist bin is zero: no filter reaches beyond it. A filter narrower than one FFT bin can be
-    empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa. Without
-    `mel_filters` each filter is one bin of the spectrum, with weight 1, Nyquist included.
+    The Nyquist bin of triangles is zero: none reaches beyond it. A filter narrower than one FFT bin
+    can be empty (AST's 128 bins at n_fft 512 have one); it stays, as in torchaudio and librosa.
+    Without `mel_filters` each filter is one bin of the spectrum, with weight 1, Nyquist included.
 
     Returns:
         Read-only filters, shape (num_mel_bins, fft_size // 2 + 1).
-    Source: kaldi/src/feat/mel-computations.cc; librosa/filters.py; python_speech_features/base.py.
+    Source: kaldi/src/feat/mel-computations.cc; librosa/filters.py; python_speech_features/base.py;
+    speechbrain/processing/features.py.
     """
     banks = np.zeros((config.num_mel_bins, config.fft_size // 2 + 1))
     if not config.mel_filters:
         np.fill_diagonal(banks, 1.0)
     elif config.mel_dtype == "float32":
         banks[:, :-1] = _float32_mel_banks(config)
-    else:
+    elif config.filter_shape == "triangular":
         banks[:, :-1] = _mel_banks(config)
+    else:
+        banks[:] = _symmetric_banks(config)
     return _read_only(banks / config.fft_size if config.divide_by_n_fft else banks)
+
+
+@lru_cache(maxsize=32)
+def reach_nyquist(config: FbankConfig) -> bool:
+    """Say whether a filter takes something of the Nyquist bin."""
+    return bool(mel_banks(config)[:, -1].any())
 
 
 def _mel_banks(config: FbankConfig) -> Float64Array:
@@ -89,11 +98,26 @@ def _mel_banks(config: FbankConfig) -> Float64Array:
     return banks
 
 
+def _symmetric_banks(config: FbankConfig) -> Float64Array:
+    """Return filters that are as wide above their centre as below, with the Nyquist bin."""
+    edges = filter_edges(config)
+    left, centre = edges[:-2, None], edges[1:-1, None]
+    bins = np.linspace(0.0, config.nyquist, config.fft_size // 2 + 1)  # Hz
+    distance = np.abs(bins - centre) / (centre - left)  # in half a filter's width
+    match config.filter_shape:
+        case "rectangular":
+            return (distance <= 1.0).astype(np.float64)
+        case "gaussian":
+            banks = np.exp(-2.0 * distance**2)
+            return np.where(banks < FLOAT32_TINY, 0.0, banks)  # as it is in a kernel's dtype
+    return np.maximum(1.0 - distance, 0.0)
+
+
 def filter_edges(config: FbankConfig) -> Float64Array:
     """Return where filters begin, peak and end, in Hz, shape (num_mel_bins + 2,).
 
-    Filter i begins at edge i, peaks at edge i + 1 and ends at edge i + 2. Without `mel_filters`,
-    that is from one bin of the spectrum to the one after the next.
+    Filter i begins at edge i, peaks at edge i + 1 and, if triangular, ends at edge i + 2. Without
+    `mel_filters`, that is from one bin of the spectrum to the one after the next.
     """
     if not config.mel_filters:
         width = config.sample_frequency / config.fft_size

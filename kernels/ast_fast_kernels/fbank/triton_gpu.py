@@ -402,7 +402,7 @@ def fbank_triton(
     if counts is not None:
         counts = counts.to(torch.int64).clamp(0, num_samples).contiguous()
         frame_counts = config.num_frames(counts)
-    if config.fft_size == FUSED_FFT:
+    if config.fft_size == FUSED_FFT and not tables.reach_nyquist(config):  # it has no such bin
         launch_fbank_fused(waveform, config, out, counts, frame_counts)
     else:
         _in_chunks(waveform, config, out, counts, frame_counts)

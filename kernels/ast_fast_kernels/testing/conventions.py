@@ -35,6 +35,7 @@ COMMON: dict[str, object] = {
 WORDS = {
     "povey": "Povey",
     "hanning": "Hann",
+    "hamming": "Hamming",
     "htk": "HTK",
     "slaney": "Slaney",
     "ln": "ln",
@@ -52,6 +53,7 @@ LIBRARIES: dict[str, str] = {
     "melspectrogram": "torchaudio's `transforms.MelSpectrogram`",
     "nemo": "NeMo's `AudioToMelSpectrogramPreprocessor`",
     "python_speech_features": "python_speech_features' `logfbank`",
+    "speechbrain": "speechbrain's `lobes.features.Fbank`",
     "vggish": "VGGish's `log_mel_spectrogram`",
     "whisper": "OpenAI's Whisper, transformers' `WhisperFeatureExtractor`",
 }
@@ -116,6 +118,7 @@ unless it is changed as well. What no field expresses is an error.
 | melspectrogram | window: as long as `n_fft`; shift: half the window | the same |
 | nemo | samples: `int(seconds · rate)` | |
 | python_speech_features | samples: rounded to the nearest | a window above `n_fft` (512) |
+| speechbrain | samples: rounded to the nearest, half to even | a window above `n_fft` (400) |
 | vggish | samples: rounded to the nearest, half to even | `high_freq` (7500) above Nyquist |
 | whisper | window and `n_fft`: as long as each other | `high_freq` (8000) above Nyquist |
 
@@ -135,6 +138,7 @@ has no logarithm, so there it is the relative norm.
 | melspectrogram | torchaudio, golden | signals, 120 draws | 2e-5 |
 | nemo | a transcript of its code, golden | signals | 4e-3, 1e-5 |
 | python_speech_features | itself, live | signals, clips, 150 draws | 4e-3, 1e-5 |
+| speechbrain | itself, golden | signals, 100 draws | 4e-3, 1e-5 |
 | vggish | a transcript of its code, golden | signals | 4e-3, 1e-5 |
 | whisper | transformers' `WhisperFeatureExtractor`, live | signals, clips, 60 draws | 4e-3, 1e-5 |
 
@@ -240,7 +244,8 @@ def _filters(config: FbankConfig) -> str:
     straight = {"mel": "mel", "hertz": "Hz", "bins": "floored bins"}[config.triangle_axis]
     area = ", area 1" if config.mel_norm == "slaney" else ""
     span = f"{config.low_freq:g}–{config.upper_edge:g} Hz"
-    return f"{WORDS[config.mel_scale]}, {span}, straight in {straight}{area}"
+    shape = "" if config.filter_shape == "triangular" else f"{config.filter_shape}, "
+    return f"{WORDS[config.mel_scale]}, {span}, {shape}straight in {straight}{area}"
 
 
 def _logarithm(config: FbankConfig) -> str:
