@@ -53,6 +53,7 @@ MAY_IMPORT = {
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
+        "compat": "_torch fbank kaldi",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
