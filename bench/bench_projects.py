@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +20,23 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast_kernels import FbankConfig, chosen_backend, fbank, kaldi
+from ast_fast_kernels import FbankConfig, chosen_backend, fbank
 from ast_fast_kernels.testing.budgets import relative_norm
 from bench import torchaudio_client
-from bench.bench_fbank import SINGLE_CALLS, check, make_inputs, quiet, take_turns
-from bench.peers import Inputs, local
+from bench.bench_fbank import (
+    LARGEST_DIFFERENCE,
+    MEAN_DIFFERENCE,
+    SINGLE_CALLS,
+    check,
+    make_inputs,
+    quiet,
+    take_turns,
+)
+from bench.peers import Inputs, Run, local
+from bench.projects import INT16_RANGE, PROJECTS, Project
 from bench.turns import Way
 
-INT16_RANGE = np.float32(32768)
-"""Kaldi's recipes give samples in int16's range, and dither is of that scale."""
-
-PROJECTS: dict[str, dict[str, Any]] = {
-    "wenet": {"num_mel_bins": 80, "dither": 0.1, "energy_floor": 0.0},
-    "wespeaker": {"num_mel_bins": 80, "dither": 1.0, "window_type": "hamming"},
-}
-"""Options of `kaldi.fbank` in projects' own training recipes."""
+SECONDS = 5
 
 many = pytest.mark.parametrize("waveforms", [1, 16], ids=["1-clip", "16-clips"])
 
@@ -114,30 +117,98 @@ def test_fbank_with_dither(
     compare(benchmark, request.config, ways, count(inputs), backend)
 
 
-@pytest.mark.benchmark(group="dither-kaldi")
-@pytest.mark.parametrize("project", PROJECTS)
-def test_kaldi_with_dither(
-    benchmark, request, tmp_path: Path, clips: np.ndarray, project: str, threads: int
+def call_kaldi(module: Any, project: Project) -> Run:
+    function = getattr(module, project.name.removeprefix("kaldi."))
+    return lambda clip: function(torch.from_numpy(clip), **project.options).numpy()[None]
+
+
+def call_lhotse(module: Any, project: Project) -> Run:
+    extractor = module.Fbank(module.FbankConfig(**project.options))
+    return lambda clip: extractor.extract(clip, project.rate)[None]
+
+
+def call_speechbrain(module: Any, project: Project) -> Run:
+    filterbank = module.Fbank(**project.options)
+    return lambda clip: filterbank(torch.from_numpy(clip)).numpy()
+
+
+def call_kaldi_native_fbank(module: Any, project: Project) -> Run:
+    """Return a call that takes a clip in chunks of 100 ms, as a recogniser does."""
+    frame, mel = (project.options[part] for part in ("frame_opts", "mel_opts"))
+    options = module.FbankOptions()
+    for part, values in ((options.frame_opts, frame), (options.mel_opts, mel)):
+        for name, value in values.items():
+            setattr(part, name, value)
+
+    def run(clip: np.ndarray) -> np.ndarray:
+        online = module.OnlineFbank(options)
+        for chunk in np.split(
+            clip[0], range(project.rate // 10, clip.shape[1], project.rate // 10)
+        ):
+            online.accept_waveform(project.rate, chunk)
+        online.input_finished()
+        return np.stack([online.get_frame(i) for i in range(online.num_frames_ready)])[None]
+
+    return run
+
+
+def call_transformers(module: Any, project: Project) -> Run:
+    extractor = getattr(module, project.name)(**project.options)
+
+    def run(clip: np.ndarray) -> np.ndarray:
+        features = extractor(clip[0], sampling_rate=project.rate, return_tensors="np")
+        return next(iter(features.values()))
+
+    return run
+
+
+LIBRARIES: dict[str, tuple[str, str, Callable[[Any, Project], Run]]] = {
+    "torchaudio": ("", "kaldi", call_kaldi),
+    "lhotse": ("lhotse", "compat.lhotse", call_lhotse),
+    "speechbrain": ("", "compat.speechbrain", call_speechbrain),
+    "kaldi-native-fbank": (
+        "kaldi_native_fbank", "compat.kaldi_native_fbank", call_kaldi_native_fbank,
+    ),
+    "transformers": ("transformers", "compat.transformers", call_transformers),
+}  # fmt: skip
+"""Library → its module here, ours for it, and how to call either.
+
+Where it has none here, it runs in the interpreter that has torchaudio.
+"""
+
+
+@pytest.mark.benchmark(group="projects")
+@pytest.mark.parametrize("name", PROJECTS)
+def test_project(
+    benchmark, request, tmp_path: Path, clips: np.ndarray, name: str, threads: int
 ) -> None:
-    """Call the drop-in, whose noise is torchaudio's for the same seed."""
-    options = PROJECTS[project]
-    inputs = [INT16_RANGE * clip for clip in make_inputs(clips, 1, "float32")]
-
-    def run(options: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
-        return lambda clip: kaldi.fbank(torch.from_numpy(clip), **options).numpy()[None]
-
-    ways = {
-        "ours": local(run(options), inputs, threads),
-        "ours without dither": local(run({**options, "dither": 0.0}), inputs, threads),
-        **torchaudio("kaldi.fbank", inputs, threads, tmp_path, **options),
-    }
+    """Compute features as a project does, a clip a call, and with its import swapped for ours."""
+    project = PROJECTS[name]
+    theirs, ours, call = LIBRARIES[project.library]
+    samples = clips[:24].reshape(8, -1)[:, : SECONDS * project.rate].astype(np.float32)
+    inputs = list((samples * (project.scale / INT16_RANGE))[:, None])
+    run = call(import_module(f"ast_fast_kernels.{ours}"), project)
+    ways = {"ours": local(run, inputs, threads)}
+    if theirs:
+        reason = f"{project.library} is not installed: pip install -e '.[bench]'"
+        module = pytest.importorskip(theirs, reason=reason)
+        ways[project.library] = local(call(module, project), inputs, threads)
+    else:
+        function = (
+            project.name if project.library == "torchaudio" else f"speechbrain.{project.name}"
+        )
+        found = torchaudio(function, inputs, threads, tmp_path, **project.options)
+        if found:
+            ways[project.library] = found["torchaudio"]
     torch.manual_seed(0)
-    features = features_of(ways["ours"])
-    config = FbankConfig.preset("kaldi", num_mel_bins=80, dither=options["dither"])
-    if "torchaudio" in ways:
-        check(features, features_of(ways["torchaudio"]), config)
-    backend = chosen_backend("fbank", torch.from_numpy(inputs[0]), config)
-    compare(benchmark, request.config, ways, count(inputs), backend)
+    features = {name: features_of(way) for name, way in ways.items()}
+    if project.library in ways:
+        difference = np.abs(np.subtract(*features.values()))
+        assert difference.max() <= project.per_log * LARGEST_DIFFERENCE
+        assert difference.mean() <= project.per_log * MEAN_DIFFERENCE
+        benchmark.extra_info["largest_difference"] = float(difference.max())
+    benchmark.extra_info |= {"project": name, "library": project.library, "calls": project.call}
+    compare(benchmark, request.config, ways, count(inputs), "numba")
 
 
 @pytest.mark.benchmark(group="dither-lhotse")
