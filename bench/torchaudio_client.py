@@ -69,7 +69,7 @@ def client() -> Client | None:
 def ways(
     name: str, inputs: list[np.ndarray], threads: int, folder: Path, **options: Any
 ) -> dict[str, Way]:
-    """Return the ways to run `kaldi.fbank` or `MelSpectrogram` on float32 inputs.
+    """Return the ways to run a function of `kaldi`, or `MelSpectrogram`, on float32 inputs.
 
     Inputs and features are passed as files in `folder`. The options are those of `find_run` in
     torchaudio_server.py.

@@ -36,6 +36,11 @@ def kaldi_fbank(clip: torch.Tensor, **options: Any) -> torch.Tensor:
     return torchaudio.compliance.kaldi.fbank(clip[None], **(options or AST))
 
 
+def of_kaldi(function: str, clip: torch.Tensor, **options: Any) -> torch.Tensor:
+    features: torch.Tensor = getattr(torchaudio.compliance.kaldi, function)(clip[None], **options)
+    return features
+
+
 def with_gradient(run: Run) -> Run:
     """Return a run that gives the gradient of half the sum of its features' squares."""
 
@@ -53,7 +58,7 @@ def find_run(
     """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads.
 
     Args:
-        name: `kaldi.fbank` or `MelSpectrogram`.
+        name: `kaldi.fbank`, another function as `kaldi.mfcc`, or `MelSpectrogram`.
         how: `whole` or `clip by clip`.
         python_threads: Threads that share the clips.
         gradient: Whether to run backward too, for the waveform's gradient.
@@ -61,6 +66,8 @@ def find_run(
     """
     if name == "kaldi.fbank":
         one: Run = partial(kaldi_fbank, **options)
+    elif name.startswith("kaldi."):
+        one = partial(of_kaldi, name.removeprefix("kaldi."), **options)
     else:
         mel_spectrogram = torchaudio.transforms.MelSpectrogram(**options)
 
