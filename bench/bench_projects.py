@@ -211,6 +211,33 @@ def test_project(
     compare(benchmark, request.config, ways, count(inputs), "numba")
 
 
+@pytest.mark.benchmark(group="kaldi-functions")
+@pytest.mark.parametrize("function", ["mfcc", "spectrogram"])
+def test_other_functions_of_kaldi(
+    benchmark, request, tmp_path: Path, clips: np.ndarray, function: str, threads: int
+) -> None:
+    """Call the drop-in's other two features, with their defaults."""
+    inputs = [INT16_RANGE * clip for clip in make_inputs(clips, 1, "float32")]
+
+    def run(clip: np.ndarray) -> np.ndarray:
+        features: np.ndarray = getattr(kaldi, function)(torch.from_numpy(clip)).numpy()[None]
+        return features
+
+    ways = {
+        "ours": local(run, inputs, threads),
+        **torchaudio(f"kaldi.{function}", inputs, threads, tmp_path),
+    }
+    if "torchaudio" in ways:
+        ours, theirs = (features_of(way).astype(np.float64) for way in ways.values())
+        if function == "spectrogram":  # a bin far below its frame's loudest carries its rounding
+            ours, theirs = np.exp(ours[..., 1:]), np.exp(theirs[..., 1:])
+        error = np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+        assert error <= 1e-5
+        benchmark.extra_info["error"] = error
+    backend = chosen_backend("fbank", torch.from_numpy(inputs[0]), FbankConfig.preset("kaldi"))
+    compare(benchmark, request.config, ways, count(inputs), backend)
+
+
 @pytest.mark.benchmark(group="dither-lhotse")
 @pytest.mark.parametrize("threads", [2], indirect=True, ids=["2-threads"])
 def test_lhotse_with_dither(benchmark, request, clips: np.ndarray, threads: int) -> None:

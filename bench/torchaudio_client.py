@@ -69,7 +69,7 @@ def client() -> Client | None:
 def ways(
     name: str, inputs: list[np.ndarray], threads: int, folder: Path, **options: Any
 ) -> dict[str, Way]:
-    """Return the ways to run a filterbank of `find_run` on float32 inputs.
+    """Return the ways to run what `find_run` names on float32 inputs.
 
     Inputs and features are passed as files in `folder`. The options are those of `find_run` in
     torchaudio_server.py.

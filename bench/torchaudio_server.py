@@ -36,6 +36,11 @@ def kaldi_fbank(clip: torch.Tensor, **options: Any) -> torch.Tensor:
     return torchaudio.compliance.kaldi.fbank(clip[None], **(options or AST))
 
 
+def of_kaldi(function: str, clip: torch.Tensor, **options: Any) -> torch.Tensor:
+    features: torch.Tensor = getattr(torchaudio.compliance.kaldi, function)(clip[None], **options)
+    return features
+
+
 def with_gradient(run: Run) -> Run:
     """Return a run that gives the gradient of half the sum of its features' squares."""
 
@@ -53,7 +58,8 @@ def find_run(
     """Return a way to run a batch: whole, or clip by clip in `python_threads` Python threads.
 
     Args:
-        name: `kaldi.fbank`, `MelSpectrogram` or `speechbrain.Fbank`.
+        name: `kaldi.fbank`, another function as `kaldi.mfcc`, `MelSpectrogram` or
+            `speechbrain.Fbank`.
         how: `whole` or `clip by clip`.
         python_threads: Threads that share the clips.
         gradient: Whether to run backward too, for the waveform's gradient.
@@ -68,6 +74,8 @@ def find_run(
 
         def one(waveforms: torch.Tensor) -> torch.Tensor:
             return module(waveforms) if waveforms.dim() == 2 else module(waveforms[None])[0]
+    elif name.startswith("kaldi."):
+        one = partial(of_kaldi, name.removeprefix("kaldi."), **options)
     else:
         mel_spectrogram = torchaudio.transforms.MelSpectrogram(**options)
 

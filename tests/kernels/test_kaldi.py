@@ -168,7 +168,9 @@ def test_autocast_and_compilation_change_nothing(backend: str, use_energy: bool)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(kaldi.fbank(noise(), use_energy=use_energy), expected)
         compiled = torch.compile(
-            lambda waveform: kaldi.fbank(waveform, use_energy=use_energy) + 0.0, backend="eager"
+            lambda waveform: kaldi.fbank(waveform, use_energy=use_energy) + 0.0,
+            backend="eager",
+            fullgraph=True,
         )
         assert torch.equal(compiled(noise()), expected)
 

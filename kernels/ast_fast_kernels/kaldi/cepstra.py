@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ast_fast_kernels.fbank.cepstra import cepstral_matrix
 from ast_fast_kernels.fbank.config import WindowType
-from ast_fast_kernels.kaldi import features
+from ast_fast_kernels.kaldi.calls import compute
 
 
 def mfcc(
@@ -88,7 +88,7 @@ def mfcc(
         sample_frequency, snip_edges, subtract_mean, use_energy, vtln_high, vtln_low, vtln_warp,
         window_type,
     )  # fmt: skip
-    return features.compute(waveform, "mfcc", given)
+    return compute(waveform, "mfcc", given)
 
 
 def _get_dct_matrix(num_ceps: int, num_mel_bins: int) -> Tensor:

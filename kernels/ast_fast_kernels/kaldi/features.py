@@ -14,31 +14,11 @@ from torch import Tensor
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.autocast import exact_product
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels._torch.tracing import is_compiling
 from ast_fast_kernels.fbank import api, drawn, eager, reference
 from ast_fast_kernels.fbank.cepstra import cepstral_matrix
 from ast_fast_kernels.fbank.config import FbankConfig
-from ast_fast_kernels.fbank.energy import log_energy
-from ast_fast_kernels.kaldi import arguments
-from ast_fast_kernels.kaldi.arguments import Settings
-
-
-def compute(waveform: Tensor, function: str, given: tuple[Any, ...]) -> Tensor:
-    """Return what a function makes of a waveform and its other arguments, in order.
-
-    A traced call becomes one operator (`ops.py`), which does the same.
-    """
-    if is_traced(waveform):
-        from ast_fast_kernels.kaldi import ops  # registers the operator
-
-        return ops.call(waveform, function, given)
-    samples, settings = begin(waveform, function, given)
-    return samples if settings is None else run(samples, settings)
-
-
-def is_traced(waveform: Any) -> bool:
-    """Say whether a call is traced, by anything that records operators."""
-    return is_compiling() or (isinstance(waveform, Tensor) and checks.is_traced(waveform))
+from ast_fast_kernels.fbank.energy import least_energy, log_energy
+from ast_fast_kernels.kaldi.arguments import Settings, read, read_clip, take_channel
 
 
 def begin(
@@ -48,12 +28,12 @@ def begin(
 
     Below `min_duration` that is the result, (0,), and None: only the framing is checked then.
     """
-    clip = arguments.read_clip(function, given)
-    samples = arguments.take_channel(waveform, clip.channel)
+    clip = read_clip(function, given)
+    samples = take_channel(waveform, clip.channel)
     eager.check_waveform(samples, clip.framing)
     if samples.shape[0] < clip.least:
         return reference.as_floating(samples[:0]), None
-    return samples, arguments.read(function, given, waveform.dtype == torch.int16)
+    return samples, read(function, given, waveform.dtype == torch.int16)
 
 
 def run(samples: Tensor, settings: Settings, noise: Tensor | None = None) -> Tensor:
@@ -75,6 +55,8 @@ def run(samples: Tensor, settings: Settings, noise: Tensor | None = None) -> Ten
     features = log_mel(samples, config, noise, backend)
     if not (settings.energy or settings.num_ceps or settings.subtract_mean):
         return features
+    if _is_compiled(samples, config):
+        return _finish_compiled(samples, features, settings, noise)
     with one_thread_if_forked():
         energy = None
         if settings.energy:
@@ -87,6 +69,45 @@ def run(samples: Tensor, settings: Settings, noise: Tensor | None = None) -> Ten
             )
         features = _arranged(features, energy, settings)
         return features - features.mean(dim=0) if settings.subtract_mean else features
+
+
+def _is_compiled(samples: Tensor, config: FbankConfig) -> bool:
+    needs_gradient = samples.requires_grad and torch.is_grad_enabled()
+    return not needs_gradient and eager.chosen_backend(samples, config, "auto") == "numba"
+
+
+def _finish_compiled(
+    samples: Tensor, features: Tensor, settings: Settings, noise: Tensor | None
+) -> Tensor:
+    """Do by a kernel and numpy, which have no threads to wait for, what is left to do."""
+    # Imported late: it loads Numba.
+    from ast_fast_kernels.fbank import numba_columns
+
+    energy = columns = None
+    if settings.energy:
+        values = checks.dense(samples.detach().resolve_neg()).numpy()
+        if samples.dtype == torch.int16:
+            values = values.astype(np.float32) * np.float32(2.0**-15)
+        energy = numba_columns.Energy(
+            values,
+            settings.raw_energy,
+            least_energy(settings.energy_floor),
+            settings.energy_column,
+            None if noise is None else noise.numpy(),
+        )
+    if settings.num_ceps:
+        columns = _columns(*_transform(settings), np.float32, numba_columns.LANES)
+    out = numba_columns.finish(
+        features.numpy(),
+        columns,
+        settings.num_ceps,
+        energy,
+        settings.config,
+        one_more=settings.energy and settings.has_more_with_energy,
+    )
+    if settings.subtract_mean:
+        out -= out.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return torch.from_numpy(out)
 
 
 def log_mel(samples: Tensor, config: FbankConfig, noise: Tensor | None, backend: str) -> Tensor:
@@ -134,25 +155,31 @@ def before_arranged(grad: Tensor, settings: Settings) -> tuple[Tensor, Tensor | 
 
 def _cepstral_columns(like: Tensor, settings: Settings) -> Tensor:
     """Return what makes cepstra of log-mel energies, shape (num_mel_bins, num_ceps)."""
-    config = settings.config
-    columns = _columns(
-        config.num_mel_bins,
-        settings.num_ceps,
-        abs(settings.cepstral_lifter),  # Kaldi's lifter does not see its sign
-        settings.energy_last,
-        settings.energy,
-        "float32" if like.dtype == torch.float32 else "float64",
-    )
-    return torch.from_numpy(columns).to(like.device)
+    dtype = np.float32 if like.dtype == torch.float32 else np.float64
+    return torch.from_numpy(_columns(*_transform(settings), dtype)).to(like.device)
+
+
+def _transform(settings: Settings) -> tuple[int, int, float, bool, bool]:
+    lifter = abs(settings.cepstral_lifter)  # Kaldi's does not see its sign
+    num_mel_bins, last = settings.config.num_mel_bins, settings.energy_last
+    return num_mel_bins, settings.num_ceps, lifter, last, last and not settings.energy
 
 
 @lru_cache(maxsize=32)
 def _columns(
-    num_mel_bins: int, num_ceps: int, lifter: float, zeroth_last: bool, energy: bool, dtype: str
+    num_mel_bins: int,
+    num_ceps: int,
+    lifter: float,
+    zeroth_last: bool,
+    zeroth_larger: bool,
+    dtype: type[np.floating[Any]],
+    multiple: int = 1,
 ) -> npt.NDArray[Any]:
+    """Return the transform, with as many columns of zeros as make a multiple."""
     matrix = np.array(cepstral_matrix(num_mel_bins, num_ceps, lifter))
+    if zeroth_larger:
+        matrix[0] *= math.sqrt(2)  # HTK's
     if zeroth_last:
-        if not energy:
-            matrix[0] *= math.sqrt(2)  # HTK's C0
         matrix = np.roll(matrix, -1, axis=0)
-    return np.ascontiguousarray(matrix.T, dtype)
+    columns = np.pad(matrix.T, ((0, 0), (0, -num_ceps % multiple)))
+    return np.ascontiguousarray(columns, dtype)

@@ -11,8 +11,9 @@ from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.tracing import is_compiling
 from ast_fast_kernels.fbank import drawn, tensors
 from ast_fast_kernels.fbank.config import FbankConfig, WindowType
-from ast_fast_kernels.kaldi import features
 from ast_fast_kernels.kaldi.arguments import PLAIN
+from ast_fast_kernels.kaldi.calls import compute, is_traced
+from ast_fast_kernels.kaldi.features import begin, log_mel, run
 
 
 def fbank(
@@ -98,19 +99,19 @@ def fbank(
         use_energy, use_log_fbank, use_power, vtln_high, vtln_low, vtln_warp, window_type,
     )  # fmt: skip
     if is_compiling():
-        return features.compute(waveform, "fbank", given)
+        return compute(waveform, "fbank", given)
     again = _compute_again(waveform, given)
     if again is not None:
         return again
-    if features.is_traced(waveform):
-        return features.compute(waveform, "fbank", given)
-    samples, settings = features.begin(waveform, "fbank", given)
+    if is_traced(waveform):
+        return compute(waveform, "fbank", given)
+    samples, settings = begin(waveform, "fbank", given)
     if settings is None:
         return samples
-    log_mel = features.run(samples, settings)
+    energies = run(samples, settings)
     if settings.is_plain:
         _note(waveform, given, settings.config, settings.channel)
-    return log_mel
+    return energies
 
 
 class _Last(NamedTuple):
@@ -155,4 +156,4 @@ def _compute_again(waveform: Any, given: tuple[Any, ...]) -> Tensor | None:
     if checks.is_traced(waveform):
         return None
     samples = waveform[last.channel]
-    return features.log_mel(samples, last.config, *drawn.draw(samples, last.config, as_words=True))
+    return log_mel(samples, last.config, *drawn.draw(samples, last.config, as_words=True))

@@ -1,6 +1,6 @@
 """The feature functions as a torch operator: one opaque node for torch.compile and export.
 
-Importing this module registers `torch.ops.ast_fast.kaldi`, which `features.compute` calls when it
+Importing this module registers `torch.ops.ast_fast.kaldi`, which `calls.compute` calls when it
 is traced. It runs what an eager call runs, and chooses its backend then. Noise comes from an
 operator of its own, so that the gradient has it too; it is the eager call's for the same state of
 torch's generator. Gradients are written out, as in `fbank/gradient.py`.
@@ -20,8 +20,8 @@ from ast_fast_kernels.fbank import drawn, eager
 from ast_fast_kernels.fbank.energy import log_energy_gradient
 from ast_fast_kernels.fbank.gradient import waveform_gradient
 from ast_fast_kernels.fbank.ops import gradient_once
-from ast_fast_kernels.kaldi import arguments, features
-from ast_fast_kernels.kaldi.arguments import Settings
+from ast_fast_kernels.kaldi.arguments import Settings, read, take_channel
+from ast_fast_kernels.kaldi.features import before_arranged, run
 
 torch.library.define(
     "ast_fast::kaldi",
@@ -51,8 +51,8 @@ def call(waveform: Tensor, function: str, given: tuple[Any, ...]) -> Tensor:
     return cast(Tensor, torch.ops.ast_fast.kaldi(waveform, settings, noise))
 
 
-# Dynamo may make a symbol of a number, which no constant function takes. Its text is a constant, once
-# arithmetic that changes nothing has told dynamo that it is a symbol.
+# Dynamo may make a symbol of a number, which no constant function takes. Its text is a constant,
+# once arithmetic that changes nothing has told dynamo that it is a symbol.
 
 
 def _kind(value: Any) -> str:
@@ -73,10 +73,10 @@ def _text(value: Any) -> Any:
 
 @constant_in_graphs
 def _settings(function: str, is_int16: bool, kinds: tuple[str, ...], *texts: Any) -> str:
-    read = {"float": float, "int": int}
+    kind_of = {"float": float, "int": int}
     pairs = zip(kinds, texts, strict=True)
-    given = tuple(read[kind](text) if kind else text for kind, text in pairs)
-    return arguments.read(function, given, is_int16).as_json
+    given = tuple(kind_of[kind](text) if kind else text for kind, text in pairs)
+    return read(function, given, is_int16).as_json
 
 
 @constant_in_graphs
@@ -91,7 +91,7 @@ def _parsed(settings: str) -> Settings:
 
 def _samples(waveform: Tensor, settings: Settings) -> Tensor | None:
     """Return the channel, checked; None if it is too short for any features."""
-    samples = arguments.take_channel(waveform, settings.channel)
+    samples = take_channel(waveform, settings.channel)
     eager.check_waveform(samples, settings.config.replace(snip_edges=True))
     return None if samples.shape[0] < settings.least else samples
 
@@ -102,7 +102,7 @@ def _kaldi(waveform: Tensor, settings: str, noise: Tensor | None = None) -> Tens
     samples = _samples(waveform.detach(), _parsed(settings))
     if samples is None:
         return waveform.new_empty(0, dtype=eager.result_dtype(waveform))
-    return features.run(samples, _parsed(settings), noise)
+    return run(samples, _parsed(settings), noise)
 
 
 @torch.library.register_fake("ast_fast::kaldi")  # type: ignore[untyped-decorator]
@@ -156,7 +156,7 @@ def _samples_gradient(
 ) -> Tensor:
     config, sign = settings.config, -1.0 if settings.upside_down else 1.0
     samples = sign * samples
-    of_filters, of_energy = features.before_arranged(grad, settings)
+    of_filters, of_energy = before_arranged(grad, settings)
     if noise is None:
         out = gradient_once(of_filters, samples, config.as_json, None, "auto", None)
     else:

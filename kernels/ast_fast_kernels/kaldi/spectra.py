@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ast_fast_kernels.fbank.config import WindowType
-from ast_fast_kernels.kaldi import features
+from ast_fast_kernels.kaldi.calls import compute
 
 
 def spectrogram(
@@ -64,4 +64,4 @@ def spectrogram(
         preemphasis_coefficient, raw_energy, remove_dc_offset, round_to_power_of_two,
         sample_frequency, snip_edges, subtract_mean, window_type,
     )  # fmt: skip
-    return features.compute(waveform, "spectrogram", given)
+    return compute(waveform, "spectrogram", given)
