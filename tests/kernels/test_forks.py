@@ -159,4 +159,4 @@ print(len(calls))
         OMP_NUM_THREADS="2",
         timeout=300.0,
     )
-    assert int(printed) == 108
+    assert int(printed) == 114
