@@ -206,7 +206,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("kaldi", "choice", "warm", "testing"),
+        *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
 
