@@ -257,7 +257,7 @@ def test_refusals_name_what_came() -> None:
     for error, given, message in (
         (ValueError, SAMPLES[None], r"waveform must be \(num_samples,\), got \(1, 12345\)"),
         (TypeError, "abc", "waveform must be a sequence of numbers, an array or a tensor, got str"),
-        (TypeError, ["a"], "waveform must consist of numbers: must be real number"),
+        (TypeError, ["a"], "waveform must consist of numbers: required argument is not"),
         (TypeError, np.array(["a"]), "waveform must be numbers, got an array of <U1"),
     ):
         with pytest.raises(error, match=message):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import Any
+
 import numpy as np
 
 from ast_fast_kernels.compat.kaldi_native_fbank.options import (
@@ -35,7 +38,7 @@ def config_of(
         for milliseconds in (frame.frame_length_ms, frame.frame_shift_ms)
     )
     periodic = frame.window_type == "hann"
-    return FbankConfig.from_samples(
+    return _made(
         sample_frequency=frame.samp_freq,
         window_size=size,
         window_shift=shift,
@@ -53,6 +56,18 @@ def config_of(
         **(_librosa(mel) if mel.is_librosa else {}),
         **changes,
     )
+
+
+@lru_cache(maxsize=64)
+def _made(**fields: Any) -> FbankConfig:
+    """Return one config for equal fields: making it takes as long as a clip's features."""
+    return FbankConfig.from_samples(**fields)
+
+
+@lru_cache(maxsize=64)
+def with_whole_frames(config: FbankConfig) -> FbankConfig:
+    """Return the config without padding, one for equal ones."""
+    return config.replace(snip_edges=True)
 
 
 def _librosa(mel: MelBanksOptions) -> dict[str, object]:
