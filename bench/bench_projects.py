@@ -20,11 +20,10 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast_kernels import FbankConfig, chosen_backend, fbank
+from ast_fast_kernels import FbankConfig, chosen_backend, fbank, kaldi
 from ast_fast_kernels.testing.budgets import relative_norm
 from bench import torchaudio_client
 from bench.bench_fbank import (
-    LARGEST_DIFFERENCE,
     MEAN_DIFFERENCE,
     SINGLE_CALLS,
     check,
@@ -37,6 +36,10 @@ from bench.projects import INT16_RANGE, PROJECTS, Project
 from bench.turns import Way
 
 SECONDS = 5
+
+QUIET_BIN = 1e-2
+"""Largest difference of a project's features from its library's: in int16's range no floor hides
+what float32 leaves of a bin far below its frame's loudest."""
 
 many = pytest.mark.parametrize("waveforms", [1, 16], ids=["1-clip", "16-clips"])
 
@@ -204,7 +207,7 @@ def test_project(
     features = {name: features_of(way) for name, way in ways.items()}
     if project.library in ways:
         difference = np.abs(np.subtract(*features.values()))
-        assert difference.max() <= project.per_log * LARGEST_DIFFERENCE
+        assert difference.max() <= project.per_log * QUIET_BIN
         assert difference.mean() <= project.per_log * MEAN_DIFFERENCE
         benchmark.extra_info["largest_difference"] = float(difference.max())
     benchmark.extra_info |= {"project": name, "library": project.library, "calls": project.call}
