@@ -63,6 +63,10 @@ def test_readme_states_the_figures_of_the_records() -> None:
     assert f"{headlines['torchaudio'].removesuffix(' ×')} times as fast as torchaudio" in opening
 
 
+def test_readme_has_the_table_of_projects() -> None:
+    assert page.readme_table() in (table.ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_sections_of_projects_and_half_precision_come_with_their_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,13 +74,19 @@ def test_sections_of_projects_and_half_precision_come_with_their_records(
         monkeypatch.delitem(page.RECORDS, name)
     without = page.benchmarks()
     cases = []
-    for group in ("dither", "dither-kaldi", "dither-lhotse", "gradient", "fft-lengths", "one-clip",
-                  "int16"):  # fmt: skip
-        parameters = {"threads": 2, "waveforms": 1, "project": "wenet", "length": 1102}
+    for group in ("dither", "kaldi-functions", "dither-lhotse", "gradient", "fft-lengths",
+                  "one-clip", "int16"):  # fmt: skip
+        parameters = {"threads": 2, "waveforms": 1, "function": "mfcc", "length": 1102}
         parameters |= {"seconds": 5, "preset": "ast"}
         extra = {"backend": "numba", "microseconds_per_clip": {"ours": 1234.5, "theirs": 5000.0}}
         extra |= {"ours_is_faster_by": {"theirs": 4.05} if group != "int16" else {"other": 1.0}}
         cases.append({"name": "a", "group": group, "params": parameters, "extra_info": extra})
+    for threads, ratio in ((1, 4.05), (2, 3.0)):
+        extra = {"project": "wenet", "library": "torchaudio", "calls": "kaldi.fbank()"}
+        extra |= {"largest_difference": 0.0012, "ours_is_faster_by": {"torchaudio": ratio}}
+        extra["microseconds_per_clip"] = {"ours": 1234.5, "torchaudio": 5000.0}
+        cases.append({"name": "a", "group": "projects", "params": {"threads": threads},
+                      "extra_info": extra})  # fmt: skip
     for passes, ratio in (("forward", 1.5), ("both", 2.25)):
         extra = {"faster_than_sdpa_by": ratio, "backend": "numba", "milliseconds": {"auto": 7.75}}
         parameters = {"threads": 2, "shape": [1, 1212, 12, 64], "dtype": "torch.bfloat16"}
@@ -92,7 +102,8 @@ def test_sections_of_projects_and_half_precision_come_with_their_records(
     for line in (
         "| clips | threads | backend | µs a clip | theirs |\n|---|---|---|---|---|\n"
         "| 1 | 2 | numba | 1,234 | 4.0 × |",
-        "| wenet | 2 | numba | 1,234 | 4.0 × |",
+        "| mfcc | 2 | numba | 1,234 | 4.0 × |",
+        "| wenet | torchaudio | `kaldi.fbank()` | 1,234 | 4.0 × | 1,234 | 3.0 × | 1e-03 |",
         "| 1102 | 1 | 2 | numba | 1,234 | 4.0 × |",
         "| ast | 1 | 2 | numba | 1,234 | 1.0 × |",
         "| 1, 12, 1212, 64 | bfloat16 | numba | 7.8 | 1.50 × | 2.25 × |",
