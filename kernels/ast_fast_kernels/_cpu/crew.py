@@ -9,6 +9,7 @@ call what waking it costs. A helper that another caller has is not waited for ei
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -131,6 +132,14 @@ def _post(desk: int, semaphore: int) -> None:
 
 
 @stage
+def _turn(turn: int, give_way: int) -> None:
+    """Pass the time of one look at a desk; every few turns, give way where that has an address."""
+    if give_way != 0 and turn % TURNS_ALONE == 0:
+        _call_0(give_way)
+    _pause()
+
+
+@stage
 def _keep_off(desk: int, cpu: int) -> None:
     """Have a helper run where this thread, its caller, may run now, but not on its caller's CPU.
 
@@ -153,7 +162,7 @@ def _await(desk: int, looks: int) -> None:
     while not swap_shared(desk, STATE, DONE, TAKEN):
         if turns < looks:
             turns += 1
-            _pause()
+            _turn(turns, 0)
         elif swap_shared(desk, STATE, RUNNING, AWAITED):
             _wait(desk, END)
 
@@ -165,11 +174,9 @@ def _help_callers(desk: int) -> None:
     while True:
         turns = 0
         while read_shared(desk, STATE) != OFFERED:
-            if turns < read_shared(desk, TURNS):
+            if turns < words[TURNS]:
                 turns += 1
-                if turns % TURNS_ALONE == 0:
-                    _call_0(words[YIELD])  # to whoever else waits for this CPU
-                _pause()
+                _turn(turns, words[YIELD])
                 continue
             swap_shared(desk, ASLEEP, 0, 1)
             # Whoever ends the sleep: the caller, who then posts, or this thread, who then
@@ -225,8 +232,8 @@ def _compiled(digest: str) -> Any:
         elif words[ROLE] == LEAD:
             _call_with_helpers(address)
         else:
-            for _ in range(words[1]):
-                _pause()
+            for turn in range(words[1]):
+                _turn(turn, words[2])
 
     with compile_lock:
         return callback(types.void(types.intp), crew)
@@ -262,8 +269,10 @@ class _Crew:
 
     def _open(self) -> None:
         """Make the desks, and measure how long a turn takes."""
-        seconds = min(_seconds_of_turns(1000) for _ in range(5)) / 1000
-        self.turns, self.looks = int(AWAKE / seconds), int(PATIENCE / seconds)
+        libc = _libc()
+        assert libc is not None
+        self.turns = int(AWAKE / _seconds_of_turn(libc.give_way))
+        self.looks = int(PATIENCE / _seconds_of_turn(0))
         memory = np.zeros(ALIGNMENT + MOST_HELPERS * DESK_BYTES, np.uint8)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
         self.most = min(_num_cpus() - 1, MOST_HELPERS)
@@ -346,12 +355,17 @@ def _num_cpus() -> int:
     return 1
 
 
-def _seconds_of_turns(turns: int) -> float:
-    loop, memory = _compiled(source_digest()), array("q", (TURN, turns))
+def _seconds_of_turn(give_way: int) -> float:
+    """Return what a turn takes, by the shortest of a few rows: others may use this CPU."""
+    turns = 500
+    loop, memory = _compiled(source_digest()), array("q", (TURN, turns, give_way))
     address, _ = memory.buffer_info()
-    begun = time.perf_counter()
-    loop.ctypes(address)
-    return time.perf_counter() - begun
+    shortest = math.inf
+    for _ in range(10):
+        begun = time.perf_counter()
+        loop.ctypes(address)
+        shortest = min(shortest, time.perf_counter() - begun)
+    return shortest / turns
 
 
 class _Libc(NamedTuple):
