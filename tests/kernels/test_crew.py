@@ -24,8 +24,11 @@ ALONE = fbank(WAVE, backend="numba")
 Pace.tries_more = lambda pace, now, items: True
 def is_right():
     return (fbank(WAVE, backend="numba") == ALONE).all()
+def threads():
+    return {int(name) for name in os.listdir("/proc/self/task")}
+OTHERS = threads()
 def helpers():
-    return [thread for thread in threading.enumerate() if "crew" in thread.name]
+    return threads() - OTHERS
 """
 
 
@@ -60,7 +63,7 @@ callers = [threading.Thread(target=call) for _ in range(6)]
 for caller in callers: caller.start()
 for caller in callers: caller.join()
 assert len(results) == 300 and all(results)
-assert len(helpers()) == 2
+assert crew._crew.count == 2
 assert all(crew._words_at(crew._crew.desks + i * crew.DESK_BYTES, 2)[crew.STATE] == crew.FREE
            for i in range(2))
 """
@@ -93,7 +96,7 @@ for _ in range(5):
     child = os.fork()
     if child == 0:
         right = all(is_right() for _ in range(20))
-        os._exit(0 if right and len(helpers()) <= 2 else 1)
+        os._exit(0 if right and crew._crew.count <= 2 else 1)
     _, status = os.waitpid(child, 0)
     assert status == 0
 stop.append(True)
@@ -105,13 +108,11 @@ caller.join()
 def test_a_system_without_more_threads_or_at_its_exit_needs_no_helpers() -> None:
     run(
         """
-import atexit
-start = threading.Thread.start
-def refuse(thread):
-    raise RuntimeError("can't start new thread")
-threading.Thread.start = refuse
+import atexit, errno
+libc = crew._libc()
+crew._libc = lambda: libc._replace(create=lambda *_: errno.EAGAIN)
 assert is_right() and not helpers()
-threading.Thread.start = start
+crew._libc = lambda: libc
 crew._start_anew()
 atexit.register(lambda: os.write(1, b"right" if is_right() else b"wrong"))
 """
@@ -135,5 +136,37 @@ for attempt in range(40):
     signal.setitimer(signal.ITIMER_REAL, 0)
 assert stopped > 20, stopped
 assert is_right()
+"""
+    )
+
+
+def test_helpers_are_no_threads_of_python_and_get_no_signals() -> None:
+    """So neither coroutines in the place of threads nor a program's own `sigwait` meet them."""
+    run(
+        """
+import signal
+threading.Thread.start = None
+assert is_right() and len(helpers()) == 2
+assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+for helper in helpers():
+    with open(f"/proc/self/task/{helper}/status") as lines:
+        (blocked,) = (int(line.split()[1], 16) for line in lines if line.startswith("SigBlk"))
+    assert blocked >> signal.SIGTERM - 1 & 1 and not blocked >> signal.SIGSEGV - 1 & 1
+"""
+    )
+
+
+def test_helpers_keep_to_their_callers_cpus_and_off_its_own() -> None:
+    run(
+        """
+cpus = os.sched_getaffinity(0)
+def masks():
+    assert all(is_right() for _ in range(20))
+    return [os.sched_getaffinity(helper) for helper in helpers()]
+for mask in masks():
+    assert mask <= cpus and len(mask) == max(len(cpus) - 1, 1)
+for cpu in list(cpus)[:4]:  # the others are taken away
+    for thread in threads(): os.sched_setaffinity(thread, {cpu})
+    assert masks() == [{cpu}] * 2
 """
     )

@@ -13,13 +13,16 @@ from ast_fast_kernels._cpu.simd import INTEGER_BYTES
 
 @intrinsic
 def read_shared(typing_context: Any, address: Any, index: Any) -> Any:
-    """Return an integer of the array at the address, and see what its writer had written before."""
+    """Return an integer of the array at the address, and see what its writer had written before.
+
+    Nor does it come before a `swap_shared` that this thread has made.
+    """
     if not (isinstance(address, types.Integer) and isinstance(index, types.Integer)):
         return None
 
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         pointer = _place(context, builder, args)
-        return builder.load_atomic(pointer, "acquire", INTEGER_BYTES)
+        return builder.load_atomic(pointer, "seq_cst", INTEGER_BYTES)
 
     return types.intp(types.intp, types.intp), emit
 

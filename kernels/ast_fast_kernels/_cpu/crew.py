@@ -8,9 +8,10 @@ call what waking it costs. A helper that another caller has is not waited for ei
 
 from __future__ import annotations
 
-import atexit
 import ctypes
+import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -42,12 +43,13 @@ TURNS_ALONE = 32
 it is not interrupted when it has some."""
 
 (
-    ROLE, STATE, ASLEEP, RUN, TASK, CALLER, TURNS, WAIT, POST, YIELD, THREAD, BESIDE, SET_AFFINITY,
-) = range(13)  # fmt: skip
+    ROLE, STATE, ASLEEP, RUN, TASK, CALLER, TURNS, THREAD, BESIDE, WAIT, POST, YIELD, GET_CPUS,
+    SET_CPUS,
+) = range(14)  # fmt: skip
 """Integers of a desk, where a helper gets its work: its role, what it does, whether it sleeps, a
-compiled function and its argument, the caller, the turns for which it looks for work, the addresses
-of libc's functions for semaphores and to give way, the helper's number in the system, the CPU that
-it leaves to its caller, and the address of libc's function for that."""
+compiled function and its argument, the caller, the turns for which it looks for work, its thread,
+the CPU that it leaves to its caller; and the addresses of libc's functions for semaphores, to give
+way, and to ask and say on which CPUs a thread may run."""
 
 HELP, LEAD, TURN = range(3)
 """Roles."""
@@ -65,11 +67,11 @@ DESK_BYTES = 512
 """No two desks share a cache line, nor a pair of lines that are fetched together."""
 
 (
-    _, HELPERS, DESKS, DESKS_END, CALLED, ARGUMENT, LOOKS, GET_CPU, ALLOWED,
-) = range(9)  # fmt: skip
+    _, HELPERS, DESKS, DESKS_END, CALLED, ARGUMENT, LOOKS, GET_CPU,
+) = range(8)  # fmt: skip
 """Integers of a request: its role, how many helpers may come, from which desks, the compiled
-function and its argument, the turns for which the caller looks for a helper's end, and the
-addresses of libc's `sched_getcpu` and of the bits of the CPUs that the process may use."""
+function and its argument, the turns for which the caller looks for a helper's end, and the address
+of libc's `sched_getcpu`."""
 
 
 @intrinsic
@@ -130,19 +132,27 @@ def _post(desk: int, semaphore: int) -> None:
 
 
 @stage
-def _keep_off(desk: int, cpu: int, allowed: int) -> None:
-    """Have a helper run on any CPU but its caller's.
+def _turn(turn: int, give_way: int) -> None:
+    """Pass the time of one look at a desk; every few turns, give way where that has an address."""
+    if give_way != 0 and turn % TURNS_ALONE == 0:
+        _call_0(give_way)
+    _pause()
+
+
+@stage
+def _keep_off(desk: int, cpu: int) -> None:
+    """Have a helper run where this thread, its caller, may run now, but not on its caller's CPU.
 
     Where another one sleeps deeply, as a virtual machine's may, the system would let both share it.
     """
-    words, bits = integers_at(desk), integers_at(allowed)
+    words, size = integers_at(desk), CPU_WORDS * INTEGER_BYTES
     words[BESIDE] = cpu
-    for i in range(CPU_WORDS):
-        words[CPUS + i] = bits[i]
+    cpus = desk + CPUS * INTEGER_BYTES
+    if _call_3(words[GET_CPUS], 0, size, cpus) != 0:
+        return
     place, bit = CPUS + cpu // 64, cpu % 64
     words[place] = words[place] & ~(1 << bit)
-    at = desk + CPUS * INTEGER_BYTES
-    _call_3(words[SET_AFFINITY], words[THREAD], CPU_WORDS * INTEGER_BYTES, at)
+    _call_3(words[SET_CPUS], words[THREAD], size, cpus)  # no CPU is left: an error, and no change
 
 
 @stage
@@ -152,7 +162,7 @@ def _await(desk: int, looks: int) -> None:
     while not swap_shared(desk, STATE, DONE, TAKEN):
         if turns < looks:
             turns += 1
-            _pause()
+            _turn(turns, 0)
         elif swap_shared(desk, STATE, RUNNING, AWAITED):
             _wait(desk, END)
 
@@ -164,11 +174,9 @@ def _help_callers(desk: int) -> None:
     while True:
         turns = 0
         while read_shared(desk, STATE) != OFFERED:
-            if turns < read_shared(desk, TURNS):
+            if turns < words[TURNS]:
                 turns += 1
-                if turns % TURNS_ALONE == 0:
-                    _call_0(words[YIELD])  # to whoever else waits for this CPU
-                _pause()
+                _turn(turns, words[YIELD])
                 continue
             swap_shared(desk, ASLEEP, 0, 1)
             # Whoever ends the sleep: the caller, who then posts, or this thread, who then
@@ -193,8 +201,8 @@ def _call_with_helpers(address: int) -> None:
         if swap_shared(desk, STATE, FREE, TAKEN):
             words[RUN], words[TASK] = request[CALLED], request[ARGUMENT]
             words[CALLER] = address
-            if cpu != words[BESIDE] and words[THREAD] != 0 and 0 <= cpu < CPU_WORDS * 64:
-                _keep_off(desk, cpu, request[ALLOWED])
+            if cpu != words[BESIDE] and 0 <= cpu < CPU_WORDS * 64:
+                _keep_off(desk, cpu)
             swap_shared(desk, STATE, TAKEN, OFFERED)
             if swap_shared(desk, ASLEEP, 1, 0):
                 _post(desk, WAKE)
@@ -224,8 +232,8 @@ def _compiled(digest: str) -> Any:
         elif words[ROLE] == LEAD:
             _call_with_helpers(address)
         else:
-            for _ in range(words[1]):
-                _pause()
+            for turn in range(words[1]):
+                _turn(turn, words[2])
 
     with compile_lock:
         return callback(types.void(types.intp), crew)
@@ -243,75 +251,69 @@ class _Crew:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.count = 0
-        self.most = min(_num_cpus() - 1, MOST_HELPERS) if _libc() else 0
-        self.desks = self.allowed = 0
-        self.turns = self.looks = 0
+        self.most = MOST_HELPERS  # until the first one is needed
+        self.desks = self.turns = self.looks = 0
 
     def start(self, count: int) -> None:
         """Start helpers until there are `count`, one for each CPU but the caller's at most."""
-        count = min(count, self.most)
-        if self.count >= count or not self.lock.acquire(blocking=False):
+        if self.count >= min(count, self.most) or not self.lock.acquire(blocking=False):
             return  # another thread starts them, or a signal handler calls meanwhile
         try:
             if not self.desks:
                 self._open()
-            while self.count < count:
-                self._start_one()
-        except RuntimeError:  # no more threads, or the interpreter is shutting down
-            self.most = self.count
+            while self.count < min(count, self.most):
+                if not self._start_one():
+                    self.most = self.count
         finally:
             self.lock.release()
 
     def _open(self) -> None:
         """Make the desks, and measure how long a turn takes."""
-        seconds = min(_seconds_of_turns(1000) for _ in range(5)) / 1000
-        self.turns, self.looks = int(AWAKE / seconds), int(PATIENCE / seconds)
-        memory = np.zeros(ALIGNMENT + (MOST_HELPERS + 1) * DESK_BYTES, np.uint8)
+        libc = _libc()
+        assert libc is not None
+        self.turns = int(AWAKE / _seconds_of_turn(libc.give_way))
+        self.looks = int(PATIENCE / _seconds_of_turn(0))
+        memory = np.zeros(ALIGNMENT + MOST_HELPERS * DESK_BYTES, np.uint8)
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(memory))
-        self.allowed = -(-address_of(memory) // ALIGNMENT) * ALIGNMENT
-        bits = _words_at(self.allowed, CPU_WORDS)
-        for cpu in os.sched_getaffinity(0):
-            if cpu < 64 * CPU_WORDS:
-                bits[cpu // 64] |= 1 << cpu % 64
-        self.desks = self.allowed + DESK_BYTES
-        atexit.register(self.calm)
+        self.most = min(_num_cpus() - 1, MOST_HELPERS)
+        self.desks = -(-address_of(memory) // ALIGNMENT) * ALIGNMENT
 
-    def _start_one(self) -> None:
+    def _start_one(self) -> bool:
+        """Start one more, unless the system refuses.
+
+        A thread of C's alone: Python waits for none of its own that never ends, and a library may
+        have replaced Python's by coroutines. It gets no signals, which are Python's to handle.
+        """
         libc = _libc()
         assert libc is not None
         desk = self.desks + self.count * DESK_BYTES
         words = _words_at(desk, WAKE)
-        words[ROLE] = HELP
-        words[TURNS], words[WAIT], words[POST] = self.turns, libc.wait, libc.post
-        words[YIELD] = libc.give_way
-        words[BESIDE], words[SET_AFFINITY] = -1, libc.set_affinity
+        words[ROLE], words[STATE] = HELP, TAKEN
+        words[TURNS], words[BESIDE] = self.turns, -1
+        words[WAIT], words[POST], words[YIELD] = libc.wait, libc.post, libc.give_way
+        words[GET_CPUS], words[SET_CPUS] = libc.get_cpus, libc.set_cpus
         for semaphore in (WAKE, END):
             if libc.init(desk + semaphore * INTEGER_BYTES, 0, 0) != 0:
-                raise RuntimeError("no semaphores here")
-        # A daemon: it waits for work forever, so nothing can join it.
-        name = f"ast-fast-crew-{self.count}"
-        self.count += 1  # after an interrupt, a desk that nobody comes to
+                return False
+        loop = _compiled(source_digest()).address
+        self.count += 1  # after an interrupt, a desk that stays taken
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         try:
-            threading.Thread(target=_help, args=(desk,), name=name, daemon=True).start()
-        except RuntimeError:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _signals_of_others())
+            error = libc.create(desk + THREAD * INTEGER_BYTES, None, loop, desk)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if error:
             self.count -= 1
-            raise
-
-    def calm(self) -> None:
-        """Have all helpers sleep between calls, before compiled code is freed at exit."""
-        if self is not _crew:
-            return  # a parent's
-        deadline = time.monotonic() + 0.1
-        for desk in range(self.desks, self.desks + self.count * DESK_BYTES, DESK_BYTES):
-            words = _words_at(desk, WAKE)
-            words[TURNS] = 0
-            while not words[ASLEEP] and time.monotonic() < deadline:
-                time.sleep(0.0001)
+            return False
+        words[STATE] = FREE
+        return True
 
 
-def _help(desk: int) -> None:
-    _words_at(desk, WAKE)[THREAD] = threading.get_native_id()
-    _compiled(source_digest()).ctypes(desk)
+def _signals_of_others() -> set[signal.Signals]:
+    """Return every signal but those that tell of a thread's own errors."""
+    own = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+    return signal.valid_signals() - set(own)
 
 
 class Request:
@@ -321,7 +323,7 @@ class Request:
         libc = _libc()
         assert libc is not None  # `is_available`
         self._lead, self._helpers = _compiled(source_digest()).ctypes, threads - 1
-        numbers = (LEAD, self._helpers, 0, 0, worker.address, address, 0, libc.get_cpu, 0)
+        numbers = (LEAD, self._helpers, 0, 0, worker.address, address, 0, libc.get_cpu)
         self._memory = array("q", numbers)
         self._address, _ = self._memory.buffer_info()
         self._crew: _Crew | None = None
@@ -338,7 +340,7 @@ class Request:
         crew.start(self._helpers)
         count, request = crew.count, self._memory
         request[DESKS], request[DESKS_END] = crew.desks, crew.desks + count * DESK_BYTES
-        request[LOOKS], request[ALLOWED] = crew.looks, crew.allowed
+        request[LOOKS] = crew.looks
         self._crew, self._count = crew, count
 
 
@@ -353,23 +355,30 @@ def _num_cpus() -> int:
     return 1
 
 
-def _seconds_of_turns(turns: int) -> float:
-    loop, memory = _compiled(source_digest()), array("q", (TURN, turns))
+def _seconds_of_turn(give_way: int) -> float:
+    """Return what a turn takes, by the shortest of a few rows: others may use this CPU."""
+    turns = 500
+    loop, memory = _compiled(source_digest()), array("q", (TURN, turns, give_way))
     address, _ = memory.buffer_info()
-    begun = time.perf_counter()
-    loop.ctypes(address)
-    return time.perf_counter() - begun
+    shortest = math.inf
+    for _ in range(10):
+        begun = time.perf_counter()
+        loop.ctypes(address)
+        shortest = min(shortest, time.perf_counter() - begun)
+    return shortest / turns
 
 
 class _Libc(NamedTuple):
-    """The function `sem_init`, and addresses of others."""
+    """The functions `pthread_create` and `sem_init`, and addresses of others."""
 
+    create: Any
     init: Any
     wait: int
     post: int
     give_way: int  # `sched_yield`
     get_cpu: int
-    set_affinity: int
+    get_cpus: int  # `sched_getaffinity`
+    set_cpus: int  # `pthread_setaffinity_np`
 
 
 @cache
@@ -378,12 +387,14 @@ def _libc() -> _Libc | None:
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
+    libc.pthread_create.argtypes = (ctypes.c_void_p,) * 4
     libc.sem_init.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_uint)
     functions = (
-        libc.sem_wait, libc.sem_post, libc.sched_yield, libc.sched_getcpu, libc.sched_setaffinity,
+        libc.sem_wait, libc.sem_post, libc.sched_yield, libc.sched_getcpu, libc.sched_getaffinity,
+        libc.pthread_setaffinity_np,
     )  # fmt: skip
     addresses = [ctypes.cast(function, ctypes.c_void_p).value or 0 for function in functions]
-    return _Libc(libc.sem_init, *addresses)
+    return _Libc(libc.pthread_create, libc.sem_init, *addresses)
 
 
 def is_available() -> bool:
