@@ -28,9 +28,10 @@ def test_every_sample_is_read_and_every_bin_has_a_place(n_fft: int) -> None:
     assert 0 <= places.min() <= places.max() < coprime.grid_size(n_fft)
 
 
-@pytest.mark.parametrize("lanes", [4, 8])
 @pytest.mark.parametrize("unshifted", [0, 1], ids=["shifted", "unshifted"])
-@pytest.mark.parametrize("n_fft", [200, 400])
+@pytest.mark.parametrize(
+    ("n_fft", "lanes"), [(200, 4), (200, 8), (400, 4), (400, 8), (800, 8), (1600, 8)]
+)
 def test_the_passes_give_the_power_spectrum(n_fft: int, unshifted: int, lanes: int) -> None:
     @njit
     def run(source, places, window, shift, grid):

@@ -96,6 +96,25 @@ def test_every_vector_width_gives_the_same_energies_with_any_cache(lanes: int) -
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_without_a_mean_the_vector_width_changes_no_bit(lanes: int) -> None:
+    """Nor with a limited range, whose extremes are those of blocks, nor with bad samples."""
+    config = FbankConfig.preset("whisper")
+    waveform = noise(6, 16123)
+    waveform[:, 9000:] *= 1e-6
+    counts = [16123, 16123, 16123, 16123, 8000, 0]
+    for clip, value in enumerate((torch.nan, torch.inf, 1e20)):
+        waveform[clip, 5000] = value
+    results = []
+    for count, cache_bytes in ((8, 1 << 20), (lanes, 1 << 10), (lanes, 1 << 20)):
+        out = torch.full((6, config.num_frames(16123), 80), torch.nan)
+        run_blocks(waveform, out, config, count, counts, cache_bytes=cache_bytes)
+        results.append(out.numpy())
+    np.testing.assert_array_equal(results[1], results[0])
+    np.testing.assert_array_equal(results[2], results[0])
+    assert np.isfinite(results[0][3:]).all()
+
+
 @pytest.mark.parametrize("level", [1e-30, 1.0, 1e30])
 def test_magnitudes_are_the_same_with_any_cache(level: float) -> None:
     config = FbankConfig.preset("seed", use_log_fbank=False)
@@ -265,7 +284,9 @@ EMITTERS = [
     "_cpu/spectrum.py",
     "_cpu/team.py",
     "attention/numba_cpu.py",
+    "fbank/numba_dither.py",
     "fbank/numba_kernel.py",
+    "fbank/numba_mersenne.py",
     "mix/numba_cpu.py",
     "normalise/numba_cpu.py",
     "stem/numba_cpu.py",

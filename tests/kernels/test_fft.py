@@ -151,7 +151,7 @@ def test_power_spectrum_agrees_with_numpy(n_fft: int, filled: float, lanes: int)
     def run(source, places, window, shift, grid, table):
         offset, nothing = simd.splat(shift, lanes), (0, 0, 0, 0)
         spectrum.power_spectrum(
-            source, places, window, offset, grid, table, nothing, n_fft, rows, 0, lanes
+            source, places, window, offset, grid, table, nothing, n_fft, rows, 0, 0, lanes
         )
 
     rng = np.random.default_rng(n_fft)
@@ -215,7 +215,7 @@ def test_chirps_convolve_every_length_into_its_dft() -> None:
 
 def test_only_compiled_code_can_call_power_spectrum() -> None:
     with pytest.raises(TypeError, match="can be called by compiled code only"):
-        spectrum.power_spectrum(*11 * [None])
+        spectrum.power_spectrum(*12 * [None])
 
 
 @pytest.mark.parametrize("inputs", ["values", "functions"])
