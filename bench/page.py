@@ -28,9 +28,9 @@ from bench.table import speed_table as fbank_table
 
 HISTORY = "bench/history"
 RECORDS = {
-    "fbank": f"{HISTORY}/2026-11-29-features-epyc-avx2-l1d32-2core.json",
+    "fbank": f"{HISTORY}/2026-11-29-drop-ins-epyc-avx2-l1d32-2core.json",
     "fbank-xeon": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
-    "projects": f"{HISTORY}/2026-11-29-features-epyc-avx2-l1d32-2core.json",
+    "projects": f"{HISTORY}/2026-11-29-drop-ins-epyc-avx2-l1d32-2core.json",
     "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
     "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
     "attention-l1d32": f"{HISTORY}/2026-11-29-attention-epyc-avx2-l1d32-2core.json",
@@ -137,6 +137,11 @@ def projects() -> str:
             ("Kaldi's noise of factor 1, in batches and clip by clip:", "dither", CLIPS),
             ("`kaldi.mfcc` and `kaldi.spectrogram` with their defaults, clip by clip:",
              "kaldi-functions", {"function": "function"}),
+            ("transformers' extractors, one clip of 10 s, given as an array, returned as a tensor:",
+             "compat-transformers", {"name": "extractor"}),
+            ("lhotse's `Fbank`, `extract` of one clip and `extract_batch` of 16:",
+             "compat-lhotse", CLIPS),
+            ("speechbrain's `Fbank`:", "compat-speechbrain", {"recipe": "arguments", **CLIPS}),
             ("lhotse's noise, drawn once for a waveform, 16 clips:", "dither-lhotse", {}),
             ("Forward and backward of float32 waveforms:", "gradient", CLIPS),
             ("Other lengths of the FFT, windows of 44.1 and 48 kHz:", "fft-lengths",

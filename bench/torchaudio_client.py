@@ -108,6 +108,7 @@ def ways(
     found = {"clip by clip": way("clip by clip", threads, 1)}
     if not name.startswith("kaldi."):  # those take one clip
         found["whole batch"] = way("whole", threads, 1)
-    if threads > 1 and len(inputs[0]) > 1:
+    shares_state = name.startswith("speechbrain.")  # a module that threads cannot share
+    if threads > 1 and len(inputs[0]) > 1 and not shares_state:
         found[f"clip by clip in {threads} Python threads"] = way("clip by clip", 1, threads)
     return found

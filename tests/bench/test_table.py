@@ -75,9 +75,11 @@ def test_sections_of_projects_and_half_precision_come_with_their_records(
     without = page.benchmarks()
     cases = []
     for group in ("dither", "kaldi-functions", "dither-lhotse", "gradient", "fft-lengths",
-                  "one-clip", "int16"):  # fmt: skip
+                  "one-clip", "int16", "compat-transformers", "compat-lhotse",
+                  "compat-speechbrain"):  # fmt: skip
         parameters = {"threads": 2, "waveforms": 1, "function": "mfcc", "length": 1102}
-        parameters |= {"seconds": 5, "preset": "ast"}
+        parameters |= {"seconds": 5, "preset": "ast", "recipe": "default"}
+        parameters["name"] = "ASTFeatureExtractor"
         extra = {"backend": "numba", "microseconds_per_clip": {"ours": 1234.5, "theirs": 5000.0}}
         extra |= {"ours_is_faster_by": {"theirs": 4.05} if group != "int16" else {"other": 1.0}}
         cases.append({"name": "a", "group": group, "params": parameters, "extra_info": extra})
