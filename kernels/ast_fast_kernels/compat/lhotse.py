@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ast_fast_kernels._torch.checks import tensor_over
 from ast_fast_kernels._torch.forks import on_one_thread_if_forked
-from ast_fast_kernels.fbank import api, dither, reference
+from ast_fast_kernels.fbank import api, dither, eager, reference
 from ast_fast_kernels.fbank.config import FbankConfig as Conventions
 
 __all__ = ["Fbank", "FbankConfig", "UnmixedFbank", "conventions"]
@@ -187,8 +187,9 @@ class Fbank(FeatureExtractor):  # type: ignore[misc]
             else a list of each clip's. That of a single clip is (num_frames, num_features), in a
             list if `samples` is one. They are tensors if a clip is one and there are no `lengths`.
         Raises:
-            TypeError: There are lengths, and `samples` is no tensor.
-            ValueError: The rate or a shape is another, or there is no clip.
+            TypeError: There are lengths, and `samples` is no tensor, or they are no integers.
+            ValueError: The rate or a shape is another, there is no clip, or a length is below 0 or
+                above num_samples.
         """
         self._check_rate(sampling_rate)
         batch, counts = _gathered(samples, lengths)
@@ -277,9 +278,8 @@ def _gathered(samples: Array | Sequence[Array], lengths: Array | None) -> tuple[
         batch = batch[:, 0]
     if batch.dim() != 2 or len(batch) == 0:
         raise ValueError(f"samples must be (clips, num_samples), got {tuple(batch.shape)}")
-    if lengths is None:
-        return batch, [batch.shape[1]] * len(batch)
-    return batch, [int(length) for length in lengths]
+    counts = eager.check_lengths(lengths, batch.shape[:1], batch)
+    return batch, [batch.shape[1]] * len(batch) if counts is None else counts
 
 
 def _clip(samples: Array) -> Tensor:

@@ -409,6 +409,18 @@ def refusals() -> dict[str, tuple[Callable[[], object], type[Exception], str]]:
             TypeError,
             "samples must be a tensor when lengths are given, got ndarray",
         ),
+        "fewer lengths than clips": (
+            lambda: extractor.extract_batch(torch.zeros(2, 1600), RATE, torch.tensor([1600])),
+            ValueError,
+            "lengths must have shape (2,), got (1,)",
+        ),
+        "length beyond the samples, with energies": (
+            lambda: compat.Fbank(lhotses(use_energy=True)).extract_batch(
+                torch.zeros(2, 1600), RATE, torch.tensor([1600, 1700])
+            ),
+            ValueError,
+            "lengths must be from 0 to num_samples (1600), got 1700",
+        ),
         "mel scale": (
             lambda: compat.Fbank(lhotses(torchaudio_compatible_mel_scale=False)),
             ValueError,
