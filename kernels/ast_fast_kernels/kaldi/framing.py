@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked
+
 EPSILON = torch.tensor(torch.finfo(torch.float32).eps)
 """Kaldi's log floor."""
 MILLISECONDS_TO_SECONDS = 0.001
@@ -30,6 +32,7 @@ def _next_power_of_2(x: int) -> int:
     return 1 << (x - 1).bit_length() if x > 0 else 1
 
 
+@on_one_thread_if_forked
 def _get_strided(waveform: Tensor, window_size: int, window_shift: int, snip_edges: bool) -> Tensor:
     """Cut a waveform (num_samples,) into frames (num_frames, window_size).
 
@@ -117,6 +120,7 @@ def _get_waveform_and_window_properties(
     return samples, window_shift, window_size, padded_size
 
 
+@on_one_thread_if_forked
 def _get_window(
     waveform: Tensor,
     padded_window_size: int,

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked
+
 
 def mel_scale_scalar(freq: float) -> float:
     """Return a frequency in Hz as mel."""
@@ -82,6 +84,7 @@ def vtln_warp_mel_freq(
     return mel_scale(vtln_warp_freq(*edges, vtln_warp_factor, inverse_mel_scale(mel_freq)))
 
 
+@on_one_thread_if_forked
 def get_mel_banks(
     num_bins: int,
     window_length_padded: int,
