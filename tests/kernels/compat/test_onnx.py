@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_fast_kernels import Fbank, FbankConfig, fbank, use_backend
+from ast_fast_kernels.compat import speechbrain
 from ast_fast_kernels.compat.onnx import translations
 from ast_fast_kernels.fbank.presets import PRESETS
 from ast_fast_kernels.testing.budgets import relative_norm
@@ -91,6 +92,16 @@ def test_every_convention_runs_at_any_batch_and_length(
         assert out.shape == wanted.shape
         assert out.dtype == torch.float32
         assert relative_norm(out, wanted) < TOLERANCE
+
+
+def test_speechbrains_drop_in_is_exported_whole(tmp_path: Path) -> None:
+    module = speechbrain.Fbank(deltas=True, context=True)
+    options = {"dynamic_shapes": ({0: "b", 1: "n"},)}
+    session = exported(module, (torch.zeros(2, 16000),), tmp_path / "deltas.onnx", **options)
+    waveforms = torch.randn(3, 12345, generator=torch.Generator().manual_seed(0)) * 0.1
+    (out,) = run(session, waveforms)
+    assert out.shape == (3, 78, 1320)
+    assert relative_norm(out, module(waveforms.double())) < TOLERANCE
 
 
 class Inputs(nn.Module):
