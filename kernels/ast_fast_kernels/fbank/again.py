@@ -21,7 +21,7 @@ class Task(Protocol):
     """A batch of contiguous clips, laid out for the kernel."""
 
     keys: npt.NDArray[np.int64] | None
-    """Where each clip's key for dither is written before `run`, (batch, 2); None without dither."""
+    """Where each clip's key for dither is written beforehand, (batch, 2); None without dither."""
     normalises: bool  # after the kernel, which `fill` does not
 
     def run(self, samples_at: int) -> npt.NDArray[np.float32]:
