@@ -7,10 +7,10 @@ from setuptools import find_packages, setup
 VERSION = "0.4.0"  # and that of the kernels, kernels/pyproject.toml: one checkout, one version
 
 INSTALL_REQUIRES = [
-    f"ast-fast-kernels[torch]=={VERSION}",  # features and the transformer's kernels, in kernels/
+    f"ast-fast-kernels[torch,audio]=={VERSION}",  # features, the transformer's kernels, decoding
     "torch>=2.9",  # the model and its training
     "numpy>=1.26",  # arrays at the package's borders
-    "soundfile>=0.13",  # decodes every format that libsndfile reads
+    "soundfile>=0.13",  # writes the synthesised set
     "soxr>=0.5",  # resampling
     "tyro>=1.0",  # command line from the config dataclasses
     "tomli-w>=1.0",  # writes config.toml (reading is in the standard library)
@@ -26,10 +26,14 @@ INSTALL_REQUIRES = [
 
 TENSORBOARD = "tensorboard>=2.18"  # curves of runs side by side; brings grpcio, protobuf, werkzeug
 
+EXTRACT = f"ast-fast-kernels[extract]=={VERSION}"  # features of a corpus; brings pyarrow
+
 EXTRAS_REQUIRE = {
     "tensorboard": [TENSORBOARD],
+    "extract": [EXTRACT],
     "test": [
         TENSORBOARD,
+        EXTRACT,
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",
         "pytest-benchmark>=5",

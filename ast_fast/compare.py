@@ -13,14 +13,14 @@ import tyro
 from rich.table import Table
 from scipy import stats
 
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.console import RunConsole, check_paths, fail, parse_options
-from ast_fast.machine.text import one_line, one_name
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
 from ast_fast.run.verified import read_finished
 from ast_fast.settings.agree import NOT_COMPARED
+from ast_fast_kernels.console import RunConsole, check_paths, fail, parse_options
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.text import one_line, one_name
 
 PROGRAM = "python -m ast_fast.compare"
 

@@ -16,8 +16,6 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ast_fast.data.dataset import Dataset, check_folds, open_dataset
-from ast_fast.errors import InputError
-from ast_fast.machine.console import RunConsole, fail, send_nowhere
 from ast_fast.machine.device import Placement, available_cores, resolve_amp, resolve_device
 from ast_fast.machine.distributed import (
     Ranks,
@@ -26,7 +24,6 @@ from ast_fast.machine.distributed import (
     leave_ranks,
     processes_here,
 )
-from ast_fast.machine.text import one_line
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report.build import Measured, write_report
@@ -59,6 +56,9 @@ from ast_fast.training.observers import Observer
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import FoldResult
 from ast_fast.training.tensorboard import TensorBoardLog
+from ast_fast_kernels.console import RunConsole, fail, send_nowhere
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import one_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:

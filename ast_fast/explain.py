@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from ast_fast.machine.atomic import atomic_write
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast_kernels.files.atomic import atomic_write
 
 
 def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ast_fast.augment import FeatureChanges
-from ast_fast.errors import InputError
 from ast_fast.settings.config import Config
 from ast_fast_kernels import fbank, normalise
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 STD_FLOOR = 1e-2

@@ -22,14 +22,19 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ast_fast.data.audio import BadAudioError, read_windows
+from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
-from ast_fast.data.flaws import FLAWS, Survey
-from ast_fast.errors import InputError
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.features import Statistics, model_input
-from ast_fast.machine.atomic import remove_leftovers
-from ast_fast.machine.console import (
+from ast_fast.machine.device import Placement, is_out_of_memory, nearest_amp, resolve_device
+from ast_fast.machine.malloc import keep_freed_memory
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config
+from ast_fast.settings.rules import clips_that_fit
+from ast_fast.training.trained import load_trained
+from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.flaws import FLAWS, Survey
+from ast_fast_kernels.console import (
     RunConsole,
     check_paths,
     complain,
@@ -38,13 +43,9 @@ from ast_fast.machine.console import (
     send_nowhere,
     show_progress,
 )
-from ast_fast.machine.device import Placement, is_out_of_memory, nearest_amp, resolve_device
-from ast_fast.machine.malloc import keep_freed_memory
-from ast_fast.machine.text import is_visible, one_line, one_name
-from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.settings.config import Config
-from ast_fast.settings.rules import clips_that_fit
-from ast_fast.training.trained import load_trained
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import remove_leftovers
+from ast_fast_kernels.files.text import is_visible, one_line, one_name
 
 PROGRAM = "python -m ast_fast.predict"
 

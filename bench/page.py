@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 from bench import board, records
 from bench.records import group_of
 from bench.table import (

@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 from bench import records
 from bench.table import Case, Column, read_cases
 

@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 from bench import plot, records
 from bench.plot import OURS, STYLE, THEIRS
 from bench.records import group_of, number

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ast_fast.errors import InputError
-from ast_fast.machine.console import fail
-from ast_fast.machine.text import one_name, read_document
+from ast_fast_kernels.console import fail
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import one_name, read_document
 
 Record = dict[str, Any]
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 from bench import records
 from bench.machine import generation, maker, vectors
 from bench.records import group_of, number

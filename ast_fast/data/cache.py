@@ -25,16 +25,17 @@ import soxr
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ast_fast.data.audio import AbsentAudioError, BadAudioError, read_clip
-from ast_fast.data.flaws import FLAWS, Flaws, Survey
+from ast_fast.data.audio import read_clip
 from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files, found_as
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_folder
-from ast_fast.machine.console import show_progress
-from ast_fast.machine.sealed import is_intact, sealed
-from ast_fast.machine.text import open_document, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_audio
+from ast_fast_kernels.audio.decode import AbsentAudioError, BadAudioError
+from ast_fast_kernels.audio.flaws import FLAWS, Flaws, Survey
+from ast_fast_kernels.console import show_progress
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_folder
+from ast_fast_kernels.files.sealed import is_intact, sealed
+from ast_fast_kernels.files.text import open_document, read_document
 
 FORMAT_VERSION = 2
 """Increased when the samples of a file, or the way they are stored, change."""

@@ -31,7 +31,6 @@ from ast_fast.data.cache import (
     read_cache,
 )
 from ast_fast.data.download import download_esc50
-from ast_fast.data.flaws import Flaws
 from ast_fast.data.metadata import (
     METADATA,
     BadFile,
@@ -43,11 +42,12 @@ from ast_fast.data.metadata import (
     read_metadata,
 )
 from ast_fast.data.synth import synthesise
-from ast_fast.errors import InputError
-from ast_fast.machine.console import RunConsole
 from ast_fast.machine.device import available_cores
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import shown
+from ast_fast_kernels.audio.flaws import Flaws
+from ast_fast_kernels.console import RunConsole
+from ast_fast_kernels.errors import InputError
 
 
 @dataclass(frozen=True)

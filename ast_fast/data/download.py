@@ -28,12 +28,12 @@ from filelock import FileLock
 from rich.console import Console
 
 from ast_fast.data.metadata import AUDIO, METADATA
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_folder, atomic_write
-from ast_fast.machine.console import show_progress
-from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import shown
+from ast_fast_kernels.console import show_progress
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_folder, atomic_write
+from ast_fast_kernels.files.text import one_name, read_document
 
 BLOCK_BYTES = 2**18
 TIMEOUT = 30.0

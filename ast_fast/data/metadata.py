@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
-from ast_fast.errors import InputError
-from ast_fast.machine.text import one_name, open_document
 from ast_fast.settings.values import shown
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import one_name, open_document
 
 METADATA = Path("meta", "esc50.csv")
 AUDIO = Path("audio")

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ast_fast.data.metadata import AUDIO, COLUMNS, METADATA
-from ast_fast.machine.atomic import atomic_folder
-from ast_fast.machine.console import show_progress
+from ast_fast_kernels.console import show_progress
+from ast_fast_kernels.files.atomic import atomic_folder
 
 SAMPLE_RATE = 16000
 CLIP_SECONDS = 5.0

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bfloat16", "float16"]

@@ -18,7 +18,7 @@ import torch
 import torch.distributed
 from numpy.typing import NDArray
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 
 
 @dataclass(frozen=True)

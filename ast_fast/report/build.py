@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
 from ast_fast.machine.records import known_fields
-from ast_fast.machine.sealed import CHECKSUM, is_intact, sealed
-from ast_fast.machine.text import read_document
 from ast_fast.report import metrics
 from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import DIGEST, config_values
 from ast_fast.training.results import FoldResult
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.sealed import CHECKSUM, is_intact, sealed
+from ast_fast_kernels.files.text import read_document
 
 STAGES = ("decode", "features", "forward", "backward")
 """Stages that the report names; the rest of the run's time is `other`."""

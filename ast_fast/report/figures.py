@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from ast_fast.machine.text import one_line, one_name
+from ast_fast_kernels.files.text import one_line, one_name
 
 NUM_COLOURS = 8
 """Number of line colours in the page's style sheet: `--series-1` and so on."""

@@ -11,15 +11,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
-from ast_fast.data.flaws import flaw_lines
 from ast_fast.features import log_mel
-from ast_fast.machine.text import one_line
 from ast_fast.report import figures
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
 from ast_fast.training.results import FoldResult
+from ast_fast_kernels.audio.flaws import flaw_lines
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.tables import filter_edges
+from ast_fast_kernels.files.text import one_line
 
 LISTED_BAD_FILES = 50
 """Most bad files that the page names; it counts the rest."""

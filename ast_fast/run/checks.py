@@ -7,7 +7,6 @@ from pathlib import Path
 from ast_fast.data.cache import decode_settings
 from ast_fast.data.dataset import check_fold_names
 from ast_fast.data.metadata import METADATA, read_metadata
-from ast_fast.errors import InputError
 from ast_fast.machine.device import Placement
 from ast_fast.run.folder import check_out
 from ast_fast.run.kernels import check_backend
@@ -15,6 +14,7 @@ from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config, check_threads
 from ast_fast.settings.values import is_utf8
 from ast_fast.training.tensorboard import load_writer
+from ast_fast_kernels.errors import InputError
 
 
 def check_run(config: Config, out: Path, placement: Placement) -> None:

@@ -17,11 +17,7 @@ from types import UnionType
 
 from filelock import FileLock, Timeout
 
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import PARTIAL, atomic_write, filled_folder, remove_leftovers
 from ast_fast.machine.distributed import Ranks
-from ast_fast.machine.sealed import sealed
-from ast_fast.machine.text import read_document
 from ast_fast.report.build import Measured
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts
@@ -35,6 +31,10 @@ from ast_fast.training.manifest import (
     remedy,
     write_manifest,
 )
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import PARTIAL, atomic_write, filled_folder, remove_leftovers
+from ast_fast_kernels.files.sealed import sealed
+from ast_fast_kernels.files.text import read_document
 
 MEASURED = "measured.json"
 LOCK = ".lock"

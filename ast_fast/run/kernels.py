@@ -12,9 +12,7 @@ import torch
 from rich.console import Console
 
 from ast_fast.data.dataset import Dataset
-from ast_fast.errors import InputError
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
-from ast_fast.machine.console import show_compilations
 from ast_fast.machine.device import Placement
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.report.kernel_check import KernelChecks, check_kernels
@@ -22,6 +20,8 @@ from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast.training.results import MODEL, FoldResult
 from ast_fast_kernels import chosen_backend, mix, use_backend
+from ast_fast_kernels.console import show_compilations
+from ast_fast_kernels.errors import InputError
 
 CLIPS_COMPARED = 32
 """Largest number of test clips on which kernels are compared."""

@@ -10,11 +10,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ast_fast.data.dataset import Dataset, open_dataset
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import PARTIAL
-from ast_fast.machine.console import RunConsole
 from ast_fast.machine.distributed import ALONE
-from ast_fast.machine.text import one_line
 from ast_fast.report.build import Measured, write_report
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts, now
@@ -48,6 +44,10 @@ from ast_fast.settings.toml import (
 from ast_fast.training.fold import split_fold
 from ast_fast.training.manifest import describe, read_manifest, write_manifest
 from ast_fast.training.results import RESULTS, FoldResult, load_result
+from ast_fast_kernels.console import RunConsole
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import PARTIAL
+from ast_fast_kernels.files.text import one_line
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ast_fast.data.dataset import Dataset
-from ast_fast.data.flaws import flaw_lines
-from ast_fast.machine.text import one_line
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.run.facts import RunFacts, program
 from ast_fast.run.folder import RunFolder
+from ast_fast_kernels.audio.flaws import flaw_lines
+from ast_fast_kernels.files.text import one_line
 
 
 def say_what_runs(

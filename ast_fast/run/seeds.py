@@ -9,11 +9,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write, remove_leftovers
 from ast_fast.machine.device import resolve_device
 from ast_fast.machine.distributed import join_ranks
-from ast_fast.machine.text import one_line
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.run.folder import LOCK, choose_out
 from ast_fast.run.verified import read_finished
@@ -21,6 +18,9 @@ from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, config_values, recorded_values
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
+from ast_fast_kernels.files.text import one_line
 
 SUMMARY = "seeds.json"
 

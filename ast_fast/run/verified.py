@@ -7,13 +7,13 @@ import io
 from pathlib import Path
 from typing import Any
 
-from ast_fast.errors import InputError
-from ast_fast.machine.text import read_document
 from ast_fast.report.build import read_report
 from ast_fast.run.folder import MEASURED
 from ast_fast.settings.toml import CONFIG, DIGEST, RUN, recorded_run, recorded_values
 from ast_fast.training.manifest import check_files, missing_manifest, read_manifest, remedy
 from ast_fast.training.results import PREDICTIONS, RESULTS
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import read_document
 
 
 def read_finished(out: Path) -> dict[str, Any]:

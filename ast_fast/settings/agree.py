@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
-from ast_fast.errors import InputError
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values, recorded_config
+from ast_fast_kernels.errors import InputError
 
 CHANGES_NO_RESULT = frozenset(
     {

@@ -14,8 +14,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from ast_fast.errors import InputError
-from ast_fast.machine.text import one_name
 from ast_fast.settings.config import Config, Paths
 from ast_fast.settings.toml import build_config, over, read_toml, recorded_values
 from ast_fast.settings.values import (
@@ -27,8 +25,10 @@ from ast_fast.settings.values import (
     shown,
     strip_optional,
 )
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.presets import PresetName
+from ast_fast_kernels.files.text import one_name
 
 PROGRAM = "python -m ast_fast.cv"
 

@@ -21,9 +21,6 @@ ESC50_URL = (
 ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f"
 """SHA-256 of that archive (645,832,161 bytes), as several projects that pin it publish it."""
 
-SAMPLE_RATES = (100, 1_000_000)
-"""Sample rates that a run may have, in Hz, and that a file may claim: any other is damage."""
-
 Backend = Literal["auto", "reference", "numba", "triton"]
 
 

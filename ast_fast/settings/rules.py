@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import torch
 
-from ast_fast.errors import InputError
 from ast_fast.machine.device import Placement
 from ast_fast.settings.config import (
-    SAMPLE_RATES,
     AugmentConfig,
     Config,
     ModelConfig,
     TrainingConfig,
 )
+from ast_fast_kernels.audio.rates import SAMPLE_RATES
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 MOST_THREADS = 1024

@@ -10,12 +10,12 @@ from typing import Any, get_type_hints
 
 import tomli_w
 
-from ast_fast.errors import InputError
-from ast_fast.machine.sealed import CHECKSUM, digest_of, is_intact
-from ast_fast.machine.text import one_name, read_document
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import PRESET, check_size, checked, nearest, settings, shown
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
+from ast_fast_kernels.files.sealed import CHECKSUM, digest_of, is_intact
+from ast_fast_kernels.files.text import one_name, read_document
 
 CONFIG = "config.toml"
 """File in a run's folder that keeps its settings."""

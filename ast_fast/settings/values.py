@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ast_fast.errors import InputError
-from ast_fast.machine.text import LONGEST_NAME, one_name
 from ast_fast.settings.config import Config
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.presets import PresetName
+from ast_fast_kernels.files.text import LONGEST_NAME, one_name
 
 LARGEST_INT = 2**31 - 1
 LARGEST_SEED = 2**63 - 1

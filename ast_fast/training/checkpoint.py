@@ -22,9 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.text import one_name, open_document
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.text import one_name, open_document
 
 CHECKPOINT = "checkpoint.safetensors"
 

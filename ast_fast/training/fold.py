@@ -26,12 +26,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ast_fast.data.dataset import Dataset, untrained_classes
-from ast_fast.errors import InputError
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
-from ast_fast.machine.atomic import remove_leftovers
 from ast_fast.machine.device import Placement, deterministic_algorithms, resolve_placement
 from ast_fast.machine.distributed import ALONE, Ranks
-from ast_fast.machine.text import one_name
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.agree import check_same_fold, fold_identity
@@ -54,6 +51,9 @@ from ast_fast.training.results import (
     write_predictions,
 )
 from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import remove_leftovers
+from ast_fast_kernels.files.text import one_name
 
 CURVE_POINTS = 10
 """About how often a fold is tested while it trains, for the learning curve only."""

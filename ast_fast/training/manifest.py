@@ -10,10 +10,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.sealed import digest_of_file, is_intact, sealed
-from ast_fast.machine.text import read_document
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.sealed import digest_of_file, is_intact, sealed
+from ast_fast_kernels.files.text import read_document
 
 MANIFEST = "manifest.json"
 

@@ -13,9 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
-from ast_fast.errors import InputError
-from ast_fast.machine.atomic import atomic_write
-from ast_fast.machine.text import from_cell, one_name, read_document, to_cell
 from ast_fast.machine.timing import Stages
 from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
@@ -28,6 +25,9 @@ from ast_fast.training.manifest import (
     read_manifest,
     remedy,
 )
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.text import from_cell, one_name, read_document, to_cell
 
 MODEL = "model.safetensors"
 PREDICTIONS = "predictions.csv"

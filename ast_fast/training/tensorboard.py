@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ast_fast.errors import InputError
 from ast_fast.training.observers import Observer
 from ast_fast.training.results import EpochRow, FoldResult
+from ast_fast_kernels.errors import InputError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

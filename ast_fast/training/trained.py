@@ -16,9 +16,7 @@ from typing import Any
 import torch
 
 from ast_fast.data.cache import decode_settings
-from ast_fast.errors import InputError
 from ast_fast.features import Statistics
-from ast_fast.machine.text import one_name
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_prediction
@@ -27,6 +25,8 @@ from ast_fast.settings.values import is_utf8, shown
 from ast_fast.training import checkpoint
 from ast_fast.training.manifest import check_files, read_manifest
 from ast_fast.training.results import MODEL
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import one_name
 
 
 @dataclass(frozen=True)

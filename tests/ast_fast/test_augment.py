@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
-from ast_fast.errors import InputError
 from ast_fast.settings.config import AugmentConfig
 from ast_fast.settings.rules import check_augment
 from ast_fast_kernels import mix
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 OFF = AugmentConfig(

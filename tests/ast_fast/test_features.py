@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from ast_fast.augment import FeatureChanges
-from ast_fast.errors import InputError
 from ast_fast.features import (
     STD_FLOOR,
     Statistics,
@@ -18,6 +17,7 @@ from ast_fast.features import (
 from ast_fast.settings.config import AudioConfig, Config, FeatureConfig
 from ast_fast.settings.rules import check_features
 from ast_fast_kernels import normalise
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 PER_SAMPLE = Config()

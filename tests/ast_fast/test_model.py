@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ast_fast.errors import InputError
 from ast_fast.model import AudioSpectrogramTransformer, sinusoidal_position_embedding
 from ast_fast.settings.config import ModelConfig
 from ast_fast.settings.rules import check_model
 from ast_fast_kernels import use_backend
+from ast_fast_kernels.errors import InputError
 
 SMALL = ModelConfig(embed_dim=16, num_heads=2, depth=2)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ast_fast.errors import InputError
 from ast_fast_kernels._cpu import caches
+from ast_fast_kernels.errors import InputError
 from bench import machine, page, plot, plot_model, records, table
 
 FBANK = {

@@ -13,9 +13,9 @@ import pytest
 import tyro
 
 from ast_fast import compare, predict
-from ast_fast.errors import InputError
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
 from ast_fast_kernels import warm
+from ast_fast_kernels.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

@@ -134,7 +134,7 @@ def test_numba_that_may_not_compile_is_left_out_of_runs_too() -> None:
         + """
 check("numba compiles nothing while NUMBA_DISABLE_JIT is set (unset it)")
 
-from ast_fast.errors import InputError
+from ast_fast_kernels.errors import InputError
 from ast_fast.machine.device import Placement
 from ast_fast.run.kernels import check_backend, kernels_in_use
 from ast_fast.settings.config import Config

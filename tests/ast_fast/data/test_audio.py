@@ -6,7 +6,8 @@ import pytest
 import soundfile
 import soxr
 
-from ast_fast.data.audio import BadAudioError, read_clip
+from ast_fast.data.audio import read_clip
+from ast_fast_kernels.audio.decode import BadAudioError
 
 RATE = 16000
 QUALITY = "HQ"

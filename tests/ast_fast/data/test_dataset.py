@@ -27,9 +27,9 @@ from ast_fast.data.cache import (
 )
 from ast_fast.data.dataset import check_folds, open_dataset
 from ast_fast.data.metadata import read_metadata
-from ast_fast.errors import InputError
-from ast_fast.machine import atomic
 from ast_fast.settings.config import AudioConfig, Config, FbankConfig, Paths
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files import atomic
 
 RATE = 16000
 HEADER = "filename,fold,target,category,esc10,src_file,take"

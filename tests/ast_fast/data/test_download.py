@@ -17,8 +17,8 @@ from rich.console import Console
 from ast_fast.data import download
 from ast_fast.data.dataset import open_dataset
 from ast_fast.data.download import download_esc50
-from ast_fast.errors import InputError
 from ast_fast.settings.config import AudioConfig, Config, Paths
+from ast_fast_kernels.errors import InputError
 
 
 class ArchiveServer(ThreadingHTTPServer):

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from ast_fast.data.audio import read_clip, read_windows
-from ast_fast.data.flaws import FLAWS, Survey, flaw_lines
+from ast_fast_kernels.audio.flaws import FLAWS, Survey, flaw_lines
 
 RATE = 16000
 

@@ -20,8 +20,8 @@ from rich.console import Console
 
 from ast_fast.data import download
 from ast_fast.data.download import download_esc50
-from ast_fast.errors import InputError
 from ast_fast.settings.config import AudioConfig, Config
+from ast_fast_kernels.errors import InputError
 
 Answer = Callable[[socket.socket, str], None]
 """Sends a response, given the request's head."""

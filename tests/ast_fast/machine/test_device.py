@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from ast_fast.errors import InputError
 from ast_fast.machine.device import (
     deterministic_algorithms,
     multiplies_bfloat16,
@@ -9,6 +8,7 @@ from ast_fast.machine.device import (
     resolve_amp,
     resolve_device,
 )
+from ast_fast_kernels.errors import InputError
 
 CPU = torch.device("cpu")
 

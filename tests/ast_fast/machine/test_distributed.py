@@ -17,9 +17,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from ast_fast.errors import InputError
 from ast_fast.machine.distributed import ALONE, Ranks, is_lost_peer, join_ranks
 from ast_fast.training.checkpoint import load
+from ast_fast_kernels.errors import InputError
 
 ARGUMENTS = [
     "--folds", "2", "--threads", "1", "--device", "cpu", "--training.amp", "off",

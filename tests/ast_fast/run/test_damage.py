@@ -25,13 +25,13 @@ from safetensors.torch import load_file
 
 from ast_fast import compare, predict
 from ast_fast.cv import main
-from ast_fast.machine.sealed import CHECKSUM, sealed
 from ast_fast.report import page
 from ast_fast.training import checkpoint
 from ast_fast.training.manifest import describe, read_manifest, write_manifest
 from ast_fast.training.results import RESULTS
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.fbank.reference import fbank_reference
+from ast_fast_kernels.files.sealed import CHECKSUM, sealed
 
 RATE = 8000
 TINY = [

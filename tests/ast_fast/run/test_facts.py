@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from ast_fast.errors import InputError
 from ast_fast.run.facts import RunFacts
 from ast_fast.run.folder import read_facts, read_measured
+from ast_fast_kernels.errors import InputError
 
 RECORDS = Path(__file__).parents[3] / "docs" / "records"
 RUNS = sorted(RECORDS.glob("*/run*.json"))

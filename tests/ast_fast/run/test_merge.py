@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ast_fast.cv import main
-from ast_fast.machine.sealed import CHECKSUM, sealed
+from ast_fast_kernels.files.sealed import CHECKSUM, sealed
 
 TINY = [
     *("--training.epochs", "1", "--threads", "1", "--backend", "reference"),

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from ast_fast.cv import main
-from ast_fast.errors import InputError
 from ast_fast.run.seeds import run_seeds, summarise
 from ast_fast.settings.command_line import Arguments, SeedsJob, read_job
+from ast_fast_kernels.errors import InputError
 
 
 class Runs:

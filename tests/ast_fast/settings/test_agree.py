@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ast_fast.errors import InputError
 from ast_fast.settings.agree import (
     MERGED_FACTS,
     check_same_fold,
@@ -16,6 +15,7 @@ from ast_fast.settings.agree import (
     fold_identity,
 )
 from ast_fast.settings.config import AudioConfig, Config, ModelConfig, Paths, TrainingConfig
+from ast_fast_kernels.errors import InputError
 
 PATH = Path("fold-1", "checkpoint.safetensors")
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
-from ast_fast.errors import InputError
 from ast_fast.machine.device import Placement
 from ast_fast.settings.command_line import DEMO_DEFAULTS, parse_config, print_help
 from ast_fast.settings.config import Config, ModelConfig, Paths, TrainingConfig
 from ast_fast.settings.rules import check_config
 from ast_fast.settings.toml import config_to_toml, config_values
 from ast_fast.settings.values import settings
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.presets import PRESETS
 

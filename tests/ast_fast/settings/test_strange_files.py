@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import tomli_w
 
-from ast_fast.errors import InputError
-from ast_fast.machine.console import fail
 from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_to_toml
+from ast_fast_kernels.console import fail
+from ast_fast_kernels.errors import InputError
 
 SECONDS = 3.0
 """Of this thread's own time. The usual is a tenth; what was not bounded took minutes."""

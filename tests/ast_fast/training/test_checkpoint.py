@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ast_fast.errors import InputError
 from ast_fast.training import checkpoint
+from ast_fast_kernels.errors import InputError
 
 TENSORS = {
     "weight": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),

@@ -12,7 +12,6 @@ import torch
 from ast_fast.augment import rows_of
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import Clip
-from ast_fast.errors import InputError
 from ast_fast.features import model_input
 from ast_fast.machine.device import Placement, resolve_placement
 from ast_fast.machine.distributed import Ranks
@@ -34,6 +33,7 @@ from ast_fast.training.optimiser import parameter_groups
 from ast_fast.training.results import EpochRow, FoldResult
 from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
 from ast_fast_kernels import mix
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CPU = torch.device("cpu")

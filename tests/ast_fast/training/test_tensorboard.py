@@ -6,9 +6,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from ast_fast.cv import main
-from ast_fast.errors import InputError
 from ast_fast.training.results import EpochRow, FoldResult
 from ast_fast.training.tensorboard import TensorBoardLog
+from ast_fast_kernels.errors import InputError
 
 
 def epoch(number: int, *, train_loss: float, test_accuracy: float | None = None) -> EpochRow:

@@ -20,7 +20,6 @@ import pytest
 import soundfile
 import torch
 
-from ast_fast.errors import InputError
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.predict import main
 from ast_fast.settings.agree import fold_identity
@@ -28,6 +27,7 @@ from ast_fast.settings.config import AudioConfig, Config, FeatureConfig, ModelCo
 from ast_fast.settings.rules import check_prediction
 from ast_fast.training import checkpoint
 from ast_fast.training.trained import load_trained
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 
 CONFIG = Config(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ast_fast.machine.text import one_name
+from ast_fast_kernels.files.text import one_name
 
 CLIPPED_SHARE = 0.01
 """Share of the samples beyond full scale from which a file counts as clipped."""

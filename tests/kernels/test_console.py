@@ -6,9 +6,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from ast_fast.errors import InputError
-from ast_fast.machine import console as progress
-from ast_fast.machine.console import (
+from ast_fast_kernels import console as progress
+from ast_fast_kernels.console import (
     RunConsole,
     complain,
     fail,
@@ -16,6 +15,7 @@ from ast_fast.machine.console import (
     show_compilations,
     show_progress,
 )
+from ast_fast_kernels.errors import InputError
 
 
 def test_a_file_gets_plain_lines_and_no_control_characters(monkeypatch):

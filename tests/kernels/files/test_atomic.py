@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from ast_fast.machine.atomic import atomic_folder, atomic_write, filled_folder
+from ast_fast_kernels.files.atomic import atomic_folder, atomic_write, filled_folder
 
 
 def _write_and_raise(path, error):

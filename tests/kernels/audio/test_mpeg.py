@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_fast.data.audio import BadAudioError, read_clip, read_windows
-from ast_fast.data.flaws import Survey
-from ast_fast.data.mpeg import read_mpeg_stream
+from ast_fast.data.audio import read_clip, read_windows
+from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.flaws import Survey
+from ast_fast_kernels.audio.mpeg import read_mpeg_stream
 
 RATE = 44100
 KBITS = (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)

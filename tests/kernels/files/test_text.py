@@ -10,7 +10,7 @@ import unicodedata
 
 import pytest
 
-from ast_fast.machine.text import (
+from ast_fast_kernels.files.text import (
     LONGEST_NAME,
     from_cell,
     is_visible,

@@ -25,8 +25,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from ast_fast.errors import InputError
-from ast_fast.machine.text import one_line
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import one_line
 
 LINE_INTERVAL = 5.0
 """Seconds between two plain lines."""

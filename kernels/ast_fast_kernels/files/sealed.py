@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ast_fast.machine.text import open_document
+from ast_fast_kernels.files.text import open_document
 
 CHECKSUM = "checksum"
 """Key of the checksum in a sealed document."""

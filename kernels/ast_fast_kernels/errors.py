@@ -5,7 +5,7 @@ class InputError(ValueError):
     """The user's input cannot be used; the message names the argument, the rule and the value.
 
     Each argument is one problem. A problem may quote text from outside as it is: whoever prints it
-    escapes it (`machine.console.fail`).
+    escapes it (`console.fail`).
     """
 
     @property

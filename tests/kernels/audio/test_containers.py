@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import soundfile
 
-from ast_fast.data.audio import BadAudioError, read_clip, read_windows
-from ast_fast.data.containers import AudioView
-from ast_fast.data.flaws import Survey
+from ast_fast.data.audio import read_clip, read_windows
+from ast_fast_kernels.audio.containers import AudioView
+from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.flaws import Survey
 
 RATE = 16000
 NUM_FRAMES = 3201

@@ -1,0 +1,1 @@
+"""Audio files: what their headers promise, decoding, flaws."""
