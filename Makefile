@@ -1,5 +1,7 @@
 # What a change passes before review: make check. PYTHON names another interpreter.
 PYTHON ?= python
+# Processes that share the tests; each takes about 1.5 GB.
+JOBS ?= 2
 # Where `make record` writes: named by vectors, first cache and cores, as in 2026-11-29-epyc-avx2-l1d32-2core.
 # docs/ shows it once bench/page.py names it and `make pages` has run.
 RECORD ?= bench/history/$(shell date +%F)-$(shell $(PYTHON) -m bench.machine).json
@@ -23,7 +25,7 @@ types:
 	$(PYTHON) -m mypy
 
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n $(JOBS)
 
 bench:
 	$(PYTHON) -m pytest bench --benchmark-only

@@ -37,6 +37,7 @@ EXTRAS_REQUIRE = {
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",
         "pytest-benchmark>=5",
+        "pytest-xdist>=3.6",  # shares the tests out to processes; brings execnet
         "threadpoolctl>=3.5",  # benchmarks hold every library's BLAS to the same threads
         "hypothesis>=6.100",  # property tests over configs and shapes
         "kaldi-native-fbank>=1.20",  # an independent Kaldi fbank to agree with

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,17 +50,76 @@ class InterpretedTests:
 INTERPRETED_TESTS = pytest.StashKey[InterpretedTests]()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the test that waits for the interpreted ones last, but for those that measure time."""
-    items.sort(key=lambda item: (item.get_closest_marker("alone") is not None, _waits(item)))
+def _is_worker(config: pytest.Config) -> bool:
+    """Say whether this process is one of several that share the tests (`pytest -n 2`)."""
+    return hasattr(config, "workerinput")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes() -> None:
+    """Let threads without work sleep: another process has some."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each process whole files, in their order: a file's tests share what they compute."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
+
+
+TURNS = pytest.StashKey[tempfile.TemporaryDirectory[str]]()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Name the folder in which processes take turns."""
+    if TURNS not in node.config.stash:
+        node.config.stash[TURNS] = tempfile.TemporaryDirectory()
+    node.workerinput["turns"] = node.config.stash[TURNS].name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Run a test that measures time while no other process runs one."""
+    if not _is_worker(item.config):
+        return (yield)
+    with _turn(Path(item.config.workerinput["turns"]), alone=_is_alone(item)):
+        return (yield)
+
+
+@contextmanager
+def _turn(folder: Path, *, alone: bool) -> Iterator[None]:
+    """Be in the room, alone or with others; whoever waits at its door for that lets nobody in."""
+    with (folder / "room").open("w+") as room:
+        with (folder / "door").open("w+") as door:
+            fcntl.lockf(door, fcntl.LOCK_EX)
+            fcntl.lockf(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        yield
+
+
+def _is_alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put those that measure time last, after the test that waits for the interpreted ones.
+
+    Where processes share the tests, that one comes first: it keeps one of them busy for minutes.
+    """
+    late = not _is_worker(config)
+    items.sort(key=lambda item: (_is_alone(item), _waits(item) == late))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start the interpreted tests if a test waits for them."""
-    if INTERPRETED or session.config.option.collectonly:
+    """Start the interpreted tests if a test waits for them; a worker starts them in that test."""
+    config = session.config
+    if INTERPRETED or config.option.collectonly or _is_worker(config):
         return
     if any(map(_waits, session.items)):
-        session.config.stash[INTERPRETED_TESTS] = InterpretedTests(session.config.rootpath)
+        config.stash[INTERPRETED_TESTS] = InterpretedTests(config.rootpath)
 
 
 def _waits(item: pytest.Item) -> bool:
@@ -65,16 +127,20 @@ def _waits(item: pytest.Item) -> bool:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """End the interpreted tests where this session ends before them."""
+    """End the interpreted tests where this session ends before them; clear the folder of turns."""
     if INTERPRETED_TESTS in config.stash:
         config.stash[INTERPRETED_TESTS].close()
+    if TURNS in config.stash:
+        config.stash[TURNS].cleanup()
 
 
 @pytest.fixture
 def interpreted_tests(pytestconfig: pytest.Config) -> InterpretedTests:
-    """The tests marked `interpreter`, which have run since this session began."""
+    """The tests marked `interpreter`, which have run since this session began, or begin now."""
     if INTERPRETED:
         pytest.skip("this is that process")
+    if INTERPRETED_TESTS not in pytestconfig.stash:
+        pytestconfig.stash[INTERPRETED_TESTS] = InterpretedTests(pytestconfig.rootpath)
     return pytestconfig.stash[INTERPRETED_TESTS]
 
 
