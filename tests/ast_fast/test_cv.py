@@ -18,10 +18,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
 from ast_fast import cv
 from ast_fast.cv import main
+from ast_fast.data import synth
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.run import folder, kernels
 from ast_fast.run.endings import exhausted_resource
@@ -197,13 +199,22 @@ def test_run_json_says_what_ran_where(finished: Path) -> None:
     assert run["peak_memory_gib"] > 0
 
 
+@pytest.fixture(scope="module")
+def three_folds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three folds of the synthesised data set: four batches of 32 train on two of them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(synth, "NUM_FOLDS", 3)
+        return synth.synthesise(tmp_path_factory.mktemp("data"), console=Console(quiet=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["defaults", "esc50"])
-def test_a_run_stays_below_two_gib(tmp_path: Path, recipe: str) -> None:
+def test_a_run_stays_below_two_gib(three_folds: Path, tmp_path: Path, recipe: str) -> None:
     """With batches and clips of the real sizes; what a data set maps comes beside."""
     path = Path(__file__).parents[2] / "recipes" / "esc50.toml"
-    flags = ["--config", str(path)] if recipe == "esc50" else ["--training.batch-size", "32"]
-    flags += ["--training.epochs", "1", "--folds", "1", "--threads", "2", "--device", "cpu"]
+    flags = ["--config", str(path)] if recipe == "esc50" else []
+    flags += ["--data", str(three_folds), "--training.epochs", "1", "--folds", "1"]
+    flags += ["--threads", "2", "--device", "cpu"]
     flags += ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
     command = [sys.executable, "-m", "ast_fast.cv", *flags]
     subprocess.run(command, check=True, capture_output=True)
