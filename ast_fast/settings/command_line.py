@@ -33,7 +33,7 @@ from ast_fast_kernels.files.text import one_name
 PROGRAM = "python -m ast_fast.cv"
 
 DEMO_DEFAULTS: dict[str, object] = {
-    "training.epochs": 12,
+    "training.epochs": 8,
     "training.batch_size": 16,
     "training.learning_rate": 2e-3,
     "training.warmup_epochs": 2.0,
