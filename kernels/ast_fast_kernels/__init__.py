@@ -1,7 +1,7 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc`, `resample` and `OnlineFbank` need only numpy and Numba. The rest
-needs torch, which the extra `ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc`, `resample` and the streams of both need only numpy and Numba. The
+rest needs torch, which the extra `ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
 as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
@@ -33,12 +33,14 @@ if TYPE_CHECKING:
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
     from ast_fast_kernels.resample.api import resample
+    from ast_fast_kernels.resample.online import OnlineResample
     from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
     "Fbank",
     "FbankConfig",
     "OnlineFbank",
+    "OnlineResample",
     "add_layer_norm",
     "attention",
     "chosen_backend",
@@ -58,6 +60,7 @@ _HOMES = {
     "Fbank": "ast_fast_kernels.fbank.module",
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
+    "OnlineResample": "ast_fast_kernels.resample.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "chosen_backend": "ast_fast_kernels.choice",
@@ -102,6 +105,7 @@ def __getattr__(name: str) -> Any:
 _WITHOUT_TORCH = {
     "FbankConfig",
     "OnlineFbank",
+    "OnlineResample",
     "chosen_backend",
     "fbank",
     "mfcc",

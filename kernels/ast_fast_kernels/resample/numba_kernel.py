@@ -33,7 +33,7 @@ from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, take
     COLUMNS, SEGMENTS, SPAN_IN, SPAN_OUT, NUM_SAMPLES, NUM_OUT,
     SAMPLES, IS_INT16, CHANNELS, CHANNEL_STRIDE, ROW_STRIDE, SAMPLE_STRIDE, OUT,
     FIRST, COEFFICIENTS, PAIRS, STEP, WIDTH, HALF_BAND, COUNT, GOES_UP,
-    BLOCK, CHUNK, SCRATCH, SCRATCH_SIZE, ROOM, ROOM_STRIDE, TILE, ODD, EVEN, GRID,
+    SCRATCH, SCRATCH_SIZE, BLOCK, CHUNK, ROOM, ROOM_STRIDE, TILE, ODD, EVEN, GRID,
 ) = range(HEADER, HEADER + 31)  # fmt: skip
 """What a task holds, beside addresses of memory:
 
@@ -275,9 +275,7 @@ def _half_band(
 
 
 @stage
-def _load(
-    task: Any, scratch: int, column: int, low: int, high: int, tile: int, lanes: int
-) -> None:
+def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, lanes: int) -> None:
     """Write samples `low` to `high` of every column into the rows of a tile."""
     width = product_of(lanes, GROUPS)
     count = high - low
