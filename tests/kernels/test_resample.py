@@ -11,6 +11,7 @@ import soxr
 import torch
 
 from ast_fast_kernels import FbankConfig, chosen_backend, fbank, resample, use_backend
+from ast_fast_kernels.resample import numba_cpu
 from ast_fast_kernels.resample.channels import mean_of
 from ast_fast_kernels.resample.design import QUALITIES, Design, design
 from ast_fast_kernels.resample.reference import resample_reference
@@ -166,6 +167,17 @@ def test_no_bit_depends_on_batch_threads_or_length(rates):
     np.testing.assert_array_equal(part[:, :certain], out[:, :certain])
 
 
+@pytest.mark.parametrize("lanes", [4, 16])
+def test_no_bit_depends_on_the_width_of_vectors(lanes, monkeypatch):
+    """LLVM splits vectors that this machine does not have, so that any width runs here."""
+    pairs = [(44100, 16000), (8000, 16000), (16000, 44100), (48000, 16000)]
+    waveform = noise(3, 2, 9001)
+    expected = [resample(waveform, *pair, channel_axis=1) for pair in pairs]
+    monkeypatch.setattr(numba_cpu, "host_lanes", lambda: lanes)
+    for pair, out in zip(pairs, expected, strict=True):
+        np.testing.assert_array_equal(resample(waveform, *pair, channel_axis=1), out)
+
+
 SHORTS = (noise(3, 2, 6007) * 32767).astype(np.int16)
 LEVELS = SHORTS.astype(np.float32) / 32768
 
@@ -278,6 +290,7 @@ def test_the_gradient_is_the_transposed_filter(rates, backend):
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
 def test_traced_code_runs_the_reference():
     waveform = torch.from_numpy(noise(2, 2000))
     traced = torch.jit.trace(lambda x: resample(x, 44100, 16000), waveform, check_trace=False)
