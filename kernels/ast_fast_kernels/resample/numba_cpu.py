@@ -1,8 +1,9 @@
 """Resampling on a CPU by the compiled kernel: its tables, how work is divided, memory.
 
-Cannot avoid, for a clip of 5 s from 44.1 to 16 kHz in `hq`: 160,000 samples of 20 taps by the bank
+Cannot avoid, for a clip of 5 s from 44.1 to 16 kHz in `hq`: 160,000 samples of 21 taps by the bank
 and 80,000 of 96 by the half-band filter, whose halves are equal: 7.2 million multiply-adds and 3.8
-million additions, 0.9 million cycles of two units for 4 lanes.
+million additions, 0.9 million cycles of two units for 4 lanes, 0.38 ms at 2.4 GHz (Zen 1). Measured
+there, 0.54 ms in both filters and 0.65 to 0.8 in all.
 """
 
 from __future__ import annotations
