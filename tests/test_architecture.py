@@ -52,13 +52,14 @@ MAY_IMPORT = {
         "layer_norm": f"{OPERATION} _gpu",
         "mix": f"{OPERATION} _cpu",
         "normalise": f"{OPERATION} _cpu",
+        "resample": f"{OPERATION} _cpu",
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
         "choice": OPERATION,
-        "warm": "_cpu mix normalise attention fbank",
+        "warm": "_cpu mix normalise resample attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
     },
 }
@@ -292,6 +293,7 @@ def test_public_names_are_these() -> None:
         "Fbank",
         "FbankConfig",
         "OnlineFbank",
+        "OnlineResample",
         "add_layer_norm",
         "attention",
         "chosen_backend",
@@ -303,6 +305,7 @@ def test_public_names_are_these() -> None:
         "mix",
         "norm_gelu_conv",
         "normalise",
+        "resample",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))

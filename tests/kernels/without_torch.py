@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import ast_fast_kernels
-from ast_fast_kernels import FbankConfig, OnlineFbank, fbank, mfcc
+from ast_fast_kernels import FbankConfig, OnlineFbank, fbank, mfcc, resample
 from ast_fast_kernels.fbank.presets import PRESETS
 
 SAMPLES = (np.random.default_rng(0).standard_normal((3, 12345)) * 0.1).astype(np.float32)
@@ -33,6 +33,7 @@ def features(convert: Callable[[Any], Any]) -> dict[str, Any]:
             found[f"{name} {dtype}"] = fbank(given, config)
             found[f"{name} {dtype} lengths"] = fbank(given, config, lengths=LENGTHS)
         found[f"mfcc {dtype}"] = mfcc(given)
+        found[f"resample {dtype}"] = resample(given, 44100, 16000)
         stream = OnlineFbank()
         chunks = [stream.accept_waveform(given[:, at : at + 1000]) for at in range(0, 12345, 1000)]
         for number, chunk in enumerate([*chunks, stream.finish()]):
