@@ -55,12 +55,12 @@ MAY_IMPORT = {
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
+        "corpus": "errors files _cpu fbank",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
-        "corpus": "errors files _cpu fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
-        "testing": "_cpu _gpu gelu layer_norm attention fbank",
+        "testing": "_cpu _gpu gelu layer_norm attention fbank corpus",
     },
 }
 """Room (a folder or file right below a package) → the rooms that it imports, lowest room first.
@@ -210,7 +210,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio"),
+        *("errors", "files", "console", "audio", "corpus"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
@@ -292,6 +292,7 @@ def test_public_names_are_these() -> None:
     assert ast_fast_kernels.__all__ == [
         "Fbank",
         "FbankConfig",
+        "FeatureStore",
         "OnlineFbank",
         "add_layer_norm",
         "attention",

@@ -1,7 +1,8 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc` and `OnlineFbank` need only numpy and Numba. The rest needs torch,
-which the extra `ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc` and `OnlineFbank` need only numpy and Numba. `FeatureStore` needs
+pyarrow, which the extra `ast-fast-kernels[extract]` installs. The rest needs torch, which the extra
+`ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
 as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
     from ast_fast_kernels.choice import chosen_backend
+    from ast_fast_kernels.corpus.store import FeatureStore
     from ast_fast_kernels.fbank.api import fbank
     from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Fbank",
     "FbankConfig",
+    "FeatureStore",
     "OnlineFbank",
     "add_layer_norm",
     "attention",
@@ -55,6 +58,7 @@ __all__ = [
 _HOMES = {
     "Fbank": "ast_fast_kernels.fbank.module",
     "FbankConfig": "ast_fast_kernels.fbank.config",
+    "FeatureStore": "ast_fast_kernels.corpus.store",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
@@ -96,7 +100,10 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-_WITHOUT_TORCH = {"FbankConfig", "OnlineFbank", "chosen_backend", "fbank", "mfcc", "use_backend"}
+_WITHOUT_TORCH = {
+    *("FbankConfig", "FeatureStore", "OnlineFbank"),
+    *("chosen_backend", "fbank", "mfcc", "use_backend"),
+}
 
 
 def __dir__() -> list[str]:

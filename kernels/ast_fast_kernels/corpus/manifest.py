@@ -18,6 +18,8 @@ from ast_fast_kernels.files.atomic import atomic_write
 MANIFEST = "manifest.jsonl"
 SHARDS = "shards.jsonl"
 FAILED = "failed.jsonl"
+SETTINGS = "extract.toml"
+"""Written last: where it is, the output is complete."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ class ShardFiles:
 def manifest_lines(index: int, shard: Shard, digests: Sequence[str]) -> list[dict[str, Any]]:
     """Return a shard's lines of the manifest.
 
+    Each column has one type, so that any reader of JSON lines makes a table of them: a further
+    column of type json is text here too.
+
     Args:
         index: Number of the shard, from 0.
         shard: Its rows.
         digests: Of each row's audio, as bytes of the file.
     """
-    frames = shard.num_frames.tolist()
+    frames, further = shard.num_frames.tolist(), shard.as_stored()
     lines = []
     for row, path in enumerate(shard.path):
         line: dict[str, Any] = {"path": path}
@@ -53,7 +58,7 @@ def manifest_lines(index: int, shard: Shard, digests: Sequence[str]) -> list[dic
             line["key"] = shard.key[row]
         line |= {"shard": index, "row": row, "frames": frames[row]}
         line |= {"seconds": shard.seconds[row], "digest": digests[row]}
-        line |= {name: values[row] for name, values in shard.columns.items()}
+        line |= {name: values[row] for name, values in further.items()}
         lines.append(line)
     return lines
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ast_fast_kernels.corpus.formats.mapped import map_file
 from ast_fast_kernels.corpus.formats.shard import ColumnType, Shard, Stored
 
 BATCH_VALUES = 2**25
@@ -29,7 +30,7 @@ FACTS = b"ast_fast_kernels"
 """Key, in a schema's metadata, of what a reader should know of the features, as JSON."""
 FEATURES = "features"
 
-_TYPES: dict[ColumnType, pa.DataType] = {
+ARROW_TYPES: dict[ColumnType, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -63,14 +64,13 @@ class ArrowRows:
     """Features of an Arrow file, as views of its mapped pages."""
 
     def __init__(self, path: Path) -> None:
-        with pa.memory_map(str(path)) as file:  # an OSError names the file
-            try:
-                self._table = pa.ipc.open_file(file).read_all()
-                facts = facts_of(self._table.schema)
-                chunks = self._table[FEATURES].chunks
-                self._chunks = [_Chunk(chunk, facts) for chunk in chunks]
-            except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
-                raise ValueError(f"{path} must be an Arrow file with features") from error
+        data = map_file(path)
+        try:
+            self._table = pa.ipc.open_file(data).read_all()
+            facts = facts_of(self._table.schema)
+            self._chunks = [_Chunk(chunk, facts) for chunk in self._table[FEATURES].chunks]
+        except (KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            raise ValueError(f"{path} must be an Arrow file with features: {error}") from error
         ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
         self._starts = np.concatenate([np.zeros(1, np.int64), ends])
 
@@ -115,7 +115,7 @@ def schema_of(shard: Shard, features: pa.Field) -> pa.Schema:
     if shard.key is not None:
         fields.append(pa.field("key", pa.string()))
     fields += [pa.field("num_frames", pa.int32()), pa.field("seconds", pa.float64())]
-    fields += [pa.field(name, _TYPES[shard.type_of(name)]) for name in shard.columns]
+    fields += [pa.field(name, ARROW_TYPES[shard.type_of(name)]) for name in shard.columns]
     shape = {"dtype": shard.dtype, "ragged": shard.ragged, "width": shard.width}
     facts = json.dumps({**shard.facts, **shape}, sort_keys=True)
     return pa.schema([*fields, features], metadata={FACTS: facts})

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels.corpus.formats.mapped import array_at, map_file
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
 
@@ -42,8 +43,9 @@ class NpyFormat:
         np.save(paths[1], offsets if shard.ragged else offsets[:0])
 
     def open(self, paths: Sequence[Path]) -> NpyRows:
-        """Map the values and read the offsets."""
-        return NpyRows(load_npy(paths[0], mapped=True), load_npy(paths[1]), paths)
+        """Map both."""
+        values, offsets = map(_load, paths)
+        return NpyRows(values, offsets, paths)
 
 
 class NpyRows:
@@ -70,13 +72,9 @@ class NpyRows:
         return np.diff(self._offsets).astype(np.int32)
 
 
-def load_npy(path: Path, *, mapped: bool = False) -> npt.NDArray[Any]:
-    """Return the array of an .npy file.
-
-    Raises:
-        ValueError: It holds none; the message names it.
-    """
+def _load(path: Path) -> npt.NDArray[Any]:
+    data = map_file(path)
     try:
-        return np.asarray(np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False))
-    except (ValueError, EOFError) as error:
+        return array_at(data)
+    except ValueError as error:
         raise ValueError(f"{path} must be an array in numpy's format: {error}") from error

@@ -52,7 +52,7 @@ class ParquetRows:
             self._facts = facts_of(table.schema)
             self._blobs = table[FEATURES]
         except (KeyError, TypeError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-            raise ValueError(f"{path} must be a Parquet file with features") from error
+            raise ValueError(f"{path} must be a Parquet file with features: {error}") from error
 
     def __len__(self) -> int:
         return len(self._blobs)

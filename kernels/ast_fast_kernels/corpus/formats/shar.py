@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import mmap
 import tarfile
 from collections.abc import Sequence
 from functools import cached_property
@@ -19,7 +18,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from ast_fast_kernels.corpus.formats.mapped import array_at, map_file
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
 OF_A_CUT = ("supervisions", "recording", "channel")
@@ -68,14 +69,13 @@ class SharRows:
     """Features of a tar of .npy files, as views of its mapped pages."""
 
     def __init__(self, path: Path) -> None:
-        with path.open("rb") as file:
-            try:
-                with tarfile.open(fileobj=file, mode="r:") as tar:
-                    starts = [member.offset_data for member in tar if member.name.endswith(".npy")]
-                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._arrays = [_array_at(pages, start) for start in starts]
-            except (tarfile.TarError, ValueError) as error:
-                raise ValueError(f"{path} must be a tar of .npy files: {error}") from error
+        data = map_file(path)
+        try:
+            with tarfile.open(fileobj=pa.BufferReader(data), mode="r:") as tar:
+                starts = [member.offset_data for member in tar if member.name.endswith(".npy")]
+            self._arrays: list[Stored] = [array_at(data, start) for start in starts]
+        except (tarfile.TarError, ValueError, OSError) as error:
+            raise ValueError(f"{path} must be a tar of .npy files: {error}") from error
 
     def __len__(self) -> int:
         return len(self._arrays)
@@ -87,15 +87,6 @@ class SharRows:
     def num_frames(self) -> npt.NDArray[np.int32]:
         """Frames of each row."""
         return np.array([len(array) for array in self._arrays], np.int32)
-
-
-def _array_at(pages: mmap.mmap, start: int) -> Stored:
-    """Return the array of an .npy file that lies in mapped pages, as a view."""
-    head = io.BytesIO(pages[start : start + 256])
-    np.lib.format.read_magic(head)
-    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
-    values = np.frombuffer(pages, dtype, int(np.prod(shape)), start + head.tell())
-    return values.reshape(shape)
 
 
 def _cut_id(shard: Shard, row: int) -> str:

@@ -136,8 +136,13 @@ def load_format(name: FormatName) -> Format:
 
     Raises:
         ValueError: There is no such format.
+        ImportError: It needs a library that is not installed.
     """
     if name not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(get_args(FormatName))}, got {name!r}")
     module, _, attribute = FORMATS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
+    try:
+        return getattr(importlib.import_module(module), attribute)()  # type: ignore[no-any-return]
+    except ModuleNotFoundError as error:
+        what = f"format {name} needs {error.name}: pip install 'ast-fast-kernels[extract]'"
+        raise ImportError(what, name=error.name) from error
