@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ OF_WAVEFORMS: dict[str, object] = {
 
 def is_store(data: Path | None) -> bool:
     """Return whether a path is the output of a finished extraction."""
-    return data is not None and (data / SETTINGS).is_file()
+    return data is not None and os.path.isfile(data / SETTINGS)  # False if it cannot be named
 
 
 def open_store(data: Path) -> FeatureStore:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ast_fast_kernels.corpus.formats.mapped import array_at, map_file
+from ast_fast_kernels.corpus.formats.mapped import array_at, map_file, npy_header
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
 
@@ -31,13 +31,8 @@ class NpyFormat:
         """Create both files; the rows are not copied."""
         ends = np.cumsum(shard.num_frames, dtype=np.int64)
         offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        header = {
-            "descr": np.lib.format.dtype_to_descr(np.dtype(shard.dtype)),
-            "fortran_order": False,
-            "shape": (int(offsets[-1]), shard.width),
-        }
         with paths[0].open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+            file.write(npy_header((int(offsets[-1]), shard.width), shard.dtype))
             for rows in shard.features:
                 file.write(np.ascontiguousarray(rows).data)
         np.save(paths[1], offsets if shard.ragged else offsets[:0])

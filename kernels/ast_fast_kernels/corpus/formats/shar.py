@@ -8,19 +8,18 @@ compressed.
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import tarfile
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ast_fast_kernels.corpus.formats.mapped import array_at, map_file
+from ast_fast_kernels.corpus.formats.mapped import array_at, map_file, npy_header
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
 OF_A_CUT = ("supervisions", "recording", "channel")
@@ -53,12 +52,14 @@ class SharFormat:
         ):
             for row, manifest in enumerate(manifests):
                 zipped.write(_json_line(_cut(shard, row, manifest)))
-        with tarfile.open(paths[1], "w", format=tarfile.PAX_FORMAT) as tar:
+        with paths[1].open("wb") as tar:
             for row, manifest in enumerate(manifests):
-                data = io.BytesIO()
-                np.save(data, shard.features[row])
-                _add(tar, f"{_cut_id(shard, row)}.npy", data.getvalue())
+                header = npy_header(shard.features[row].shape, shard.dtype)
+                values = np.ascontiguousarray(shard.features[row]).reshape(-1).view(np.uint8).data
+                _add(tar, f"{_cut_id(shard, row)}.npy", header, values)
                 _add(tar, f"{_cut_id(shard, row)}.json", _json_line(manifest))
+            tar.write(bytes(2 * tarfile.BLOCKSIZE))
+            tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
 
     def open(self, paths: Sequence[Path]) -> SharRows:
         """Map the tar."""
@@ -130,7 +131,11 @@ def _json_line(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode("ascii") + b"\n"
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of nobody, at the beginning of time
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
+def _add(tar: BinaryIO, name: str, *pieces: bytes | memoryview) -> None:
+    """Append a member, of nobody and of the beginning of time; `tarfile` would copy its bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = sum(map(len, pieces))
+    tar.write(member.tobuf(tarfile.PAX_FORMAT))
+    for piece in pieces:
+        tar.write(piece)
+    tar.write(bytes(-member.size % tarfile.BLOCKSIZE))
