@@ -16,6 +16,7 @@ from ast_fast_kernels.audio.errors import AbsentAudioError, BadAudioError
 from ast_fast_kernels.audio.flaws import Survey
 from ast_fast_kernels.audio.source import AudioSource
 from ast_fast_kernels.audio.wav import open_wav
+from ast_fast_kernels.resample.channels import mean_of
 
 RESAMPLE_MARGIN = 0.1
 """Seconds read beyond a clip's end, so that a resampler's filter does not see the signal stop."""
@@ -69,6 +70,8 @@ def mono_blocks(
     wanted: int = sys.maxsize,
     needed: int = sys.maxsize,
     first: int = 0,
+    *,
+    mix: bool = True,
 ) -> Iterator[NDArray[Any]]:
     """Yield frames `first` to `wanted`, as the mean of their channels, in blocks of bounded size.
 
@@ -78,8 +81,9 @@ def mono_blocks(
         wanted: Frame before which to stop.
         needed: Frame before which the file must not end.
         first: Frame to begin with.
+        mix: Whether to mix 16-bit stereo too; otherwise, it stays (frames, 2).
     Yields:
-        Samples: int16 of one channel that was stored so, else float32.
+        Samples: int16 of one channel, or of two unmixed ones, that was stored so; else float32.
     Raises:
         BadAudioError: No frames, fewer than promised of those needed, or one that is not finite.
     """
@@ -92,14 +96,18 @@ def mono_blocks(
         channels = decoder.read(min(block_size, limit - count))
         if not len(channels):
             break
-        block: NDArray[Any] = channels[:, 0]
-        if decoder.num_channels > 1:
-            block = _mean(channels)
-            survey.add_channels(channels, block)
         used = max(0, needed - count)
-        if not (survey.add_block(block[:used]) and is_finite(block[used:])):
-            bad = count + int(np.flatnonzero(~np.isfinite(block))[0])
-            raise BadAudioError(f"holds NaN or infinity (first at frame {bad})")
+        if channels.dtype == np.int16 and decoder.num_channels == 2 and not mix:
+            survey.add_stereo(channels[:used])
+            block: NDArray[Any] = channels
+        else:
+            block = channels[:, 0]
+            if decoder.num_channels > 1:
+                block = mean_of(channels.T)
+                survey.add_channels(channels, block)
+            if not (survey.add_block(block[:used]) and is_finite(block[used:])):
+                bad = count + int(np.flatnonzero(~np.isfinite(block))[0])
+                raise BadAudioError(f"holds NaN or infinity (first at frame {bad})")
         count += len(block)
         yield block
     if count == begun and not first:
@@ -119,11 +127,3 @@ def as_float(samples: NDArray[Any]) -> NDArray[np.float32]:
         return samples
     scaled: NDArray[np.float32] = np.multiply(samples, np.float32(2**-15), dtype=np.float32)
     return scaled
-
-
-def _mean(channels: NDArray[Any]) -> NDArray[np.float32]:
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinity are found by the survey
-        if channels.dtype == np.int16:
-            channels = as_float(channels)
-        mean: NDArray[np.float32] = channels.mean(axis=1, dtype=np.float32)
-        return mean

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import soxr
 from numpy.typing import NDArray
 
 from ast_fast_kernels.audio.decode import (
@@ -22,6 +21,7 @@ from ast_fast_kernels.audio.decoder import Length
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import Survey
 from ast_fast_kernels.audio.source import AudioSource
+from ast_fast_kernels.resample.api import resample
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ def read_waveform(
     source: AudioSource,
     sample_rate: int | None = 16000,
     *,
+    quality: str = "hq",
     survey: Survey | None = None,
     digest: bool = False,
     keep_int16: bool = False,
@@ -58,6 +59,7 @@ def read_waveform(
     Args:
         source: The file, or a part of it.
         sample_rate: Of the waveform, in Hz; None is the file's.
+        quality: Of resampling: `"hq"` or `"fast"` (`resample`).
         survey: Measures what was read; None makes one for `AudioInfo.flaws`.
         digest: Whether to hash the audio file's bytes, all of them.
         keep_int16: Whether 16-bit samples of one channel at that rate may stay int16, to be read
@@ -66,7 +68,8 @@ def read_waveform(
         Samples, float32 or int16, shape (num_samples,), and what is known of them.
     Raises:
         BadAudioError: The file is absent, empty, not audio, cut short, or holds NaN or infinity,
-            or the span begins behind its end.
+            or the span begins behind its end. The message follows the file's name.
+        ImportError: The format needs soundfile, or the ratio of rates soxr; it is not installed.
     """
     survey = survey or Survey()
     with content_of(source) as content:
@@ -76,8 +79,9 @@ def read_waveform(
             span = _Span.of(source, rate, sample_rate or rate)
             if decoder.frames is None or decoder.frames <= span.last:
                 decoder.check_whole(survey)
-            blocks = list(mono_blocks(decoder, survey, span.wanted, span.last, span.begin))
-            waveform, seconds = span.cut(blocks)
+            mix = rate == span.sample_rate
+            blocks = list(mono_blocks(decoder, survey, span.wanted, span.last, span.begin, mix=mix))
+            waveform, seconds = span.cut(blocks, quality)
             if waveform.dtype == np.int16 and not keep_int16:
                 waveform = as_float(waveform)
             return waveform, AudioInfo(
@@ -110,7 +114,7 @@ class _Span:
         begin = max(0, first - margin) // step * step
         return cls(rate, sample_rate, source.start, begin, first, last, last + margin)
 
-    def cut(self, blocks: list[NDArray[Any]]) -> tuple[NDArray[Any], float]:
+    def cut(self, blocks: list[NDArray[Any]], quality: str) -> tuple[NDArray[Any], float]:
         """Return the span at the new rate, and its seconds, of the blocks that were read."""
         count = sum(map(len, blocks))
         num_frames = min(self.begin + count, self.last) - self.first
@@ -122,12 +126,13 @@ class _Span:
         waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
         if self.rate == self.sample_rate:
             return waveform, num_frames / self.rate
-        resampled = _resample(as_float(waveform), self.rate, self.sample_rate)
+        resampled = resample(
+            waveform,
+            self.rate,
+            self.sample_rate,
+            quality=quality,
+            channel_axis=-1 if waveform.ndim == 2 else None,
+        )
         at = round((self.first - self.begin) * self.sample_rate / self.rate)
         num_samples = math.ceil(num_frames * self.sample_rate / self.rate)
         return resampled[at : at + num_samples], num_frames / self.rate
-
-
-def _resample(waveform: NDArray[np.float32], rate: int, sample_rate: int) -> NDArray[np.float32]:
-    resampled: NDArray[np.float32] = soxr.resample(waveform, rate, sample_rate, quality="HQ")
-    return resampled

@@ -25,6 +25,7 @@ from ast_fast_kernels.audio.content import Content
 from ast_fast_kernels.audio.decoder import Decoder
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import Survey
+from ast_fast_kernels.audio.rates import SAMPLE_RATES
 
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _FORMATS = {
@@ -36,6 +37,8 @@ _SUBFORMAT_TAIL = bytes.fromhex("0000 00001000800000aa00389b71")
 """Of the GUID of every subformat that is a format's number."""
 _WITHOUT_MEANING = {b"fact": 4, b"LIST": 4, b"JUNK": 0, b"junk": 0, b"FLLR": 0, b"PAD ": 0}
 """Chunks that change nothing, and the fewest bytes in which libsndfile has no fault to find."""
+_DS64 = 28
+"""Bytes of the chunk ds64, of which the last four count sizes of further chunks."""
 MOST_CHANNELS = 1024
 """That libsndfile takes."""
 MOST_CHUNKS = 64
@@ -59,8 +62,6 @@ class _Format:
 def open_wav(content: Content) -> WavDecoder | None:
     """Return a decoder of a WAV, RF64 or BW64 file; None if libsndfile has to look at it.
 
-    Raises:
-        BadAudioError: It claims an impossible sample rate.
     Source: Multimedia Programming Interface and Data Specifications 1.0; Microsoft's mmreg.h;
         EBU Tech 3306 and ITU-R BS.2088 (RF64, BW64).
     """
@@ -98,8 +99,8 @@ def _format_of(content: Content, begin: int, end: int, *, is_wide: bool) -> _For
             if is_wide or end >= content.size:
                 break  # nothing follows, or is looked at
         elif name == b"ds64" and is_wide:
-            if length < 28:
-                return None
+            if length != _DS64 or content.read_at(at + _DS64 - 4, 4) != bytes(4):
+                return None  # sizes of further chunks
         elif length < _WITHOUT_MEANING.get(name, sys.maxsize):
             return None
     return found
@@ -116,8 +117,10 @@ def _read_format(chunk: bytes, length: int) -> _Format | None:
         if valid_bits not in (0, bits):
             return None
     is_known = (number, bits) in _FORMATS and 1 <= channels <= MOST_CHANNELS
+    lowest, highest = SAMPLE_RATES
     found = _Format((number, bits), rate, channels)
-    return found if is_known and frame_bytes == found.frame_bytes else None
+    is_sound = lowest <= rate <= highest and frame_bytes == found.frame_bytes
+    return found if is_known and is_sound else None
 
 
 class WavDecoder(Decoder):
