@@ -41,6 +41,7 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
     ("gelu", "triton"): "ast_fast_kernels.gelu.triton_gpu:linear_gelu_triton",
     ("resample", "reference"): "ast_fast_kernels.resample.reference:resample_reference",
+    ("resample", "numba"): "ast_fast_kernels.resample.numba_cpu:resample_numba",
     ("resample", "soxr"): "ast_fast_kernels.resample.soxr_cpu:resample_soxr",
     ("stem", "reference"): "ast_fast_kernels.stem.reference:norm_gelu_conv_reference",
     ("stem", "numba"): "ast_fast_kernels.stem.numba_cpu:norm_gelu_conv_numba",

@@ -41,7 +41,7 @@ MOST_PHASES = 4096
 """Most filters in a bank: of 44,100 to 11,025 · 3 Hz it has 3, of 11,025 to 16,000 Hz 320."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bank:
     """Filters from one rate to another, one for each phase.
 
@@ -61,7 +61,7 @@ class Bank:
         return len(self.first)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Design:
     """How to go from one rate to another."""
 
