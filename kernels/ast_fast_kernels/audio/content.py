@@ -63,9 +63,11 @@ class Content:
 
     def read_into(self, offset: int, buffer: Any) -> int:
         """Fill a writable buffer of bytes from an offset on; return how many there were."""
-        view = memoryview(buffer).cast("B")[: max(0, self.size - offset)]
+        view = memoryview(buffer).cast("B")
+        if offset + len(view) > self.size:
+            view = view[: max(0, self.size - offset)]
         self._file.seek(self._begin + offset)
-        done = 0
+        done = self._file.readinto(view) or 0
         while done < len(view) and (count := self._file.readinto(view[done:])):
             done += count
         return done

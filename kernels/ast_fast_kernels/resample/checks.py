@@ -81,7 +81,9 @@ def chosen_backend(
         RuntimeError: A backend was asked for by name and cannot run.
     """
     obstacles: Mapping[str, Callable[[], str | None]] = {
-        "numba": lambda: obstacle("numba") or _phases_obstacle(*rates) or _dispatch.numba_obstacle(),
+        "numba": lambda: (
+            obstacle("numba") or _phases_obstacle(*rates) or _dispatch.numba_obstacle()
+        ),
         "soxr": lambda: obstacle("soxr") or soxr_obstacle(),
     }
     if requested in obstacles:

@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ast_fast_kernels._cpu.compile import source_digest
-from ast_fast_kernels._cpu.memory import lend, lend_at
-from ast_fast_kernels._cpu.simd import LINE, address_of, host_lanes
+from ast_fast_kernels._cpu.memory import lend_at
+from ast_fast_kernels._cpu.simd import LINE, host_lanes
 from ast_fast_kernels._cpu.team import compile_worker, run_items, team_size
 from ast_fast_kernels.resample.design import Bank, Design
 from ast_fast_kernels.resample.numba_kernel import GROUPS, MARGIN, build
@@ -129,7 +129,15 @@ class Tables:
         """Return what a task holds of them."""
         arrays = (self.first, self.coefficients, self.half_band)
         first, coefficients, half_band = (array.ctypes.data for array in arrays)
-        return first, coefficients, self.pairs, self.step, self.width, half_band, len(self.half_band)
+        return (
+            first,
+            coefficients,
+            self.pairs,
+            self.step,
+            self.width,
+            half_band,
+            len(self.half_band),
+        )
 
 
 @lru_cache(maxsize=32)
@@ -156,9 +164,7 @@ def _twice(bank: Bank) -> Bank:
     return Bank(2 * bank.step, first, np.tile(bank.taps, (2, 1)))
 
 
-def _divided(
-    rows: int, num_out: int, tables: Tables, width: int, threads: int
-) -> tuple[int, int]:
+def _divided(rows: int, num_out: int, tables: Tables, width: int, threads: int) -> tuple[int, int]:
     """Return the periods of a column, and how many columns each row is cut into."""
     of_row = -(-num_out // tables.period_out)
     fewest = -(-FEWEST_OUTPUTS // tables.period_out)

@@ -275,9 +275,7 @@ def _half_band(
 
 
 @stage
-def _load(
-    task: Any, scratch: int, column: int, low: int, high: int, tile: int, lanes: int
-) -> None:
+def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, lanes: int) -> None:
     """Write samples `low` to `high` of every column into the rows of a tile."""
     width = product_of(lanes, GROUPS)
     count = high - low
