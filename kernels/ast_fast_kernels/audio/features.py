@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast_kernels._cpu.team import alone, team_size
+from ast_fast_kernels.audio.ahead import in_order
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.load import read_waveform
 from ast_fast_kernels.audio.source import AudioSource
@@ -25,7 +24,7 @@ Named: TypeAlias = "AudioSource | str | os.PathLike[str]"
 
 ERRORS = ("raise", "skip", "return")
 AHEAD = 2
-"""Files for each thread that are done or under way before their features are taken."""
+"""Files for each thread that may be done before their features are taken."""
 
 _AST = FbankConfig()
 
@@ -104,7 +103,7 @@ def fbank_files(
     Args:
         paths: Names of files, or `AudioSource`; an iterator is read as far as the work has come.
         config: The conventions; audio is resampled to its `sample_frequency`.
-        threads: Threads that work; 1 is the caller's own, and works when a result is asked for.
+        threads: Threads that work, of which one is the caller's own while it asks for a result.
             None is as many as kernels use (`OMP_NUM_THREADS`, or torch's number of threads).
         errors: What a bad file does: `"raise"` raises, `"skip"` leaves it out, `"return"` yields it
             with `error` in place of features.
@@ -130,29 +129,11 @@ def fbank_files(
 def _wanted(
     work: Any, sources: Iterable[AudioSource], threads: int, errors: str
 ) -> Iterator[FileFeatures]:
-    for result in _in_order(work, sources, threads):
+    for result in in_order(work, sources, threads, AHEAD * threads):
         if result.error is None or errors == "return":
             yield result
         elif errors == "raise":
             raise _naming(result.source, result.error)
-
-
-def _in_order(work: Any, sources: Iterable[AudioSource], threads: int) -> Iterator[FileFeatures]:
-    """Yield what `work` returns of each source, by so many threads."""
-    if threads == 1:
-        yield from map(work, sources)
-        return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="ast-fast-files")
-    under_way: deque[Future[FileFeatures]] = deque()
-    try:
-        for source in sources:
-            under_way.append(pool.submit(work, source))
-            if len(under_way) > AHEAD * threads:
-                yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
-    finally:  # also when the caller stops, or is interrupted while it waits
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _features_of(source: AudioSource, config: FbankConfig, quality: str) -> FileFeatures:
