@@ -1,8 +1,9 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc` and `OnlineFbank` need only numpy and Numba. `FeatureStore` needs
-pyarrow, which the extra `ast-fast-kernels[extract]` installs. The rest needs torch, which the extra
-`ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc`, `resample` and `OnlineFbank` need only numpy and Numba. So do
+`load` and `fbank_files` for WAV; the extra `ast-fast-kernels[audio]` adds every other format.
+`FeatureStore` needs pyarrow, of the extra `ast-fast-kernels[extract]`. The rest needs torch, which
+the extra `ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
 as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     import ast_fast_kernels.kaldi as kaldi
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
+    from ast_fast_kernels.audio.errors import BadAudioError
+    from ast_fast_kernels.audio.features import FileFeatures, fbank_files, load
+    from ast_fast_kernels.audio.source import AudioSource
     from ast_fast_kernels.choice import chosen_backend
     from ast_fast_kernels.corpus.store import FeatureStore
     from ast_fast_kernels.fbank.api import fbank
@@ -34,42 +38,55 @@ if TYPE_CHECKING:
     from ast_fast_kernels.linear.api import linear
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
+    from ast_fast_kernels.resample.api import resample
     from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
+    "AudioSource",
+    "BadAudioError",
     "Fbank",
     "FbankConfig",
     "FeatureStore",
+    "FileFeatures",
     "OnlineFbank",
     "add_layer_norm",
     "attention",
     "chosen_backend",
     "fbank",
+    "fbank_files",
     "kaldi",
     "linear",
     "linear_gelu",
+    "load",
     "mfcc",
     "mix",
     "norm_gelu_conv",
     "normalise",
+    "resample",
     "use_backend",
 ]
 
 _HOMES = {
+    "AudioSource": "ast_fast_kernels.audio.source",
+    "BadAudioError": "ast_fast_kernels.audio.errors",
     "Fbank": "ast_fast_kernels.fbank.module",
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "FeatureStore": "ast_fast_kernels.corpus.store",
+    "FileFeatures": "ast_fast_kernels.audio.features",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "chosen_backend": "ast_fast_kernels.choice",
     "fbank": "ast_fast_kernels.fbank.api",
+    "fbank_files": "ast_fast_kernels.audio.features",
     "linear": "ast_fast_kernels.linear.api",
     "linear_gelu": "ast_fast_kernels.gelu.api",
+    "load": "ast_fast_kernels.audio.features",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "mix": "ast_fast_kernels.mix.api",
     "norm_gelu_conv": "ast_fast_kernels.stem.api",
     "normalise": "ast_fast_kernels.normalise.api",
+    "resample": "ast_fast_kernels.resample.api",
     "use_backend": "ast_fast_kernels._dispatch",
 }
 
@@ -101,8 +118,19 @@ def __getattr__(name: str) -> Any:
 
 
 _WITHOUT_TORCH = {
-    *("FbankConfig", "FeatureStore", "OnlineFbank"),
-    *("chosen_backend", "fbank", "mfcc", "use_backend"),
+    "AudioSource",
+    "BadAudioError",
+    "FbankConfig",
+    "FeatureStore",
+    "FileFeatures",
+    "OnlineFbank",
+    "chosen_backend",
+    "fbank",
+    "fbank_files",
+    "load",
+    "mfcc",
+    "resample",
+    "use_backend",
 }
 
 
