@@ -32,7 +32,7 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import clips_that_fit
 from ast_fast.training.trained import load_trained
-from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import FLAWS, Survey
 from ast_fast_kernels.console import (
     RunConsole,
