@@ -42,7 +42,7 @@ MAY_IMPORT = {
         "errors": "",
         "files": "",
         "console": "errors files",
-        "audio": "files",
+        "audio": "errors files",
         "_torch": "",
         "_gpu": "",
         "_cpu": "_torch",
@@ -57,7 +57,8 @@ MAY_IMPORT = {
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
-        "corpus": "files audio errors fbank",
+        "corpus": "errors files console audio fbank",
+        "extract": "errors console corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
@@ -210,7 +211,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio"),
+        *("errors", "files", "console", "audio", "corpus", "extract"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
