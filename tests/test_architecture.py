@@ -52,6 +52,7 @@ MAY_IMPORT = {
         "layer_norm": f"{OPERATION} _gpu",
         "mix": f"{OPERATION} _cpu",
         "normalise": f"{OPERATION} _cpu",
+        "resample": OPERATION,
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
@@ -305,6 +306,7 @@ def test_public_names_are_these() -> None:
         "mix",
         "norm_gelu_conv",
         "normalise",
+        "resample",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))
