@@ -55,10 +55,11 @@ MAY_IMPORT = {
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
-        "audio": "files _cpu resample fbank",
-        "corpus": "errors files _cpu fbank",
+        "audio": "errors files _cpu resample fbank",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
+        "corpus": "errors files console audio _cpu fbank",
+        "extract": "errors console corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank corpus",
@@ -211,7 +212,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio", "corpus"),
+        *("errors", "files", "console", "audio", "corpus", "extract"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
