@@ -28,7 +28,7 @@ MAY_IMPORT = {
         "settings": "machine",
         "data": "machine settings",
         "augment": "settings",
-        "features": "settings augment",
+        "features": "settings augment data",
         "model": "settings",
         "training": "machine settings data augment features model",
         "report": "machine settings data features training",
