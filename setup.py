@@ -45,7 +45,8 @@ EXTRAS_REQUIRE = {
         "onnx>=1.19",  # checks the exported filterbank; torch's exporter needs it too
         "onnxscript>=0.5",  # torch's exporter to ONNX; brings onnx_ir
         "onnxruntime>=1.22",  # runs what is exported; brings flatbuffers
-        "lhotse>=1.30",  # its Fbank, to agree with; brings cytoolz, intervaltree, audioread
+        "datasets>=4.0",  # reads shards back; brings pandas, fsspec, multiprocess and xxhash
+        "lhotse>=1.30",  # its Fbank and cuts; brings cytoolz, intervaltree, audioread
         "python_speech_features>=0.6",  # to agree with; needs numpy and scipy, which it doesn't say
         "transformers>=4.57",  # the extractors of AST and Whisper, to agree with
     ],

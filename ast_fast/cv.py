@@ -169,7 +169,7 @@ def prepare(settled: Settled) -> Prepared:
     num_classes = len(dataset.class_names)
     check_memory(
         config,
-        num_samples=dataset.waveforms.shape[1],
+        num_samples=dataset.num_samples,
         num_clips=len(dataset.clips),
         num_classes=num_classes,
         device=placement.device,

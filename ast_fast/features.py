@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ast_fast.augment import FeatureChanges
+from ast_fast.data.stored import StoredFeatures
 from ast_fast.settings.config import Config
 from ast_fast_kernels import fbank, normalise
 from ast_fast_kernels.errors import InputError
@@ -33,9 +34,11 @@ class Statistics:
 
 
 def load_batch(
-    waveforms: NDArray[np.int16], indices: NDArray[np.int64], device: torch.device
+    waveforms: NDArray[np.int16] | StoredFeatures,
+    indices: NDArray[np.int64],
+    device: torch.device,
 ) -> Tensor:
-    """Return clips of the memory-mapped data set, int16, shape (batch, num_samples)."""
+    """Return clips of the memory-mapped data set, as `log_mel` takes them."""
     return torch.from_numpy(waveforms[indices]).to(device)  # indexing by an array copies
 
 
@@ -43,13 +46,16 @@ def log_mel(waveforms: Tensor, config: Config, *, dither: bool = False) -> Tenso
     """Return log-mel features, not normalised.
 
     Args:
-        waveforms: Shape (batch, num_samples), floating in [-1, 1] or int16.
+        waveforms: Shape (batch, num_samples), floating in [-1, 1] or int16. Stored features, shape
+            (batch, num_frames, num_mel_bins), are returned as they are.
         config: `config.fbank` is used.
         dither: Whether to apply `config.fbank.dither`. Only training does: tests, statistics and
             figures are the same each time.
     Returns:
         Features, shape (batch, num_frames, num_mel_bins).
     """
+    if waveforms.ndim == 3:
+        return waveforms
     features: Tensor = fbank(waveforms, config.fbank if dither else undithered(config.fbank))
     return features
 
@@ -105,7 +111,7 @@ def model_input(
 
 
 def compute_statistics(
-    waveforms: NDArray[np.int16],
+    waveforms: NDArray[np.int16] | StoredFeatures,
     indices: NDArray[np.int64],
     config: Config,
     *,
@@ -116,7 +122,7 @@ def compute_statistics(
     Sums accumulate in float64, around the first batch's mean.
 
     Args:
-        waveforms: All clips, shape (num_clips, num_samples).
+        waveforms: All clips, as a `Dataset` has them.
         indices: The clips to take: those of the training folds.
         config: `config.fbank` is used.
         device: Where to compute; None is the CPU.

@@ -41,12 +41,15 @@ from ast_fast.data.metadata import (
     list_some,
     read_metadata,
 )
+from ast_fast.data.stored import StoredFeatures, stored_clips
 from ast_fast.data.synth import synthesise
 from ast_fast.machine.device import available_cores
 from ast_fast.settings.config import Config
+from ast_fast.settings.stored import check_stored, is_store, open_store
 from ast_fast.settings.values import shown
 from ast_fast_kernels.audio.flaws import Flaws
 from ast_fast_kernels.console import RunConsole
+from ast_fast_kernels.corpus.manifest import MANIFEST
 from ast_fast_kernels.errors import InputError
 
 
@@ -54,8 +57,9 @@ from ast_fast_kernels.errors import InputError
 class Dataset:
     """Decoded clips with their labels and folds, all in the same order."""
 
-    waveforms: NDArray[np.int16]
-    """Memory-mapped and read-only, shape (num_clips, num_samples)."""
+    waveforms: NDArray[np.int16] | StoredFeatures
+    """Memory-mapped and read-only, shape (num_clips, num_samples); or, if the data set is the
+    output of an extraction, its features, shape (num_clips, num_frames, num_mel_bins)."""
     clips: tuple[Clip, ...]
     class_names: tuple[str, ...]
     """Categories, ordered by their target in the csv."""
@@ -75,16 +79,34 @@ class Dataset:
     synthesised: bool
     flaws: Flaws = field(default_factory=dict)
     """Names of the files whose audio is ruined on its way in, by kind."""
+    num_samples: int = 0
+    """Of a clip; for stored features, of the audio that a clip's features stand for."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.waveforms, np.ndarray):
+            object.__setattr__(self, "num_samples", self.waveforms.shape[1])
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether the clips are stored features."""
+        return isinstance(self.waveforms, StoredFeatures)
+
+    @property
+    def table(self) -> Path:
+        """The table that lists the clips."""
+        return self.root / (MANIFEST if self.is_stored else METADATA)
 
     @cached_property
     def sound_levels(self) -> NDArray[np.float32]:
         """RMS of every clip, 1 at full scale, shape (num_clips,). Reads every clip once."""
+        if isinstance(self.waveforms, StoredFeatures):
+            raise ValueError("stored features have no sound levels: their waveforms are gone")
         norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
-        return np.array(norms, np.float32) / np.float32(32768 * self.waveforms.shape[1] ** 0.5)
+        return np.array(norms, np.float32) / np.float32(32768 * self.num_samples**0.5)
 
 
 def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
-    """Return the data set that `config` names, decoded.
+    """Return the data set that `config` names: decoded audio, or an extraction's features.
 
     Downloads ESC-50 if `config.download` is set, synthesises a data set if `config.paths.data` is
     None, and decodes audio only if no cache holds these files at these settings. Any number of
@@ -96,6 +118,8 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
     Raises:
         InputError: The data set, the settings or the cache folder cannot be used.
     """
+    if config.paths.data is not None and not config.download and is_store(config.paths.data):
+        return _open_stored(config, config.paths.data)
     console = console or RunConsole(stderr=True)
     settings = decode_settings(config)
     cache = cache_folder(config)
@@ -125,17 +149,16 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
                         folder, root, clips, settings, workers, config.skip_bad_files, console
                     )
                     decode_seconds = time.perf_counter() - started
-    waveforms, reasons = cached.waveforms, cached.reasons
+    reasons = cached.reasons
     bad_files = bad_files_of(clips, reasons)
     check_bad_files(root, clips, bad_files, skip=config.skip_bad_files)
     good = tuple(clip for clip in clips if clip.filename not in reasons)
     class_names = class_names_of(clips)
-    labels = {name: label for label, name in enumerate(class_names)}
     return Dataset(
-        waveforms=waveforms,
+        waveforms=cached.waveforms,
         clips=good,
         class_names=class_names,
-        labels=np.array([labels[clip.category] for clip in good], dtype=np.int64),
+        labels=_labels(good, class_names),
         folds=np.array([clip.fold for clip in good], dtype=np.int64),
         sample_rate=settings.sample_rate,
         bad_files=bad_files,
@@ -145,6 +168,34 @@ def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
         synthesised=config.paths.data is None and not config.download,
         flaws=cached.flaws,
     )
+
+
+def _open_stored(config: Config, root: Path) -> Dataset:
+    """Return the data set whose clips are an extraction's features."""
+    settings = decode_settings(config)
+    store = open_store(root)
+    check_stored(config, store)
+    clips, rows = stored_clips(store, subset=config.subset)
+    class_names = class_names_of(clips)
+    return Dataset(
+        waveforms=StoredFeatures(store, rows, config.fbank.num_frames(settings.num_samples)),
+        clips=tuple(clips),
+        class_names=class_names,
+        labels=_labels(clips, class_names),
+        folds=np.array([clip.fold for clip in clips], dtype=np.int64),
+        sample_rate=settings.sample_rate,
+        bad_files=(),
+        root=root,
+        key=_dataset_key(store.digest, clips),
+        decode_seconds=0.0,
+        synthesised=False,
+        num_samples=settings.num_samples,
+    )
+
+
+def _labels(clips: Sequence[Clip], class_names: Sequence[str]) -> NDArray[np.int64]:
+    labels = {name: label for label, name in enumerate(class_names)}
+    return np.array([labels[clip.category] for clip in clips], dtype=np.int64)
 
 
 def _try_cache(
@@ -167,7 +218,7 @@ def check_folds(dataset: Dataset, folds: Sequence[int] = ()) -> tuple[int, ...]:
         InputError: A fold does not exist, is named twice, has no clip left to test, or leaves a
             class without a training clip; or the data set has only one fold or one class.
     """
-    table = dataset.root / METADATA
+    table = dataset.table
     used = sorted({*dataset.folds.tolist()} | {bad.fold for bad in dataset.bad_files})
     named = ", ".join(map(str, used))
     if len(used) < 2:

@@ -125,6 +125,31 @@ def _read_rows(table: Path, reader: Iterator[list[str]], subset: Subset) -> list
     return clips
 
 
+def check_rows(
+    table: Path, rows: Sequence[dict[str, str]], subset: Subset
+) -> list[tuple[int, Clip]]:
+    """Check the rows of a table with a line for each, and return the clips with their indices.
+
+    Args:
+        table: Where the rows come from, for messages.
+        rows: The columns filename, fold, target and category of each; a filename may be a path.
+        subset: `"esc10"` keeps the rows whose column esc10 is True.
+    Raises:
+        InputError: A row is malformed, or none is left.
+    """
+    checker = _RowChecker(table)
+    kept = []
+    for index, values in enumerate(rows):
+        parts = PurePosixPath(values["filename"]).parts
+        name = "/".join(part for part in parts if part not in ("/", ".."))
+        clip = checker.check(index + 1, values | {"filename": name})
+        if subset == "all" or checker.check_esc10(index + 1, values["esc10"]):
+            kept.append((index, clip))
+    if not kept:
+        raise InputError(f"{table} must list at least one clip, but has none")
+    return kept
+
+
 def _numbered_rows(table: Path, reader: Iterator[list[str]]) -> Iterator[tuple[int, list[str]]]:
     """Yield each row that is not blank, with the 1-based line on which it ends."""
     while True:

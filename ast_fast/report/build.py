@@ -174,6 +174,7 @@ def _data(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {
         "path": None if dataset.synthesised else str(dataset.root),
         "synthesised": dataset.synthesised,
+        "stored_features": dataset.is_stored,
         "subset": config.subset,
         "num_clips": len(dataset.clips),
         "num_classes": len(dataset.class_names),

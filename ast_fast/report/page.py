@@ -127,7 +127,7 @@ def _examples(
     waveforms = torch.from_numpy(np.array(dataset.waveforms[order]))
     features = log_mel(waveforms, config).float().cpu().numpy()
     low, high = (float(value) for value in np.percentile(features, [2, 99.8]))
-    seconds = dataset.waveforms.shape[1] / dataset.sample_rate
+    seconds = dataset.num_samples / dataset.sample_rate
     centres = mel_centres(config.fbank)
     examples = []
     for index, log_mel_features in zip(order, features, strict=True):

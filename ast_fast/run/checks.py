@@ -6,14 +6,17 @@ from pathlib import Path
 
 from ast_fast.data.cache import decode_settings
 from ast_fast.data.dataset import check_fold_names
-from ast_fast.data.metadata import METADATA, read_metadata
+from ast_fast.data.metadata import METADATA, Clip, read_metadata
+from ast_fast.data.stored import stored_clips
 from ast_fast.machine.device import Placement
 from ast_fast.run.folder import check_out
 from ast_fast.run.kernels import check_backend
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config, check_threads
+from ast_fast.settings.stored import check_stored, is_store, open_store
 from ast_fast.settings.values import is_utf8
 from ast_fast.training.tensorboard import load_writer
+from ast_fast_kernels.corpus.manifest import MANIFEST
 from ast_fast_kernels.errors import InputError
 
 
@@ -31,10 +34,21 @@ def check_run(config: Config, out: Path, placement: Placement) -> None:
     if not config.resume:
         check_out(out)
     check_backend(config, placement)
-    if config.folds and config.paths.data is not None and not config.download:
-        clips = read_metadata(config.paths.data, subset=config.subset)
-        known = sorted({clip.fold for clip in clips})
-        check_fold_names(config.folds, known, config.paths.data / METADATA)
+    if config.paths.data is not None and not config.download:
+        _check_data(config, config.paths.data)
+
+
+def _check_data(config: Config, data: Path) -> None:
+    """Check what can be known of the data set before it is opened."""
+    clips: list[Clip] = []
+    table = data / (MANIFEST if is_store(data) else METADATA)
+    if is_store(data):
+        store = open_store(data)
+        check_stored(config, store)
+        clips = stored_clips(store, subset=config.subset)[0]
+    elif config.folds:
+        clips = read_metadata(data, subset=config.subset)
+    check_fold_names(config.folds, sorted({clip.fold for clip in clips}), table)
 
 
 def check_paths(config: Config, out: Path) -> None:

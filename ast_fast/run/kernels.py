@@ -12,11 +12,13 @@ import torch
 from rich.console import Console
 
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.stored import StoredFeatures
 from ast_fast.features import Statistics, load_batch, log_mel, model_input
 from ast_fast.machine.device import Placement
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.report.kernel_check import KernelChecks, check_kernels
+from ast_fast.report.kernel_check import STORED, KernelChecks, check_kernels
 from ast_fast.settings.config import Config
+from ast_fast.settings.stored import is_store
 from ast_fast.training import checkpoint
 from ast_fast.training.results import MODEL, FoldResult
 from ast_fast_kernels import chosen_backend, mix, use_backend
@@ -90,6 +92,9 @@ def kernels_in_use(config: Config, placement: Placement) -> dict[str, str]:
             operation: chosen_backend(operation, *given) for operation, given in inputs.items()
         }
         stages = {_stem_backend(width, amp, device) for width in model.stem_widths}
+    if is_store(config.paths.data) and not config.download:
+        del in_use["mix"]
+        in_use["fbank"] = STORED
     return in_use | ({"stem": " and ".join(sorted(stages))} if stages else {})
 
 
@@ -121,16 +126,19 @@ def warm_up(
     """
     begin = time.perf_counter()
     device = placement.device
-    waveforms = torch.zeros(1, dataset.waveforms.shape[1], device=device)
+    waveforms = torch.zeros(1, dataset.num_samples, device=device)
     model.to(device)
     if device.type == "cuda":
         console.print("compiling kernels for the GPU, unless they are cached …")
     with show_compilations(console), use_backends_of(config, device):
-        if device.type == "cpu":
-            nothing = torch.zeros(1, 1, dtype=torch.int64)
-            mix(dataset.waveforms, nothing, nothing, nothing.float())
-        log_mel(waveforms, config, dither=True)
-        log_mel(waveforms.to(torch.int16), config)  # as in tests and statistics
+        if isinstance(dataset.waveforms, StoredFeatures):
+            waveforms = torch.zeros(1, *dataset.waveforms.shape[1:], device=device)
+        else:
+            if device.type == "cpu":
+                nothing = torch.zeros(1, 1, dtype=torch.int64)
+                mix(dataset.waveforms, nothing, nothing, nothing.float())
+            log_mel(waveforms, config, dither=True)
+            log_mel(waveforms.to(torch.int16), config)  # as in tests and statistics
         features = model_input(waveforms, config, Statistics(0.0, 1.0))
         with placement.autocast():
             logits = model(features)

@@ -32,6 +32,8 @@ def say_what_runs(
         where = "synthesised (no --data was given): simple artificial sounds, not real audio"
     else:
         where = one_line(str(dataset.root))
+    if dataset.is_stored:
+        where += " (features of an extraction)"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     say(f"data     {where}")
     say(

@@ -6,7 +6,7 @@ errors in either have the same words. tyro prints `--help` from the same datacla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import tyro
 
 from ast_fast.settings.config import Config, Paths
+from ast_fast.settings.stored import is_store, stored_defaults
 from ast_fast.settings.toml import build_config, over, read_toml, recorded_values
 from ast_fast.settings.values import (
     CONFIG_FILE,
@@ -50,7 +51,9 @@ DESCRIPTION = """Train and test a minimal Audio Spectrogram Transformer on every
 
 Settings come from the defaults, then the TOML file of --config, then these flags. --fbank.preset
 replaces all earlier settings of the filterbank; those given with it are applied on top. Without
---data, a quick run trains on a small synthesised data set."""
+--data, a quick run trains on a small synthesised data set. If --data is the output of python -m
+ast_fast_kernels.extract, the settings of its filterbank are the defaults, and the augmentation of
+waveforms is off."""
 
 
 @dataclass(frozen=True)
@@ -179,9 +182,17 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
             raise InputError("--resume needs --out, the folder of the run to resume")
         base = recorded_values(values["out"])
     else:
-        demo = values.get("data") is None and not values.get("download")
-        base = DEMO_DEFAULTS if demo else {}
+        base = _defaults(values)
     return build_config(over(base, values))
+
+
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults that the data set changes."""
+    if values.get("download"):
+        return {}
+    if values.get("data") is None:
+        return DEMO_DEFAULTS
+    return stored_defaults(values["data"]) if is_store(values["data"]) else {}
 
 
 def print_help() -> None:

@@ -29,7 +29,8 @@ class Paths:
     """Where things are read and written."""
 
     data: Path | None = None
-    """Data set in ESC-50's layout (audio/ and meta/esc50.csv); none: a small synthesised one."""
+    """Data set in ESC-50's layout (audio/ and meta/esc50.csv), or features of an extraction whose
+    manifest has fold, target and category; none: a small synthesised one."""
     out: Path | None = None
     """Folder for the run's outputs; none: runs/<date-time>."""
     cache: Path | None = None

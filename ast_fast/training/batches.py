@@ -19,6 +19,7 @@ from ast_fast.augment import (
     rows_of,
 )
 from ast_fast.data.dataset import Dataset
+from ast_fast.data.stored import StoredFeatures
 from ast_fast.features import Statistics, load_batch, model_input
 from ast_fast.settings.config import Config
 from ast_fast_kernels import mix
@@ -85,7 +86,7 @@ class Batches:
             generator: Source of randomness, on the CPU.
         """
         config, dataset = self._config, self._dataset
-        num_samples = dataset.waveforms.shape[1]
+        num_samples = dataset.num_samples
         levels = None
         if config.augment.mix_probability > 0:
             levels = torch.from_numpy(dataset.sound_levels[clips])
@@ -119,16 +120,25 @@ class Batches:
         """
         among = slice(first + rows.start, first + rows.stop)
         mixtures, keep = rows_of(drawn.mixtures, among), drawn.keep
-        terms = mixtures.clips - first
-        waveforms: Tensor | NDArray[np.int16] = self._dataset.waveforms
-        if self._device.type == "cpu":
-            terms = torch.from_numpy(clips)[terms]  # read from the memory map, without a copy
-        else:
-            waveforms = load_batch(self._dataset.waveforms, clips, self._device)
-        mixed = mix(waveforms, terms, mixtures.starts, mixtures.factors)
+        inputs = self._mixed(mixtures, clips, first, rows)
         features = model_input(
-            mixed, self._config, self._statistics, changes=rows_of(drawn.changes, among)
+            inputs, self._config, self._statistics, changes=rows_of(drawn.changes, among)
         )
         if keep is not None:
             keep = keep[among].to(self._device)
         return Batch(features, mixtures.targets.to(self._device), keep)
+
+    def _mixed(
+        self, mixtures: Mixtures, clips: NDArray[np.int64], first: int, rows: slice
+    ) -> Tensor:
+        """Return rows of a batch as `model_input` takes them; stored features are never mixed."""
+        clip_data = self._dataset.waveforms
+        if isinstance(clip_data, StoredFeatures):
+            return load_batch(clip_data, clips[rows], self._device)
+        waveforms: Tensor | NDArray[np.int16] = clip_data
+        terms = mixtures.clips - first
+        if self._device.type == "cpu":
+            terms = torch.from_numpy(clips)[terms]  # read from the memory map, without a copy
+        else:
+            waveforms = load_batch(clip_data, clips, self._device)
+        return mix(waveforms, terms, mixtures.starts, mixtures.factors)

@@ -102,7 +102,7 @@ def train_fold(
     stages = stages or Stages()
     if placement is None:
         placement = resolve_placement(config.device, config.training.amp)
-        check_config(config, dataset.waveforms.shape[1], placement)
+        check_config(config, dataset.num_samples, placement)
     train_indices, test_indices = split_fold(dataset, fold)
     folder = out_dir / f"fold-{fold}"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,9 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc`, `resample` and the streams of both need only numpy and Numba. The
-rest needs torch, which the extra `ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc`, `resample` and the streams of both need only numpy and Numba. So
+do `load` and `fbank_files` for WAV; the extra `ast-fast-kernels[audio]` adds every other format.
+`FeatureStore` needs pyarrow, of the extra `ast-fast-kernels[extract]`. The rest needs torch, which
+the extra `ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
 as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
@@ -21,7 +23,11 @@ if TYPE_CHECKING:
     import ast_fast_kernels.kaldi as kaldi
     from ast_fast_kernels._dispatch import use_backend
     from ast_fast_kernels.attention.api import attention
+    from ast_fast_kernels.audio.errors import BadAudioError
+    from ast_fast_kernels.audio.features import FileFeatures, fbank_files, load
+    from ast_fast_kernels.audio.source import AudioSource
     from ast_fast_kernels.choice import chosen_backend
+    from ast_fast_kernels.corpus.store import FeatureStore
     from ast_fast_kernels.fbank.api import fbank
     from ast_fast_kernels.fbank.cepstra import mfcc
     from ast_fast_kernels.fbank.config import FbankConfig
@@ -37,17 +43,23 @@ if TYPE_CHECKING:
     from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
+    "AudioSource",
+    "BadAudioError",
     "Fbank",
     "FbankConfig",
+    "FeatureStore",
+    "FileFeatures",
     "OnlineFbank",
     "OnlineResample",
     "add_layer_norm",
     "attention",
     "chosen_backend",
     "fbank",
+    "fbank_files",
     "kaldi",
     "linear",
     "linear_gelu",
+    "load",
     "mfcc",
     "mix",
     "norm_gelu_conv",
@@ -57,16 +69,22 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AudioSource": "ast_fast_kernels.audio.source",
+    "BadAudioError": "ast_fast_kernels.audio.errors",
     "Fbank": "ast_fast_kernels.fbank.module",
     "FbankConfig": "ast_fast_kernels.fbank.config",
+    "FeatureStore": "ast_fast_kernels.corpus.store",
+    "FileFeatures": "ast_fast_kernels.audio.features",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
     "OnlineResample": "ast_fast_kernels.resample.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "chosen_backend": "ast_fast_kernels.choice",
     "fbank": "ast_fast_kernels.fbank.api",
+    "fbank_files": "ast_fast_kernels.audio.features",
     "linear": "ast_fast_kernels.linear.api",
     "linear_gelu": "ast_fast_kernels.gelu.api",
+    "load": "ast_fast_kernels.audio.features",
     "mfcc": "ast_fast_kernels.fbank.cepstra",
     "mix": "ast_fast_kernels.mix.api",
     "norm_gelu_conv": "ast_fast_kernels.stem.api",
@@ -103,11 +121,17 @@ def __getattr__(name: str) -> Any:
 
 
 _WITHOUT_TORCH = {
+    "AudioSource",
+    "BadAudioError",
     "FbankConfig",
+    "FeatureStore",
+    "FileFeatures",
     "OnlineFbank",
     "OnlineResample",
     "chosen_backend",
     "fbank",
+    "fbank_files",
+    "load",
     "mfcc",
     "resample",
     "use_backend",

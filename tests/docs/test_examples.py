@@ -14,8 +14,9 @@ import tyro
 
 from ast_fast import compare, predict
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
-from ast_fast_kernels import warm
+from ast_fast_kernels import FbankConfig, warm
 from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.testing.stores import write_store
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -41,6 +42,10 @@ def test_python_runs_and_gives_the_shapes_that_it_states(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    clips = [np.zeros((count, 80), np.float32) for count in (98, 40, 70, 98, 20)]
+    columns, types = {"target": [0, 1, 0, 1, 2]}, {"target": "int64"}
+    config = FbankConfig.preset("kaldi", num_mel_bins=80)
+    write_store(tmp_path / "features", clips, config, columns=columns, types=types)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         run(block, namespace, page)

@@ -18,7 +18,8 @@ import re
 import sys
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -122,12 +123,32 @@ class Pace:
             self._least = math.inf  # others may use the machine by now
 
 
+_alone: set[int] = set()
+"""Identifiers of the threads whose calls use no others."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have this thread's calls use no other threads, as where threads share whole files."""
+    thread = threading.get_ident()
+    if thread in _alone:
+        yield
+        return
+    _alone.add(thread)
+    try:
+        yield
+    finally:
+        _alone.discard(thread)
+
+
 def team_size() -> int:
     """Return how many threads a call may use: torch's number, if torch is loaded.
 
     Otherwise the first number in OMP_NUM_THREADS; else Numba's, which is NUMBA_NUM_THREADS or the
     CPUs that the process may use.
     """
+    if _alone and threading.get_ident() in _alone:
+        return 1
     global _torch_threads
     if _torch_threads is None:
         if not is_loaded():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,9 @@ CANCELLED_SHARE = 0.01
 of it by this count; two that are alike, but inverted, keep none."""
 INT16_STEP = 1 / 32768
 """What changes by less is lost."""
+
+LOOKED_AT = 1024
+"""Samples in which audio that is not silent mostly shows it."""
 
 FLAWS = {
     "clipped": f"clipped: over {100 * CLIPPED_SHARE:.0f} % of the samples are beyond full scale",
@@ -42,15 +46,38 @@ class Survey:
         self._lowest, self._highest = math.inf, -math.inf
         self._energy = self._mean_energy = 0.0
 
-    def add_channels(self, channels: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    def add_channels(self, channels: NDArray[Any], mean: NDArray[np.float32]) -> None:
         """Compare the energy of channels, shape (frames, channels), with that of their mean."""
         every = channels.reshape(-1)
+        if every.dtype == np.int16:
+            every = np.multiply(every, np.float32(INT16_STEP), dtype=np.float32)
         self._energy += float(np.dot(every, every)) / channels.shape[1]
         self._mean_energy += float(np.dot(mean, mean)) * channels.shape[1]
 
-    def add_block(self, block: NDArray[np.float32]) -> bool:
-        """Count what is beyond full scale, before resampling; return whether all is finite."""
+    def add_stereo(self, channels: NDArray[np.int16]) -> None:
+        """Do what `add_channels` and `add_block` do, for int16 of two channels, unmixed."""
+        from ast_fast_kernels.audio.numba_stereo import energies_of  # loads Numba
+
+        if not len(channels):
+            return
+        squares, products = energies_of(channels)
+        self._energy += squares / 2
+        self._mean_energy += squares / 2 + products
+        self._frames += len(channels)
+        for part in self._while_silent(channels):
+            self._add_range(part[:, 0].astype(np.int32) + part[:, 1], INT16_STEP / 2)
+
+    def add_block(self, block: NDArray[Any]) -> bool:
+        """Count what is beyond full scale, before resampling; return whether all is finite.
+
+        Samples are float32, or int16 of which 32768 is full scale.
+        """
         if not len(block):
+            return True
+        if block.dtype == np.int16:
+            for part in self._while_silent(block):
+                self._add_range(part, INT16_STEP)
+            self._frames += len(block)
             return True
         low, high = float(block.min()), float(block.max())  # NaN if there is one
         if not (math.isfinite(low) and math.isfinite(high)):
@@ -60,6 +87,16 @@ class Survey:
         if low < -1.0 or high > 1.0:
             self._clipped += int(np.count_nonzero(np.abs(block) > 1.0))
         return True
+
+    def _while_silent(self, block: NDArray[Any]) -> Iterator[NDArray[Any]]:
+        """Yield parts of a block until the audio is known not to be silent: mostly a short one."""
+        for part in (block[:LOOKED_AT], block[LOOKED_AT:]):
+            if len(part) and self._highest - self._lowest < INT16_STEP:
+                yield part
+
+    def _add_range(self, block: NDArray[Any], scale: float) -> None:
+        self._lowest = min(self._lowest, scale * int(block.min()))
+        self._highest = max(self._highest, scale * int(block.max()))
 
     @property
     def flaws(self) -> tuple[str, ...]:
