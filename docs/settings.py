@@ -19,6 +19,8 @@ from ast_fast import compare, predict
 from ast_fast.settings import command_line
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import settings
+from ast_fast_kernels import extract
+from ast_fast_kernels.corpus.run import Corpus
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 TABLES = {
@@ -121,11 +123,11 @@ def page() -> str:
 
 <!-- python docs/settings.py -->
 
-Three programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
-[`ast_fast.predict`](#ast_fastpredict) classifies files, and
-[`ast_fast.compare`](#ast_fastcompare) sets runs side by side. `--help` says the same as
-this page, which `python docs/settings.py` makes from the program; a test makes it again and
-compares.
+Four programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
+[`ast_fast.predict`](#ast_fastpredict) classifies files, [`ast_fast.compare`](#ast_fastcompare) sets
+runs side by side, and [`ast_fast_kernels.extract`](#ast_fast_kernelsextract) extracts the features
+of a corpus. `--help` says the same as this page, which `python docs/settings.py` makes from the
+program; a test makes it again and compares.
 
 ## ast_fast.cv
 
@@ -153,6 +155,15 @@ is exhausted, after one line for each problem; 130 when interrupted and 143 when
 {about(compare.Options)}
 
 {options_table(compare.Options)}
+
+## ast_fast_kernels.extract
+
+{about(extract.Options)}
+
+{options_table(Corpus)}
+
+`--preset` names a convention, `ast` unless given, and each field of
+[`FbankConfig`](filterbank.md) is a flag that changes it, such as `--num-mel-bins`.
 """
 
 
