@@ -1,7 +1,7 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc`, `resample` and `OnlineFbank` need only numpy and Numba. So do
-`load` and `fbank_files` for WAV; the extra `ast-fast-kernels[audio]` adds every other format. The
+For numpy arrays, `fbank`, `mfcc`, `resample` and the streams of both need only numpy and Numba. So
+do `load` and `fbank_files` for WAV; the extra `ast-fast-kernels[audio]` adds other formats. The
 rest needs torch, which the extra `ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
     from ast_fast_kernels.resample.api import resample
+    from ast_fast_kernels.resample.online import OnlineResample
     from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "FbankConfig",
     "FileFeatures",
     "OnlineFbank",
+    "OnlineResample",
     "add_layer_norm",
     "attention",
     "chosen_backend",
@@ -70,6 +72,7 @@ _HOMES = {
     "FbankConfig": "ast_fast_kernels.fbank.config",
     "FileFeatures": "ast_fast_kernels.audio.features",
     "OnlineFbank": "ast_fast_kernels.fbank.online",
+    "OnlineResample": "ast_fast_kernels.resample.online",
     "add_layer_norm": "ast_fast_kernels.layer_norm.api",
     "attention": "ast_fast_kernels.attention.api",
     "chosen_backend": "ast_fast_kernels.choice",
@@ -119,6 +122,7 @@ _WITHOUT_TORCH = {
     "FbankConfig",
     "FileFeatures",
     "OnlineFbank",
+    "OnlineResample",
     "chosen_backend",
     "fbank",
     "fbank_files",

@@ -12,34 +12,25 @@ from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch.optional import needs_torch
 from ast_fast_kernels.resample import checks
 from ast_fast_kernels.resample.channels import mean_of
-from ast_fast_kernels.resample.design import design
+from ast_fast_kernels.resample.checks import Request
+from ast_fast_kernels.resample.design import Design, design
 
 Array = npt.NDArray[Any]
 
 
-def compute(
-    waveform: Array, rates: tuple[int, int], quality: str, axis: int | None, chosen: str
-) -> npt.NDArray[np.float32]:
-    """Do what `resample` does, for an array and arguments that were checked.
-
-    Args:
-        waveform: Samples.
-        rates: From and to.
-        quality: A key of QUALITIES.
-        axis: That of channels, from the front, if there is one.
-        chosen: The backend.
-    """
-    samples, leading = planes(waveform, axis)
-    if rates[0] == rates[1]:
+def compute(waveform: Array, asked: Request, chosen: str) -> npt.NDArray[np.float32]:
+    """Do what `resample` does, for an array, by the backend chosen."""
+    samples, leading = planes(waveform, asked.axis)
+    rate_from, rate_to, quality, _ = asked
+    if rate_from == rate_to:
         return mean_of(samples).reshape(*leading, samples.shape[-1])
-    if chosen == "reference":
-        resampled = _by_reference(mean_of(samples), rates, quality)
-    elif chosen == "soxr":
-        resampled = _dispatch.load_backend("resample", "soxr")(samples, *rates, quality)
+    if chosen == "soxr":
+        run = _dispatch.load_backend("resample", "soxr")
+        resampled: Array = run(samples, rate_from, rate_to, quality)
     else:
-        run = _dispatch.load_backend("resample", "numba")
-        resampled = run(samples, design(*rates, quality))
-    return resampled.reshape(*leading, resampled.shape[-1])
+        run = _by_reference if chosen == "reference" else _dispatch.load_backend("resample", chosen)
+        resampled = run(samples, design(rate_from, rate_to, quality))
+    return resampled if len(leading) == 1 else resampled.reshape(*leading, resampled.shape[-1])
 
 
 def planes(waveform: Array, axis: int | None) -> tuple[Array, tuple[int, ...]]:
@@ -55,7 +46,7 @@ def planes(waveform: Array, axis: int | None) -> tuple[Array, tuple[int, ...]]:
     return channels.reshape(len(channels), math.prod(leading), num_samples), leading
 
 
-def _by_reference(rows: Array, rates: tuple[int, int], quality: str) -> Array:
+def _by_reference(samples: Array, plan: Design) -> Array:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -64,20 +55,17 @@ def _by_reference(rows: Array, rates: tuple[int, int], quality: str) -> Array:
         raise needs_torch('backend "reference"') from error
     run = _dispatch.load_backend("resample", "reference")
     with torch.no_grad():
-        resampled: Array = run(torch.from_numpy(rows), design(*rates, quality)).numpy()
+        resampled: Array = run(torch.from_numpy(mean_of(samples)), plan).numpy()
     return resampled
 
 
-def chosen_backend(
-    waveform: Array, rate_from: object, rate_to: object, quality: object, channel_axis: object,
-    backend: str,
-) -> str:  # fmt: skip
-    """Check what `resample` is given, and return the backend that runs."""
+def chosen_backend(waveform: Array, asked: Request, backend: str) -> str:
+    """Return the backend that runs."""
     if isinstance(waveform, np.ma.MaskedArray):
         raise TypeError("waveform must be an array without a mask, got MaskedArray")
-    checks.check_dtype(waveform.dtype)
-    rates = checks.check_rates(rate_from, rate_to)
-    checks.check_quality(quality)
-    checks.check_axis(waveform.shape, channel_axis)
     requested = _dispatch.requested_backend("resample", backend)
-    return checks.chosen_backend(requested, rates, lambda name: None)
+    return checks.chosen_backend(requested, asked, _no_obstacle)
+
+
+def _no_obstacle(name: str) -> None:
+    return None

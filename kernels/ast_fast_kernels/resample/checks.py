@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels.resample.design import MOST_PHASES, QUALITIES, num_phases
@@ -15,9 +15,31 @@ HIGHEST_RATE = 1_000_000
 DTYPES = ("float32", "float64", "int16")
 
 
-def check_rates(rate_from: object, rate_to: object) -> tuple[int, int]:
-    """Return both rates as integers."""
-    return _rate("rate_from", rate_from), _rate("rate_to", rate_to)
+class Request(NamedTuple):
+    """What `resample` is asked for beside its waveform, checked."""
+
+    rate_from: int
+    rate_to: int
+    quality: str
+    axis: int | None
+    """That of channels, counted from the front."""
+
+
+def check(
+    waveform: Any, rate_from: object, rate_to: object, quality: object, channel_axis: object
+) -> Request:
+    """Check what `resample` is given; the waveform is an array or a tensor."""
+    _check_dtype(waveform.dtype)
+    rates = check_rates(rate_from, rate_to, quality)
+    return Request(*rates, str(quality), _axis(waveform.shape, channel_axis))
+
+
+def check_rates(rate_from: object, rate_to: object, quality: object) -> tuple[int, int]:
+    """Return both rates, and check that there is such a quality."""
+    rates = _rate("rate_from", rate_from), _rate("rate_to", rate_to)
+    if not (isinstance(quality, str) and quality in QUALITIES):
+        raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
+    return rates
 
 
 def _rate(name: str, value: Any) -> int:
@@ -32,21 +54,14 @@ def _rate(name: str, value: Any) -> int:
     return rate
 
 
-def check_quality(quality: object) -> None:
-    """Raise unless it is the name of a quality."""
-    if not (isinstance(quality, str) and quality in QUALITIES):
-        raise ValueError(f"quality must be one of {', '.join(QUALITIES)}, got {quality!r}")
-
-
-def check_dtype(dtype: object) -> None:
-    """Raise unless samples of this dtype, of numpy or torch, can be resampled."""
+@lru_cache(maxsize=64)
+def _check_dtype(dtype: object) -> None:
     name = str(dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise TypeError(f"waveform must be {', '.join(DTYPES)}, got {name}")
 
 
-def check_axis(shape: Sequence[int], channel_axis: object) -> int | None:
-    """Return the axis of channels counted from the front; None if there is none."""
+def _axis(shape: Sequence[int], channel_axis: object) -> int | None:
     dims = len(shape)
     if channel_axis is None:
         if not dims:
@@ -68,21 +83,21 @@ def check_axis(shape: Sequence[int], channel_axis: object) -> int | None:
     return axis
 
 
-def chosen_backend(
-    requested: str, rates: tuple[int, int], obstacle: Callable[[str], str | None]
-) -> str:
+def chosen_backend(requested: str, asked: Request, obstacle: Callable[[str], str | None]) -> str:
     """Return the backend that runs; auto takes numba, else soxr, else the reference.
 
     Args:
         requested: The result of `requested_backend`.
-        rates: Both, checked.
+        asked: The result of `check`.
         obstacle: Says why a backend cannot run the waveform; None when it can.
     Raises:
         RuntimeError: A backend was asked for by name and cannot run.
     """
     obstacles: Mapping[str, Callable[[], str | None]] = {
         "numba": lambda: (
-            obstacle("numba") or _phases_obstacle(*rates) or _dispatch.numba_obstacle()
+            obstacle("numba")
+            or _phases_obstacle(asked.rate_from, asked.rate_to)
+            or _dispatch.numba_obstacle()
         ),
         "soxr": lambda: obstacle("soxr") or soxr_obstacle(),
     }
@@ -105,6 +120,7 @@ def chosen_backend(
     return "reference"
 
 
+@lru_cache(maxsize=256)
 def _phases_obstacle(rate_from: int, rate_to: int) -> str | None:
     phases = num_phases(rate_from, rate_to)
     if rate_from != rate_to and phases > MOST_PHASES:

@@ -8,16 +8,18 @@ million additions, 0.9 million cycles of two units for 4 lanes.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ast_fast_kernels._cpu.compile import source_digest
 from ast_fast_kernels._cpu.memory import lend_at
-from ast_fast_kernels._cpu.simd import LINE, host_lanes
+from ast_fast_kernels._cpu.simd import LINE, address_of, aligned, host_lanes
 from ast_fast_kernels._cpu.team import compile_worker, run_items, team_size
 from ast_fast_kernels.resample.design import Bank, Design
 from ast_fast_kernels.resample.numba_kernel import GROUPS, MARGIN, build
@@ -64,7 +66,10 @@ def resample_numba(samples: npt.NDArray[Any], plan: Design) -> Float32Array:
     columns = rows * segments
     layout = _layout(tables, periods, lanes)
     out, out_at = lend_at(rows, num_out)
-    scratch, scratch_at = lend_at(team, layout.size)
+    scratch = _scratch(team * layout.size)  # held until the call ends
+    item = samples.itemsize
+    channel_stride, row_stride, sample_stride = samples.strides
+    # In order: names would take longer than the rest of this function.
     numbers = (
         columns,
         segments,
@@ -72,23 +77,32 @@ def resample_numba(samples: npt.NDArray[Any], plan: Design) -> Float32Array:
         periods * tables.period_out,
         num_samples,
         num_out,
-        samples.__array_interface__["data"][0],
-        samples.itemsize == 2,
+        address_of(samples),
+        item == 2,
         channels,
-        *(stride // samples.itemsize for stride in samples.strides),
+        channel_stride // item,
+        row_stride // item,
+        sample_stride // item,
         out_at,
-        *tables.numbers(),
-        plan.goes_up,
-        layout.block,
-        layout.chunk,
-        scratch_at,
-        layout.size,
-        *layout.places,
+        *tables.numbers,
+        address_of(scratch),
+        *layout.numbers,
     )
     items = -(-columns // (lanes * GROUPS))
     run_items(_worker(lanes, source_digest()), numbers, min(threads, items), team, shared=True)
     del scratch
     return out
+
+
+_of_thread = threading.local()
+
+
+def _scratch(size: int) -> Float32Array:
+    """Return memory of the calling thread's, at least so many floats."""
+    scratch: Float32Array | None = getattr(_of_thread, "scratch", None)
+    if scratch is None or len(scratch) < size:
+        _of_thread.scratch = scratch = aligned(size)
+    return scratch
 
 
 @cache
@@ -105,39 +119,17 @@ class Tables:
     """Pairs of the bank's outputs until the same begins again."""
     step: int
     """Samples that the bank reads meanwhile."""
-    first: npt.NDArray[np.int64]
-    coefficients: Float32Array
-    """Shape (pairs, width, 2)."""
-    half_band: Float32Array
-
-    @property
-    def period_in(self) -> int:
-        """Return how many input samples a period has."""
-        return self.step // 2 if self.goes_up else self.step
-
-    @property
-    def period_out(self) -> int:
-        """Return how many output samples a period has."""
-        return 2 * self.pairs if self.goes_up else self.pairs
-
-    @property
-    def width(self) -> int:
-        """Return how many samples a pair of the bank's outputs reads."""
-        return int(self.coefficients.shape[1])
-
-    def numbers(self) -> tuple[int, ...]:
-        """Return what a task holds of them."""
-        arrays = (self.first, self.coefficients, self.half_band)
-        first, coefficients, half_band = (array.ctypes.data for array in arrays)
-        return (
-            first,
-            coefficients,
-            self.pairs,
-            self.step,
-            self.width,
-            half_band,
-            len(self.half_band),
-        )
+    width: int
+    """Samples that a pair of the bank's outputs reads."""
+    count: int
+    """Taps on one side of the half-band filter."""
+    period_in: int
+    """Input samples of a period, and below its output samples."""
+    period_out: int
+    numbers: tuple[int, ...]
+    """What a task holds of them."""
+    arrays: tuple[npt.NDArray[Any], ...]
+    """The tables whose addresses are among the numbers."""
 
 
 @lru_cache(maxsize=32)
@@ -154,8 +146,16 @@ def _tables(plan: Design) -> Tables:
         coefficients[pair, shift : shift + count, 1] = bank.taps[2 * pair + 1]
     gain = 2 if plan.goes_up else 1
     half_band = (gain * plan.half_band).astype(np.float32)
-    first = np.ascontiguousarray(first)
-    return Tables(plan.goes_up, len(first), bank.step, first, coefficients, half_band)
+    pairs, step, count = len(first), bank.step, len(half_band)
+    arrays = (np.ascontiguousarray(first), coefficients, half_band)
+    first_at, coefficients_at, half_band_at = map(address_of, arrays)
+    numbers = (
+        first_at, coefficients_at, pairs, step, width, half_band_at, count, int(plan.goes_up),
+    )  # fmt: skip
+    period_in, period_out = (step // 2, 2 * pairs) if plan.goes_up else (step, pairs)
+    return Tables(
+        plan.goes_up, pairs, step, width, count, period_in, period_out, numbers, arrays
+    )  # fmt: skip
 
 
 def _twice(bank: Bank) -> Bank:
@@ -174,40 +174,32 @@ def _divided(rows: int, num_out: int, tables: Tables, width: int, threads: int) 
     return max(-(-of_row // segments), fewest), segments
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """How much a worker computes at once, and where in its memory."""
 
-    block: int
-    chunk: int
     size: int
     """Floats of a worker."""
-    places: tuple[int, ...]
-    """ROOM, ROOM_STRIDE, TILE, ODD, EVEN and GRID of a task."""
+    numbers: tuple[int, ...]
+    """SCRATCH_SIZE, BLOCK, CHUNK, ROOM, ROOM_STRIDE, TILE, ODD, EVEN and GRID of a task."""
 
 
+@lru_cache(maxsize=256)
 def _layout(tables: Tables, periods: int, lanes: int) -> Layout:
     pairs = periods * tables.pairs
-    blocks = -(-pairs // BLOCK)
-    block = -(-pairs // blocks)
-    count, width = len(tables.half_band), GROUPS * lanes
-    per_pair = tables.step / tables.pairs
-    chunk = min(block, max(int(TILE_ROWS / per_pair), lanes))
-    bank_rows = math.ceil(chunk * per_pair) + tables.width + 2
+    block = -(-pairs // -(-pairs // BLOCK))
+    width, per_pair = GROUPS * lanes, tables.step / tables.pairs
     if tables.goes_up:
-        chunk = block
-        odd = math.ceil(block * per_pair) + tables.width + 6
-        even, grid = 0, 2 * block
-        tile = odd // 2 + 2 * count
+        chunk, grid = block, 2 * block
+        odd, even = math.ceil(block * per_pair) + tables.width + 6, 0
+        tile = odd // 2 + 2 * tables.count
     else:
-        tile = bank_rows
-        odd = even = block + 2 * count + 2 * MARGIN
-        grid = block
+        chunk, grid = min(block, max(int(TILE_ROWS / per_pair), lanes)), block
+        odd = even = block + 2 * tables.count + 2 * MARGIN
+        tile = math.ceil(chunk * per_pair) + tables.width + 2
     stride = -(-max(tile, grid) // LINE) * LINE + LINE
-    sizes = (
-        lanes * stride,
-        *(of_tile * width for of_tile in (tile + 2 * MARGIN, odd, even, grid)),
+    rows = (tile + 2 * MARGIN, odd, even, grid)
+    tile_at, odd_at, even_at, grid_at, end = accumulate(
+        (width * count for count in rows), initial=lanes * stride
     )
-    ends = np.cumsum(sizes).tolist()
-    room, tile_at, odd_at, even_at, grid_at = (0, *ends[:-1])
-    return Layout(block, chunk, ends[-1], (room, stride, tile_at, odd_at, even_at, grid_at))
+    numbers = (end, block, chunk, 0, stride, tile_at, odd_at, even_at, grid_at)
+    return Layout(end, numbers)

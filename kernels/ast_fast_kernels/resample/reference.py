@@ -18,9 +18,9 @@ def resample_reference(waveform: Tensor, plan: Design) -> Tensor:
     """
     leading, num_samples = waveform.shape[:-1], waveform.shape[-1]
     num_out = plan.num_samples(num_samples)
-    rows = waveform.reshape(-1, num_samples)
-    if 0 in (len(rows), num_samples):
+    if waveform.numel() == 0:
         return waveform.new_zeros(*leading, num_out)
+    rows = waveform.reshape(-1, num_samples)
     halves = len(plan.half_band)
     taps = torch.zeros(4 * halves - 1, dtype=torch.float64)
     taps[2 * halves - 1] = 0.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,41 +12,38 @@ from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks as tensor_checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
 from ast_fast_kernels.resample import arrays, checks
+from ast_fast_kernels.resample.checks import Request
 from ast_fast_kernels.resample.design import design
 
 
-def compute(
-    waveform: Tensor, rates: tuple[int, int], quality: str, axis: int | None, chosen: str
-) -> Tensor:
-    """Do what `resample` does, for a tensor and arguments that were checked."""
+def compute(waveform: Tensor, asked: Request, chosen: str) -> Tensor:
+    """Do what `resample` does, for a tensor, by the backend chosen."""
     if chosen == "reference":
-        return _by_reference(waveform, rates, quality, axis)
+        return _by_reference(waveform, asked)
     if waveform.requires_grad and torch.is_grad_enabled():
         apply: Any = _WithGradient.apply
-        resampled: Tensor = apply(waveform, rates, quality, axis, chosen)
+        resampled: Tensor = apply(waveform, asked, chosen)
         return resampled
-    return _by_array(waveform, rates, quality, axis, chosen)
+    return _by_array(waveform, asked, chosen)
 
 
-def _by_array(
-    waveform: Tensor, rates: tuple[int, int], quality: str, axis: int | None, chosen: str
-) -> Tensor:
+def _by_array(waveform: Tensor, asked: Request, chosen: str) -> Tensor:
     array = waveform.detach().resolve_neg().numpy()
-    return torch.from_numpy(arrays.compute(array, rates, quality, axis, chosen))
+    return torch.from_numpy(arrays.compute(array, asked, chosen))
 
 
-def _by_reference(
-    waveform: Tensor, rates: tuple[int, int], quality: str, axis: int | None
-) -> Tensor:
+def _by_reference(waveform: Tensor, asked: Request) -> Tensor:
+    rate_from, rate_to, quality, axis = asked
     with one_thread_if_forked():
-        levels = waveform / 32768 if waveform.dtype == torch.int16 else waveform
-        levels = levels.to(torch.float32)
+        levels = waveform.to(torch.float32)
+        if waveform.dtype == torch.int16:
+            levels = levels / 32768
         if axis is not None:
             levels = levels.mean(axis)
-        if rates[0] == rates[1]:
+        if rate_from == rate_to:
             return levels.clone()
         run = _dispatch.load_backend("resample", "reference")
-        resampled: Tensor = run(levels, design(*rates, quality))
+        resampled: Tensor = run(levels, design(rate_from, rate_to, quality))
     return resampled
 
 
@@ -53,38 +51,32 @@ class _WithGradient(torch.autograd.Function):
     """A kernel's result, and the reference's gradient: resampling is linear."""
 
     @staticmethod
-    def forward(
-        ctx: Any, waveform: Tensor, rates: tuple[int, int], quality: str, axis: int | None,
-        chosen: str,
-    ) -> Tensor:  # fmt: skip
-        ctx.options = rates, quality, axis
+    def forward(ctx: Any, waveform: Tensor, asked: Request, chosen: str) -> Tensor:
+        ctx.asked = asked
         ctx.like = waveform.shape, waveform.dtype
-        return _by_array(waveform, rates, quality, axis, chosen)
+        return _by_array(waveform, asked, chosen)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         shape, dtype = ctx.like
         with torch.enable_grad():
             anywhere = gradients[0].new_zeros(shape, dtype=dtype, requires_grad=True)
-            resampled = _by_reference(anywhere, *ctx.options)
+            resampled = _by_reference(anywhere, ctx.asked)
         (gradient,) = torch.autograd.grad(resampled, anywhere, gradients[0])
-        return gradient, None, None, None, None
+        return gradient, None, None
 
 
-def chosen_backend(
-    waveform: object, rate_from: object, rate_to: object, quality: object, channel_axis: object,
-    backend: str,
-) -> str:  # fmt: skip
-    """Check what `resample` is given, and return the backend that runs."""
+def check_kind(waveform: object) -> None:
+    """Raise unless it is a tensor."""
     if not isinstance(waveform, Tensor):
         kind = type(waveform).__name__
         raise TypeError(f"waveform must be a tensor or a numpy array, got {kind}")
-    checks.check_dtype(waveform.dtype)
-    rates = checks.check_rates(rate_from, rate_to)
-    checks.check_quality(quality)
-    checks.check_axis(waveform.shape, channel_axis)
+
+
+def chosen_backend(waveform: Tensor, asked: Request, backend: str) -> str:
+    """Return the backend that runs."""
     requested = _dispatch.requested_backend("resample", backend)
-    return checks.chosen_backend(requested, rates, lambda name: _obstacle(waveform, name))
+    return checks.chosen_backend(requested, asked, partial(_obstacle, waveform))
 
 
 def _obstacle(waveform: Tensor, name: str) -> str | None:
