@@ -59,7 +59,7 @@ MAY_IMPORT = {
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
         "choice": OPERATION,
-        "warm": "_cpu mix normalise attention fbank",
+        "warm": "_cpu mix normalise resample attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
     },
 }

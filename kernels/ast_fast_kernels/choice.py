@@ -19,14 +19,15 @@ def chosen_backend(op: str, *inputs: Any, backend: str = "auto", **options: Any)
     checks its arguments.
 
     Args:
-        op: `"fbank"`, `"mix"`, `"normalise"`, `"layer_norm"`, `"attention"`, `"linear"`, `"gelu"`
-            or `"stem"`: the names that `use_backend` takes, or a public function's own name.
+        op: `"fbank"`, `"mix"`, `"normalise"`, `"resample"`, `"layer_norm"`, `"attention"`,
+            `"linear"`, `"gelu"` or `"stem"`: the names that `use_backend` takes, or a public
+            function's own name.
         inputs: Those of the operation's arguments that the choice depends on, in its order:
             `fbank`'s waveform (an array or a tensor) and config; the waveforms of `mix`; the
-            features of `normalise`; the qkv of `attention`; all tensors of `add_layer_norm`,
-            `linear`, `linear_gelu` and `norm_gelu_conv`.
+            features of `normalise`; `resample`'s waveform and both rates; the qkv of `attention`;
+            all tensors of `add_layer_norm`, `linear`, `linear_gelu` and `norm_gelu_conv`.
         backend: As in the operation.
-        options: `scale` of `attention`.
+        options: `scale` of `attention`; `quality` and `channel_axis` of `resample`.
     Returns:
         The backend's name, never `"auto"`.
     Raises:

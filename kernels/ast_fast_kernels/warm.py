@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
         help="fields of FbankConfig to change in the presets, such as n_fft=1024",
     )  # fmt: skip
     add("--gradient", action="store_true", help="the presets' gradient too (needs torch)")
+    add("--resample", action="store_true", help="resample, for all rates and dtypes")
     add("--mix", action="store_true", help="mix, of int16 and float32 (needs torch)")
     add("--normalise", action="store_true", help="normalise (needs torch)")
     add(
@@ -103,7 +104,7 @@ class _Lines(logging.Handler):
 
 def _runs(given: argparse.Namespace) -> Iterator[Callable[[], object]]:
     """Yield calls that compile what is asked for."""
-    others = given.mix or given.normalise or given.attention or given.stem
+    others = given.resample or given.mix or given.normalise or given.attention or given.stem
     if given.preset is None and (given.gradient or not others):
         given.preset = list(PRESETS)
     changes = dict(map(_change, given.set))
@@ -116,6 +117,8 @@ def _runs(given: argparse.Namespace) -> Iterator[Callable[[], object]]:
         yield partial(_run_fbank, config)
         if given.gradient:
             yield partial(_run_gradient, config)
+    if given.resample:
+        yield _run_resample
     if given.mix:
         yield _run_mix
     if given.normalise:
@@ -157,6 +160,12 @@ def _run_gradient(config: FbankConfig) -> None:
 
     waveform = torch.zeros(2 * config.window_size, requires_grad=True)
     fbank(waveform, config, backend="numba").sum().backward()  # type: ignore[no-untyped-call]
+
+
+def _run_resample() -> None:
+    from ast_fast_kernels import resample
+
+    resample(np.zeros(1, np.float32), 2, 1, backend="numba")
 
 
 def _run_mix() -> None:

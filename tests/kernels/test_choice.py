@@ -21,6 +21,7 @@ from ast_fast_kernels import (
     mix,
     norm_gelu_conv,
     normalise,
+    resample,
     use_backend,
 )
 
@@ -43,6 +44,8 @@ CASES = {
     "mix-tensor": Case("mix", mix, (WAVEFORMS, *TERMS, torch.ones(1, 1)), 1),
     "mix-array": Case("mix", mix, (WAVEFORMS.numpy(), *TERMS, torch.ones(1, 1)), 1),
     "normalise": Case("normalise", normalise, (torch.zeros(1, 5, 4), 5), 1),
+    "resample-tensor": Case("resample", resample, (WAVEFORMS, 44100, 16000), 3),
+    "resample-array": Case("resample", resample, (WAVEFORMS.numpy(), 16000, 44100), 3),
     "layer_norm": Case("layer_norm", add_layer_norm, (torch.ones(2, 4), None, WIDTH, WIDTH), 4),
     "attention": Case("attention", attention, (torch.zeros(1, 3, 3, 2, 16),), 1),
     "attention-narrow": Case("attention", attention, (torch.zeros(1, 3, 3, 2, 4),), 1),

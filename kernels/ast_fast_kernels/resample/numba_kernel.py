@@ -26,6 +26,7 @@ from ast_fast_kernels._cpu.simd import (
     splat,
     store,
     turn,
+    turn_as,
 )
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, take
 
@@ -170,11 +171,12 @@ def _bank(
     """Write pairs of outputs from a tile whose rows begin with sample `low`.
 
     The first of each pair goes to rows from the address `one` on, the second to those from `other`
-    on, `step` floats apart.
+    on, `step` floats apart. Samples that were int16 are brought to [-1, 1].
     """
     width = product_of(lanes, GROUPS)
     samples, taps = floats_at(tile), floats_at(task[COEFFICIENTS])
     ones, others = floats_at(one), floats_at(other)
+    scale = splat(float32(2.0**-31 if task[IS_INT16] else 1.0), width)
     firsts = integers_at(task[FIRST])
     period = pair // task[PAIRS]
     phase = pair - period * task[PAIRS]
@@ -190,8 +192,8 @@ def _bank(
             sum_other = multiply_add(broadcast(taps, tap + 1, width), row, sum_other)
             place += width
             tap += 2
-        store(ones, i * step, sum_one)
-        store(others, i * step, sum_other)
+        store(ones, i * step, scale * sum_one)
+        store(others, i * step, scale * sum_other)
         phase += 1
         if phase == task[PAIRS]:
             phase = 0
@@ -281,22 +283,35 @@ def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, 
     count = high - low
     room = scratch + FLOAT_BYTES * task[ROOM]
     for group in range(0, width, lanes):
-        for lane in range(lanes):
-            into = carray(floats_at(room + FLOAT_BYTES * lane * task[ROOM_STRIDE]), count)
-            _read(task, column + group + lane, low, into)
+        first = column + group
+        row = first // task[SEGMENTS]
+        segment = first - row * task[SEGMENTS]
+        start = segment * task[SPAN_IN] + low
+        end = start + (lanes - 1) * task[SPAN_IN] + count
+        within = start >= 0 and end <= task[NUM_SAMPLES] and segment + lanes <= task[SEGMENTS]
+        samples, place, stride = task[SAMPLES], row * task[ROW_STRIDE] + start, task[SPAN_IN]
+        is_int16 = task[IS_INT16]
+        if not (within and task[SAMPLE_STRIDE] == 1 and task[CHANNELS] == 1):
+            for lane in range(lanes):
+                into = carray(floats_at(room + FLOAT_BYTES * lane * task[ROOM_STRIDE]), count)
+                _read(task, first + lane, low, into)
+            samples, is_int16, place, stride = room, 0, 0, task[ROOM_STRIDE]
         done = 0
         while done < count:
-            row = min(done, count - lanes)  # the last square may overlap the one before
-            turn(
-                floats_at(room), row, task[ROOM_STRIDE], floats_at(tile), row * width + group,
-                width, lanes,
+            at = min(done, count - lanes)  # the last square may overlap the one before
+            turn_as(
+                samples, is_int16, place + at, stride, floats_at(tile), at * width + group, width,
+                lanes,
             )  # fmt: skip
             done += lanes
 
 
 @stage
 def _read(task: Any, column: int, low: int, into: Any) -> None:
-    """Read samples of one column, from its sample `low` on: the channels' mean, 0 outside."""
+    """Read samples of one column, from its sample `low` on: the channels' mean, 0 outside.
+
+    int16 become floats times 2^16, as in `turn_as`.
+    """
     count = len(into)
     row = column // task[SEGMENTS]
     start = (column - row * task[SEGMENTS]) * task[SPAN_IN] + low
@@ -310,7 +325,7 @@ def _read(task: Any, column: int, low: int, into: Any) -> None:
     part = into[begin:end]
     if task[IS_INT16]:
         shorts = shorts_at(task[SAMPLES] + 2 * place)
-        _mix(shorts, task, part, float32(1 / 32768))
+        _mix(shorts, task, part, float32(65536.0))
     else:
         floats = floats_at(task[SAMPLES] + FLOAT_BYTES * place)
         _mix(floats, task, part, float32(1.0))
