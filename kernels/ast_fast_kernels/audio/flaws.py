@@ -18,12 +18,12 @@ CANCELLED_SHARE = 0.01
 of it by this count; two that are alike, but inverted, keep none."""
 SURE_SHARE = 4 * CANCELLED_SHARE
 """Share from which a sample of the audio is enough to say that channels do not cancel out."""
-SAMPLED = 4
+SAMPLED = 8
 """Stretches of stereo of which one is measured at first."""
 INT16_STEP = 1 / 32768
 """What changes by less is lost."""
 
-LOOKED_AT = 1024
+LOOKED_AT = 256
 """Samples in which audio that is not silent mostly shows it."""
 
 FLAWS = {
@@ -43,7 +43,7 @@ Flaws = Mapping[str, Sequence[str]]
 def _energies(channels: NDArray[np.int16]) -> tuple[float, float]:
     """Return left² + right² and left · right, summed over int16 frames, (num_frames, 2).
 
-    Every fourth stretch of 256 frames stands for all, unless it says that most of the energy
+    Every eighth stretch of 256 frames stands for all, unless it says that most of the energy
     cancels out: then all are looked at.
     """
     from ast_fast_kernels.audio.numba_stereo import energies_of  # loads Numba
