@@ -31,8 +31,10 @@ KINDS = {
     "ogg-44100": ("OGG", "VORBIS", 44100, 1),
     "mp3-44100": ("MP3", "MPEG_LAYER_III", 44100, 1),
 }
-RESAMPLED = 0.01
-"""Mean difference of log-mel features between two good resamplers."""
+RESAMPLED = 2e-4
+"""Mean difference of log-mel features between two good resamplers, in the bins below both bands."""
+BELOW_EDGE = 118
+"""Bins below 7.0 kHz."""
 
 
 @pytest.fixture(params=KINDS)
@@ -96,5 +98,6 @@ def test_files_to_features(benchmark, request, tmp_path: Path, kind: str, paths:
     features, by_two, expected = (features_of(way) for way in ways.values())
     np.testing.assert_array_equal(features, by_two)
     frames = expected.shape[1]
-    assert np.abs(features[:, :frames] - expected).mean() <= RESAMPLED
+    difference = features[:, :frames, :BELOW_EDGE] - expected[..., :BELOW_EDGE]
+    assert np.abs(difference).mean() <= RESAMPLED
     compare(benchmark, request.config, ways, MANY, "numba")

@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from ast_fast_kernels import OnlineResample, resample
 from ast_fast_kernels.audio.decode import (
     RESAMPLE_MARGIN,
     as_float,
@@ -21,6 +22,7 @@ from ast_fast_kernels.audio.decode import (
 )
 from ast_fast_kernels.audio.flaws import Survey
 from ast_fast_kernels.audio.source import AudioSource
+from ast_fast_kernels.resample.design import QUALITIES
 
 
 def read_clip(
@@ -41,7 +43,7 @@ def read_clip(
         path: The file.
         sample_rate: Of the clip, in Hz.
         num_samples: Of the clip.
-        resample_quality: soxr's quality: QQ, LQ, MQ, HQ or VHQ.
+        resample_quality: `hq` or `fast` of `ast_fast_kernels.resample`, or a quality of soxr.
         survey: Measures what was read.
     Returns:
         Samples, shape (num_samples,).
@@ -69,7 +71,12 @@ def _first_clip(
 ) -> NDArray[np.int16]:
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if rate != sample_rate:
-        waveform = soxr.resample(as_float(waveform), rate, sample_rate, quality=resample_quality)
+        if resample_quality in QUALITIES:
+            waveform = resample(waveform, rate, sample_rate, quality=resample_quality)
+        else:
+            waveform = soxr.resample(
+                as_float(waveform), rate, sample_rate, quality=resample_quality
+            )
     clip = np.zeros(num_samples, np.int16)
     samples = _as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
@@ -94,7 +101,7 @@ def read_windows(
         path: The file.
         sample_rate: Of the clips, in Hz.
         num_samples: Of a clip.
-        resample_quality: soxr's quality: QQ, LQ, MQ, HQ or VHQ.
+        resample_quality: `hq` or `fast` of `ast_fast_kernels.resample`, or a quality of soxr.
         survey: Measures what was read; complete after the last clip.
     Raises:
         BadAudioError: As `read_clip`. Damage late in a file is found after its first clips.
@@ -108,24 +115,23 @@ def read_windows(
         for block in blocks:
             begun.append(block)
             if sum(map(len, begun)) * sample_rate > num_samples * rate:
-                every = _with_last(chain(begun, blocks))
+                every = chain(begun, blocks)
                 yield from _long_windows(every, rate, sample_rate, num_samples, resample_quality)
                 return
         yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality)
 
 
 def _long_windows(
-    blocks: Iterable[tuple[NDArray[Any], bool]],
+    blocks: Iterable[NDArray[Any]],
     rate: int,
     sample_rate: int,
     num_samples: int,
     resample_quality: str,
 ) -> Iterator[NDArray[np.int16]]:
-    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality=resample_quality)
     window = rest = np.empty(0, np.int16)
-    for block, is_last in blocks:
-        if rate != sample_rate:
-            block = resampler.resample_chunk(as_float(block), last=is_last)
+    if rate != sample_rate:
+        blocks = _resampled(blocks, rate, sample_rate, resample_quality)
+    for block in blocks:
         rest = np.concatenate((rest, _as_int16(block)))
         while len(rest) >= num_samples:
             window, rest = rest[:num_samples], rest[num_samples:]
@@ -133,6 +139,20 @@ def _long_windows(
     if len(rest):
         last = np.concatenate((window, rest))[-num_samples:]
         yield np.pad(last, (0, num_samples - len(last)))
+
+
+def _resampled(
+    blocks: Iterable[NDArray[Any]], rate: int, sample_rate: int, resample_quality: str
+) -> Iterator[NDArray[np.float32]]:
+    """Yield what a stream of blocks becomes at another rate."""
+    if resample_quality in QUALITIES:
+        stream = OnlineResample(rate, sample_rate, quality=resample_quality)
+        yield from map(np.asarray, map(stream.accept_waveform, blocks))
+        yield np.asarray(stream.finish())
+        return
+    resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality=resample_quality)
+    for block, is_last in _with_last(blocks):
+        yield resampler.resample_chunk(as_float(block), last=is_last)
 
 
 _T = TypeVar("_T")

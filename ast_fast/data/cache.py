@@ -37,7 +37,7 @@ from ast_fast_kernels.files.atomic import atomic_folder
 from ast_fast_kernels.files.sealed import is_intact, sealed
 from ast_fast_kernels.files.text import open_document, read_document
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Increased when the samples of a file, or the way they are stored, change."""
 HASHED_BYTES = 64 * 2**20
 """Bytes of a file that are hashed: more than any clip has, and little for a ten-hour file."""

@@ -43,8 +43,9 @@ class AudioConfig:
 
     clip_seconds: float = 5.0
     """Length to which every clip is cut or zero-padded, in seconds."""
-    resample_quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ"] = "HQ"
-    """Quality of soxr's resampling, for files whose sample rate is not fbank.sample_frequency."""
+    resample_quality: Literal["QQ", "LQ", "MQ", "HQ", "VHQ", "hq", "fast"] = "HQ"
+    """For files whose sample rate is not fbank.sample_frequency: a quality of soxr, or hq or fast
+    of ast_fast_kernels.resample, which takes less time."""
     workers: int = 0
     """Decoding threads; 0 uses every core."""
     download_url: str = ESC50_URL

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from ast_fast_kernels._cpu.team import Pace
+from ast_fast_kernels._cpu.team import Pace, alone, team_size
 from ast_fast_kernels.testing.processes import run_program
 
 
@@ -90,3 +92,14 @@ for num_samples in (20_000, 40_007, 80_000):
 """,
         OMP_NUM_THREADS="2",
     )
+
+
+def test_a_thread_that_is_alone_uses_no_other_and_others_do() -> None:
+    everywhere = team_size()
+    with alone():
+        with alone():
+            assert team_size() == 1
+        assert team_size() == 1
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(team_size).result() == everywhere
+    assert team_size() == everywhere

@@ -1,1 +1,1 @@
-"""Audio files: what their headers promise, decoding, flaws."""
+"""From audio files to waveforms and features: headers, decoding, flaws, threads."""

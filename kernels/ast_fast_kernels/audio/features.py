@@ -137,6 +137,11 @@ def _wanted(
 
 
 def _features_of(source: AudioSource, config: FbankConfig, quality: str) -> FileFeatures:
+    with alone():  # files are what threads share
+        return _features_alone(source, config, quality)
+
+
+def _features_alone(source: AudioSource, config: FbankConfig, quality: str) -> FileFeatures:
     seconds = 0.0
     flaws: tuple[str, ...] = ()
     try:
@@ -148,9 +153,7 @@ def _features_of(source: AudioSource, config: FbankConfig, quality: str) -> File
             raise BadAudioError(f"is too short: {seconds:.4f} s are less than one frame")
     except BadAudioError as error:
         return FileFeatures(source, None, seconds, flaws, error)
-    with alone():  # files are what threads share
-        features = fbank(waveform, config)
-    return FileFeatures(source, features, seconds, flaws, None)
+    return FileFeatures(source, fbank(waveform, config), seconds, flaws, None)
 
 
 def _naming(source: AudioSource, error: BadAudioError) -> BadAudioError:

@@ -34,8 +34,6 @@ BLOCK_SKIPPED = 2**16
 
 _EXACT_IN_INT16 = {"PCM_16", "PCM_S8", "PCM_U8", "ALAC_16"}
 """Encodings of at most 16 bits: as int16 they are decoded more quickly, and whole."""
-_SEEKS = {"FLAC", "WAV", "WAVEX", "RF64", "W64", "AIFF", "CAF", "AU", "NIST"}
-"""Formats in which libsndfile moves to the very frame, if samples are not packed in blocks."""
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
@@ -46,6 +44,11 @@ class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no ty
 
     def seekable(self) -> bool:
         return False
+
+    @property
+    def moves(self) -> bool:
+        """Whether libsndfile can move about in the file."""
+        return bool(super().seekable())
 
 
 class LibsndfileDecoder(Decoder):
@@ -80,9 +83,9 @@ class LibsndfileDecoder(Decoder):
         return channels
 
     def skip(self, count: int) -> int:
-        """Move forward; decode what is passed, unless the format can be moved about in."""
-        if self._file.format in _SEEKS and self._dtype == "int16" and self.frames is not None:
-            self._file.seek(count)
+        """Move forward; decode what is passed, unless libsndfile can move to the very frame."""
+        if self.promise == HEADER and self._file.moves:
+            self._file.seek(count, soundfile.SEEK_CUR)
             return count
         moved = 0
         while moved < count and (block := len(self.read(min(BLOCK_SKIPPED, count - moved)))):
