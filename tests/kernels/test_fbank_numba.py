@@ -1,5 +1,3 @@
-import ctypes
-import mmap
 import os
 import re
 import shutil
@@ -20,6 +18,7 @@ from ast_fast_kernels.fbank.numba_cpu import run_blocks, unsupported
 from ast_fast_kernels.fbank.numba_kernel import compiled_worker
 from ast_fast_kernels.fbank.reference import fbank_reference
 from ast_fast_kernels.testing.budgets import LOG_MEL_MAX, log_mel_error
+from ast_fast_kernels.testing.guards import guarded
 from ast_fast_kernels.testing.processes import run_program
 
 CONFIGS = {
@@ -386,22 +385,3 @@ def test_scratch_is_never_left(name: str, at_end: bool, monkeypatch: pytest.Monk
         out = torch.full((1, config.num_frames(num_samples), config.num_mel_bins), torch.nan)
         run_blocks(noise(1, num_samples), out, config, numba_cpu.host_lanes())
         assert not out.isnan().any()
-
-
-_PAGES: list[mmap.mmap] = []
-
-
-def guarded(size: int, at_end: bool) -> np.ndarray:
-    """Return NaNs that begin or end at a page without access."""
-    page = mmap.PAGESIZE
-    pages = -(-size * 4 // page) * page
-    memory = mmap.mmap(-1, pages + 2 * page)
-    _PAGES.append(memory)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    protect = ctypes.CDLL(None, use_errno=True).mprotect
-    for guard in (address, address + page + pages):
-        assert protect(ctypes.c_void_p(guard), ctypes.c_size_t(page), 0) == 0
-    start = page + (pages - size * 4 if at_end else 0)
-    buffer = np.frombuffer(memory, np.float32, size, start)
-    buffer[:] = np.nan
-    return buffer

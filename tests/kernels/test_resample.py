@@ -15,6 +15,7 @@ from ast_fast_kernels.resample import numba_cpu
 from ast_fast_kernels.resample.channels import mean_of
 from ast_fast_kernels.resample.design import QUALITIES, Design, design
 from ast_fast_kernels.resample.reference import resample_reference
+from ast_fast_kernels.testing.processes import run_program
 
 RATES = [
     *((rate, 16000) for rate in (8000, 11025, 12000, 22050, 24000, 32000, 44100, 48000)),
@@ -219,6 +220,27 @@ def test_any_strides_are_read(dtype):
         np.testing.assert_array_equal(
             resample(view, 16000, 8000), resample(np.ascontiguousarray(view), 16000, 8000)
         )
+
+
+WITHIN = """
+import numpy as np
+from ast_fast_kernels import resample
+from ast_fast_kernels.testing.guards import guarded
+
+for shape in ((1, 20000), (3, 7000), (37, 900), (1, 220500), (20000, 2)):
+    for dtype in (np.float32, np.int16):
+        for at_end in (False, True):
+            size = int(np.prod(shape))
+            samples = guarded(size, at_end, dtype).reshape(shape)
+            samples[:] = 1
+            for rates in ((44100, 16000), (48000, 16000), (16000, 44100)):
+                resample(samples, *rates, channel_axis=-1 if shape[1] == 2 else None)
+"""
+
+
+def test_nothing_beyond_the_samples_is_read() -> None:
+    """Where there is no row for a column: a page there without access would end the process."""
+    run_program(WITHIN)
 
 
 def test_the_caller_s_samples_stay_as_they_are():

@@ -289,6 +289,7 @@ def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, 
         start = segment * task[SPAN_IN] + low
         end = start + (lanes - 1) * task[SPAN_IN] + count
         within = start >= 0 and end <= task[NUM_SAMPLES] and segment + lanes <= task[SEGMENTS]
+        within = within and first + lanes <= task[COLUMNS]  # beyond them, no row is there
         samples, place, stride = task[SAMPLES], row * task[ROW_STRIDE] + start, task[SPAN_IN]
         is_int16 = task[IS_INT16]
         if not (within and task[SAMPLE_STRIDE] == 1 and task[CHANNELS] == 1):
