@@ -35,7 +35,8 @@ MAY_IMPORT = {
         "run": "machine settings data features model training report",
         "explain": "model",
         "cv": "machine settings data model training report run",
-        "predict": "machine settings data features model training explain",
+        "classifier": "machine settings features model training",
+        "predict": "machine settings data explain classifier",
         "compare": "settings report run",
     },
     "ast_fast_kernels": {
