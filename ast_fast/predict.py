@@ -28,7 +28,7 @@ from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast.settings.rules import clips_that_fit
-from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import FLAWS, Survey
 from ast_fast_kernels.console import (
     RunConsole,

@@ -58,6 +58,7 @@ MAY_IMPORT = {
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
+        "corpus": "files audio errors fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",

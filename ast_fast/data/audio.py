@@ -12,8 +12,15 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from ast_fast_kernels.audio.decode import RESAMPLE_MARGIN, check_whole, mono_blocks, opened
+from ast_fast_kernels.audio.decode import (
+    RESAMPLE_MARGIN,
+    check_whole,
+    content_of,
+    decoding,
+    mono_blocks,
+)
 from ast_fast_kernels.audio.flaws import Survey
+from ast_fast_kernels.audio.source import AudioSource
 
 
 def read_clip(
@@ -42,7 +49,8 @@ def read_clip(
         BadAudioError: The file is absent, empty, not audio, cut short, or holds NaN or infinity.
     """
     survey = survey or Survey()
-    with opened(path, seconds=num_samples / sample_rate) as source:
+    seconds = num_samples / sample_rate
+    with content_of(AudioSource.of(path)) as content, decoding(content, seconds) as source:
         file = source.file
         needed = math.ceil(num_samples * file.samplerate / sample_rate)
         if source.frames is not None and source.frames < needed:
@@ -92,7 +100,7 @@ def read_windows(
         BadAudioError: As `read_clip`. Damage late in a file is found after its first clips.
     """
     survey = survey or Survey()
-    with opened(path) as source:
+    with content_of(AudioSource.of(path)) as content, decoding(content) as source:
         rate = source.file.samplerate
         check_whole(source, survey)
         blocks = mono_blocks(source, survey)

@@ -1,1 +1,1 @@
-"""From audio files to shards of features, at the size of a corpus."""
+"""Features at the size of a corpus: extracted from files into shards, and read back."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
+
+Samples: TypeAlias = np.float32 | np.int16
 
 
 class Extractor(Protocol):
@@ -22,6 +24,8 @@ class Extractor(Protocol):
     """Values of a frame, or of a vector."""
     ragged: bool
     """Whether a row is (num_frames, width); False is one vector, (width,)."""
+    takes_int16: bool
+    """Whether a waveform may be int16, to be read as sample / 32768; each gives the same row."""
     batch_size: int
     """Waveforms that it takes at once. No row may depend on the others of its batch."""
     is_random: bool
@@ -30,7 +34,7 @@ class Extractor(Protocol):
     def settings(self) -> dict[str, Any]:
         """Return what its rows depend on: kept in extract.toml, compared when a run is resumed."""
 
-    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return the row of each waveform; one without a single frame gives (0, width)."""
 
 
@@ -44,6 +48,7 @@ class FbankExtractor:
     """
 
     ragged = True
+    takes_int16 = True
     batch_size = 1  # a clip's kernel call costs microseconds, and its samples stay in the cache
 
     def __init__(self, config: FbankConfig) -> None:
@@ -60,6 +65,6 @@ class FbankExtractor:
         fields = {name: value for name, value in asdict(self.config).items() if value is not None}
         return {"kind": "fbank", "fbank": fields}
 
-    def __call__(self, waveforms: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return log-mel energies, each (num_frames, num_mel_bins)."""
         return [fbank(waveform, self.config) for waveform in waveforms]

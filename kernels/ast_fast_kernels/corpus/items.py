@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-Value = str | int | float | bool | None
-"""What a column may hold."""
-
 
 @dataclass(frozen=True)
 class Item:
     """Audio that becomes one row: a file, a span of one, or a member of an archive."""
 
     path: str
-    """Its name in the output: as the input has it, or below the input's folder."""
+    """Its name in the output: as the input has it, or below the input's folder; valid Unicode."""
+    path_bytes: str | None = None
+    """Its name's bytes in hexadecimal, if they are not UTF-8."""
     file: str | None = None
     """The archive that holds it, if one does; named as `path` is."""
     begin: int = 0
@@ -29,7 +28,7 @@ class Item:
     """Seconds of its span; None goes to the end."""
     key: str | None = None
     """Its own name, if the input has one: an utterance's, or a cut's."""
-    columns: Mapping[str, Value] = field(default_factory=dict)
+    columns: Mapping[str, Any] = field(default_factory=dict)
     """What else the input says of it."""
     bad: str | None = None
     """Why it cannot be used, if the input itself tells."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_fast_kernels.corpus.extractor import Extractor
+from ast_fast_kernels.corpus.formats.shard import ColumnType, DtypeName, FormatName
 from ast_fast_kernels.corpus.items import Item
 
 RUN = ".run"
@@ -26,19 +27,18 @@ class Plan:
     root: Path
     """Folder at which the items' relative paths begin."""
     extractor: Extractor
-    format: str
-    """Name of the shards' format (`corpus.formats`)."""
-    dtype: str
-    """What features are stored as: `float32` or `float16`."""
-    types: Mapping[str, str]
+    format: FormatName
+    dtype: DtypeName
+    """What features are stored as."""
+    types: Mapping[str, ColumnType]
     """Type of each further column of the input, in their order."""
     has_keys: bool
     """Whether the input names its items."""
     offsets: Sequence[int]
     """Where each shard's first item is in the list of the input, in bytes; then the list's end."""
     num_items: int
-    settings: Mapping[str, Any]
-    """What a resumed run must find unchanged."""
+    facts: Mapping[str, Any]
+    """What a reader of a shard should know, as JSON can hold it."""
 
     @property
     def num_shards(self) -> int:

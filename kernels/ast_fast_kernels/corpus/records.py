@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ast_fast_kernels.corpus.manifest import ShardFiles
 from ast_fast_kernels.files.atomic import atomic_write
 from ast_fast_kernels.files.sealed import CHECKSUM, is_intact, sealed
 from ast_fast_kernels.files.text import read_document
@@ -22,16 +23,16 @@ class ShardRecord:
     bad: int
     seconds: float
     """Of audio, in its rows."""
-    bytes: int
-    """Of the shard's file; 0 if no file was good, and there is none."""
 
 
 @dataclass(frozen=True)
 class ShardLines:
-    """A shard's lines of manifest.jsonl and failed.jsonl."""
+    """A shard's lines of the output's tables."""
 
     manifest: Sequence[Mapping[str, Any]]
     failed: Sequence[Mapping[str, Any]]
+    files: ShardFiles | None
+    """Its line of shards.jsonl; None if no file was good, and there is no shard."""
 
 
 def write_record(path: Path, record: ShardRecord, lines: ShardLines) -> None:
@@ -48,7 +49,12 @@ def read_record(path: Path) -> tuple[ShardRecord, ShardLines] | None:
         if not is_intact(document):
             return None
         del document[CHECKSUM]
-        lines = ShardLines(document.pop("manifest"), document.pop("failed"))
+        files = document.pop("files")
+        lines = ShardLines(
+            document.pop("manifest"),
+            document.pop("failed"),
+            None if files is None else ShardFiles(**files),
+        )
         return ShardRecord(**document), lines
     except (FileNotFoundError, ValueError, AttributeError, TypeError, KeyError):
         return None

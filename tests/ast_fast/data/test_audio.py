@@ -7,7 +7,7 @@ import soundfile
 import soxr
 
 from ast_fast.data.audio import read_clip
-from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.errors import BadAudioError
 
 RATE = 16000
 QUALITY = "HQ"
