@@ -71,7 +71,7 @@ def _first_clip(
     if rate != sample_rate:
         waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
     clip = np.zeros(num_samples, np.int16)
-    samples = _as_int16(waveform[:num_samples])
+    samples = as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
     return clip
 
@@ -126,7 +126,7 @@ def _long_windows(
     for block, is_last in blocks:
         if rate != sample_rate:
             block = resampler.resample_chunk(block, last=is_last)
-        rest = np.concatenate((rest, _as_int16(block)))
+        rest = np.concatenate((rest, as_int16(block)))
         while len(rest) >= num_samples:
             window, rest = rest[:num_samples], rest[num_samples:]
             yield window
@@ -148,7 +148,10 @@ def _with_last(items: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
         yield item, True
 
 
-def _as_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
+def as_int16(waveform: NDArray[np.float32 | np.int16]) -> NDArray[np.int16]:
+    """Return samples in [-1, 1] as int16, rounded; values beyond are clipped. int16 stays."""
+    if waveform.dtype == np.int16:
+        return waveform.astype(np.int16, copy=False)
     scaled = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0)
     samples: NDArray[np.int16] = np.minimum(scaled, 32767.0).astype(np.int16)
     return samples

@@ -30,6 +30,8 @@ class Extractor(Protocol):
     """Waveforms that it takes at once. No row may depend on the others of its batch."""
     is_random: bool
     """Whether it draws from numpy's global generator, which is then seeded for each item."""
+    needs_gpu: bool
+    """Whether it runs on a GPU; each process of a cluster then gets a share of one."""
 
     def settings(self) -> dict[str, Any]:
         """Return what its rows depend on: kept in extract.toml, compared when a run is resumed."""
@@ -49,6 +51,7 @@ class FbankExtractor:
 
     ragged = True
     takes_int16 = True
+    needs_gpu = False
     batch_size = 1  # a clip's kernel call costs microseconds, and its samples stay in the cache
 
     def __init__(self, config: FbankConfig) -> None:
