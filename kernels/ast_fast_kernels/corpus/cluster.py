@@ -11,6 +11,7 @@ import importlib
 import os
 import re
 import signal
+import socket
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,7 @@ PATIENCE_SECONDS = 60.0
 """Without an actor, before this is said."""
 MOST_LOSSES = 5
 """Times that a shard may be lost, or that actors may die at their start, before the run ends."""
+CONNECT_SECONDS = 5.0
 GPU_SHARE = 1 / 8
 """Least share of a GPU that an actor takes: as many decode for it at once."""
 STORE_BYTES = 100 * 2**20
@@ -56,6 +58,7 @@ def cluster(address: str, processes: int | None) -> Iterator[None]:
     if ray.is_initialized():
         yield  # the caller's own connection
         return
+    _check_address(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
         options |= {"num_cpus": processes, "object_store_memory": STORE_BYTES}
@@ -65,16 +68,33 @@ def cluster(address: str, processes: int | None) -> Iterator[None]:
         ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise InputError(
-            f"--ray must be auto, local or the address of a running Ray cluster, got {address}: "
-            f"{reason}"
-        ) from error
+        raise _no_cluster(address, reason) from error
     finally:
         signal.signal(signal.SIGTERM, handler)  # Ray sets its own
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Raise at once if nobody listens where a cluster should be; Ray would try for minutes."""
+    if address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise _no_cluster(address, "it is not host:port")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(address, getattr(error, "strerror", None) or str(error)) from error
+
+
+def _no_cluster(address: str, reason: str) -> InputError:
+    return InputError(
+        "--ray must be auto, local, or host:port of a Ray cluster that this machine is part of, "
+        f"got {address!r}: {reason}"
+    )
 
 
 def make_shards(plan: Plan, todo: Sequence[int], processes: int | None) -> Iterator[ShardRecord]:
