@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import soundfile
 import torch
 import tyro
 from filelock import FileLock, Timeout
@@ -29,6 +28,7 @@ from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast.settings.rules import clips_that_fit
 from ast_fast_kernels.audio.errors import BadAudioError
+from ast_fast_kernels.audio.find import find_audio
 from ast_fast_kernels.audio.flaws import FLAWS, Survey
 from ast_fast_kernels.console import (
     RunConsole,
@@ -47,13 +47,6 @@ PROGRAM = "python -m ast_fast.predict"
 
 MOST_NAME_BYTES = 200
 """Of a picture's name, without its number and suffix; file systems take 255."""
-
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {
-    ".8svx", ".aff", ".aif", ".aifc", ".amb", ".bw64", ".bwf", ".fla", ".iff", ".mat", ".mp1",
-    ".mp2", ".mpa", ".mpc", ".mpga", ".oga", ".opus", ".sf", ".snd", ".sph", ".wave", ".wv1",
-}  # fmt: skip
-"""Suffixes of the files taken from a folder: libsndfile's formats, and their other usual names.
-Not .raw, which has no header. A file named by itself is always tried."""
 
 
 @dataclass(frozen=True)
@@ -109,35 +102,6 @@ class ClassifiedFile:
         """Mean over its clips."""
         assert self.total is not None
         return self.total / self.count
-
-
-def find_audio(paths: Sequence[Path]) -> list[Path]:
-    """Return the named files, and the audio files in the named folders, sorted by path.
-
-    Leaves out what is hidden in a folder: names that begin with a dot, such as the `._` files that
-    macOS leaves beside the audio.
-
-    Raises:
-        InputError: A folder holds no audio file.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not os.path.isdir(path):  # Path.is_dir raises where a name is too long or out of reach
-            found.append(path)
-            continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        if not inside:
-            raise InputError(
-                f"AUDIO must be files or folders of audio files, got {path}, which holds none"
-            )
-        found += inside
-    return found
 
 
 def classify(

@@ -43,7 +43,7 @@ MAY_IMPORT = {
         "errors": "",
         "files": "",
         "console": "errors files",
-        "audio": "files",
+        "audio": "errors files",
         "_torch": "",
         "_gpu": "",
         "_cpu": "_torch",
@@ -53,12 +53,14 @@ MAY_IMPORT = {
         "layer_norm": f"{OPERATION} _gpu",
         "mix": f"{OPERATION} _cpu",
         "normalise": f"{OPERATION} _cpu",
+        "resample": OPERATION,
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
-        "corpus": "files audio errors fbank",
+        "corpus": "errors files console audio fbank",
+        "extract": "errors console corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
@@ -211,7 +213,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio"),
+        *("errors", "files", "console", "audio", "corpus", "extract"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
@@ -305,6 +307,7 @@ def test_public_names_are_these() -> None:
         "mix",
         "norm_gelu_conv",
         "normalise",
+        "resample",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))

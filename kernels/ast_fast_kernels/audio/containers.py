@@ -258,10 +258,8 @@ def why_cut_short(file: soundfile.SoundFile, content: Content) -> str | None:
     sample_bytes = _SAMPLE_BYTES.get(file.subtype)
     frame_bytes = 1 if sample_bytes is None else sample_bytes * file.channels
     chunk = read_data_chunk(content)
-    if chunk is not None:
-        missing = 0 if chunk.promised is None else chunk.promised - chunk.found
-        if missing > max(1, frame_bytes - 1, chunk.padding - 1):
-            return _bytes_missing(chunk.promised, chunk.found)
+    if chunk is not None and (reason := why_bytes_missing(chunk, frame_bytes)) is not None:
+        return reason
     noted = _BYTES_NOTED[file.format].search(notes) if file.format in _BYTES_NOTED else None
     if noted is not None:
         promised, found = int(noted["promised"]), int(noted["found"])
@@ -277,6 +275,14 @@ def why_cut_short(file: soundfile.SoundFile, content: Content) -> str | None:
         return "is cut short: its last Ogg page is not whole"
     if file.format == "OGG" and _is_chained(content):
         return "is a chain of Ogg streams, of which libsndfile reads only the first"
+    return None
+
+
+def why_bytes_missing(chunk: DataChunk, frame_bytes: int) -> str | None:
+    """Return why a chunk of audio ends before its header says; None if less than a frame lacks."""
+    missing = 0 if chunk.promised is None else chunk.promised - chunk.found
+    if missing > max(1, frame_bytes - 1, chunk.padding - 1):
+        return _bytes_missing(chunk.promised, chunk.found)
     return None
 
 

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from ast_fast_kernels.audio.decode import (
-    Decoder,
-    check_whole,
+    RESAMPLE_MARGIN,
+    as_float,
     content_of,
     decoding,
     mono_blocks,
 )
+from ast_fast_kernels.audio.decoder import Length
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import Survey
 from ast_fast_kernels.audio.source import AudioSource
-
-Length = Literal["exact", "estimated", "unknown"]
 
 
 @dataclass(frozen=True)
@@ -72,45 +72,62 @@ def read_waveform(
     with content_of(source) as content:
         hashed = content.digest() if digest else None
         with decoding(content) as decoder:
-            check_whole(decoder, survey)
-            waveform, seconds = _decoded(decoder, source, sample_rate, survey)
-            info = AudioInfo(
-                decoder.file.samplerate,
-                decoder.file.channels,
-                seconds,
-                _length_of(decoder),
-                hashed,
-                survey.flaws,
+            rate = decoder.sample_rate
+            span = _Span.of(source, rate, sample_rate or rate)
+            if decoder.frames is None or decoder.frames <= span.last:
+                decoder.check_whole(survey)
+            blocks = list(mono_blocks(decoder, survey, span.wanted, span.last, span.begin))
+            waveform, seconds = span.cut(blocks)
+            if waveform.dtype == np.int16 and not keep_int16:
+                waveform = as_float(waveform)
+            return waveform, AudioInfo(
+                rate, decoder.num_channels, seconds, decoder.length, hashed, survey.flaws
             )
-            return waveform, info
 
 
-def _decoded(
-    decoder: Decoder, source: AudioSource, sample_rate: int | None, survey: Survey
-) -> tuple[NDArray[np.float32], float]:
-    rate: int = decoder.file.samplerate
-    first = round(source.start * rate)
-    last = None if source.duration is None else first + round(source.duration * rate)
-    blocks = list(mono_blocks(decoder, survey))
-    whole = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    if first >= len(whole) and first:
-        raise BadAudioError(
-            f"ends before the span: start is {source.start} s, it has {len(whole) / rate:.3f} s"
-        )
-    num_frames = len(whole[first:last])
-    if sample_rate is None or rate == sample_rate:
-        return whole[first:last], num_frames / rate
-    resampled = _resample(whole, rate, sample_rate)
-    begin = round(first * sample_rate / rate)
-    return resampled[begin : begin + math.ceil(num_frames * sample_rate / rate)], num_frames / rate
+@dataclass(frozen=True)
+class _Span:
+    """The frames of a file to read, of which some before and behind are for the resampler."""
+
+    rate: int
+    sample_rate: int
+    start: float
+    begin: int
+    """First frame to read; its time is a whole number of samples."""
+    first: int
+    last: int
+    wanted: int
+    """Frame before which to stop reading."""
+
+    @classmethod
+    def of(cls, source: AudioSource, rate: int, sample_rate: int) -> _Span:
+        first = round(source.start * rate)
+        last = sys.maxsize if source.duration is None else first + round(source.duration * rate)
+        if rate == sample_rate:
+            return cls(rate, sample_rate, source.start, first, first, last, last)
+        margin = math.ceil(RESAMPLE_MARGIN * rate)
+        step = rate // math.gcd(rate, sample_rate)
+        begin = max(0, first - margin) // step * step
+        return cls(rate, sample_rate, source.start, begin, first, last, last + margin)
+
+    def cut(self, blocks: list[NDArray[Any]]) -> tuple[NDArray[Any], float]:
+        """Return the span at the new rate, and its seconds, of the blocks that were read."""
+        count = sum(map(len, blocks))
+        num_frames = min(self.begin + count, self.last) - self.first
+        if num_frames <= 0 and self.first:
+            raise BadAudioError(
+                f"ends before the span, which begins at {self.start} s: it has "
+                f"{(self.begin + count) / self.rate:.3f} s"
+            )
+        waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        if self.rate == self.sample_rate:
+            return waveform, num_frames / self.rate
+        resampled = _resample(as_float(waveform), self.rate, self.sample_rate)
+        at = round((self.first - self.begin) * self.sample_rate / self.rate)
+        num_samples = math.ceil(num_frames * self.sample_rate / self.rate)
+        return resampled[at : at + num_samples], num_frames / self.rate
 
 
 def _resample(waveform: NDArray[np.float32], rate: int, sample_rate: int) -> NDArray[np.float32]:
     resampled: NDArray[np.float32] = soxr.resample(waveform, rate, sample_rate, quality="HQ")
     return resampled
-
-
-def _length_of(decoder: Decoder) -> Length:
-    if decoder.promise is None:
-        return "unknown"
-    return "estimated" if decoder.promise == "its frames promise" else "exact"

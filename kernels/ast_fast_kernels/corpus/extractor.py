@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -28,6 +29,8 @@ class Extractor(Protocol):
     """Whether a waveform may be int16, to be read as sample / 32768; each gives the same row."""
     batch_size: int
     """Waveforms that it takes at once. No row may depend on the others of its batch."""
+    needs_gpu: bool
+    """Whether each process runs it on a GPU."""
     is_random: bool
     """Whether it draws from numpy's global generator, which is then seeded for each item."""
     needs_gpu: bool
@@ -45,8 +48,9 @@ class FbankExtractor:
 
     Args:
         config: The conventions; `sample_frequency` is the waveforms' rate.
+        preset: The preset that the config began with, for the record.
     Raises:
-        ValueError: The rate is not a whole number of Hz.
+        InputError: The rate is not a whole number of Hz.
     """
 
     ragged = True
@@ -54,19 +58,21 @@ class FbankExtractor:
     needs_gpu = False
     batch_size = 1  # a clip's kernel call costs microseconds, and its samples stay in the cache
 
-    def __init__(self, config: FbankConfig) -> None:
+    def __init__(self, config: FbankConfig, preset: str | None = None) -> None:
         rate = config.sample_frequency
         if rate != int(rate):
-            raise ValueError(f"sample_frequency must be a whole number of Hz, got {rate:g}")
+            raise InputError(f"sample_frequency must be a whole number of Hz, got {rate:g}")
         self.config = config
+        self.preset = preset
         self.sample_rate = int(rate)
         self.width = config.num_mel_bins
         self.is_random = config.dither != 0.0
 
     def settings(self) -> dict[str, Any]:
-        """Return the kind of features, and the config's fields but those that are None."""
+        """Return the kind of features, the preset, and the config's fields but those of None."""
         fields = {name: value for name, value in asdict(self.config).items() if value is not None}
-        return {"kind": "fbank", "fbank": fields}
+        named = {} if self.preset is None else {"preset": self.preset}
+        return {"kind": "fbank", **named, "fbank": fields}
 
     def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return log-mel energies, each (num_frames, num_mel_bins)."""

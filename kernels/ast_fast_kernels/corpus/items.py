@@ -40,7 +40,7 @@ class Item:
             for name, value in vars(self).items()
             if value is not None and value != _DEFAULTS.get(name)
         }
-        return json.dumps(given, separators=(",", ":"), allow_nan=False)
+        return json.dumps(given, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
     @classmethod
     def from_line(cls, line: str | bytes) -> Item:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,17 @@ class Watch:
 
     def ends(self, seconds: float, failed: Mapping[str, Any] | None) -> None:
         """Note that an item is done: its seconds of audio, or its line of failed.jsonl."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a shard at hand is."""
+
+    shard: int
+    files: int = 0
+    seconds: float = 0.0
+    """Of audio."""
+    bad: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,13 @@ def make_shard(
     record = ShardRecord(k, len(rows), len(failed), sum(shard.seconds))
     write_record(plan.record_path(k), record, ShardLines(manifest, failed, files))
     return record
+
+
+def try_item(plan: Plan, k: int, index: int) -> None:
+    """Read one item of a shard and extract its row, to see whether that ends this process."""
+    item = plan.items(k)[index]
+    with suppress(BadAudioError):
+        plan.extractor([Reader(plan).read(item).samples])
 
 
 class _Rows:

@@ -15,8 +15,10 @@ from typing import Any
 from ast_fast_kernels.corpus.formats.shard import ColumnType
 
 OWN = frozenset(
-    "path path_bytes key start duration seconds frames num_frames features "
-    "shard row digest reason".split()
+    (
+        *("path", "path_bytes", "key", "start", "duration", "seconds", "frames", "num_frames"),
+        *("features", "shard", "row", "digest", "reason"),
+    )
 )
 """Names that the output uses itself."""
 RENAMED = "input_"
@@ -38,7 +40,7 @@ class ColumnTypes:
     """
 
     def __init__(self, are_cells: bool) -> None:
-        self._kind_of = _kind_of_cell if are_cells else _kind_of
+        self._kind_of = kind_of_cell if are_cells else _kind_of
         self._kinds: dict[str, ColumnType | None] = {}
 
     def add(self, columns: Mapping[str, Any]) -> None:
@@ -53,7 +55,7 @@ class ColumnTypes:
     def _joined(self, one: ColumnType, other: ColumnType | None) -> ColumnType:
         if {one, other} == {"int64", "float64"}:
             return "float64"
-        return "string" if self._kind_of is _kind_of_cell else "json"
+        return "string" if self._kind_of is kind_of_cell else "json"
 
     @property
     def types(self) -> dict[str, ColumnType]:
@@ -78,7 +80,8 @@ def _kind_of(value: Any) -> ColumnType:
     return "string" if isinstance(value, str) else "json"
 
 
-def _kind_of_cell(cell: str) -> ColumnType:
+def kind_of_cell(cell: str) -> ColumnType:
+    """Return the type of what text says: a whole number, a number, or text."""
     if _WHOLE.fullmatch(cell):
         return "int64"
     return "float64" if _NUMBER.fullmatch(cell) else "string"

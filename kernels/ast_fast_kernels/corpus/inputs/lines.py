@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_name, open_document
@@ -28,9 +28,10 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """
     try:
         with ExitStack() as stack:
-            content: IO[bytes] = stack.enter_context(open_document(path, LARGEST))
+            file = stack.enter_context(open_document(path, LARGEST))
+            content: BinaryIO = file
             if path.name.endswith(".gz"):
-                content = stack.enter_context(gzip.open(content))
+                content = cast(BinaryIO, stack.enter_context(gzip.open(file)))
             number = 0
             while line := content.readline(LONGEST):
                 number += 1
