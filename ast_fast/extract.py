@@ -2,23 +2,61 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from numpy.typing import NDArray
 
 from ast_fast.classifier import Classifier, load_classifier
 from ast_fast.data.audio import as_int16
 from ast_fast.data.cache import decode_settings
-from ast_fast.machine.device import resolve_device
+from ast_fast.machine.device import is_out_of_memory, resolve_device
+from ast_fast_kernels.corpus.command import run_command
 from ast_fast_kernels.corpus.extractor import Samples
+from ast_fast_kernels.corpus.formats.shard import DtypeName
+from ast_fast_kernels.corpus.run import Corpus
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.sealed import digest_of_file
 
+PROGRAM = "python -m ast_fast.extract"
+
 What = Literal["embeddings", "probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The argument that comes before the corpus."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Model: fold-N/model.safetensors in a run's folder."""
+
+
+@dataclass(frozen=True)
+class Options(Corpus, _Model):
+    """Extract what a trained model makes of audio files, of any number, into shards.
+
+    A file of any length is cut into clips of the model's length, as ast_fast.predict does. Bad
+    files are named on standard error, listed in failed.jsonl and left out; the exit code is then 1.
+    A run that was interrupted or killed goes on with --resume, to the same bytes.
+    """
+
+    dtype: DtypeName = "float32"
+    """Type that rows are stored as."""
+    what: What = "embeddings"
+    """What to extract: embeddings (the vector that the model's head classifies), or the
+    probabilities or logits of its classes, whose names are in extract.toml."""
+    per_window: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep a row for each clip of a file; without, a file has one row, the mean over its clips."""
+    batch_size: int = 32
+    """Clips that go through the model at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the model; auto takes CUDA if this machine has it."""
 
 
 class ModelExtractor:
@@ -55,6 +93,7 @@ class ModelExtractor:
         self.checkpoint, self.what = checkpoint.absolute(), what
         self.ragged, self.batch_size = per_window, batch_size
         self.device = resolve_device(device).type
+        self.needs_gpu = self.device == "cuda"
         self.digest = ""
         classifier = self._load()
         clips = decode_settings(classifier.config)
@@ -75,17 +114,13 @@ class ModelExtractor:
         }
         return {
             "kind": self.what,
+            "torch": torch.__version__,
             "per_window": self.ragged,
             "batch_size": self.batch_size,
             "device": self.device,
             "precision": self.precision,
             "model": model,
         }
-
-    @property
-    def needs_gpu(self) -> bool:
-        """Whether the model runs on a GPU."""
-        return self.device == "cuda"
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the model out: another process loads its own."""
@@ -108,7 +143,16 @@ class ModelExtractor:
         classifier = self._loaded()
         compute = getattr(classifier, self.what)
         batches = torch.split(torch.from_numpy(windows), self.batch_size)
-        vectors: NDArray[np.float32] = torch.cat([compute(batch) for batch in batches]).numpy()
+        try:
+            vectors: NDArray[np.float32] = torch.cat([compute(batch) for batch in batches]).numpy()
+        except ValueError as error:
+            raise InputError(
+                f"CHECKPOINT's settings give no features of a clip: {error}"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError("out of memory: lower --batch-size or --jobs") from error
         return vectors
 
     def _loaded(self) -> Classifier:
@@ -147,3 +191,22 @@ def windows_of(waveform: NDArray[Samples], size: int) -> NDArray[np.int16]:
     if whole * size == len(samples):
         return windows
     return np.concatenate((windows, samples[None, -size:]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Extract what the arguments ask for; return the exit code, as `run_command` says."""
+    return run_command(Options, PROGRAM, argv, _extractor)
+
+
+def _extractor(options: Options) -> ModelExtractor:
+    return ModelExtractor(
+        options.checkpoint,
+        options.what,
+        per_window=options.per_window,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

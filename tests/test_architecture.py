@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "cv": "machine settings data model training report run",
         "classifier": "machine settings features model training",
         "predict": "machine settings data explain classifier",
+        "extract": "machine data classifier",
         "compare": "settings report run",
     },
     "ast_fast_kernels": {

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import tomllib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
 import soundfile
 import torch
 
 from ast_fast.classifier import load_classifier
-from ast_fast.extract import ModelExtractor, windows_of
+from ast_fast.extract import ModelExtractor, main, windows_of
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.predict import classify
 from ast_fast.settings.agree import fold_identity
@@ -69,7 +72,14 @@ def audio(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("length", "starts"),
-    [(1, [0]), (1599, [0]), (1600, [0]), (1601, [0, 1]), (3200, [0, 1600]), (4000, [0, 1600, 2400])],
+    [
+        (1, [0]),
+        (1599, [0]),
+        (1600, [0]),
+        (1601, [0, 1]),
+        (3200, [0, 1600]),
+        (4000, [0, 1600, 2400]),
+    ],
 )
 def test_windows_cover_a_waveform_and_the_last_ends_with_it(length: int, starts: list[int]) -> None:
     waveform = np.arange(1, length + 1, dtype=np.int16)
@@ -121,6 +131,7 @@ def test_settings_name_the_model_its_classes_and_its_precision(model: Path) -> N
     about = settings.pop("model")
     assert settings == {
         "kind": "probabilities",
+        "torch": torch.__version__,
         "per_window": False,
         "batch_size": 4,
         "device": "cpu",
@@ -132,11 +143,45 @@ def test_settings_name_the_model_its_classes_and_its_precision(model: Path) -> N
     assert len(about["sha256"]) == 64
 
 
-def test_probabilities_are_those_of_predict(model: Path, audio: Path) -> None:
-    paths = sorted(audio.rglob("*.*"))
+def extracted(out: Path) -> tuple[list[str], list[np.ndarray]]:
+    """Return what a reader without our code finds: paths, and rows."""
+    tables = [pyarrow.ipc.open_file(path).read_all() for path in sorted(out.glob("*.arrow"))]
+    table = pyarrow.concat_tables(tables)
+    return table["path"].to_pylist(), [np.array(row) for row in table["features"].to_pylist()]
+
+
+def run(*arguments: object) -> int:
+    return main([*map(str, arguments), "--device", "cpu", "--jobs", "1"])
+
+
+def test_the_command_s_probabilities_are_those_of_predict(
+    model: Path, audio: Path, tmp_path: Path
+) -> None:
+    assert run(model, audio, "--out", tmp_path / "out", "--what", "probabilities") == 0
+    paths, rows = extracted(tmp_path / "out")
+    assert len(paths) == 6
     classifier = load_classifier(model, torch.device("cpu"))
-    expected = [file.probabilities for file in classify(classifier, paths, batch_size=32)]
-    waveforms = [soundfile.read(path, dtype="float32", always_2d=True)[0] for path in paths]
-    extractor = ModelExtractor(model, "probabilities", device="cpu")
-    rows = extractor([waveform.mean(axis=1) for waveform in waveforms])
-    np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    files = classify(classifier, [audio / path for path in paths], batch_size=32)
+    for file, row in zip(files, rows, strict=True):
+        np.testing.assert_allclose(row, file.probabilities, rtol=1e-6)
+    about = tomllib.loads((tmp_path / "out" / "extract.toml").read_text())
+    assert about["features"]["model"]["class_names"] == NAMES
+
+
+def test_the_command_keeps_a_row_for_each_window(model: Path, audio: Path, tmp_path: Path) -> None:
+    assert run(model, audio, "--out", tmp_path / "out", "--per-window", "--batch-size", "3") == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "manifest.jsonl").open()]
+    assert {line["path"]: line["frames"] for line in lines} == {
+        **{"0.wav": 1, "1.wav": 1, "2.wav": 3, "3.wav": 2, "4.wav": 2},
+        **{"deeper/stereo.flac": 4},
+    }
+
+
+def test_what_cannot_be_done_is_one_line(model: Path, audio: Path, tmp_path: Path, capsys) -> None:
+    for arguments, message in (
+        ((tmp_path / "no.safetensors", audio), "CHECKPOINT must be a run's fold-N/model."),
+        ((model, audio, "--batch-size", "0"), "--batch-size must be at least 1, got 0"),
+    ):
+        assert run(*arguments, "--out", tmp_path / "out") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: {message}")

@@ -14,11 +14,12 @@ import signal
 import socket
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 from ast_fast_kernels.console import complain
+from ast_fast_kernels.corpus.jobs import Tell, cores
 from ast_fast_kernels.corpus.maker import Expected, Greeting, Maker
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
@@ -38,13 +39,14 @@ STORE_BYTES = 100 * 2**20
 
 
 @contextmanager
-def cluster(address: str, processes: int | None) -> Iterator[None]:
+def connected(address: str, jobs: int) -> Iterator[None]:
     """Be connected to a Ray cluster within the block.
 
     Args:
         address: `auto` for the cluster of this machine or of RAY_ADDRESS, `local` for one of this
             machine alone that lasts as long as the block, or host:port of a head node.
-        processes: Of a cluster of this machine alone; None is Ray's number of its CPUs.
+        jobs: Processes of a cluster of this machine alone; 0 is one for each core that this
+            process may use.
     Raises:
         InputError: Ray is not installed, or there is no such cluster.
     """
@@ -61,7 +63,7 @@ def cluster(address: str, processes: int | None) -> Iterator[None]:
     _check_address(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
-        options |= {"num_cpus": processes, "object_store_memory": STORE_BYTES}
+        options |= {"num_cpus": jobs or cores(), "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:
@@ -97,7 +99,9 @@ def _no_cluster(address: str, reason: str) -> InputError:
     )
 
 
-def make_shards(plan: Plan, todo: Sequence[int], processes: int | None) -> Iterator[ShardRecord]:
+def make_shards(
+    plan: Plan, todo: Sequence[int], jobs: int, tell: Tell
+) -> Generator[ShardRecord, None, None]:
     """Make shards on the cluster that this process is connected to, and yield their records.
 
     They come as they are finished, not in order. When the iterator is closed, no actor is left.
@@ -105,15 +109,16 @@ def make_shards(plan: Plan, todo: Sequence[int], processes: int | None) -> Itera
     Args:
         plan: The run's plan; its folder and the input are seen by all machines.
         todo: Numbers of the shards.
-        processes: Most actors at once; None is as many as the cluster has CPUs, at any time.
+        jobs: Most actors at once; 0 is as many as the cluster has CPUs, at any time.
+        tell: Is not called: an actor is heard of when its shard is finished.
     Raises:
-        InputError: A machine does not see the files, or has other versions.
+        InputError: A machine does not see the files or has other versions, or a shard was lost time
+            and again.
         OSError: A shard cannot be written.
-        RuntimeError: A shard was lost time and again.
     """
     if not todo:
         return
-    crew = _Crew(plan, Expected.of(plan, todo[0]), processes)
+    crew = _Crew(plan, Expected.of(plan, todo[0]), jobs)
     try:
         yield from crew.make(deque(todo))
     finally:
@@ -123,11 +128,11 @@ def make_shards(plan: Plan, todo: Sequence[int], processes: int | None) -> Itera
 class _Crew:
     """The actors of a run: those that start, those that wait for a shard, those that make one."""
 
-    def __init__(self, plan: Plan, expected: Expected, processes: int | None) -> None:
+    def __init__(self, plan: Plan, expected: Expected, jobs: int) -> None:
         self._ray: Any = importlib.import_module("ray")
         self._needs_gpu = plan.extractor.needs_gpu
         self._given = (self._ray.put(plan), self._ray.put(expected))
-        self._processes = processes
+        self._jobs = jobs
         self._starting: dict[Any, Any] = {}  # greeting → actor
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, int]] = {}  # record → actor, shard
@@ -143,7 +148,7 @@ class _Crew:
             self._hire(len(todo) + len(self._busy))
             while todo and self._idle:
                 actor, k = self._idle.pop(), todo.popleft()
-                self._busy[actor.make.remote(k)] = actor, k
+                self._busy[actor.make.remote(k, self._losses[k] > 1)] = actor, k
             for ref in self._finished():
                 if ref in self._starting:
                     self._welcome(ref)
@@ -177,7 +182,7 @@ class _Crew:
         maker = self._ray.remote(Maker).options(
             num_cpus=1, num_gpus=share, scheduling_strategy="SPREAD", max_restarts=0
         )
-        for _ in range(min(self._processes or cpus, most) - here):
+        for _ in range(min(self._jobs or cpus, most) - here):
             hired = maker.remote(*self._given)
             self._starting[hired.greet.remote()] = hired
         if self._idle or self._busy:
@@ -236,8 +241,9 @@ class _Crew:
                 self._ray.kill(actor)  # it may only have been out of reach
             self._losses[k] += 1
             if self._losses[k] > MOST_LOSSES:
-                raise RuntimeError(
-                    f"shard {k} was lost {self._losses[k]} times: {_why(error)}"
+                raise InputError(
+                    f"shard {k} was lost {self._losses[k]} times, with its process or its machine: "
+                    f"{_why(error)}"
                 ) from error
             complain("note", f"shard {k} was lost with its process and is made again")
             todo.appendleft(k)

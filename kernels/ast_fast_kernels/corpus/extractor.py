@@ -33,8 +33,6 @@ class Extractor(Protocol):
     """Whether each process runs it on a GPU."""
     is_random: bool
     """Whether it draws from numpy's global generator, which is then seeded for each item."""
-    needs_gpu: bool
-    """Whether it runs on a GPU; each process of a cluster then gets a share of one."""
 
     def settings(self) -> dict[str, Any]:
         """Return what its rows depend on: kept in extract.toml, compared when a run is resumed."""

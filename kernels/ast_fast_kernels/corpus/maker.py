@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ast_fast_kernels.corpus.jobs import make_shards
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
 from ast_fast_kernels.corpus.work import make_shard
@@ -73,6 +74,7 @@ class Maker:
     """Makes one shard at a time, with the plan that it was given."""
 
     def __init__(self, plan: Plan, expected: Expected) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # of our kernels; each process has one core
         self._plan, self._expected = plan, expected
 
     def greet(self) -> Greeting:
@@ -85,9 +87,17 @@ class Maker:
         except InputError as error:
             return Greeting(node, str(error))
 
-    def make(self, k: int) -> ShardRecord:
-        """Make a shard."""
-        return make_shard(self._plan, k)
+    def make(self, k: int, apart: bool) -> ShardRecord:
+        """Make a shard.
+
+        Args:
+            k: Its number.
+            apart: Whether to make it in a process of its own, which finds the file that ends it.
+        """
+        if not apart:
+            return make_shard(self._plan, k)
+        (record,) = make_shards(self._plan, [k], jobs=2)
+        return record
 
     def _check(self) -> None:
         plan, expected = self._plan, self._expected
