@@ -118,7 +118,7 @@ def make_shards(
     """
     if not todo:
         return
-    crew = _Crew(plan, Expected.of(plan, todo[0]), jobs)
+    crew = _Crew(importlib.import_module("ray"), plan, Expected.of(plan, todo[0]), jobs)
     try:
         yield from crew.make(deque(todo))
     finally:
@@ -128,8 +128,8 @@ def make_shards(
 class _Crew:
     """The actors of a run: those that start, those that wait for a shard, those that make one."""
 
-    def __init__(self, plan: Plan, expected: Expected, jobs: int) -> None:
-        self._ray: Any = importlib.import_module("ray")
+    def __init__(self, ray: Any, plan: Plan, expected: Expected, jobs: int) -> None:
+        self._ray = ray
         self._needs_gpu = plan.extractor.needs_gpu
         self._given = (self._ray.put(plan), self._ray.put(expected))
         self._jobs = jobs
@@ -205,12 +205,10 @@ class _Crew:
 
     def _welcome(self, ref: Any) -> None:
         """Take an actor that has greeted, if it can make the driver's shards."""
-        from ray.exceptions import RayError
-
         actor = self._starting.pop(ref)
         try:
             greeting: Greeting = self._ray.get(ref)
-        except RayError as error:
+        except self._ray.exceptions.RayError as error:
             self._failed_starts += 1
             if getattr(error, "actor_init_failed", False) or self._failed_starts > MOST_LOSSES:
                 raise InputError(f"--ray: {_where(error)} cannot be used: {_why(error)}") from error
@@ -229,14 +227,12 @@ class _Crew:
 
     def _result(self, ref: Any, todo: deque[int]) -> ShardRecord | None:
         """Return a shard's record; None if it was lost, and is to be made again."""
-        from ray.exceptions import RayError, RayTaskError
-
         actor, k = self._busy.pop(ref)
         try:
             record: ShardRecord = self._ray.get(ref)
-        except RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, OSError | InputError) else error from None
-        except RayError as error:
+        except self._ray.exceptions.RayError as error:
             with suppress(Exception):
                 self._ray.kill(actor)  # it may only have been out of reach
             self._losses[k] += 1
@@ -245,7 +241,7 @@ class _Crew:
                     f"shard {k} was lost {self._losses[k]} times, with its process or its machine: "
                     f"{_why(error)}"
                 ) from error
-            complain("note", f"shard {k} was lost with its process and is made again")
+            complain("note", f"shard {k} was lost with its process or machine; it is made again")
             todo.appendleft(k)
             return None
         self._idle.append(actor)

@@ -23,8 +23,10 @@ from ast_fast_kernels.corpus.work import make_shard
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_name
 
-LIBRARIES = ("numpy", "numba", "torch", "soundfile", "soxr", "pyarrow")
-"""What a shard's bytes may depend on, besides our own packages; torch only if a model runs."""
+KERNELS, MODELS = "ast_fast_kernels", "ast_fast"
+"""Our own packages; the second has the extractors that run a model."""
+LIBRARIES = ("numpy", "numba", "soundfile", "soxr", "pyarrow")
+"""What a shard's bytes may depend on besides; torch too if a model runs."""
 TOKEN = "cluster"
 """File in the run's folder that every machine must see as the driver wrote it."""
 TOKEN_SECONDS = 10.0
@@ -82,7 +84,7 @@ class Maker:
         ray: Any = importlib.import_module("ray")
         node = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})"
         try:
-            self._check()
+            check(self._plan, self._expected)
             return Greeting(node, None, rounding_of(self._plan))
         except InputError as error:
             return Greeting(node, str(error))
@@ -99,33 +101,35 @@ class Maker:
         (record,) = make_shards(self._plan, [k], jobs=2)
         return record
 
-    def _check(self) -> None:
-        plan, expected = self._plan, self._expected
-        if not _has_token(plan.run / TOKEN, expected.token):
-            raise InputError(f"--out {plan.out} must be on a file system that all machines share")
-        for path, seen in expected.visible:
-            if seen and not os.path.exists(path):
-                raise InputError(
-                    f"the input must be on a file system that all machines share, and {path} is "
-                    "not seen"
-                )
-        for name, found in versions(plan).items():
-            if found != expected.versions.get(name):
-                raise InputError(
-                    f"{name} must be the {one_name(expected.versions.get(name))} of the machine "
-                    f"that runs the command, got {one_name(found)}"
-                )
+
+def check(plan: Plan, expected: Expected) -> None:
+    """Check that this process finds what the driver finds.
+
+    Raises:
+        InputError: It does not.
+    """
+    if not _has_token(plan.run / TOKEN, expected.token):
+        raise InputError(f"--out {plan.out} must be on a file system that all machines share")
+    for path, seen in expected.visible:
+        if seen and not os.path.exists(path):
+            raise InputError(
+                "the input must be on a file system that all machines share, and there is no "
+                f"{path}"
+            )
+    for name, found in versions(plan).items():
+        if found != expected.versions.get(name):
+            raise InputError(
+                f"{name} must be the {one_name(expected.versions.get(name))} of the machine that "
+                f"runs the command, got {one_name(found)}"
+            )
 
 
 def versions(plan: Plan) -> dict[str, str]:
     """Return the versions of what a shard's bytes depend on; of our own, a digest of the source."""
-    ours = sorted(
-        {__package__.partition(".")[0], type(plan.extractor).__module__.partition(".")[0]}
-    )
-    found = {name: source_of(name) for name in ours}
-    for name in LIBRARIES:
-        if name != "torch" or len(ours) > 1:
-            found[name] = _version(name)
+    found = {KERNELS: source_of(KERNELS)}
+    if (package := type(plan.extractor).__module__.partition(".")[0]) == MODELS:
+        found |= {package: source_of(package), "torch": _version("torch")}
+    found |= {name: _version(name) for name in LIBRARIES}
     return {**found, "libsndfile": soundfile.__libsndfile_version__}
 
 
