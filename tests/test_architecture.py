@@ -60,7 +60,7 @@ MAY_IMPORT = {
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
-        "corpus": "errors files console audio fbank",
+        "corpus": "errors files console audio _cpu fbank",
         "extract": "errors console corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",

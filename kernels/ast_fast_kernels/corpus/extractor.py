@@ -25,6 +25,8 @@ class Extractor(Protocol):
     """Values of a frame, or of a vector."""
     ragged: bool
     """Whether a row is (num_frames, width); False is one vector, (width,)."""
+    frame_shift: float | None
+    """Milliseconds from one frame to the next; None if rows are vectors."""
     takes_int16: bool
     """Whether a waveform may be int16, to be read as sample / 32768; each gives the same row."""
     batch_size: int
@@ -64,6 +66,7 @@ class FbankExtractor:
         self.preset = preset
         self.sample_rate = int(rate)
         self.width = config.num_mel_bins
+        self.frame_shift: float | None = 1000.0 * config.window_shift / rate
         self.is_random = config.dither != 0.0
 
     def settings(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import tyro
 
@@ -81,7 +81,7 @@ def extract_corpus(corpus: Corpus, extractor: Extractor, make: Make | None = Non
     Raises:
         InputError: The input, the output or the cluster cannot be used.
     """
-    _check(corpus)
+    _check(corpus, extractor)
     if make is not None:
         return _extract(corpus, extractor, make)
     if corpus.ray is None:
@@ -194,15 +194,15 @@ class _Run:
         _say_how_to_read(self._console, self._output.path)
 
 
-def _check(corpus: Corpus) -> None:
+def _check(corpus: Corpus, extractor: Extractor) -> None:
     for name, value, least in (
         ("--shard-size", corpus.shard_size, 1),
         ("--jobs", corpus.jobs, 0),
     ):
         if value < least:
             raise InputError(f"{name} must be at least {least}, got {value}")
-    if corpus.format not in get_args(FormatName):
-        raise InputError(f"--format must be one of {', '.join(get_args(FormatName))}")
+    if corpus.format == "lhotse" and extractor.frame_shift is None:
+        raise InputError("--format must be arrow, npy or parquet for vectors, got lhotse")
 
 
 def _settings(corpus: Corpus, given: Input, extractor: Extractor) -> Settings:
@@ -257,6 +257,7 @@ def _frozen(
 def _plan(
     corpus: Corpus, output: Output, given: Input, extractor: Extractor, frozen: Frozen
 ) -> Plan:
+    shift = {} if extractor.frame_shift is None else {"frame_shift": extractor.frame_shift}
     return Plan(
         output.path,
         given.root,
@@ -267,7 +268,7 @@ def _plan(
         frozen.has_keys,
         frozen.offsets,
         frozen.num_items,
-        {"sample_rate": extractor.sample_rate},
+        {"sample_rate": extractor.sample_rate, **shift},
     )
 
 

@@ -29,6 +29,8 @@ def publish_shard(form: Format, folder: Path, index: int, shard: Shard) -> dict[
         OSError: A file could not be written, or was not read back as it was written.
     """
     names = form.file_names(index)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         paths = [stack.enter_context(atomic_write(folder / name)) for name in names]
         form.write(paths, shard)

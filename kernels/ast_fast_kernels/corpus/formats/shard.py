@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,8 @@ class Shard:
     types: Mapping[str, ColumnType] = field(default_factory=dict)
     """Types of the further columns, the same in every shard; a column without one is a string."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What else a reader should know, as JSON can hold it: sample_rate, frame_shift, ..."""
+    """What else a reader should know, as JSON can hold it. Lhotse's Shar needs `sample_rate`, in
+    Hz, and `frame_shift`, in milliseconds."""
 
     def __post_init__(self) -> None:
         taken = sorted(OWN_COLUMNS & self.columns.keys())
@@ -64,6 +66,23 @@ class Shard:
         if not self.ragged:
             return np.ones(len(self), np.int32)
         return np.array([len(rows) for rows in self.features], np.int32)
+
+    def type_of(self, column: str) -> ColumnType:
+        """Return the type of a further column."""
+        return self.types.get(column, "string")
+
+    def as_stored(self) -> dict[str, list[Any]]:
+        """Return the further columns, with text where their type is text."""
+        return {
+            name: [_as_stored(value, self.type_of(name)) for value in values]
+            for name, values in self.columns.items()
+        }
+
+
+def _as_stored(value: Any, kind: ColumnType) -> Any:
+    if value is None or kind not in ("string", "json"):
+        return value
+    return str(value) if kind == "string" else json.dumps(value, sort_keys=True)
 
 
 class Rows(Protocol):
@@ -105,6 +124,9 @@ class Format(Protocol):
 
 FORMATS: Mapping[FormatName, str] = {
     "arrow": "ast_fast_kernels.corpus.formats.arrow:ArrowFormat",
+    "npy": "ast_fast_kernels.corpus.formats.npy:NpyFormat",
+    "parquet": "ast_fast_kernels.corpus.formats.parquet:ParquetFormat",
+    "lhotse": "ast_fast_kernels.corpus.formats.shar:SharFormat",
 }
 """Format → its class, loaded on first use."""
 
