@@ -105,7 +105,7 @@ class Display:
             self._bars.update(task, completed=self._files_now, description=self.text)
         elif not self._console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINE_INTERVAL
-            self._console.print(self.text)
+            self._console.print(self.text, soft_wrap=True)
 
 
 def clock(seconds: float) -> str:

@@ -125,7 +125,8 @@ class _Run:
         todo = self._todo()
         self._console.print(
             f"{self._plan.num_items:,} files in {self._plan.num_shards:,} shards, "
-            f"{len(todo):,} to make"
+            f"{len(todo):,} to make",
+            soft_wrap=True,
         )
         try:
             with (
@@ -189,7 +190,8 @@ class _Run:
         self._console.print(
             f"{_counted(display.files - display.bad, 'file')}, {display.seconds / 3600:,.2f} h of "
             f"audio in {clock(display.elapsed)} ({display.files_per_second:,.0f} files/s, "
-            f"{display.speed:,.0f} × real time){bad}"
+            f"{display.speed:,.0f} × real time){bad}",
+            soft_wrap=True,
         )
         _say_how_to_read(self._console, self._output.path)
 
@@ -286,7 +288,8 @@ def _say_finished(
         raise InputError(f"--out {output.path} holds a finished run of other settings: {changed}")
     files, bad = before["result"]["files"], before["result"]["bad"]
     console.print(
-        f"nothing to do: {output.path} is complete ({_counted(files, 'file')}, {bad:,} bad)"
+        f"nothing to do: {output.path} is complete ({_counted(files, 'file')}, {bad:,} bad)",
+        soft_wrap=True,
     )
     _say_how_to_read(console, output.path)
     return 1 if bad and not corpus.skip_bad_files else 0
@@ -297,7 +300,8 @@ def _say_how_to_read(console: RunConsole, path: Path) -> None:
         "to read them back:\n"
         "  from ast_fast_kernels import FeatureStore\n"
         f"  store = FeatureStore({str(path)!r})\n"
-        "  features = store[0]"
+        "  features = store[0]",
+        soft_wrap=True,
     )
 
 

@@ -38,8 +38,8 @@ def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if len(line) == LONGEST:
                     raise InputError(f"{path} line {number} is longer than {LONGEST} bytes")
                 line = line.removeprefix(_BOM) if number == 1 else line
-                if line := line.rstrip(b"\r\n"):
-                    yield number, line
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read: {reason}") from error

@@ -85,11 +85,11 @@ def from_scp(path: Path) -> Iterator[Item]:
         InputError: A line names a command or an archive instead of a file, or has one word.
     """
     for number, line in text_lines(path):
-        key, _, name = line.strip().partition(" ")
-        name = name.strip()
+        key, *names = line.strip().split(maxsplit=1)
         where = f"{path} line {number}"
-        if not name:
+        if not names:
             raise InputError(f"{where} must be a key and a file, got {one_name(line)}")
+        (name,) = names
         if name.endswith("|") or name.startswith("|"):
             raise InputError(
                 f"{where} must name a file, got a command, {one_name(name)}; commands are not run: "
