@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -174,10 +174,13 @@ class _Crew:
                 self._tell(message)
             elif isinstance(message, BaseException):
                 raise message
-            else:
+            elif message is not None:
                 worker.task = None
-                if message is not None:
-                    yield message
+                yield message
+            else:  # the item that was tried is not to blame
+                assert worker.task is not None
+                tasks.appendleft(replace(worker.task, tried=None))
+                worker.task = None
 
     def _lose(self, worker: _Worker, tasks: deque[_Task]) -> None:
         """Go on without a process that ended."""
@@ -204,9 +207,8 @@ class _Crew:
                 f"shard {k} ended its process {self._losses[k]} times ({how}), and no file of it "
                 "does so alone; if memory ran out, lower --jobs or --shard-size"
             )
-        tasks.appendleft(_Task(k, task.spoiled))
-        if self._losses[k] > 1 and index >= 0:
-            tasks.appendleft(_Task(k, {}, tried=index))
+        tried = index if self._losses[k] > 1 and index >= 0 else None
+        tasks.appendleft(_Task(k, task.spoiled, tried))
 
 
 def _how_it_ended(exit_code: int | None) -> str:
