@@ -92,7 +92,10 @@ def main() -> None:
     cpu = get_cpu_info()
     cores = jobs.cores()
     described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     record: dict[str, Any] = {
         "machine": file_name(cpu, describe(cpu), os.cpu_count() or 1),
@@ -103,7 +106,7 @@ def main() -> None:
     }
     stdout, sys.stdout = sys.stdout, sys.stderr
     with cluster.connected("local", cores):
-        record["folders"] = {path: of_folder(Path(path)) for path in sys.argv[1:]}
+        record["folders"] = {Path(path).name: of_folder(Path(path)) for path in sys.argv[1:]}
     sys.stdout = stdout
     print(json.dumps(record, indent=1))
 
