@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -37,7 +37,7 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """A shard to make, or one of its items to try."""
+    """A shard to make, or first one of its items to try."""
 
     shard: int
     spoiled: Mapping[int, str]
@@ -174,13 +174,12 @@ class _Crew:
                 self._tell(message)
             elif isinstance(message, BaseException):
                 raise message
-            elif message is not None:
-                worker.task = None
-                yield message
-            else:  # the item that was tried is not to blame
-                assert worker.task is not None
-                tasks.appendleft(replace(worker.task, tried=None))
-                worker.task = None
+            else:
+                task, worker.task = worker.task, None
+                if message is not None:
+                    yield message
+                elif task is not None:  # the file that was tried is not to blame
+                    tasks.appendleft(_Task(task.shard, task.spoiled))
 
     def _lose(self, worker: _Worker, tasks: deque[_Task]) -> None:
         """Go on without a process that ended."""
@@ -196,7 +195,7 @@ class _Crew:
             return
         k, index = task.shard, worker.at_hand.value
         self._tell(Progress(k))
-        if task.tried is not None:
+        if task.tried is not None and index == task.tried:
             self._spoiled[k][task.tried] = f"ended the decoder ({how})"
             self._losses[k] = 0
             tasks.appendleft(_Task(k, dict(self._spoiled[k])))
