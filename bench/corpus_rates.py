@@ -2,9 +2,9 @@
 
 python -m bench.corpus_rates FOLDER … > bench/history/NAME.json
 
-Both take turns over each folder of audio, with as many processes as cores. A file's time is that
-between the second shard and the last but one, when every process is at work, divided by the files
-finished in it: a start, which Ray makes longer, does not count, and is recorded beside it.
+Both take turns over each folder of audio, with as many processes as cores. A file's time is that of
+the second half of the shards, without the last, divided by their files: every process is at work
+then, if the whole takes some seconds. The start, which Ray makes longer, is recorded beside it.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class Clock:
     @property
     def file_ms(self) -> float:
         """Milliseconds of a file while every process is at work."""
-        inner = self.finished[2:-1]
-        return 1e3 * (inner[-1][0] - self.finished[1][0]) / sum(rows for _, rows in inner)
+        before, *inner = self.finished[len(self.finished) // 2 : -1]
+        return 1e3 * (inner[-1][0] - before[0]) / sum(rows for _, rows in inner)
 
     @property
     def first_shard(self) -> float:
