@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tyro
 
-from ast_fast import compare, predict
+from ast_fast import compare, extract, predict
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
+from ast_fast_kernels import extract as kernels_extract
 from ast_fast_kernels import warm
 from ast_fast_kernels.errors import InputError
 
@@ -98,7 +99,12 @@ def check(words: Sequence[str]) -> None:
         raise AssertionError(f"no such program: {module}")
 
 
-PROGRAMS = {"ast_fast.predict": predict.Options, "ast_fast.compare": compare.Options}
+PROGRAMS = {
+    "ast_fast.predict": predict.Options,
+    "ast_fast.extract": extract.Options,
+    "ast_fast.compare": compare.Options,
+    "ast_fast_kernels.extract": kernels_extract.Options,
+}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])
