@@ -1,4 +1,4 @@
-"""Write docs/reference/settings.md: every flag of the four command lines, from their dataclasses.
+"""Write docs/reference/settings.md: every flag of the five command lines, from their dataclasses.
 
 python docs/settings.py
 
@@ -19,6 +19,8 @@ from ast_fast import compare, extract, predict
 from ast_fast.settings import command_line
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import settings
+from ast_fast_kernels import extract as kernels_extract
+from ast_fast_kernels.corpus.run import Corpus
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
 TABLES = {
@@ -129,11 +131,12 @@ def page() -> str:
 
 <!-- python docs/settings.py -->
 
-Four programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
+Five programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
 [`ast_fast.predict`](#ast_fastpredict) classifies files, [`ast_fast.extract`](#ast_fastextract)
-extracts embeddings of a corpus, and [`ast_fast.compare`](#ast_fastcompare) sets runs side by
-side. `--help` says the same as this page, which `python docs/settings.py` makes from the program; a
-test makes it again and compares.
+extracts what a model makes of a corpus, [`ast_fast_kernels.extract`](#ast_fast_kernelsextract) its
+features, and [`ast_fast.compare`](#ast_fastcompare) sets runs side by side. `--help` says the same
+as this page, which `python docs/settings.py` makes from the program; a test makes it again and
+compares.
 
 ## ast_fast.cv
 
@@ -167,6 +170,15 @@ is exhausted, after one line for each problem; 130 when interrupted and 143 when
 {about(compare.Options)}
 
 {options_table(compare.Options)}
+
+## ast_fast_kernels.extract
+
+{about(kernels_extract.Options)}
+
+{options_table(Corpus)}
+
+`--preset` names a convention, `ast` unless given, and each field of
+[`FbankConfig`](filterbank.md) is a flag that changes it, such as `--num-mel-bins`.
 """
 
 

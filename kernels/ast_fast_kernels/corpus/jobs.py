@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+import traceback
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -228,6 +229,7 @@ def _work(connection: Connection, plan: Plan, at_hand: Any) -> None:
             except (BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
+                error.add_note(traceback.format_exc())
                 connection.send(error)
 
 

@@ -52,7 +52,7 @@ class Corpus:
     """Format of the shards."""
     dtype: DtypeName = "float16"
     """Type that features are stored as."""
-    shard_size: int = 500
+    shard_size: int = 1000
     """Most files of a shard. A shard ends sooner once its files have 512 MiB together."""
     jobs: int = 0
     """Processes; 0 is one for each core that this process may use, or each CPU of the cluster."""
@@ -193,7 +193,7 @@ class _Run:
             f"{display.speed:,.0f} × real time){bad}",
             soft_wrap=True,
         )
-        _say_how_to_read(self._console, self._output.path)
+        _say_how_to_read(self._console, self._output.path, self._corpus.format)
 
 
 def _check(corpus: Corpus, extractor: Extractor) -> None:
@@ -291,18 +291,23 @@ def _say_finished(
         f"nothing to do: {output.path} is complete ({_counted(files, 'file')}, {bad:,} bad)",
         soft_wrap=True,
     )
-    _say_how_to_read(console, output.path)
+    _say_how_to_read(console, output.path, corpus.format)
     return 1 if bad and not corpus.skip_bad_files else 0
 
 
-def _say_how_to_read(console: RunConsole, path: Path) -> None:
-    console.print(
-        "to read them back:\n"
-        "  from ast_fast_kernels import FeatureStore\n"
-        f"  store = FeatureStore({str(path)!r})\n"
-        "  features = store[0]",
-        soft_wrap=True,
-    )
+def _say_how_to_read(console: RunConsole, path: Path, form: FormatName) -> None:
+    """Print what reads an output back."""
+    if form == "parquet":
+        lines = [
+            "import pandas",
+            f"table = pandas.read_parquet({str(path / 'shard-000000.parquet')!r})",
+        ]
+    else:
+        lines = [
+            "from ast_fast_kernels import FeatureStore",
+            f"features = FeatureStore({str(path)!r})[0]",
+        ]
+    console.print("to read them back:", *lines, sep="\n  ", soft_wrap=True)
 
 
 def _reported(error: OSError, path: Path) -> InputError:
