@@ -107,12 +107,24 @@ class AudioSpectrogramTransformer(nn.Module):
         """Return the logits of every clip.
 
         Args:
+            features: As `embed` takes them.
+            keep: Likewise.
+        Returns:
+            Logits, shape (batch, num_classes).
+        """
+        logits: Tensor = self.head(self.embed(features, keep=keep))
+        return logits
+
+    def embed(self, features: Tensor, *, keep: Tensor | None = None) -> Tensor:
+        """Return the vector of every clip that the head classifies: its tokens, normed and pooled.
+
+        Args:
             features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
             keep: Indices of the patches to keep, shape (batch, num_kept); None keeps all. Dropped
                 patches cost nothing, not even a projection, unless patches see their neighbours
                 (`ModelConfig.sees_all_patches`).
         Returns:
-            Logits, shape (batch, num_classes).
+            Embeddings, shape (batch, embed_dim).
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
         if self.class_token is not None:
@@ -124,9 +136,7 @@ class AudioSpectrogramTransformer(nn.Module):
             tokens, update = block(tokens, update)
         if self.class_token is not None:
             tokens, update = tokens[:, :1], None if update is None else update[:, :1]
-        pooled = _add_norm(tokens, update, self.norm)[1].mean(dim=1)
-        logits: Tensor = self.head(pooled)
-        return logits
+        return _add_norm(tokens, update, self.norm)[1].mean(dim=1)
 
     def _initialise(self) -> None:
         for module in self.modules():

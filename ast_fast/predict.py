@@ -19,18 +19,14 @@ import torch
 import tyro
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ast_fast.classifier import Classifier, load_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.explain import attention_rollout, save_explanation
-from ast_fast.features import Statistics, model_input
-from ast_fast.machine.device import Placement, is_out_of_memory, nearest_amp, resolve_device
+from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
-from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.settings.config import Config
 from ast_fast.settings.rules import clips_that_fit
-from ast_fast.training.trained import load_trained
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.find import find_audio
 from ast_fast_kernels.audio.flaws import FLAWS, Survey
@@ -76,41 +72,6 @@ class Options:
     """Clips classified at once; fewer if this machine's memory would not hold them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto takes CUDA if available."""
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A trained model with its settings, class names and statistics."""
-
-    model: AudioSpectrogramTransformer
-    config: Config
-    class_names: list[str]
-    statistics: Statistics | None
-    placement: Placement
-    """The precision is that of training, or the nearest that the device supports."""
-
-    def features(self, windows: Tensor) -> Tensor:
-        """Return the model's input for clips, int16, shape (batch, num_samples)."""
-        return model_input(windows, self.config, self.statistics)
-
-    def probabilities(self, windows: Tensor) -> Tensor:
-        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
-        with torch.inference_mode(), self.placement.autocast():
-            logits = self.model(self.features(windows.to(self.placement.device)))
-        probabilities: Tensor = logits.float().softmax(dim=1).cpu()
-        return probabilities
-
-
-def load_classifier(path: Path, device: torch.device) -> Classifier:
-    """Return the model of a finished fold.
-
-    Raises:
-        InputError: The file is missing, damaged, or not a model of this program.
-    """
-    trained = load_trained(path)
-    model = trained.model.to(device).eval().requires_grad_(False)
-    placement = Placement(device, nearest_amp(trained.config.training.amp, device))
-    return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Write docs/reference/settings.md: every flag of the three command lines, from their dataclasses.
+"""Write docs/reference/settings.md: every flag of the five command lines, from their dataclasses.
 
 python docs/settings.py
 
@@ -15,11 +15,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ast_fast import compare, predict
+from ast_fast import compare, extract, predict
 from ast_fast.settings import command_line
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import settings
-from ast_fast_kernels import extract
+from ast_fast_kernels import extract as kernels_extract
 from ast_fast_kernels.corpus.run import Corpus
 
 PAGE = Path(__file__).parent / "reference" / "settings.md"
@@ -101,7 +101,7 @@ def extra_flags() -> str:
 
 def options_table(options: type) -> str:
     """Return the arguments and flags of one of the smaller programs."""
-    words, hints = words_of(options), inspect.get_annotations(options)
+    words, hints = words_of(options), _annotations(options)
     rows = [row("argument", "default", ""), "|---|---|---|"]
     for field in dataclasses.fields(options):
         name = field.name.replace("_", "-")
@@ -110,6 +110,14 @@ def options_table(options: type) -> str:
         flag = f"`{name.upper()}`" if positional else f"`--{name}`"
         rows.append(row(flag, default, words[field.name]))
     return "\n".join(rows)
+
+
+def _annotations(options: type) -> dict[str, Any]:
+    """Return the annotation of each field, those of its bases included."""
+    found: dict[str, Any] = {}
+    for base in reversed(options.__mro__):
+        found |= inspect.get_annotations(base)
+    return found
 
 
 def about(options: type) -> str:
@@ -123,11 +131,12 @@ def page() -> str:
 
 <!-- python docs/settings.py -->
 
-Four programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
-[`ast_fast.predict`](#ast_fastpredict) classifies files, [`ast_fast.compare`](#ast_fastcompare) sets
-runs side by side, and [`ast_fast_kernels.extract`](#ast_fast_kernelsextract) extracts the features
-of a corpus. `--help` says the same as this page, which `python docs/settings.py` makes from the
-program; a test makes it again and compares.
+Five programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
+[`ast_fast.predict`](#ast_fastpredict) classifies files, [`ast_fast.extract`](#ast_fastextract)
+extracts what a model makes of a corpus, [`ast_fast_kernels.extract`](#ast_fast_kernelsextract) its
+features, and [`ast_fast.compare`](#ast_fastcompare) sets runs side by side. `--help` says the same
+as this page, which `python docs/settings.py` makes from the program; a test makes it again and
+compares.
 
 ## ast_fast.cv
 
@@ -150,6 +159,12 @@ is exhausted, after one line for each problem; 130 when interrupted and 143 when
 
 {options_table(predict.Options)}
 
+## ast_fast.extract
+
+{about(extract.Options)}
+
+{options_table(extract.Options)}
+
 ## ast_fast.compare
 
 {about(compare.Options)}
@@ -158,7 +173,7 @@ is exhausted, after one line for each problem; 130 when interrupted and 143 when
 
 ## ast_fast_kernels.extract
 
-{about(extract.Options)}
+{about(kernels_extract.Options)}
 
 {options_table(Corpus)}
 

@@ -78,7 +78,7 @@ def _first_clip(
                 as_float(waveform), rate, sample_rate, quality=resample_quality
             )
     clip = np.zeros(num_samples, np.int16)
-    samples = _as_int16(waveform[:num_samples])
+    samples = as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
     return clip
 
@@ -132,7 +132,7 @@ def _long_windows(
     if rate != sample_rate:
         blocks = _resampled(blocks, rate, sample_rate, resample_quality)
     for block in blocks:
-        rest = np.concatenate((rest, _as_int16(block)))
+        rest = np.concatenate((rest, as_int16(block)))
         while len(rest) >= num_samples:
             window, rest = rest[:num_samples], rest[num_samples:]
             yield window
@@ -168,7 +168,8 @@ def _with_last(items: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
         yield item, True
 
 
-def _as_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+def as_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+    """Return samples in [-1, 1] as int16, rounded; values beyond are clipped. int16 stays."""
     if waveform.dtype == np.int16:
         return waveform
     scaled = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import io
 import sys
 from collections.abc import Sequence
 from dataclasses import field, fields, make_dataclass
@@ -12,9 +11,9 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from ast_fast_kernels.console import check_paths, fail, parse_options, send_nowhere
+from ast_fast_kernels.corpus.command import run_command
 from ast_fast_kernels.corpus.extractor import FbankExtractor
-from ast_fast_kernels.corpus.run import Corpus, extract_corpus
+from ast_fast_kernels.corpus.run import Corpus
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.presets import PresetName
@@ -60,32 +59,12 @@ A run that was interrupted or killed goes on with --resume, to the same bytes.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Extract the features that the arguments ask for; return the exit code.
+    """Extract the features that the arguments ask for; return the exit code, as `run_command`."""
+    return run_command(Options, PROGRAM, argv, _extractor)
 
-    0 when the output is complete; 1 when some files were bad, each named on standard error; 2,
-    after a line on standard error, when the run could not begin or go on; 130 when interrupted;
-    141, as in other programs, when standard output was closed.
 
-    Args:
-        argv: The arguments; None takes the command line's.
-    """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # an encoding may lack characters of file names
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    options = parse_options(Options, PROGRAM, arguments)
-    try:
-        check_paths(arguments, "--out")
-        return extract_corpus(options, FbankExtractor(_config(options), options.preset))
-    except InputError as error:
-        return fail(*error.problems)
-    except MemoryError:
-        return fail("out of memory: lower --jobs or --shard-size; --resume goes on")
-    except KeyboardInterrupt:
-        print("\ninterrupted; --resume goes on", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        send_nowhere(sys.stdout)
-        return 141
+def _extractor(options: Any) -> FbankExtractor:
+    return FbankExtractor(_config(options), options.preset)
 
 
 def _config(options: Any) -> FbankConfig:

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import tyro
 
-from ast_fast import compare, predict
+from ast_fast import compare, extract, predict
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
 from ast_fast_kernels import FbankConfig, warm
+from ast_fast_kernels import extract as kernels_extract
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.testing.stores import write_store
 
@@ -103,7 +104,12 @@ def check(words: Sequence[str]) -> None:
         raise AssertionError(f"no such program: {module}")
 
 
-PROGRAMS = {"ast_fast.predict": predict.Options, "ast_fast.compare": compare.Options}
+PROGRAMS = {
+    "ast_fast.predict": predict.Options,
+    "ast_fast.extract": extract.Options,
+    "ast_fast.compare": compare.Options,
+    "ast_fast_kernels.extract": kernels_extract.Options,
+}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")])

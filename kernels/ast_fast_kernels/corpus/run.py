@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import tyro
 
 from ast_fast_kernels.console import RunConsole, complain, show_progress
+from ast_fast_kernels.corpus import cluster
 from ast_fast_kernels.corpus.display import Display, clock
 from ast_fast_kernels.corpus.extractor import Extractor
 from ast_fast_kernels.corpus.formats.shard import DtypeName, FormatName
@@ -54,7 +55,11 @@ class Corpus:
     shard_size: int = 1000
     """Most files of a shard. A shard ends sooner once its files have 512 MiB together."""
     jobs: int = 0
-    """Processes; 0 is one for each core that this process may use."""
+    """Processes; 0 is one for each core that this process may use, or each CPU of the cluster."""
+    ray: str | None = None
+    """Ray cluster that makes the shards: auto (also without a value) is the one that this machine
+    is part of, host:port its head, and local starts one here. Every machine must see the input and
+    --out."""
     resume: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Go on with the run in --out, if there is one."""
     skip_bad_files: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -63,7 +68,7 @@ class Corpus:
     """End the run with the first shard that has a bad file."""
 
 
-def extract_corpus(corpus: Corpus, extractor: Extractor, make: Make = make_shards) -> int:
+def extract_corpus(corpus: Corpus, extractor: Extractor, make: Make | None = None) -> int:
     """Extract the features of a corpus; return the exit code.
 
     0 when the output is complete, or was; 1 when files were bad, each named on standard error and
@@ -72,11 +77,20 @@ def extract_corpus(corpus: Corpus, extractor: Extractor, make: Make = make_shard
     Args:
         corpus: What, where to, and how.
         extractor: Makes the features.
-        make: Makes the shards.
+        make: Makes the shards; None makes them on this machine, or on the cluster of `--ray`.
     Raises:
-        InputError: The input or the output cannot be used.
+        InputError: The input, the output or the cluster cannot be used.
     """
     _check(corpus, extractor)
+    if make is not None:
+        return _extract(corpus, extractor, make)
+    if corpus.ray is None:
+        return _extract(corpus, extractor, make_shards)
+    with cluster.connected(corpus.ray, corpus.jobs):
+        return _extract(corpus, extractor, cluster.make_shards)
+
+
+def _extract(corpus: Corpus, extractor: Extractor, make: Make) -> int:
     output = Output(Path(os.path.abspath(corpus.out)))
     given = open_input(corpus.input, root=corpus.root, path_column=corpus.path_column)
     settings = _settings(corpus, given, extractor)
