@@ -30,6 +30,7 @@ MAY_IMPORT = {
         "augment": "settings",
         "features": "settings augment",
         "model": "settings",
+        "pretrained": "settings data features model",
         "training": "machine settings data augment features model",
         "report": "machine settings data features training",
         "run": "machine settings data features model training report",
