@@ -114,10 +114,8 @@ class AudioSpectrogramTransformer(nn.Module):
         """Return the logits of every clip.
 
         Args:
-            features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
-            keep: Indices of the patches to keep, shape (batch, num_kept); None keeps all. Dropped
-                patches cost nothing, not even a projection, unless patches see their neighbours
-                (`ModelConfig.sees_all_patches`).
+            features: As `embed` takes them.
+            keep: Likewise.
         Returns:
             Logits, shape (batch, num_classes).
         """
@@ -131,13 +129,15 @@ class AudioSpectrogramTransformer(nn.Module):
         return logits
 
     def embed(self, features: Tensor, *, keep: Tensor | None = None) -> Tensor:
-        """Return what the head reads of every clip: `pool` of the normalised tokens.
+        """Return the vector of every clip that the head classifies: its tokens, normed and pooled.
 
         Args:
-            features: As `forward` takes them.
-            keep: As `forward` takes it.
+            features: Normalised log-mel features, shape (batch, num_frames, num_mel_bins).
+            keep: Indices of the patches to keep, shape (batch, num_kept); None keeps all. Dropped
+                patches cost nothing, not even a projection, unless patches see their neighbours
+                (`ModelConfig.sees_all_patches`).
         Returns:
-            Embeddings, shape (batch, embed_dim), before the head's norm.
+            Embeddings, shape (batch, embed_dim), before the head's own norm.
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
         if self.num_class_tokens:

@@ -15,24 +15,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import soundfile
 import torch
 import tyro
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
-from torch import Tensor
 
+from ast_fast.classifier import Classifier, load_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.explain import attention_rollout, save_explanation
-from ast_fast.features import Statistics, model_input
-from ast_fast.machine.device import Placement, is_out_of_memory, nearest_amp, resolve_device
+from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
-from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.settings.config import Config
 from ast_fast.settings.rules import clips_that_fit
-from ast_fast.training.trained import load_trained
-from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.errors import BadAudioError
+from ast_fast_kernels.audio.find import find_audio
 from ast_fast_kernels.audio.flaws import FLAWS, Survey
 from ast_fast_kernels.console import (
     RunConsole,
@@ -51,13 +47,6 @@ PROGRAM = "python -m ast_fast.predict"
 
 MOST_NAME_BYTES = 200
 """Of a picture's name, without its number and suffix; file systems take 255."""
-
-SUFFIXES = {f".{name.lower()}" for name in soundfile.available_formats()} - {".raw"} | {
-    ".8svx", ".aff", ".aif", ".aifc", ".amb", ".bw64", ".bwf", ".fla", ".iff", ".mat", ".mp1",
-    ".mp2", ".mpa", ".mpc", ".mpga", ".oga", ".opus", ".sf", ".snd", ".sph", ".wave", ".wv1",
-}  # fmt: skip
-"""Suffixes of the files taken from a folder: libsndfile's formats, and their other usual names.
-Not .raw, which has no header. A file named by itself is always tried."""
 
 
 @dataclass(frozen=True)
@@ -83,41 +72,6 @@ class Options:
     """Clips classified at once; fewer if this machine's memory would not hold them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto takes CUDA if available."""
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """A trained model with its settings, class names and statistics."""
-
-    model: AudioSpectrogramTransformer
-    config: Config
-    class_names: list[str]
-    statistics: Statistics | None
-    placement: Placement
-    """The precision is that of training, or the nearest that the device supports."""
-
-    def features(self, windows: Tensor) -> Tensor:
-        """Return the model's input for clips, int16, shape (batch, num_samples)."""
-        return model_input(windows, self.config, self.statistics)
-
-    def probabilities(self, windows: Tensor) -> Tensor:
-        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
-        with torch.inference_mode(), self.placement.autocast():
-            logits = self.model(self.features(windows.to(self.placement.device)))
-        probabilities: Tensor = logits.float().softmax(dim=1).cpu()
-        return probabilities
-
-
-def load_classifier(path: Path, device: torch.device) -> Classifier:
-    """Return the model of a finished fold.
-
-    Raises:
-        InputError: The file is missing, damaged, or not a model of this program.
-    """
-    trained = load_trained(path)
-    model = trained.model.to(device).eval().requires_grad_(False)
-    placement = Placement(device, nearest_amp(trained.config.training.amp, device))
-    return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
 @dataclass
@@ -148,35 +102,6 @@ class ClassifiedFile:
         """Mean over its clips."""
         assert self.total is not None
         return self.total / self.count
-
-
-def find_audio(paths: Sequence[Path]) -> list[Path]:
-    """Return the named files, and the audio files in the named folders, sorted by path.
-
-    Leaves out what is hidden in a folder: names that begin with a dot, such as the `._` files that
-    macOS leaves beside the audio.
-
-    Raises:
-        InputError: A folder holds no audio file.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if not os.path.isdir(path):  # Path.is_dir raises where a name is too long or out of reach
-            found.append(path)
-            continue
-        inside = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in SUFFIXES
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        if not inside:
-            raise InputError(
-                f"AUDIO must be files or folders of audio files, got {path}, which holds none"
-            )
-        found += inside
-    return found
 
 
 def classify(

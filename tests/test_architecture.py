@@ -36,14 +36,16 @@ MAY_IMPORT = {
         "run": "machine settings data features model training report",
         "explain": "model",
         "cv": "machine settings data model training report run",
-        "predict": "machine settings data features model training explain",
+        "classifier": "machine settings features model training",
+        "predict": "machine settings data explain classifier",
+        "extract": "machine data classifier",
         "compare": "settings report run",
     },
     "ast_fast_kernels": {
         "errors": "",
         "files": "",
         "console": "errors files",
-        "audio": "files",
+        "audio": "errors files",
         "_torch": "",
         "_gpu": "",
         "_cpu": "_torch",
@@ -53,11 +55,14 @@ MAY_IMPORT = {
         "layer_norm": f"{OPERATION} _gpu",
         "mix": f"{OPERATION} _cpu",
         "normalise": f"{OPERATION} _cpu",
+        "resample": OPERATION,
         "stem": f"{OPERATION} _cpu",
         "attention": f"{OPERATION} _cpu _gpu",
         "fbank": f"{OPERATION} _cpu _gpu",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
+        "corpus": "errors files console audio _cpu fbank",
+        "extract": "errors console corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
@@ -210,7 +215,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio"),
+        *("errors", "files", "console", "audio", "corpus", "extract"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 
@@ -304,6 +309,7 @@ def test_public_names_are_these() -> None:
         "mix",
         "norm_gelu_conv",
         "normalise",
+        "resample",
         "use_backend",
     ]
     assert set(ast_fast_kernels.__all__) <= set(dir(ast_fast_kernels))

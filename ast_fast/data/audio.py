@@ -6,14 +6,21 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from ast_fast_kernels.audio.decode import RESAMPLE_MARGIN, check_whole, mono_blocks, opened
+from ast_fast_kernels.audio.decode import (
+    RESAMPLE_MARGIN,
+    as_float,
+    content_of,
+    decoding,
+    mono_blocks,
+)
 from ast_fast_kernels.audio.flaws import Survey
+from ast_fast_kernels.audio.source import AudioSource
 
 
 def read_clip(
@@ -42,18 +49,19 @@ def read_clip(
         BadAudioError: The file is absent, empty, not audio, cut short, or holds NaN or infinity.
     """
     survey = survey or Survey()
-    with opened(path, seconds=num_samples / sample_rate) as source:
-        file = source.file
-        needed = math.ceil(num_samples * file.samplerate / sample_rate)
-        if source.frames is not None and source.frames < needed:
-            check_whole(source, survey)
-        wanted = needed + math.ceil(RESAMPLE_MARGIN * file.samplerate)
-        blocks = list(mono_blocks(source, survey, wanted, needed))
-        return _first_clip(blocks, file.samplerate, sample_rate, num_samples, resample_quality)
+    seconds = num_samples / sample_rate
+    with content_of(AudioSource.of(path)) as content, decoding(content, seconds) as decoder:
+        rate = decoder.sample_rate
+        needed = math.ceil(num_samples * rate / sample_rate)
+        if decoder.frames is not None and decoder.frames < needed:
+            decoder.check_whole(survey)
+        wanted = needed + math.ceil(RESAMPLE_MARGIN * rate)
+        blocks = list(mono_blocks(decoder, survey, wanted, needed))
+        return _first_clip(blocks, rate, sample_rate, num_samples, resample_quality)
 
 
 def _first_clip(
-    blocks: list[NDArray[np.float32]],
+    blocks: list[NDArray[Any]],
     rate: int,
     sample_rate: int,
     num_samples: int,
@@ -61,9 +69,9 @@ def _first_clip(
 ) -> NDArray[np.int16]:
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if rate != sample_rate:
-        waveform = soxr.resample(waveform, rate, sample_rate, quality=resample_quality)
+        waveform = soxr.resample(as_float(waveform), rate, sample_rate, quality=resample_quality)
     clip = np.zeros(num_samples, np.int16)
-    samples = _as_int16(waveform[:num_samples])
+    samples = as_int16(waveform[:num_samples])
     clip[: len(samples)] = samples
     return clip
 
@@ -92,11 +100,11 @@ def read_windows(
         BadAudioError: As `read_clip`. Damage late in a file is found after its first clips.
     """
     survey = survey or Survey()
-    with opened(path) as source:
-        rate = source.file.samplerate
-        check_whole(source, survey)
-        blocks = mono_blocks(source, survey)
-        begun: list[NDArray[np.float32]] = []
+    with content_of(AudioSource.of(path)) as content, decoding(content) as decoder:
+        rate = decoder.sample_rate
+        decoder.check_whole(survey)
+        blocks = mono_blocks(decoder, survey)
+        begun: list[NDArray[Any]] = []
         for block in blocks:
             begun.append(block)
             if sum(map(len, begun)) * sample_rate > num_samples * rate:
@@ -107,7 +115,7 @@ def read_windows(
 
 
 def _long_windows(
-    blocks: Iterable[tuple[NDArray[np.float32], bool]],
+    blocks: Iterable[tuple[NDArray[Any], bool]],
     rate: int,
     sample_rate: int,
     num_samples: int,
@@ -117,8 +125,8 @@ def _long_windows(
     window = rest = np.empty(0, np.int16)
     for block, is_last in blocks:
         if rate != sample_rate:
-            block = resampler.resample_chunk(block, last=is_last)
-        rest = np.concatenate((rest, _as_int16(block)))
+            block = resampler.resample_chunk(as_float(block), last=is_last)
+        rest = np.concatenate((rest, as_int16(block)))
         while len(rest) >= num_samples:
             window, rest = rest[:num_samples], rest[num_samples:]
             yield window
@@ -140,7 +148,10 @@ def _with_last(items: Iterable[_T]) -> Iterator[tuple[_T, bool]]:
         yield item, True
 
 
-def _as_int16(waveform: NDArray[np.float32]) -> NDArray[np.int16]:
+def as_int16(waveform: NDArray[Any]) -> NDArray[np.int16]:
+    """Return samples in [-1, 1] as int16, rounded; values beyond are clipped. int16 stays."""
+    if waveform.dtype == np.int16:
+        return waveform
     scaled = np.rint(np.clip(waveform, -1.0, 1.0) * 32768.0)
     samples: NDArray[np.int16] = np.minimum(scaled, 32767.0).astype(np.int16)
     return samples

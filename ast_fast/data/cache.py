@@ -29,7 +29,7 @@ from ast_fast.data.audio import read_clip
 from ast_fast.data.metadata import AUDIO, Clip, bad_files_of, check_bad_files, found_as
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_audio
-from ast_fast_kernels.audio.decode import AbsentAudioError, BadAudioError
+from ast_fast_kernels.audio.errors import AbsentAudioError, BadAudioError
 from ast_fast_kernels.audio.flaws import FLAWS, Flaws, Survey
 from ast_fast_kernels.console import show_progress
 from ast_fast_kernels.errors import InputError

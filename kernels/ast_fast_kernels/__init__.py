@@ -1,7 +1,7 @@
 """Fast log-mel filterbanks and a transformer's kernels; every name is loaded on first use.
 
-For numpy arrays, `fbank`, `mfcc` and `OnlineFbank` need only numpy and Numba. The rest needs torch,
-which the extra `ast-fast-kernels[torch]` installs.
+For numpy arrays, `fbank`, `mfcc`, `resample` and `OnlineFbank` need only numpy and Numba. The rest
+needs torch, which the extra `ast-fast-kernels[torch]` installs.
 
 `fbank` and `attention` are the functions, never the subpackages of the same name. Statements such
 as `from ast_fast_kernels.fbank.config import FbankConfig` reach what a subpackage holds.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ast_fast_kernels.linear.api import linear
     from ast_fast_kernels.mix.api import mix
     from ast_fast_kernels.normalise.api import normalise
+    from ast_fast_kernels.resample.api import resample
     from ast_fast_kernels.stem.api import norm_gelu_conv
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "mix",
     "norm_gelu_conv",
     "normalise",
+    "resample",
     "use_backend",
 ]
 
@@ -66,6 +68,7 @@ _HOMES = {
     "mix": "ast_fast_kernels.mix.api",
     "norm_gelu_conv": "ast_fast_kernels.stem.api",
     "normalise": "ast_fast_kernels.normalise.api",
+    "resample": "ast_fast_kernels.resample.api",
     "use_backend": "ast_fast_kernels._dispatch",
 }
 
@@ -96,7 +99,15 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-_WITHOUT_TORCH = {"FbankConfig", "OnlineFbank", "chosen_backend", "fbank", "mfcc", "use_backend"}
+_WITHOUT_TORCH = {
+    "FbankConfig",
+    "OnlineFbank",
+    "chosen_backend",
+    "fbank",
+    "mfcc",
+    "resample",
+    "use_backend",
+}
 
 
 def __dir__() -> list[str]:

@@ -40,6 +40,8 @@ BACKENDS: dict[tuple[str, str], str] = {
     ("gelu", "reference"): "ast_fast_kernels.gelu.reference:linear_gelu_reference",
     ("gelu", "onednn"): "ast_fast_kernels.gelu.onednn:linear_gelu_onednn",
     ("gelu", "triton"): "ast_fast_kernels.gelu.triton_gpu:linear_gelu_triton",
+    ("resample", "reference"): "ast_fast_kernels.resample.reference:resample_reference",
+    ("resample", "soxr"): "ast_fast_kernels.resample.soxr_cpu:resample_soxr",
     ("stem", "reference"): "ast_fast_kernels.stem.reference:norm_gelu_conv_reference",
     ("stem", "numba"): "ast_fast_kernels.stem.numba_cpu:norm_gelu_conv_numba",
 }
@@ -125,7 +127,7 @@ def load_backend(op: str, backend: str) -> Callable[..., Any]:
     return function
 
 
-_ON_OWN_THREADS = ("numba", "triton")
+_ON_OWN_THREADS = ("numba", "soxr", "triton")
 
 
 AUTO = {"cpu": ("numba", "onednn"), "cuda": ("triton",)}

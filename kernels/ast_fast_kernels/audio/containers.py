@@ -10,15 +10,16 @@ seven in W64, which pads to eight: writers count the padding and then leave it o
 from __future__ import annotations
 
 import io
-import os
 import re
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING
 
-import soundfile
+from ast_fast_kernels.audio.content import Content
+
+if TYPE_CHECKING:
+    import soundfile
 
 UNKNOWN_LENGTH = 0x7F000000
 """Bytes of audio from which a header holds a streaming writer's placeholder: sox writes 0x7f000000
@@ -51,7 +52,7 @@ _OGG_UNFINISHED = "Last page lacks an end-of-stream bit"
 
 
 @dataclass(frozen=True)
-class _Chunks:
+class Chunks:
     """How a container lays out its chunks: an identifier, a size, then the content."""
 
     begin: int
@@ -64,18 +65,19 @@ class _Chunks:
 
     @property
     def header(self) -> int:
+        """Bytes of a chunk before its content."""
         return self.size_at + struct.calcsize(self.size_format)
 
 
-_RIFF = _Chunks(12, 4, "<I", 2, b"data")
+RIFF = Chunks(12, 4, "<I", 2, b"data")
 _LAYOUTS = {
-    b"RIFF": _RIFF,
-    b"RF64": _RIFF,
-    b"BW64": _RIFF,
-    b"RIFX": _Chunks(12, 4, ">I", 2, b"data"),
-    b"FORM": _Chunks(12, 4, ">I", 2, b"SSND", before_audio=8),
-    b"caff": _Chunks(8, 4, ">q", 1, b"data", before_audio=4),
-    b"riff": _Chunks(40, 16, "<q", 8, b"data"),
+    b"RIFF": RIFF,
+    b"RF64": RIFF,
+    b"BW64": RIFF,
+    b"RIFX": Chunks(12, 4, ">I", 2, b"data"),
+    b"FORM": Chunks(12, 4, ">I", 2, b"SSND", before_audio=8),
+    b"caff": Chunks(8, 4, ">q", 1, b"data", before_audio=4),
+    b"riff": Chunks(40, 16, "<q", 8, b"data"),
 }
 """By the first four bytes. W64, the last one, counts a chunk's header in its size."""
 
@@ -99,7 +101,7 @@ class DataChunk:
     """What libsndfile must read, by offset, to find the audio if the header does not know."""
 
 
-def read_data_chunk(path: Path) -> DataChunk | None:
+def read_data_chunk(content: Content) -> DataChunk | None:
     """Return where the audio of a RIFF, RIFX, RF64, BW64, W64, AIFF, CAF, AU or VOC file is.
 
     A size of 0 is what writers begin with and correct at the end. It counts as unknown if something
@@ -110,62 +112,58 @@ def read_data_chunk(path: Path) -> DataChunk | None:
     Source: Multimedia Programming Interface and Data Specifications 1.0 (RIFF); EBU Tech 3306
         (RF64); Audio Interchange File Format 1.3; Apple Core Audio Format Specification 1.0.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        magic = file.read(4)
-        if magic in _AU:
-            return _au_data(file, _AU[magic], size)
-        if magic == b"Crea":
-            return _voc_data(file, size)
-        layout = _LAYOUTS.get(magic)
-        if layout is None:
-            return None
-        wide: tuple[int, int] | None = None  # offset of ds64's size of the audio, and its value
-        for name, at, length in _chunks(file, layout, layout.begin, size):
-            if name == b"ds64":
-                file.seek(at + 8)
-                wide = at + 8, *struct.unpack("<q", file.read(8).ljust(8, b"\0"))
-            if name != layout.data and not (magic == b"FORM" and name == b"BODY"):
-                continue
-            before = layout.before_audio if name == layout.data else 0
-            begin = at + before
-            found = max(0, size - begin)
-            size_format, size_at = layout.size_format, at - layout.header + layout.size_at
-            if wide is not None and length == 0xFFFFFFFF:
-                size_format, size_at, length = "<q", *wide
-            promised = length - before
-            is_open = promised <= 0 and not _is_empty(file, layout, at + max(0, length), size)
-            if is_open or _is_placeholder(promised, found):
-                there = found + before + (layout.header if magic == b"riff" else 0)
-                if size_format[1] == "I":
-                    there = min(there, 0xFFFFFFFF)
-                mended = {size_at: struct.pack(size_format, there)}
-                return DataChunk(None, begin, found, layout.padding, mended)
-            return DataChunk(promised, begin, found, layout.padding, {})
+    size = content.size
+    magic = content.read_at(0, 4)
+    if magic in _AU:
+        return _au_data(content, _AU[magic])
+    if magic == b"Crea":
+        return _voc_data(content)
+    layout = _LAYOUTS.get(magic)
+    if layout is None:
+        return None
+    wide: tuple[int, int] | None = None  # offset of ds64's size of the audio, and its value
+    for name, at, length in chunks_of(content, layout, layout.begin):
+        if name == b"ds64":
+            wide = at + 8, *struct.unpack("<q", content.read_at(at + 8, 8).ljust(8, b"\0"))
+        if name != layout.data and not (magic == b"FORM" and name == b"BODY"):
+            continue
+        before = layout.before_audio if name == layout.data else 0
+        begin = at + before
+        found = max(0, size - begin)
+        size_format, size_at = layout.size_format, at - layout.header + layout.size_at
+        if wide is not None and length == 0xFFFFFFFF:
+            size_format, size_at, length = "<q", *wide
+        promised = length - before
+        is_open = promised <= 0 and not _is_empty(content, layout, at + max(0, length))
+        if is_open or _is_placeholder(promised, found):
+            there = found + before + (layout.header if magic == b"riff" else 0)
+            if size_format[1] == "I":
+                there = min(there, 0xFFFFFFFF)
+            mended = {size_at: struct.pack(size_format, there)}
+            return DataChunk(None, begin, found, layout.padding, mended)
+        return DataChunk(promised, begin, found, layout.padding, {})
     return None
 
 
-def _au_data(file: BinaryIO, order: str, size: int) -> DataChunk:
+def _au_data(content: Content, order: str) -> DataChunk:
     """Return the audio of an AU file, whose header has its offset and size."""
-    begin, promised = struct.unpack(f"{order}II", file.read(8).ljust(8, b"\0"))
-    found = max(0, size - begin)
+    begin, promised = struct.unpack(f"{order}II", content.read_at(4, 8).ljust(8, b"\0"))
+    found = max(0, content.size - begin)
     if (found and not promised) or _is_placeholder(promised, found):
         return DataChunk(None, begin, found, 1, {8: b"\xff\xff\xff\xff"})
     return DataChunk(promised, begin, found, 1, {})
 
 
-def _voc_data(file: BinaryIO, size: int) -> DataChunk | None:
+def _voc_data(content: Content) -> DataChunk | None:
     """Return the audio of a Creative Voice file: its first block with samples."""
-    file.seek(20)
-    position = int.from_bytes(file.read(2), "little")
-    while position + 4 <= size:
-        file.seek(position)
-        kind, *length = file.read(4)
+    position = int.from_bytes(content.read_at(20, 2), "little")
+    while position + 4 <= content.size:
+        kind, *length = content.read_at(position, 4)
         before = {1: 2, 9: 12}.get(kind)  # type, and with it the header of the samples
         there = int.from_bytes(bytes(length), "little")
         if before is not None:
             begin = position + 4 + before
-            return DataChunk(there - before, begin, max(0, size - begin), 1, {})
+            return DataChunk(there - before, begin, max(0, content.size - begin), 1, {})
         position += 4 + there
     return None
 
@@ -174,15 +172,9 @@ def _is_placeholder(promised: int, found: int) -> bool:
     return promised < 0 or (promised >= UNKNOWN_LENGTH and promised > found)
 
 
-def _chunks(
-    file: BinaryIO, layout: _Chunks, position: int, size: int
-) -> Iterator[tuple[bytes, int, int]]:
+def chunks_of(content: Content, layout: Chunks, position: int) -> Iterator[tuple[bytes, int, int]]:
     """Yield the first four bytes of each chunk's identifier, its content's offset and size."""
-    while position + layout.header <= size:
-        file.seek(position)
-        header = file.read(layout.header)
-        if len(header) < layout.header:
-            return
+    while len(header := content.read_at(position, layout.header)) == layout.header:
         (length,) = struct.unpack_from(layout.size_format, header, layout.size_at)
         if layout.size_at == 16:
             length -= layout.header
@@ -193,14 +185,15 @@ def _chunks(
         position = begin + length + -length % layout.padding
 
 
-def _is_empty(file: BinaryIO, layout: _Chunks, position: int, size: int) -> bool:
+def _is_empty(content: Content, layout: Chunks, position: int) -> bool:
     """Return whether only chunks follow, or nothing."""
     end = position
-    for name, begin, length in _chunks(file, layout, position, size):
-        if not name.isascii() or not name.decode("ascii").isprintable() or begin + length > size:
+    for name, begin, length in chunks_of(content, layout, position):
+        is_name = name.isascii() and name.decode("ascii").isprintable()
+        if not is_name or begin + length > content.size:
             return False
         end = begin + length
-    return size - end < layout.header
+    return content.size - end < layout.header
 
 
 class AudioView:
@@ -209,7 +202,7 @@ class AudioView:
     Beyond the real end nothing can be read, except zeros where decoders look for a tag.
 
     Args:
-        file: The file, open for reading. Not closed here.
+        content: The file. Not closed here.
         start: Offset of the first byte.
         size: Bytes that the file claims to have; None is what there is.
         replaced: Other bytes, by offset in the file.
@@ -220,15 +213,15 @@ class AudioView:
 
     def __init__(
         self,
-        file: BinaryIO,
+        content: Content,
         *,
         start: int = 0,
         size: int | None = None,
         replaced: Mapping[int, bytes] | None = None,
     ) -> None:
-        self._file = file
+        self._content = content
         self._start = start
-        self._real = os.fstat(file.fileno()).st_size - start
+        self._real = content.size - start
         self._size = self._real if size is None else size
         self._replaced = replaced or {}
         self._position = 0
@@ -245,8 +238,7 @@ class AudioView:
 
     def readinto(self, buffer: memoryview) -> int:
         """Read into a buffer; return the number of bytes."""
-        self._file.seek(self._start + self._position)
-        content = bytearray(self._file.read(len(buffer)))
+        content = bytearray(self._content.read_at(self._start + self._position, len(buffer)))
         for at, other in self._replaced.items():
             begin = at - self._start - self._position
             for index, byte in enumerate(other, begin):
@@ -260,31 +252,37 @@ class AudioView:
         return len(content)
 
 
-def why_cut_short(file: soundfile.SoundFile, path: Path) -> str | None:
+def why_cut_short(file: soundfile.SoundFile, content: Content) -> str | None:
     """Return why a file ends before its header says; None if it keeps the promise."""
     notes: str = file.extra_info
     sample_bytes = _SAMPLE_BYTES.get(file.subtype)
     frame_bytes = 1 if sample_bytes is None else sample_bytes * file.channels
-    chunk = read_data_chunk(path)
-    if chunk is not None:
-        missing = 0 if chunk.promised is None else chunk.promised - chunk.found
-        if missing > max(1, frame_bytes - 1, chunk.padding - 1):
-            return _bytes_missing(chunk.promised, chunk.found)
+    chunk = read_data_chunk(content)
+    if chunk is not None and (reason := why_bytes_missing(chunk, frame_bytes)) is not None:
+        return reason
     noted = _BYTES_NOTED[file.format].search(notes) if file.format in _BYTES_NOTED else None
     if noted is not None:
         promised, found = int(noted["promised"]), int(noted["found"])
         if max(1, frame_bytes - 1) < promised - found and promised < UNKNOWN_LENGTH:
             return _bytes_missing(promised, found)
-    frames, found = None if chunk is not None else frames_stated(file, path), file.frames
+    frames, found = None if chunk is not None else frames_stated(file, content), file.frames
     if file.format == "SDS" and (blocks := _SDS.search(notes)):
         # libsndfile takes the header's word, and repeats the last block
         frames, found = file.frames - int(blocks[1]) + 1, int(blocks[2])
     if frames is not None and found < frames - 1:  # one may have lost a byte
         return f"is cut short: its header promises {frames} frames, it holds {found}"
-    if file.format == "OGG" and not _end_of_ogg(path)[1]:
+    if file.format == "OGG" and not _end_of_ogg(content)[1]:
         return "is cut short: its last Ogg page is not whole"
-    if file.format == "OGG" and _is_chained(path):
+    if file.format == "OGG" and _is_chained(content):
         return "is a chain of Ogg streams, of which libsndfile reads only the first"
+    return None
+
+
+def why_bytes_missing(chunk: DataChunk, frame_bytes: int) -> str | None:
+    """Return why a chunk of audio ends before its header says; None if less than a frame lacks."""
+    missing = 0 if chunk.promised is None else chunk.promised - chunk.found
+    if missing > max(1, frame_bytes - 1, chunk.padding - 1):
+        return _bytes_missing(chunk.promised, chunk.found)
     return None
 
 
@@ -297,7 +295,7 @@ def _bytes_missing(promised: int | None, found: int) -> str:
     return f"is cut short: its header promises {promised} bytes of audio, it holds {found}"
 
 
-def frames_stated(file: soundfile.SoundFile, path: Path) -> int | None:
+def frames_stated(file: soundfile.SoundFile, content: Content) -> int | None:
     """Return the frames by the header, in formats for which libsndfile ignores them.
 
     There, it takes all that follows for audio. None in other formats.
@@ -306,38 +304,35 @@ def frames_stated(file: soundfile.SoundFile, path: Path) -> int | None:
         counts = _FRAMES_NOTED[file.format].findall(file.extra_info)
         return int(counts[-1]) if counts else None
     if file.format == "NIST":
-        with path.open("rb") as content:
-            count = _NIST_FRAMES.search(content.read(_NIST_HEADER))
+        count = _NIST_FRAMES.search(content.read_at(0, _NIST_HEADER))
         return int(count[1]) if count else None
     sample_bytes = _SAMPLE_BYTES.get(file.subtype)
     channels: int = file.channels
     if file.format in ("W64", "SVX") and sample_bytes is not None:
-        chunk = read_data_chunk(path)
+        chunk = read_data_chunk(content)
         if chunk is not None and chunk.promised is not None:
             return -(-chunk.promised // (sample_bytes * channels))
     return None
 
 
-def end_of_ogg(path: Path) -> int | None:
+def end_of_ogg(content: Content) -> int | None:
     """Return where an Ogg file's last page ends, if that is whole and something else follows.
 
     libsndfile takes what follows for a damaged page.
     """
-    end, is_whole = _end_of_ogg(path)
-    return end if is_whole and end < path.stat().st_size else None
+    end, is_whole = _end_of_ogg(content)
+    return end if is_whole and end < content.size else None
 
 
-def _end_of_ogg(path: Path) -> tuple[int, bool]:
+def _end_of_ogg(content: Content) -> tuple[int, bool]:
     """Return where the last page ends, and whether it is complete: libsndfile drops a partial one.
 
     Source: RFC 3533, section 6: a page begins with the capture pattern and version; byte 26 is the
         number of segments, and their lengths follow.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        start = max(0, size - 2 * LARGEST_OGG_PAGE)
-        file.seek(start)
-        tail = file.read()
+    size = content.size
+    start = max(0, size - 2 * LARGEST_OGG_PAGE)
+    tail = content.read_at(start, size - start)
     begin = tail.rfind(b"OggS\0")
     if begin < 0:
         return size, True  # something else follows the stream
@@ -348,14 +343,14 @@ def _end_of_ogg(path: Path) -> tuple[int, bool]:
     return start + begin + length, len(page) >= length
 
 
-def _is_chained(path: Path) -> bool:
+def _is_chained(content: Content) -> bool:
     """Return whether an Ogg stream begins after another; byte 5 of a page says that one does."""
-    with path.open("rb") as file:
-        has_begun = False
-        while len(page := file.read(27)) == 27 and page.startswith(b"OggS"):
-            is_first = bool(page[5] & 2)
-            if is_first and has_begun:
-                return True
-            has_begun = has_begun or not is_first
-            file.seek(sum(file.read(page[26])), io.SEEK_CUR)
+    has_begun, position = False, 0
+    while len(page := content.read_at(position, 27 + 255)) >= 27 and page.startswith(b"OggS"):
+        is_first = bool(page[5] & 2)
+        if is_first and has_begun:
+            return True
+        has_begun = has_begun or not is_first
+        num_segments = page[26]
+        position += 27 + num_segments + sum(page[27 : 27 + num_segments])
     return False

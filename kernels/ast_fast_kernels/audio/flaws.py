@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,17 +43,24 @@ class Survey:
         self._lowest, self._highest = math.inf, -math.inf
         self._energy = self._mean_energy = 0.0
 
-    def add_channels(self, channels: NDArray[np.float32], mean: NDArray[np.float32]) -> None:
+    def add_channels(self, channels: NDArray[Any], mean: NDArray[np.float32]) -> None:
         """Compare the energy of channels, shape (frames, channels), with that of their mean."""
         every = channels.reshape(-1)
+        if every.dtype == np.int16:
+            every = np.multiply(every, np.float32(INT16_STEP), dtype=np.float32)
         self._energy += float(np.dot(every, every)) / channels.shape[1]
         self._mean_energy += float(np.dot(mean, mean)) * channels.shape[1]
 
-    def add_block(self, block: NDArray[np.float32]) -> bool:
-        """Count what is beyond full scale, before resampling; return whether all is finite."""
+    def add_block(self, block: NDArray[Any]) -> bool:
+        """Count what is beyond full scale, before resampling; return whether all is finite.
+
+        Samples are float32, or int16 of which 32768 is full scale.
+        """
         if not len(block):
             return True
         low, high = float(block.min()), float(block.max())  # NaN if there is one
+        if block.dtype == np.int16:
+            low, high = INT16_STEP * low, INT16_STEP * high
         if not (math.isfinite(low) and math.isfinite(high)):
             return False
         self._frames += len(block)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO
+
+from ast_fast_kernels.audio.content import Content
 
 LARGEST_FRAME = 2048
 """Bytes that no frame exceeds: layer II at 384 kbit/s and 32 kHz has 1729."""
@@ -61,14 +60,14 @@ class _Header:
 
 
 def read_mpeg_stream(
-    path: Path, *, begin: int = 0, end: int | None = None, at_most: int | None = None
+    content: Content, *, begin: int = 0, end: int | None = None, at_most: int | None = None
 ) -> MpegStream | None:
     """Count the frames of MPEG audio by their headers; decode nothing.
 
     Skips ID3v2 tags and up to MOST_JUNK bytes between frames, as decoders do.
 
     Args:
-        path: The file.
+        content: The file.
         begin: Offset of the stream, in bytes.
         end: Offset of its end; None is the file's.
         at_most: Frames after which counting stops; None counts all.
@@ -77,40 +76,33 @@ def read_mpeg_stream(
     Source: ISO/IEC 11172-3, section 2.4.1.3; 13818-3 for the lower rates. The tag of the first
         frame: Xing's, of which LAME's begins with the same fields.
     """
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        size = size if end is None else min(size, end)
-        start = _find_frame(file, begin, size, None, MOST_AHEAD)
-        if start is None:
-            return None
-        position, first = start
-        promised = _promised_frames(file, position, first)
-        if promised is not None:
-            position += first.size
-        start_of_audio = position
-        count = 0
-        ends_in_frame, gap = False, None
-        while at_most is None or count < at_most:
-            header = _header(_bytes_at(file, position, 4))
-            if header is None or header.kind != first.kind:
-                found = _find_frame(file, position, size, first.kind, MOST_JUNK)
-                if found is None:
-                    gap = position if _frames_follow(file, position, size, first.kind) else None
-                    break
-                position, header = found
-            if position + header.size > size:
-                ends_in_frame = True
+    size = content.size if end is None else min(content.size, end)
+    start = _find_frame(content, begin, size, None, MOST_AHEAD)
+    if start is None:
+        return None
+    position, first = start
+    promised = _promised_frames(content, position, first)
+    if promised is not None:
+        position += first.size
+    start_of_audio = position
+    count = 0
+    ends_in_frame, gap = False, None
+    while at_most is None or count < at_most:
+        header = _header(content.read_at(position, 4))
+        if header is None or header.kind != first.kind:
+            found = _find_frame(content, position, size, first.kind, MOST_JUNK)
+            if found is None:
+                gap = position if _frames_follow(content, position, size, first.kind) else None
                 break
-            count += 1
-            position += header.size
-        else:
-            return MpegStream(start_of_audio, count, first.samples, promised, False, False, None)
+            position, header = found
+        if position + header.size > size:
+            ends_in_frame = True
+            break
+        count += 1
+        position += header.size
+    else:
+        return MpegStream(start_of_audio, count, first.samples, promised, False, False, None)
     return MpegStream(start_of_audio, count, first.samples, promised, True, ends_in_frame, gap)
-
-
-def _bytes_at(file: BinaryIO, position: int, count: int) -> bytes:
-    file.seek(position)
-    return file.read(count)
 
 
 @lru_cache(maxsize=4096)  # a stream has few different ones
@@ -136,60 +128,60 @@ def _header(head: bytes) -> _Header | None:
 
 
 def _find_frame(
-    file: BinaryIO, position: int, size: int, kind: tuple[int, int, int] | None, most_junk: int
+    content: Content, position: int, size: int, kind: tuple[int, int, int] | None, most_junk: int
 ) -> tuple[int, _Header] | None:
     """Return the next frame that another follows, or that ends the file, and its offset."""
-    position = _after_tags(file, position)
+    position = _after_tags(content, position)
     end = min(size, position + most_junk)
     while position < end:
-        block = _bytes_at(file, position, min(2**16, end - position) + 3)
+        block = content.read_at(position, min(2**16, end - position) + 3)
         at = block.find(b"\xff")
         while at >= 0:
             header = _header(block[at : at + 4])
             if header is not None and kind in (None, header.kind):
                 after = position + at + header.size
-                following = _header(_bytes_at(file, after, 4))
+                following = _header(content.read_at(after, 4))
                 if after >= size or (following is not None and following.kind == header.kind):
                     return position + at, header
-                if _bytes_at(file, after, 3) in (b"ID3", b"TAG", b"APE"):
+                if content.read_at(after, 3) in (b"ID3", b"TAG", b"APE"):
                     return position + at, header
             at = block.find(b"\xff", at + 1)
         position += max(1, len(block) - 3)
     return None
 
 
-def _frames_follow(file: BinaryIO, position: int, size: int, kind: tuple[int, int, int]) -> bool:
+def _frames_follow(content: Content, position: int, size: int, kind: tuple[int, int, int]) -> bool:
     """Return whether a run of frames follows anywhere: a picture in a tag may look like two."""
     end = min(size, position + MOST_SEARCHED)
-    found = _find_frame(file, position, size, kind, end - position)
+    found = _find_frame(content, position, size, kind, end - position)
     while found is not None:
         at, header = found
         for _ in range(RUN):
             at += header.size
-            following = _header(_bytes_at(file, at, 4))
+            following = _header(content.read_at(at, 4))
             if following is None or following.kind != kind:
                 break
             header = following
         else:
             return True
-        found = _find_frame(file, found[0] + 1, size, kind, end - found[0] - 1)
+        found = _find_frame(content, found[0] + 1, size, kind, end - found[0] - 1)
     return False
 
 
-def _after_tags(file: BinaryIO, position: int) -> int:
+def _after_tags(content: Content, position: int) -> int:
     """Return the offset behind the ID3v2 tags at an offset."""
-    while len(head := _bytes_at(file, position, 10)) == 10 and head[:3] == b"ID3":
+    while len(head := content.read_at(position, 10)) == 10 and head[:3] == b"ID3":
         a, b, c, d = head[6:]
         length = a << 21 | b << 14 | c << 7 | d  # seven bits each
         position += 10 + length + (10 if head[5] & 0x10 else 0)
     return position
 
 
-def _promised_frames(file: BinaryIO, position: int, header: _Header) -> int | None:
+def _promised_frames(content: Content, position: int, header: _Header) -> int | None:
     """Return the number of frames by the tag of the first frame."""
     if header.kind[1] != 3:
         return None
-    frame = _bytes_at(file, position, min(header.size, LARGEST_FRAME))
+    frame = content.read_at(position, min(header.size, LARGEST_FRAME))
     for offset in (4 + header.side_info, 6 + header.side_info):  # a checksum moves it
         if frame[offset : offset + 4] in (b"Xing", b"Info"):
             has_count = frame[offset + 7] & 1 if len(frame) >= offset + 12 else 0

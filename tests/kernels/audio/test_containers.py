@@ -13,8 +13,10 @@ import soundfile
 
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast_kernels.audio.containers import AudioView
-from ast_fast_kernels.audio.decode import BadAudioError
+from ast_fast_kernels.audio.content import Content
+from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.flaws import Survey
+from ast_fast_kernels.audio.source import AudioSource
 
 RATE = 16000
 NUM_FRAMES = 3201
@@ -260,7 +262,7 @@ def test_ogg_is_whole_unfinished_holed_or_chained(tmp_path):
 def test_a_view_shows_libsndfile_other_bytes_and_another_size(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(bytes(range(100)))
-    with path.open("rb") as file:
+    with Content(AudioSource.of(path)) as file:
         view = AudioView(file, start=10, replaced={8: b"abcd", 98: b"xyz"})
         buffer = bytearray(200)
         assert view.readinto(memoryview(buffer)) == 90

@@ -1,0 +1,59 @@
+"""A trained model ready for use: clips in, probabilities or embeddings out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ast_fast.features import Statistics, model_input
+from ast_fast.machine.device import Placement, nearest_amp
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import Config
+from ast_fast.training.trained import load_trained
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained model with its settings, class names and statistics."""
+
+    model: AudioSpectrogramTransformer
+    config: Config
+    class_names: list[str]
+    statistics: Statistics | None
+    placement: Placement
+    """The precision is that of training, or the nearest that the device supports."""
+
+    def features(self, windows: Tensor) -> Tensor:
+        """Return the model's input for clips, int16, shape (batch, num_samples)."""
+        return model_input(windows, self.config, self.statistics)
+
+    def embeddings(self, windows: Tensor) -> Tensor:
+        """Return what the model's head classifies, on the CPU: float32, (batch, embed_dim)."""
+        with torch.inference_mode(), self.placement.autocast():
+            embeddings = self.model.embed(self.features(windows.to(self.placement.device)))
+        return embeddings.float().cpu()
+
+    def logits(self, windows: Tensor) -> Tensor:
+        """Return the logits of all classes for clips, on the CPU: float32, (batch, num_classes)."""
+        with torch.inference_mode(), self.placement.autocast():
+            logits: Tensor = self.model(self.features(windows.to(self.placement.device)))
+        return logits.float().cpu()
+
+    def probabilities(self, windows: Tensor) -> Tensor:
+        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
+        return self.logits(windows).softmax(dim=1)
+
+
+def load_classifier(path: Path, device: torch.device) -> Classifier:
+    """Return the model of a finished fold.
+
+    Raises:
+        InputError: The file is missing, damaged, or not a model of this program.
+    """
+    trained = load_trained(path)
+    model = trained.model.to(device).eval().requires_grad_(False)
+    placement = Placement(device, nearest_amp(trained.config.training.amp, device))
+    return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)

@@ -1,0 +1,212 @@
+"""What a trained model makes of a corpus: `python -m ast_fast.extract CHECKPOINT INPUT`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+
+from ast_fast.classifier import Classifier, load_classifier
+from ast_fast.data.audio import as_int16
+from ast_fast.data.cache import decode_settings
+from ast_fast.machine.device import is_out_of_memory, resolve_device
+from ast_fast_kernels.corpus.command import run_command
+from ast_fast_kernels.corpus.extractor import Samples
+from ast_fast_kernels.corpus.formats.shard import DtypeName
+from ast_fast_kernels.corpus.run import Corpus
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.sealed import digest_of_file
+
+PROGRAM = "python -m ast_fast.extract"
+
+What = Literal["embeddings", "probabilities", "logits"]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The argument that comes before the corpus."""
+
+    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
+    """Model: fold-N/model.safetensors in a run's folder."""
+
+
+@dataclass(frozen=True)
+class Options(Corpus, _Model):
+    """Extract what a trained model makes of audio files, of any number, into shards.
+
+    A file of any length is cut into clips of the model's length, as ast_fast.predict does. Bad
+    files are named on standard error, listed in failed.jsonl and left out; the exit code is then 1.
+    A run that was interrupted or killed goes on with --resume, to the same bytes.
+    """
+
+    dtype: DtypeName = "float32"
+    """Type that rows are stored as."""
+    what: What = "embeddings"
+    """What to extract: embeddings (the vector that the model's head classifies), or the
+    probabilities or logits of its classes, whose names are in extract.toml."""
+    per_window: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Keep a row for each clip of a file; without, a file has one row, the mean over its clips."""
+    batch_size: int = 32
+    """Clips that go through the model at once."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of the model; auto takes CUDA if this machine has it."""
+
+
+class ModelExtractor:
+    """Makes a row of each waveform by a trained model, in windows of the model's length.
+
+    A waveform is cut as `ast_fast.predict` cuts a file. Its row is the mean over its windows, or
+    one vector a window. Each process loads the model when it first needs it, and runs it on one
+    thread of the CPU, so that results do not depend on the number of processes.
+
+    Args:
+        checkpoint: Model of a finished fold; every process reads this file.
+        what: `embeddings` (what the head classifies), `probabilities` or `logits`.
+        per_window: Whether a row is (num_windows, width); False is their mean, (width,).
+        device: Where the model runs.
+        batch_size: Windows at once. Sums are rounded in another order where it differs.
+    Raises:
+        InputError: The checkpoint cannot be used, or the machine lacks the device.
+    """
+
+    takes_int16 = True
+    is_random = False
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        what: What,
+        *,
+        per_window: bool = False,
+        device: Literal["auto", "cpu", "cuda"] = "auto",
+        batch_size: int = 32,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+        self.checkpoint, self.what = checkpoint.absolute(), what
+        self.ragged, self.batch_size = per_window, batch_size
+        self.device = resolve_device(device).type
+        self.needs_gpu = self.device == "cuda"
+        self.digest = ""
+        classifier = self._load()
+        clips = decode_settings(classifier.config)
+        self.sample_rate, self.window_size = clips.sample_rate, clips.num_samples
+        self.class_names = classifier.class_names
+        self.precision = classifier.placement.precision
+        self.width = (
+            classifier.config.model.embed_dim if what == "embeddings" else len(self.class_names)
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the kind of rows, and what of the model they depend on."""
+        model = {
+            "sha256": self.digest,
+            "sample_rate": self.sample_rate,
+            "window_seconds": self.window_size / self.sample_rate,
+            "class_names": self.class_names,
+        }
+        return {
+            "kind": self.what,
+            "torch": torch.__version__,
+            "per_window": self.ragged,
+            "batch_size": self.batch_size,
+            "device": self.device,
+            "precision": self.precision,
+            "model": model,
+        }
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the model out: another process loads its own."""
+        return {**vars(self), "_classifier": None}
+
+    def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
+        """Return the row of each waveform, (width,) or (num_windows, width)."""
+        if not waveforms:
+            return []
+        windows = [windows_of(waveform, self.window_size) for waveform in waveforms]
+        vectors = self._vectors(np.concatenate(windows))
+        ends = np.cumsum([len(of_one) for of_one in windows])
+        rows = np.split(vectors, ends[:-1])
+        if self.ragged:
+            return rows
+        return [row.mean(axis=0, dtype=np.float64).astype(np.float32) for row in rows]
+
+    def _vectors(self, windows: NDArray[np.int16]) -> NDArray[np.float32]:
+        """Return the vector of each window, (num_windows, width)."""
+        classifier = self._loaded()
+        compute = getattr(classifier, self.what)
+        batches = torch.split(torch.from_numpy(windows), self.batch_size)
+        try:
+            vectors: NDArray[np.float32] = torch.cat([compute(batch) for batch in batches]).numpy()
+        except ValueError as error:
+            raise InputError(
+                f"CHECKPOINT's settings give no features of a clip: {error}"
+            ) from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise InputError("out of memory: lower --batch-size or --jobs") from error
+        return vectors
+
+    def _loaded(self) -> Classifier:
+        return self._classifier or self._load()
+
+    def _load(self) -> Classifier:
+        """Load the model into this process, the very file that the run began with."""
+        device = resolve_device("cuda" if self.device == "cuda" else "cpu")
+        classifier = load_classifier(self.checkpoint, device)
+        digest = digest_of_file(self.checkpoint)
+        if self.digest not in ("", digest):
+            raise InputError(
+                f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"
+            )
+        torch.set_num_threads(1)
+        self._classifier, self.digest = classifier, digest
+        return classifier
+
+
+def windows_of(waveform: NDArray[Samples], size: int) -> NDArray[np.int16]:
+    """Cut a waveform to windows; the last ends with it, so it may overlap the one before.
+
+    A waveform shorter than a window is padded with zeros.
+
+    Args:
+        waveform: Mono, float in [-1, 1] or int16, shape (num_samples,).
+        size: Samples of a window.
+    Returns:
+        Windows, shape (num_windows, size).
+    """
+    samples = as_int16(waveform)
+    if len(samples) <= size:
+        return np.pad(samples, (0, size - len(samples)))[None]
+    whole = len(samples) // size
+    windows = samples[: whole * size].reshape(whole, size)
+    if whole * size == len(samples):
+        return windows
+    return np.concatenate((windows, samples[None, -size:]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Extract what the arguments ask for; return the exit code, as `run_command` says."""
+    return run_command(Options, PROGRAM, argv, _extractor)
+
+
+def _extractor(options: Options) -> ModelExtractor:
+    return ModelExtractor(
+        options.checkpoint,
+        options.what,
+        per_window=options.per_window,
+        device=options.device,
+        batch_size=options.batch_size,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Shards in Lhotse's Shar format: a list of cuts and a tar of their features.
+
+`CutSet.from_shar(in_dir=...)` takes every file of a folder for one of a shard, so these have one of
+their own. A tar is read from its beginning to its end, or at random: its members are not
+compressed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import mmap
+import tarfile
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ast_fast_kernels.corpus.formats.shard import Shard, Stored
+
+OF_A_CUT = ("supervisions", "recording", "channel")
+"""Further columns that become fields of the cut; the others become its custom fields."""
+
+
+class SharFormat:
+    """Shar: `cuts.000000.jsonl.gz` and `features.000000.tar`, in a folder `shar`."""
+
+    mapped = True
+
+    def file_names(self, index: int) -> tuple[str, ...]:
+        """Return the names of the cuts and of their features."""
+        return f"shar/cuts.{index:06d}.jsonl.gz", f"shar/features.{index:06d}.tar"
+
+    def write(self, paths: Sequence[Path], shard: Shard) -> None:
+        """Create both files.
+
+        Raises:
+            ValueError: The rows are vectors, or the facts lack the sample rate or the frame shift.
+        """
+        missing = [name for name in ("sample_rate", "frame_shift") if name not in shard.facts]
+        if missing or not shard.ragged:
+            what = " and ".join(missing) if missing else "frames"
+            raise ValueError(f"format lhotse needs features with {what}; use --format arrow")
+        manifests = [_features_manifest(shard, row) for row in range(len(shard))]
+        with (
+            paths[0].open("wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as zipped,
+        ):
+            for row, manifest in enumerate(manifests):
+                zipped.write(_json_line(_cut(shard, row, manifest)))
+        with tarfile.open(paths[1], "w", format=tarfile.PAX_FORMAT) as tar:
+            for row, manifest in enumerate(manifests):
+                data = io.BytesIO()
+                np.save(data, shard.features[row])
+                _add(tar, f"{_cut_id(shard, row)}.npy", data.getvalue())
+                _add(tar, f"{_cut_id(shard, row)}.json", _json_line(manifest))
+
+    def open(self, paths: Sequence[Path]) -> SharRows:
+        """Map the tar."""
+        return SharRows(paths[1])
+
+
+class SharRows:
+    """Features of a tar of .npy files, as views of its mapped pages."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            try:
+                with tarfile.open(fileobj=file, mode="r:") as tar:
+                    starts = [member.offset_data for member in tar if member.name.endswith(".npy")]
+                pages = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._arrays = [_array_at(pages, start) for start in starts]
+            except (tarfile.TarError, ValueError) as error:
+                raise ValueError(f"{path} must be a tar of .npy files: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._arrays)
+
+    def __getitem__(self, row: int) -> Stored:
+        return self._arrays[row]
+
+    @cached_property
+    def num_frames(self) -> npt.NDArray[np.int32]:
+        """Frames of each row."""
+        return np.array([len(array) for array in self._arrays], np.int32)
+
+
+def _array_at(pages: mmap.mmap, start: int) -> Stored:
+    """Return the array of an .npy file that lies in mapped pages, as a view."""
+    head = io.BytesIO(pages[start : start + 256])
+    np.lib.format.read_magic(head)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+    values = np.frombuffer(pages, dtype, int(np.prod(shape)), start + head.tell())
+    return values.reshape(shape)
+
+
+def _cut_id(shard: Shard, row: int) -> str:
+    """Return the name of a cut; Lhotse compares it with the member's path as pathlib has it."""
+    return str(PurePosixPath(shard.path[row] if shard.key is None else shard.key[row]))
+
+
+def _features_manifest(shard: Shard, row: int) -> dict[str, Any]:
+    return {
+        "type": "kaldi-fbank",
+        "num_frames": len(shard.features[row]),
+        "num_features": shard.width,
+        "frame_shift": shard.facts["frame_shift"] / 1000,
+        "sampling_rate": shard.facts["sample_rate"],
+        "start": 0,
+        "duration": shard.seconds[row],
+        "storage_type": "shar",
+        "storage_path": "",
+        "storage_key": "",
+        "channels": 0,
+    }
+
+
+def _cut(shard: Shard, row: int, features: dict[str, Any]) -> dict[str, Any]:
+    given = {name: values[row] for name, values in shard.columns.items()}
+    known = {name: given.pop(name) for name in OF_A_CUT if given.get(name) is not None}
+    return {
+        "id": _cut_id(shard, row),
+        "start": 0,
+        "duration": shard.seconds[row],
+        "channel": 0,
+        "supervisions": [],
+        "features": features,
+        "custom": {"path": shard.path[row], **given},
+        "type": "MonoCut",
+        **known,
+    }
+
+
+def _json_line(document: dict[str, Any]) -> bytes:
+    return json.dumps(document).encode("ascii") + b"\n"
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # of nobody, at the beginning of time
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))

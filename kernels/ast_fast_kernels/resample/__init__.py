@@ -1,0 +1,1 @@
+"""Resampling: waveforms at another sample rate."""
