@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "run": "machine settings data features model training report",
         "explain": "model",
         "cv": "machine settings data model training report run",
-        "classifier": "machine settings features model training",
+        "classifier": "machine settings features model pretrained training",
         "predict": "machine settings data explain classifier",
         "extract": "machine data classifier",
         "compare": "settings report run",

@@ -14,10 +14,11 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
+from ast_fast.classifier import load_classifier
 from ast_fast.cv import main as train
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast.explain import attention_rollout
-from ast_fast.predict import classify, load_classifier, main
+from ast_fast.predict import classify, main
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast_kernels.audio.find import SUFFIXES, find_audio
