@@ -28,12 +28,16 @@ TENSORBOARD = "tensorboard>=2.18"  # curves of runs side by side; brings grpcio,
 
 EXTRACT = f"ast-fast-kernels[extract]=={VERSION}"  # features of a corpus; brings pyarrow
 
+RAY = f"ast-fast-kernels[ray]=={VERSION}"  # a corpus on a cluster; brings ray, jsonschema, protobuf
+
 EXTRAS_REQUIRE = {
     "tensorboard": [TENSORBOARD],
     "extract": [EXTRACT],
+    "ray": [RAY],
     "test": [
         TENSORBOARD,
         EXTRACT,
+        RAY,
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",
         "pytest-benchmark>=5",

@@ -78,6 +78,7 @@ class ModelExtractor:
 
     takes_int16 = True
     is_random = False
+    frame_shift: float | None = None
 
     def __init__(
         self,

@@ -73,7 +73,8 @@ def _config(options: Any) -> FbankConfig:
     try:
         return FbankConfig.preset(options.preset, **changes)
     except ValueError as error:
-        raise InputError(f"--{str(error).replace('_', '-', 1)}") from error
+        name, space, rule = str(error).partition(" ")
+        raise InputError(f"--{name.replace('_', '-')}{space}{rule}") from error
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ Tell = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class _Task:
-    """A shard to make, or one of its items to try."""
+    """A shard to make, or first one of its items to try."""
 
     shard: int
     spoiled: Mapping[int, str]
@@ -175,9 +175,11 @@ class _Crew:
             elif isinstance(message, BaseException):
                 raise message
             else:
-                worker.task = None
+                task, worker.task = worker.task, None
                 if message is not None:
                     yield message
+                elif task is not None:  # the file that was tried is not to blame
+                    tasks.appendleft(_Task(task.shard, task.spoiled))
 
     def _lose(self, worker: _Worker, tasks: deque[_Task]) -> None:
         """Go on without a process that ended."""
@@ -193,7 +195,7 @@ class _Crew:
             return
         k, index = task.shard, worker.at_hand.value
         self._tell(Progress(k))
-        if task.tried is not None:
+        if task.tried is not None and index == task.tried:
             self._spoiled[k][task.tried] = f"ended the decoder ({how})"
             self._losses[k] = 0
             tasks.appendleft(_Task(k, dict(self._spoiled[k])))
@@ -204,9 +206,8 @@ class _Crew:
                 f"shard {k} ended its process {self._losses[k]} times ({how}), and no file of it "
                 "does so alone; if memory ran out, lower --jobs or --shard-size"
             )
-        tasks.appendleft(_Task(k, task.spoiled))
-        if self._losses[k] > 1 and index >= 0:
-            tasks.appendleft(_Task(k, {}, tried=index))
+        tried = index if self._losses[k] > 1 and index >= 0 else None
+        tasks.appendleft(_Task(k, task.spoiled, tried))
 
 
 def _how_it_ended(exit_code: int | None) -> str:

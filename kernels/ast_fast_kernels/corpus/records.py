@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ class ShardLines:
 
 def write_record(path: Path, record: ShardRecord, lines: ShardLines) -> None:
     """Write a shard's record, after the shard itself."""
-    document = {**asdict(record), **asdict(lines)}
+    files = None if lines.files is None else vars(lines.files)
+    tables = {"manifest": lines.manifest, "failed": lines.failed, "files": files}
+    document = {**vars(record), **tables}  # `asdict` would copy every line
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(sealed(document)), encoding="ascii")
 
