@@ -62,7 +62,7 @@ MAY_IMPORT = {
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
         "corpus": "errors files console audio _cpu fbank",
-        "extract": "errors console corpus fbank",
+        "extract": "errors corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise attention fbank",
         "testing": "_cpu _gpu gelu layer_norm attention fbank",
