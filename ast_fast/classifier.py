@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from ast_fast.features import Statistics, model_input
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.pretrained.checkpoint import load
+from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import Config
 from ast_fast.training.trained import load_trained
 
@@ -25,6 +28,11 @@ class Classifier:
     statistics: Statistics | None
     placement: Placement
     """The precision is that of training, or the nearest that the device supports."""
+    multi_label: bool = False
+    """Whether a clip can be of several classes: probabilities are sigmoids, not a softmax."""
+    shortest: int | None = None
+    """Samples to which a shorter clip is padded with zeros; None is those of a whole clip. Of what
+    is longer, missing frames are padded, by `config.features.padding`."""
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
@@ -44,7 +52,8 @@ class Classifier:
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
-        return self.logits(windows).softmax(dim=1)
+        logits = self.logits(windows)
+        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
@@ -57,3 +66,27 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     model = trained.model.to(device).eval().requires_grad_(False)
     placement = Placement(device, nearest_amp(trained.config.training.amp, device))
     return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
+
+
+def load_any_classifier(path: Path, device: torch.device) -> Classifier:
+    """Return the model of a finished fold, or one that others trained.
+
+    Args:
+        path: A fold's model.safetensors, a folder of transformers, or a `.pth` of the original AST.
+        device: Where the model is to run.
+    Raises:
+        InputError: The file is missing, damaged, or no such model.
+    """
+    settings = (path.parent if path.suffix == ".safetensors" else path) / CONFIG
+    if path.suffix != ".pth" and not os.path.isfile(settings):  # is_file raises on a long name
+        return load_classifier(path, device)
+    others = load(path)
+    return Classifier(
+        others.model.to(device).requires_grad_(False),
+        others.config,
+        others.class_names,
+        others.statistics,
+        Placement(device, nearest_amp(others.config.training.amp, device)),
+        multi_label=others.multi_label,
+        shortest=others.config.fbank.window_size,
+    )

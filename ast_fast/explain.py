@@ -18,15 +18,16 @@ def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> T
     """Return the share of each patch's token in what the head reads, by all blocks' attention.
 
     Heads are averaged, and each block's residual counts as half: the rollout is the product over
-    blocks of (attention + identity) / 2. The shares are the mean of its rows, or the class token's
-    row. With a stem or convolutions, a patch's token also holds parts of its neighbours.
+    blocks of (attention + identity) / 2. The shares are the mean of its rows, or of the rows of the
+    class and distillation tokens. With a stem or convolutions, a patch's token also holds parts of
+    its neighbours.
 
     Args:
         model: In eval mode.
         features: The model's input, shape (batch, num_frames, num_mel_bins).
     Returns:
         Shares, shape (batch, patches along frequency, patches along time). A clip's sum is 1, or
-        1 less the class token's own share.
+        1 less the share of these tokens.
     Source: Abnar, Zuidema, "Quantifying Attention Flow in Transformers", ACL 2020, section 3.
     """
     projected: list[Tensor] = []
@@ -50,7 +51,8 @@ def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> T
         step = 0.5 * (weights + torch.eye(weights.shape[-1], device=weights.device))
         rollout = step if rollout is None else step @ rollout
     assert rollout is not None
-    shares = rollout[:, 0, 1:] if model.class_token is not None else rollout.mean(dim=1)
+    count = model.num_class_tokens
+    shares = (rollout[:, :count] if count else rollout).mean(dim=1)[:, count:]
     return shares.reshape(len(shares), *model.patch_embedding.grid)
 
 

@@ -76,7 +76,8 @@ def model_input(
 
     With `norm_per_sample`, (x − mean) / sqrt(std² + STD_FLOOR²) over all values of the clip, so
     that digital silence becomes 0. Otherwise, (x − mean) / (2 · std) of the statistics, as the AST
-    does. Shorter clips are padded with the value of silence.
+    does. Shorter clips are padded with the value of silence, or with 0 before they are normalised
+    (`config.features.padding`).
 
     Args:
         waveforms: As `log_mel` takes them.
@@ -100,7 +101,7 @@ def model_input(
     features: Tensor = normalise(
         log_mel(waveforms, config, dither=changes is not None),
         config.features.target_frames,
-        log_silence=config.fbank.log_silence,
+        log_silence=0.0 if config.features.padding == "zero" else config.fbank.log_silence,
         statistics=shift_and_scale,
         std_floor=STD_FLOOR,
         offsets=offsets,

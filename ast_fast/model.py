@@ -1,8 +1,8 @@
 """The minimal Audio Spectrogram Transformer: log-mel features in, class logits out.
 
-Follows Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021), section 2.1,
-without its distillation token and pre-training. Patches are numbered as there, frequency first:
-patch `f * num_patches_time + t`.
+Follows Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021), section 2.1.
+What its pre-trained models have beyond that (a distillation token, a norm before the head) are
+settings. Patches are numbered as there, frequency first: patch `f * num_patches_time + t`.
 """
 
 from __future__ import annotations
@@ -43,15 +43,22 @@ class AudioSpectrogramTransformer(nn.Module):
         """
         super().__init__()
         check_model(config, num_mel_bins, num_frames)
-        self.pool = config.pool
+        width, self.num_class_tokens = config.embed_dim, config.num_class_tokens
         self.patch_embedding = PatchEmbedding(config, num_mel_bins, num_frames)
-        self.class_token = (
-            nn.Parameter(torch.zeros(config.embed_dim)) if config.pool == "cls" else None
+        self.class_token, self.distillation_token = (
+            nn.Parameter(torch.zeros(width)) if self.num_class_tokens >= needed else None
+            for needed in (1, 2)
+        )
+        self.token_position = (
+            nn.Parameter(torch.zeros(self.num_class_tokens, width))
+            if config.token_positions
+            else None
         )
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.embed_dim)
-        self.head = Linear(config.embed_dim, num_classes)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self.head_norm = nn.LayerNorm(width, eps=config.head_norm_eps) if config.head_norm else None
+        self.head = Linear(width, num_classes)
         self._initialise()
 
     @classmethod
@@ -112,7 +119,13 @@ class AudioSpectrogramTransformer(nn.Module):
         Returns:
             Logits, shape (batch, num_classes).
         """
-        logits: Tensor = self.head(self.embed(features, keep=keep))
+        return self.classify(self.embed(features, keep=keep))
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Return the logits of clips, (batch, num_classes), from their embeddings."""
+        if self.head_norm is not None:
+            embeddings = self.head_norm(embeddings)
+        logits: Tensor = self.head(embeddings)
         return logits
 
     def embed(self, features: Tensor, *, keep: Tensor | None = None) -> Tensor:
@@ -124,29 +137,37 @@ class AudioSpectrogramTransformer(nn.Module):
                 patches cost nothing, not even a projection, unless patches see their neighbours
                 (`ModelConfig.sees_all_patches`).
         Returns:
-            Embeddings, shape (batch, embed_dim).
+            Embeddings, shape (batch, embed_dim), before the head's own norm.
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
-        if self.class_token is not None:
-            class_token = self.class_token.to(tokens.dtype).expand(len(tokens), 1, -1)
-            tokens = torch.cat((class_token, tokens), dim=1)
+        if self.num_class_tokens:
+            first = self._class_tokens().to(tokens.dtype).expand(len(tokens), -1, -1)
+            tokens = torch.cat((first, tokens), dim=1)
         tokens = self.dropout(tokens)
         update: Tensor | None = None
         for block in self.blocks:
             tokens, update = block(tokens, update)
-        if self.class_token is not None:
-            tokens, update = tokens[:, :1], None if update is None else update[:, :1]
+        if count := self.num_class_tokens:
+            tokens, update = tokens[:, :count], None if update is None else update[:, :count]
         return _add_norm(tokens, update, self.norm)[1].mean(dim=1)
+
+    def _class_tokens(self) -> Tensor:
+        """Return the tokens before those of the patches, shape (num_class_tokens, embed_dim)."""
+        named = (self.class_token, self.distillation_token)
+        tokens = torch.stack([token for token in named if token is not None])
+        return tokens if self.token_position is None else tokens + self.token_position
 
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _truncated_normal(module.weight)
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         if isinstance(self.patch_embedding.position, nn.Parameter):
             _truncated_normal(self.patch_embedding.position)
-        if self.class_token is not None:
-            _truncated_normal(self.class_token)
+        for parameter in (self.class_token, self.distillation_token, self.token_position):
+            if parameter is not None:
+                _truncated_normal(parameter)
 
 
 class Linear(nn.Linear):
@@ -154,7 +175,10 @@ class Linear(nn.Linear):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the projected tokens: (..., in_features) to (..., out_features)."""
-        projected: Tensor = linear(tokens, self.weight, self.bias)
+        bias: Tensor | None = self.bias
+        if bias is None:  # the kernels always add one
+            bias = self.weight.new_zeros(self.out_features)
+        projected: Tensor = linear(tokens, self.weight, bias)
         return projected
 
 
@@ -173,10 +197,10 @@ class Neighbours(nn.Conv2d):
 class StemStage(nn.Module):
     """Project each cell of a grid, normalise it, convolve with its neighbours, and join 2 × 2."""
 
-    def __init__(self, in_features: int, width: int) -> None:
+    def __init__(self, in_features: int, width: int, norm_eps: float) -> None:
         super().__init__()
         self.projection = Linear(in_features, width)
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.neighbours = Neighbours(width)
 
     def forward(self, cells: Tensor) -> Tensor:
@@ -203,7 +227,10 @@ class ConvolutionStem(nn.Sequential):
     """
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(*(StemStage(stage.values, stage.width) for stage in config.stem_stages))
+        eps = config.norm_eps
+        super().__init__(
+            *(StemStage(stage.values, stage.width, eps) for stage in config.stem_stages)
+        )
         self.cell_size = config.stem_cell
 
     def forward(self, image: Tensor) -> Tensor:
@@ -246,7 +273,7 @@ class ConvolutionBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.neighbours = Neighbours(config.embed_dim)
-        self.norm = nn.LayerNorm(config.embed_dim)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mlp = Mlp(config.embed_dim, config.conv_hidden_width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -362,10 +389,10 @@ class PatchEmbedding(nn.Module):
 class Attention(nn.Module):
     """Multi-head self-attention from one packed projection."""
 
-    def __init__(self, embed_dim: int, num_heads: int) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, *, qkv_bias: bool) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(embed_dim, 3 * embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.projection = Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -383,9 +410,9 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(config.embed_dim)
-        self.attention = Attention(config.embed_dim, config.num_heads)
-        self.norm2 = nn.LayerNorm(config.embed_dim)
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.attention = Attention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.mlp = Mlp(config.embed_dim, config.hidden_width)
         self.dropout = nn.Dropout(config.dropout)
 

@@ -20,7 +20,7 @@ import tyro
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ast_fast.classifier import Classifier, load_classifier
+from ast_fast.classifier import Classifier, load_any_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.explain import attention_rollout, save_explanation
@@ -59,7 +59,8 @@ class Options:
     """
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Model: fold-N/model.safetensors in a run's folder."""
+    """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
+    transformers or a .pth of the original AST."""
     audio: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIO ...")]
     """Audio files, or folders to search for them, subfolders included."""
     top: int = 5
@@ -126,6 +127,7 @@ def classify(
                 num_samples=settings.num_samples,
                 resample_quality=settings.resample_quality,
                 survey=survey,
+                shortest=classifier.shortest,
             ):
                 pending.append((file, window))
                 file.pending += 1
@@ -145,9 +147,8 @@ def _classify_batch(
 ) -> None:
     if not pending:
         return
-    windows = torch.from_numpy(np.stack([window for _, window in pending]))
     try:
-        results = classifier.probabilities(windows).double().numpy()
+        results = _probabilities(classifier, [window for _, window in pending])
     except ValueError as error:
         raise InputError(f"CHECKPOINT's settings give no features of a clip: {error}") from error
     for (file, window), probabilities in zip(pending, results, strict=True):
@@ -155,6 +156,19 @@ def _classify_batch(
         if not np.isfinite(probabilities).all():
             file.error = "cannot be classified: the model's probabilities are not finite"
     pending.clear()
+
+
+def _probabilities(
+    classifier: Classifier, windows: Sequence[NDArray[np.int16]]
+) -> NDArray[np.float64]:
+    """Return the probabilities of clips, (len(windows), num_classes); each length is a batch."""
+    lengths = np.array([len(window) for window in windows])
+    results = np.empty((len(windows), len(classifier.class_names)))
+    for length in np.unique(lengths):
+        rows = np.flatnonzero(lengths == length)
+        batch = torch.from_numpy(np.stack([windows[row] for row in rows.tolist()]))
+        results[rows] = classifier.probabilities(batch).double().numpy()
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +210,7 @@ def _classify_all(options: Options) -> int:
     if not options.audio:
         raise InputError("AUDIO must name at least one file or folder, got none")
     paths = find_audio(options.audio)
-    classifier = load_classifier(options.checkpoint, resolve_device(options.device))
+    classifier = load_any_classifier(options.checkpoint, resolve_device(options.device))
     _say_if_less_precise(classifier)
     num_bad = 0
     drawn: set[str] = set()

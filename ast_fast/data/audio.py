@@ -68,6 +68,7 @@ def _first_clip(
     sample_rate: int,
     num_samples: int,
     resample_quality: str,
+    shortest: int | None = None,
 ) -> NDArray[np.int16]:
     waveform = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
     if rate != sample_rate:
@@ -77,8 +78,9 @@ def _first_clip(
             waveform = soxr.resample(
                 as_float(waveform), rate, sample_rate, quality=resample_quality
             )
-    clip = np.zeros(num_samples, np.int16)
     samples = as_int16(waveform[:num_samples])
+    least = num_samples if shortest is None else shortest
+    clip = np.zeros(max(least, len(samples)), np.int16)
     clip[: len(samples)] = samples
     return clip
 
@@ -90,6 +92,7 @@ def read_windows(
     num_samples: int,
     resample_quality: str,
     survey: Survey | None = None,
+    shortest: int | None = None,
 ) -> Iterator[NDArray[np.int16]]:
     """Yield a whole audio file as clips of fixed length, however long it is.
 
@@ -103,6 +106,8 @@ def read_windows(
         num_samples: Of a clip.
         resample_quality: `hq` or `fast` of `ast_fast_kernels.resample`, or a quality of soxr.
         survey: Measures what was read; complete after the last clip.
+        shortest: Samples to which the clip of a shorter file is padded, where a clip need not have
+            all of its own; None is `num_samples`.
     Raises:
         BadAudioError: As `read_clip`. Damage late in a file is found after its first clips.
     """
@@ -118,7 +123,7 @@ def read_windows(
                 every = chain(begun, blocks)
                 yield from _long_windows(every, rate, sample_rate, num_samples, resample_quality)
                 return
-        yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality)
+        yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality, shortest)
 
 
 def _long_windows(

@@ -22,6 +22,7 @@ ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f
 """SHA-256 of that archive (645,832,161 bytes), as several projects that pin it publish it."""
 
 Backend = Literal["auto", "reference", "numba", "triton"]
+Pool = Literal["mean", "cls", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,10 @@ class FeatureConfig:
     norm_per_sample: bool = True
     """Normalise each clip by its own mean and deviation; else by those of the training folds."""
     target_frames: int = 512
-    """Frames of the model's input, at least those of a clip; padded with the value of silence."""
+    """Frames of the model's input, at least those of a clip."""
+    padding: Literal["silence", "zero"] = "silence"
+    """Value of missing frames before normalisation: that of silence, or 0 as in the original AST;
+    zero needs norm_per_sample off."""
 
 
 class StemStageSize(NamedTuple):
@@ -93,8 +97,9 @@ class ModelConfig:
     """Width of a block's MLP, as a multiple of embed_dim."""
     dropout: float = 0.0
     """Dropout rate after the projections of attention and MLP, and on the embeddings."""
-    pool: Literal["mean", "cls"] = "mean"
-    """What the head reads: the mean of the patch tokens, or a class token."""
+    pool: Pool = "mean"
+    """What the head reads: the mean of the patch tokens, a class token, or the mean of a class
+    and a distillation token (distilled), as in the original AST."""
     stem_widths: tuple[int, ...] = ()
     """Widths of a convolution stem's stages, finest cells first; 2 x 2 cells make one cell of
     the next stage, and after the last stage one patch; none: no stem."""
@@ -106,6 +111,21 @@ class ModelConfig:
     """Convolution blocks over the grid of patches, before the transformer blocks."""
     conv_mlp_ratio: float = 2.0
     """Width of a convolution block's MLP, as a multiple of embed_dim."""
+    token_positions: bool = False
+    """Add a position embedding to the class and distillation tokens too."""
+    qkv_bias: bool = True
+    """Whether the projections to queries, keys and values have a bias."""
+    norm_eps: float = 1e-5
+    """Added to the variance by every LayerNorm but the head's."""
+    head_norm: bool = False
+    """Normalise what the head reads by a LayerNorm of its own."""
+    head_norm_eps: float = 1e-5
+    """Added to the variance by the head's LayerNorm."""
+
+    @property
+    def num_class_tokens(self) -> int:
+        """Tokens before those of the patches: 0, 1 (class) or 2 (class and distillation)."""
+        return {"mean": 0, "cls": 1, "distilled": 2}[self.pool]
 
     def patch_grid(self, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
         """Return the number of patches along (freq, time); the upper ends may stay unused."""

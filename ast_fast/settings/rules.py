@@ -292,6 +292,8 @@ def check_features(config: Config, num_samples: int) -> None:
         raise InputError(
             f"features.target_frames must be at least 1, got {config.features.target_frames}"
         )
+    if config.features.padding == "zero" and config.features.norm_per_sample:
+        raise InputError("features.padding must be silence where features.norm_per_sample is on")
     num_frames = config.fbank.num_frames(num_samples)
     if num_frames < 1:
         raise InputError(
@@ -336,6 +338,14 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
             "model.embed_dim must be divisible by 4 for model.position_embedding sinusoidal, "
             f"got {config.embed_dim}"
         )
+    if config.token_positions and not config.num_class_tokens:
+        raise InputError(
+            "model.token_positions must be off where model.pool is mean: there is no class token"
+        )
+    for name in ("norm_eps", "head_norm_eps"):
+        value = getattr(config, name)
+        if not 0 < value <= 1:
+            raise InputError(f"model.{name} must be above 0 and at most 1, got {value:g}")
     if not 0 <= config.dropout < 1:
         raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
     for name in ("mlp_ratio", "conv_mlp_ratio"):

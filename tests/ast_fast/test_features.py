@@ -101,6 +101,14 @@ def test_statistics_are_applied_as_in_the_original():
     torch.testing.assert_close(features[:, 48:], silence.expand(6, 512 - 48, 128))
 
 
+def test_missing_frames_can_be_zeros_as_in_the_original():
+    zero = replace(BY_STATISTICS, features=FeatureConfig(norm_per_sample=False, padding="zero"))
+    statistics = Statistics(-6.0, 2.0)
+    features = seen(clips(), zero, statistics)
+    assert torch.equal(features[:, :48], seen(clips(), BY_STATISTICS, statistics)[:, :48])
+    assert torch.equal(features[:, 48:], torch.full((6, 512 - 48, 128), 6.0 / 4.0))
+
+
 def test_statistics_must_be_given_where_needed():
     with pytest.raises(ValueError, match="statistics must be given"):
         seen(clips(), BY_STATISTICS)
@@ -174,6 +182,11 @@ def test_statistics_of_silence_are_refused():
             "features.target_frames must be at least 1, got 0",
         ),
         (
+            Config(features=FeatureConfig(padding="zero")),
+            80000,
+            "features.padding must be silence where features.norm_per_sample is on",
+        ),
+        (
             Config(),
             399,
             r"at least one frame of 400 samples \(fbank.frame_length 25 ms\), got 399 samples",
@@ -190,7 +203,7 @@ def test_statistics_of_silence_are_refused():
             "fbank.log_floor and fbank.log_offset must not both be 0",
         ),
     ],
-    ids=["no-target-frame", "shorter-than-a-frame", "cut-short", "log-without-floor"],
+    ids=["no-target-frame", "zeros", "shorter-than-a-frame", "cut-short", "log-without-floor"],
 )
 def test_settings_without_usable_features_are_named(config, num_samples, message):
     with pytest.raises(InputError, match=message):

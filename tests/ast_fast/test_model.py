@@ -23,7 +23,7 @@ def build(config: ModelConfig, *, num_frames: int = 64, num_mel_bins: int = 32):
     return model.eval(), features
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "distilled"])
 @pytest.mark.parametrize("position", ["learned", "sinusoidal"])
 @pytest.mark.parametrize(
     ("patch_size", "patch_stride", "num_patches"),
@@ -180,6 +180,56 @@ def test_the_order_of_kept_patches_does_not_matter():
     torch.testing.assert_close(model(features, keep=keep.flip(1)), model(features, keep=keep))
 
 
+ORIGINAL = replace(SMALL, pool="distilled", token_positions=True, head_norm=True)
+
+
+def test_defaults_have_the_parameters_that_they_had():
+    model, _ = build(SMALL)
+    block = ("norm1", "attention.qkv", "attention.projection", "norm2", "mlp.0", "mlp.2")
+    parts = [f"blocks.{number}.{part}" for number in range(2) for part in block]
+    names = [f"{part}.{kind}" for part in (*parts, "norm", "head") for kind in ("weight", "bias")]
+    embedding = ("position", "projection.weight", "projection.bias")
+    assert list(model.state_dict()) == [*(f"patch_embedding.{n}" for n in embedding), *names]
+    assert {part.eps for part in model.modules() if hasattr(part, "eps")} == {1e-5}
+
+
+def test_both_tokens_have_positions_and_the_head_reads_their_mean():
+    model, features = build(replace(ORIGINAL, depth=1))
+    for block in model.blocks:  # so that tokens stay as they are embedded
+        block.attention.projection.weight.data.zero_()
+        block.mlp[2].weight.data.zero_()
+    first = torch.stack((model.class_token, model.distillation_token)) + model.token_position
+    expected = functional.layer_norm(first, (16,)).mean(dim=0)
+    torch.testing.assert_close(model.embed(features), expected.expand(3, -1))
+    torch.testing.assert_close(model(features)[0], model.head(model.head_norm(expected)))
+
+
+def test_a_norms_epsilon_is_the_one_set():
+    model, _ = build(replace(ORIGINAL, norm_eps=1e-12, head_norm_eps=1e-6, stem_widths=(4,)))
+    found = {name: part.eps for name, part in model.named_modules() if hasattr(part, "eps")}
+    assert found.pop("head_norm") == 1e-6
+    assert len(found) == 2 * 2 + 1 + 1
+    assert set(found.values()) == {1e-12}
+
+
+def test_queries_keys_and_values_need_no_bias():
+    model, features = build(replace(SMALL, qkv_bias=False))
+    assert model.blocks[0].attention.qkv.bias is None
+    same, _ = build(SMALL)  # whose biases are 0
+    missing, _ = same.load_state_dict(model.state_dict(), strict=False)
+    assert missing == [f"blocks.{number}.attention.qkv.bias" for number in range(2)]
+    assert torch.equal(same(features), model(features))
+
+
+@pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
+def test_every_parameter_of_the_original_gets_a_gradient(keep):
+    model, features = build(ORIGINAL)
+    model(features, keep=keep).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 @pytest.mark.parametrize(("conditional", "conv_depth"), [(False, 0), (True, 0), (False, 2)])
@@ -277,6 +327,9 @@ def test_wrong_features_are_refused():
         ({"embed_dim": 0}, "model.embed_dim must be at least 1, got 0"),
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),
         ({"depth": 0}, "model.depth must be at least 1, got 0"),
+        ({"token_positions": True}, "token_positions must be off where model.pool is mean"),
+        ({"norm_eps": 0.0}, "model.norm_eps must be above 0 and at most 1, got 0"),
+        ({"head_norm_eps": 2.0}, "model.head_norm_eps must be above 0 and at most 1, got 2"),
         ({"dropout": 1.0}, "model.dropout must be from 0 to below 1, got 1.0"),
         ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),

@@ -14,10 +14,11 @@ import soundfile
 import torch
 from matplotlib.image import imread
 
+from ast_fast.classifier import load_classifier
 from ast_fast.cv import main as train
 from ast_fast.data.audio import read_clip, read_windows
 from ast_fast.explain import attention_rollout
-from ast_fast.predict import classify, load_classifier, main
+from ast_fast.predict import classify, main
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
 from ast_fast_kernels.audio.find import SUFFIXES, find_audio
@@ -111,8 +112,10 @@ def test_a_model_of_a_version_without_a_setting_is_used(
     model: Path, audio: Path, tmp_path: Path, capsys
 ) -> None:
     tensors, facts = checkpoint.load(model)
-    for name in ("conv_depth", "conv_mlp_ratio"):
+    for name in ("conv_depth", "conv_mlp_ratio", "token_positions", "qkv_bias", "norm_eps",
+                 "head_norm", "head_norm_eps"):  # fmt: skip
         del facts["run"]["model"][name]
+    del facts["run"]["features"]["padding"]
     checkpoint.save(tmp_path / "earlier.safetensors", tensors, facts)
     shown = []
     for path in (model, tmp_path / "earlier.safetensors"):
@@ -327,7 +330,7 @@ def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", [(), (4, 8)])
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "cls", "distilled"])
 def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[int, ...]) -> None:
     from dataclasses import replace
 

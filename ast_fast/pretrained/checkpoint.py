@@ -1,0 +1,117 @@
+"""A model that others trained, read from their files into this package's model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ast_fast.data.cache import decode_settings
+from ast_fast.features import Statistics
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.pretrained.folder import CONFIG, find_in_folder
+from ast_fast.pretrained.found import Found
+from ast_fast.pretrained.labels import given_labels
+from ast_fast.pretrained.layouts import to_ours, to_theirs
+from ast_fast.pretrained.original import find_in_file
+from ast_fast.pretrained.positions import resized
+from ast_fast.pretrained.tensors import check_finite, check_shapes
+from ast_fast.settings.config import Config
+from ast_fast.settings.rules import check_prediction
+from ast_fast_kernels.errors import InputError
+
+POSITION = "patch_embedding.position"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model on the CPU, in eval mode, with what it is used with."""
+
+    model: AudioSpectrogramTransformer
+    config: Config
+    """Settings of its sizes, and of the features and clips that it takes."""
+    class_names: list[str]
+    statistics: Statistics
+    """What normalises its input: (x − mean) / (2 · std)."""
+    multi_label: bool
+    """Whether a clip can be of several classes: probabilities are sigmoids, not a softmax."""
+
+
+def load(
+    path: str | Path,
+    *,
+    num_frames: int | None = None,
+    num_mel_bins: int | None = None,
+    labels: Path | Sequence[str] | None = None,
+    statistics: Statistics | None = None,
+    patch_stride: tuple[int, int] | None = None,
+) -> Pretrained:
+    """Return a pre-trained AST from transformers' files or from the original project's.
+
+    A folder is transformers': config.json, preprocessor_config.json and model.safetensors (or
+    several files with an index), with the names of its version 4 or 5. A file is a `.pth` of
+    YuanGongND/ast; nothing in it is executed. Nothing is downloaded. A `.pth` says neither labels,
+    frames nor normalisation: these follow from its sizes, for the models that the project
+    published. Weights in half precision become float32.
+
+    Args:
+        path: The folder or the file.
+        num_frames: Frames of the model's input, 100 for a second; None keeps those that it was
+            trained with. Its position embeddings are cut or interpolated to fit.
+        num_mel_bins: Mel bins of its input; None keeps those that it was trained with.
+        labels: Names of the classes, or a csv of them with AudioSet's columns (index,
+            display_name) or ESC-50's (target, category). None takes config.json's; for a `.pth`,
+            those of class_labels_indices.csv beside it, else numbers.
+        statistics: What normalises the input; None takes the checkpoint's.
+        patch_stride: Steps between patches (mel bins, frames) of a `.pth` whose number of
+            positions is that of no published model.
+    Raises:
+        InputError: A file is missing or damaged, holds another model, or one that needs more than
+            this machine has.
+    Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021).
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
+        path = path.parent
+    if not path.is_dir():
+        found = find_in_file(path, statistics, patch_stride)
+    elif patch_stride is None:
+        found = find_in_folder(path)
+    else:
+        raise InputError(f"patch_stride must not be given for {path}, whose {CONFIG} says it")
+    class_names = found.class_names
+    if labels is not None:
+        class_names = given_labels(labels, len(class_names))
+    own = found.preprocessor
+    wanted = replace(
+        own,
+        num_frames=own.num_frames if num_frames is None else num_frames,
+        num_mel_bins=own.num_mel_bins if num_mel_bins is None else num_mel_bins,
+    )
+    trained_as, config = own.config(found.model), wanted.config(found.model)
+    for settings in (trained_as, config):
+        num_samples = decode_settings(settings).num_samples
+        check_prediction(settings, num_samples, num_classes=len(class_names))
+    weights = _weights(found, trained_as, len(class_names))
+    weights[POSITION] = resized(weights[POSITION], _grid(trained_as), _grid(config))
+    model = AudioSpectrogramTransformer.from_weights(config, len(class_names), weights).eval()
+    return Pretrained(model, config, class_names, statistics or own.statistics, found.multi_label)
+
+
+def _grid(config: Config) -> tuple[int, int]:
+    return config.model.patch_grid(config.fbank.num_mel_bins, config.features.target_frames)
+
+
+def _weights(found: Found, config: Config, num_classes: int) -> dict[str, Tensor]:
+    """Return the checked weights of the model that the checkpoint was trained as."""
+    shapes = AudioSpectrogramTransformer.weight_shapes(config, num_classes)
+    meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    theirs = to_theirs(meta, found.layout, found.model.patch_size)
+    expected = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+    check_shapes(found.path, found.shapes, expected, found.layout)
+    tensors = found.read()
+    check_finite(found.path, tensors)
+    return to_ours(tensors, found.layout, shapes)

@@ -1,0 +1,92 @@
+"""Files classified with a model that others trained, as a user of the command would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from ast_fast.predict import main
+
+transformers = pytest.importorskip("transformers")
+
+SECONDS = {"a-short": 0.02, "b-middle": 0.7, "c-whole": 1.295}
+"""Less than a frame; a part of the model's 128 frames; all of them."""
+
+
+@pytest.fixture
+def audio(tmp_path: Path) -> Path:
+    folder = tmp_path / "audio"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, seconds in SECONDS.items():
+        soundfile.write(
+            folder / f"{name}.wav", 0.3 * rng.uniform(-1, 1, int(16e3 * seconds)), 16000
+        )
+    return folder
+
+
+def predicted(
+    capsys: pytest.CaptureFixture[str], *arguments: object
+) -> dict[str, dict[str, float]]:
+    assert main([*map(str, arguments), "--json", "--device", "cpu"]) == 0
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return {Path(line["file"]).stem: line["probabilities"] for line in lines}
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+@pytest.mark.parametrize("multi_label", [True, False])
+def test_files_get_the_probabilities_of_their_extractor_and_model(
+    make: Callable[..., Any],
+    write: Callable[..., Path],
+    audio: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    multi_label: bool,
+) -> None:
+    kind = "multi" if multi_label else "single"
+    names = {n: f"sound {n}" for n in range(35)}
+    theirs = make(problem_type=f"{kind}_label_classification", id2label=names)
+    folder = write(theirs, tmp_path / "model")
+    capsys.readouterr()
+    found = predicted(capsys, folder, audio)
+    assert list(found) == list(SECONDS)
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(folder)
+    for name, probabilities in found.items():
+        waveform, _ = soundfile.read(audio / f"{name}.wav", dtype="float32")
+        waveform = np.pad(waveform, (0, max(0, 400 - len(waveform))))
+        features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values
+        with torch.inference_mode():
+            logits = theirs(features.float()).logits[0]
+        expected = logits.sigmoid() if multi_label else logits.softmax(dim=0)
+        for number, label in names.items():
+            assert probabilities[label] == pytest.approx(expected[number].item(), abs=1e-4)
+    alone = predicted(capsys, folder, audio / "b-middle.wav", "--batch-size", "1")
+    for label, probability in alone["b-middle"].items():
+        assert probability == pytest.approx(found["b-middle"][label], abs=1e-6)
+
+
+def test_a_pth_classifies_too_and_is_explained(
+    pth: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = predicted(capsys, pth, audio, "--explain", tmp_path / "maps")
+    assert sum(found["c-whole"].values()) == pytest.approx(1.0)
+    assert "class 34" in found["c-whole"]
+    drawn = sorted(path.stem for path in (tmp_path / "maps").glob("*.png"))
+    assert drawn == list(SECONDS)
+
+
+def test_a_damaged_model_is_one_line(
+    copied: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "preprocessor_config.json").unlink()
+    assert main([str(copied), str(audio)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert line.endswith("must hold preprocessor_config.json, which is missing")
