@@ -77,4 +77,9 @@ class FbankExtractor:
 
     def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return log-mel energies, each (num_frames, num_mel_bins)."""
-        return [fbank(waveform, self.config) for waveform in waveforms]
+        return [self._row(waveform) for waveform in waveforms]
+
+    def _row(self, waveform: NDArray[Samples]) -> NDArray[np.float32]:
+        if not self.config.num_frames(len(waveform)):  # `fbank` raises for some conventions
+            return np.empty((0, self.width), np.float32)
+        return fbank(waveform, self.config)

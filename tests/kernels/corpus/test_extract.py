@@ -19,6 +19,7 @@ import soundfile
 
 from ast_fast_kernels import FbankConfig, extract, fbank
 from ast_fast_kernels.corpus import work
+from ast_fast_kernels.corpus.extractor import FbankExtractor
 from ast_fast_kernels.files.atomic import PARTIAL
 from tests.kernels.corpus import energy_extract
 
@@ -120,6 +121,13 @@ def test_the_command_gives_what_fbank_gives(tmp_path, capsys):
     assert extract.main([*arguments, "--num-mel-bins", "41"]) == 2
     error = "holds a finished run of other settings: features.fbank.num_mel_bins was 40 and is now"
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("preset", ["ast", "kaldi", "whisper"])
+def test_what_has_no_frame_gives_no_row_of_any_convention(preset):
+    extractor = FbankExtractor(FbankConfig.preset(preset))
+    (row,) = extractor([np.zeros(0, np.float32)])
+    assert row.shape == (0, extractor.width)
 
 
 def test_dither_is_the_same_whoever_makes_a_shard(tmp_path):
