@@ -51,8 +51,8 @@ def freeze(
         shard_size: Most items of a shard.
         advance: Is called with the number of items that were read since.
     Raises:
-        InputError: There is no item, two have one key, only some have one, a text is not valid
-            Unicode, or the input itself cannot be read.
+        InputError: There is no item, two have one key, only some have one, a column's text is not
+            valid Unicode or its number not finite, or the input itself cannot be read.
     """
     types, keys = ColumnTypes(given.has_cells), _Keys()
     offsets, end, num_items = [0], 0, 0
@@ -86,10 +86,12 @@ def _checked(item: Item) -> Item:
         span = {"start": item.start, "duration": item.duration}
         known = {name: float(value) for name, value in span.items() if value is not None}
         item = replace(item, columns={**known, **item.columns})
+    if "\0" in item.path:
+        return replace(item, bad="has a name with a NUL, as no file has")
     try:
         item.path.encode()
     except UnicodeEncodeError:
-        name = os.fsencode(item.path)
+        name = _bytes_of(item.path)
         return replace(
             item,
             path=name.decode(errors="replace"),
@@ -99,11 +101,20 @@ def _checked(item: Item) -> Item:
     return item
 
 
+def _bytes_of(name: str) -> bytes:
+    try:
+        return os.fsencode(name)
+    except UnicodeEncodeError:  # half a character that JSON wrote: no byte of a file's name
+        return name.encode(errors="surrogatepass")
+
+
 def _encoded(item: Item) -> bytes:
     try:
         return item.to_line().encode() + b"\n"
-    except UnicodeEncodeError as error:
-        raise InputError(f"the columns of {item.path} must be valid Unicode: {error}") from error
+    except ValueError as error:  # of UTF-8, or of JSON
+        raise InputError(
+            f"the columns of {one_name(item.path)} must be valid Unicode and finite: {error}"
+        ) from error
 
 
 def _weight(item: Item, root: Path) -> int:

@@ -51,11 +51,18 @@ def test_a_folder_gives_its_audio_sorted_and_nothing_hidden(tmp_path):
 
 
 def test_a_list_names_files_and_names_that_are_not_utf8_count_as_bad(tmp_path):
-    (tmp_path / "files.txt").write_bytes(b"a.wav\r\n\nsub/b c.wav\n\xff.wav\n")
+    (tmp_path / "files.txt").write_bytes(b"a.wav\r\n\nsub/b c.wav\n\xff.wav\n\0.wav\n")
     _, items = frozen(tmp_path, tmp_path / "files.txt")
-    assert [item.path for item in items] == ["a.wav", "sub/b c.wav", "\ufffd.wav"]
+    assert [item.path for item in items] == ["a.wav", "sub/b c.wav", "\ufffd.wav", "\0.wav"]
     assert items[2].bad == "has a name that is not UTF-8"
     assert bytes.fromhex(items[2].path_bytes) == b"\xff.wav"
+    assert items[3].bad == "has a name with a NUL, as no file has"
+
+
+def test_half_a_character_in_a_name_counts_as_bad(tmp_path):
+    path = write_jsonl(tmp_path / "m.jsonl", {"path": "\ud800.wav"}, {"path": "b.wav"})
+    _, items = frozen(tmp_path, path)
+    assert [item.bad is None for item in items] == [False, True]
 
 
 def test_a_manifest_has_spans_keys_and_columns(tmp_path):
@@ -97,6 +104,13 @@ def test_a_table_has_numbers_where_every_cell_is_one(tmp_path):
     assert [item.path for item in items] == ["a, b.wav", "c.wav"]
     assert items[1].columns["take"] == "B\nC"
     assert result.types == {"fold": "int64", "gain": "float64", "src": "string", "take": "string"}
+
+
+def test_a_table_may_have_spans(tmp_path):
+    (tmp_path / "m.csv").write_text("path,start,duration,fold\na.wav,0.5,2,1\nb.wav,,,\n")
+    result, items = frozen(tmp_path, tmp_path / "m.csv")
+    assert [(item.start, item.duration) for item in items] == [(0.5, 2.0), (0.0, None)]
+    assert result.types == {"duration": "float64", "fold": "int64", "start": "float64"}
 
 
 def test_another_column_can_name_the_audio(tmp_path):
@@ -141,12 +155,39 @@ def test_tars_are_read_by_offset_with_their_sidecars(tmp_path):
         "a.tar/x/2.right.wav",
         "b.tar/3.flac",
     ]
+    deep = tar_of(tmp_path / "c.tar", [("4.wav", audio), ("4.json", b"[" * 10**5 + b"]" * 10**5)])
+    with pytest.raises(InputError, match=r"c.tar: 4.json cannot be read: maximum recursion depth"):
+        items_of(deep)
     assert [item.key for item in items] == ["x/1", "x/2.left", "x/2.right", "3"]
     assert items[0].columns == {"text": "one", "input_frames": 3, "cls": 4}
     assert items[3].columns == {"txt": "drei"}
     content = first.read_bytes()
     for item in items[:3]:
         assert content[item.begin : item.begin + item.size] == audio
+
+
+def test_a_link_in_a_tar_counts_as_bad(tmp_path):
+    path = tar_of(tmp_path / "x.tar", [("a.wav", wav_bytes())])
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("b.wav", tarfile.LNKTYPE), ("c.wav", tarfile.SYMTYPE)):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "a.wav"
+            tar.addfile(link)
+    items = items_of(path)
+    reason = "is a link to a.wav, and links in a tar are not followed"
+    assert [(item.key, item.bad) for item in items] == [("a", None), ("b", reason), ("c", reason)]
+
+
+@pytest.mark.parametrize("kept", [None, 300])
+def test_a_tar_damaged_or_cut_off_within_does_not_count_as_whole(tmp_path, kept):
+    path = tar_of(tmp_path / "x.tar", [(f"{index}.wav", wav_bytes()) for index in range(4)])
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as tar:
+        second = tar.getmembers()[2].offset
+    content[second : second + 8] = b"\xff" * 8
+    path.write_bytes(content if kept is None else content[: second + kept])
+    with pytest.raises(InputError, match=rf"x.tar cannot be read.*byte {second} must begin"):
+        items_of(path)
 
 
 CUT = {
@@ -216,10 +257,17 @@ def test_kaldis_list_has_keys(tmp_path):
         ("m.jsonl", b'{"path": "a"}\n{"x": 1}\n', r"line 2 must name its audio in path or "),
         ("m.jsonl", b'{"path": ""}\n', r"line 1: path must be a file's name, got ''"),
         ("m.jsonl", b'{"path": 3}\n', r"line 1: path must be a file's name, got 3"),
-        ("m.jsonl", b'{"path": "a", "start": -1}\n', r"start must be seconds from 0 on, got -1"),
+        (
+            "m.jsonl",
+            b'{"path": "a", "start": -1}\n',
+            r"start must be seconds from 0 to 1e\+09, got -1",
+        ),
         ("m.jsonl", b'{"path": "a", "duration": 0}\n', r"duration must be above 0 s, got 0"),
         ("m.jsonl", b'{"path": "a", "key": [1]}\n', r"key must be text, got \[1\]"),
         ("m.jsonl", b'{"path": "a", "x": "\\ud800"}\n', r"columns of a must be valid Unicode"),
+        ("m.jsonl", b'{"path": "a", "x": 1e999}\n', r"columns of a must be .* finite"),
+        ("m.jsonl", b'{"path": "a", "start": 1e300}\n', r"from 0 to 1e\+09, got 1e\+300"),
+        ("m.jsonl", b'{"path": "a", "row": 1, "input_row": 2}\n', r"input_row beside row"),
         ("m.jsonl", b'{"path": "\xff"}\n', r"m.jsonl line 1 is not in UTF-8"),
         ("m.csv", b"path,x\na.wav,1,2\n", r"m.csv line 2 must have 2 cells, got 3"),
         ("m.csv", b"path,path\na.wav,1\n", r"line 1 must name each column once"),

@@ -12,14 +12,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ast_fast_kernels.corpus.formats.shard import ColumnType
+from ast_fast_kernels.corpus.formats.shard import OWN_COLUMNS, ColumnType
+from ast_fast_kernels.errors import InputError
 
-OWN = frozenset(
-    (
-        *("path", "path_bytes", "key", "start", "duration", "seconds", "frames", "num_frames"),
-        *("features", "shard", "row", "digest", "reason"),
-    )
-)
+OWN = OWN_COLUMNS | {"path_bytes", "start", "duration", "reason"}
 """Names that the output uses itself."""
 RENAMED = "input_"
 
@@ -28,7 +24,17 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?")
 
 
 def carried(columns: Mapping[str, Any]) -> dict[str, Any]:
-    """Return columns to carry along, those renamed whose names the output uses itself."""
+    """Return columns to carry along, those renamed whose names the output uses itself.
+
+    Raises:
+        InputError: Another column has the new name already.
+    """
+    for name in OWN & columns.keys():
+        if RENAMED + name in columns:
+            raise InputError(
+                f"the input must not have a column {RENAMED}{name} beside {name}, which is renamed "
+                "so: the output has its own"
+            )
     return {(RENAMED + name if name in OWN else name): value for name, value in columns.items()}
 
 
@@ -36,11 +42,11 @@ class ColumnTypes:
     """Finds the type of each column while the input is read.
 
     Args:
-        are_cells: Whether all values are text that may stand for numbers, as in a CSV file.
+        are_cells: Whether text may stand for numbers, as in a CSV file.
     """
 
     def __init__(self, are_cells: bool) -> None:
-        self._kind_of = kind_of_cell if are_cells else _kind_of
+        self._are_cells = are_cells
         self._kinds: dict[str, ColumnType | None] = {}
 
     def add(self, columns: Mapping[str, Any]) -> None:
@@ -52,10 +58,14 @@ class ColumnTypes:
                 kind = self._joined(before, kind)
             self._kinds[name] = kind
 
+    def _kind_of(self, value: Any) -> ColumnType:
+        is_cell = self._are_cells and isinstance(value, str)
+        return kind_of_cell(value) if is_cell else _kind_of(value)
+
     def _joined(self, one: ColumnType, other: ColumnType | None) -> ColumnType:
         if {one, other} == {"int64", "float64"}:
             return "float64"
-        return "string" if self._kind_of is kind_of_cell else "json"
+        return "string" if self._are_cells else "json"
 
     @property
     def types(self) -> dict[str, ColumnType]:

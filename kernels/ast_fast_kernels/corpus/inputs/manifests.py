@@ -21,6 +21,8 @@ PATH_COLUMNS = ("path", "audio_filepath", "filename", "file_name", "file", "audi
 KEY_COLUMNS = ("key", "id")
 START_COLUMNS = ("start", "offset")
 DURATION_COLUMNS = ("duration",)
+MOST_SECONDS = 1e9
+"""Of a start or a duration, 30 years: times any sample rate, it is a number of frames."""
 
 _ARCHIVE = re.compile(r"\.ark:\d+$")
 
@@ -148,7 +150,7 @@ def seconds_of(where: str, name: str, value: object) -> float | None:
     """Return a number of seconds; None stays None.
 
     Raises:
-        InputError: It is no finite number from 0 on.
+        InputError: It is no number from 0 to MOST_SECONDS.
     """
     if value is None:
         return None
@@ -156,6 +158,9 @@ def seconds_of(where: str, name: str, value: object) -> float | None:
         seconds = float(value) if isinstance(value, (int, float, str)) else math.nan
     except (ValueError, OverflowError):
         seconds = math.nan
-    if isinstance(value, bool) or not 0 <= seconds < math.inf:
-        raise InputError(f"{where}: {name} must be seconds from 0 on, got {one_name(repr(value))}")
+    if isinstance(value, bool) or not 0 <= seconds <= MOST_SECONDS:
+        raise InputError(
+            f"{where}: {name} must be seconds from 0 to {MOST_SECONDS:.0e}, "
+            f"got {one_name(repr(value))}"
+        )
     return seconds

@@ -26,8 +26,7 @@ class _Sample:
     """Consecutive members with one key."""
 
     key: str
-    audio: list[tuple[str, int, int]] = field(default_factory=list)
-    """Name, offset and size of each audio member."""
+    audio: list[tarfile.TarInfo] = field(default_factory=list)
     columns: dict[str, Any] = field(default_factory=dict)
 
 
@@ -41,14 +40,15 @@ def from_tar(path: Path, name: str) -> Iterator[Item]:
         path: The tar, not compressed.
         name: What items call it.
     Raises:
-        InputError: It cannot be read, is compressed, or a sidecar is not what its suffix says.
+        InputError: It cannot be read, is compressed or damaged, or a sidecar is not what its suffix
+            says.
     """
     try:
         with tarfile.open(path, "r:") as tar:
             sample = _Sample("")
             for member in tar:
                 tar.members = []  # type: ignore[attr-defined]  # else it keeps every member
-                if not member.isfile() or _is_hidden(member.name):
+                if member.isdir() or _is_hidden(member.name):
                     continue
                 key = _key_of(member.name)
                 if key != sample.key:
@@ -56,10 +56,11 @@ def from_tar(path: Path, name: str) -> Iterator[Item]:
                     sample = _Sample(key)
                 suffix = member.name[len(key) :].lower()
                 if has_audio_suffix(member.name):
-                    sample.audio.append((member.name, member.offset_data, member.size))
-                elif suffix in SIDECARS:
+                    sample.audio.append(member)
+                elif suffix in SIDECARS and member.isfile():
                     sample.columns |= _sidecar(tar, member, suffix, path)
             yield from _items(sample, name)
+            _check_end(tar)
     except tarfile.ReadError as error:
         raise InputError(
             f"{path} cannot be read as a tar: {error}; a compressed one must be decompressed first"
@@ -70,11 +71,37 @@ def from_tar(path: Path, name: str) -> Iterator[Item]:
 
 
 def _items(sample: _Sample, tar: str) -> Iterator[Item]:
-    for member, begin, size in sample.audio:
-        key = sample.key if len(sample.audio) == 1 else os.path.splitext(member)[0]
+    for member in sample.audio:
+        key = sample.key if len(sample.audio) == 1 else os.path.splitext(member.name)[0]
         yield Item(
-            f"{tar}/{member}", file=tar, begin=begin, size=size, key=key, columns=sample.columns
+            f"{tar}/{member.name}",
+            file=tar,
+            begin=member.offset_data,
+            size=member.size,
+            key=key,
+            columns=sample.columns,
+            bad=_why_unusable(member),
         )
+
+
+def _why_unusable(member: tarfile.TarInfo) -> str | None:
+    if member.issym() or member.islnk():
+        return f"is a link to {one_name(member.linkname)}, and links in a tar are not followed"
+    if member.issparse() or not member.isfile():
+        return "is no plain file of its tar"
+    return None
+
+
+def _check_end(tar: tarfile.TarFile) -> None:
+    """Raise if a tar does not end where its last member does: `tarfile` says nothing of damage.
+
+    Raises:
+        tarfile.ReadError: There is something else than zeros, or the end of the file.
+    """
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"byte {tar.offset} must begin a member, and is damaged or cut off")
 
 
 def _key_of(name: str) -> str:
@@ -98,6 +125,6 @@ def _sidecar(
         value = json.loads(text) if suffix == ".json" else text.strip()
         if suffix == ".cls":
             value = typed(value, kind_of_cell(value))
-    except ValueError as error:  # of UTF-8, or of JSON
+    except (ValueError, RecursionError) as error:  # of UTF-8, or of JSON
         raise InputError(f"{where} cannot be read: {error}") from error
     return carried(value if isinstance(value, dict) else {suffix.removeprefix("."): value})
