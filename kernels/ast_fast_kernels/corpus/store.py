@@ -74,7 +74,7 @@ class FeatureStore:
         """
         row = operator.index(index)
         if not -len(self) <= row < len(self):
-            raise IndexError(f"row must be below {len(self)}, got {row}")
+            raise IndexError(f"row must be from {-len(self)} to {len(self) - 1}, got {row}")
         row %= len(self)
         which = int(np.searchsorted(self._starts, row, "right")) - 1
         return self._shard(which)[row - int(self._starts[which])]

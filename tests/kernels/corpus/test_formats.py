@@ -243,6 +243,9 @@ def test_lhotse_loads_features_of_cuts(tmp_path: Path) -> None:
     cuts = list(lhotse.CutSet.from_shar(in_dir=tmp_path / "shar"))
     assert [cut.id for cut in cuts] == ["a.wav", "b/ç.wav", "/c.wav", "d.flac"]
     assert cuts[0].supervisions[0].text == "hello"
+    assert [cut.recording_id for cut in cuts] == ["r", *rows.path[1:]]
+    for cut in (cut for cut in cuts if cut.num_frames):
+        lhotse.validate(cut)  # as its datasets do
     assert (cuts[3].custom["path"], cuts[3].custom["take"]) == ("./d.flac", 4)
     assert (cuts[3].sampling_rate, cuts[3].frame_shift, cuts[3].num_frames) == (16000, 0.01, 12)
     np.testing.assert_array_equal(cuts[3].load_features(), rows.features[3])

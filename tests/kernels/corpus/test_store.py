@@ -44,7 +44,7 @@ def test_rows_are_read_at_random(form: str, tmp_path: Path) -> None:
     assert [len(rows) for rows in store] == list(FRAMES)
     assert store.num_frames.tolist() == list(FRAMES)
     for beyond in (7, -8):
-        with pytest.raises(IndexError, match=f"row must be below 7, got {beyond}"):
+        with pytest.raises(IndexError, match=f"row must be from -7 to 6, got {beyond}"):
             store[beyond]
 
 

@@ -95,6 +95,13 @@ def _cut_id(shard: Shard, row: int) -> str:
     return str(PurePosixPath(shard.path[row] if shard.key is None else shard.key[row]))
 
 
+def _recording_id(shard: Shard, row: int) -> str:
+    """Return a recording's name: that of its supervisions, with which Lhotse compares it."""
+    said = shard.columns.get("supervisions")
+    named = [given["recording_id"] for given in (said and said[row]) or ()]
+    return named[0] if named else shard.path[row]
+
+
 def _features_manifest(shard: Shard, row: int) -> dict[str, Any]:
     return {
         "type": "kaldi-fbank",
@@ -107,6 +114,7 @@ def _features_manifest(shard: Shard, row: int) -> dict[str, Any]:
         "storage_type": "shar",
         "storage_path": "",
         "storage_key": "",
+        "recording_id": _recording_id(shard, row),
         "channels": 0,
     }
 
