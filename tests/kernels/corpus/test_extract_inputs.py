@@ -50,6 +50,13 @@ def test_a_folder_gives_its_audio_sorted_and_nothing_hidden(tmp_path):
     assert below == ["a/z.FLAC", "a/ö 1.ogg"]
 
 
+def test_a_folder_of_tars_is_told_so(tmp_path):
+    (tmp_path / "inside").mkdir()
+    tar_of(tmp_path / "inside/x.tar", [("a.wav", wav_bytes())])
+    with pytest.raises(InputError, match=r"holds no audio files but tars: name these, as \*\.tar"):
+        items_of(tmp_path)
+
+
 def test_a_list_names_files_and_names_that_are_not_utf8_count_as_bad(tmp_path):
     (tmp_path / "files.txt").write_bytes(b"a.wav\r\n\nsub/b c.wav\n\xff.wav\n\0.wav\n")
     _, items = frozen(tmp_path, tmp_path / "files.txt")
@@ -111,6 +118,12 @@ def test_a_table_may_have_spans(tmp_path):
     result, items = frozen(tmp_path, tmp_path / "m.csv")
     assert [(item.start, item.duration) for item in items] == [(0.5, 2.0), (0.0, None)]
     assert result.types == {"duration": "float64", "fold": "int64", "start": "float64"}
+
+
+def test_a_span_may_have_an_end_instead_of_a_duration(tmp_path):
+    (tmp_path / "m.csv").write_text("path,start,end\na.wav,0.5,2.5\nb.wav,,\n")
+    items = items_of(tmp_path / "m.csv")
+    assert [(item.start, item.duration) for item in items] == [(0.5, 2.0), (0.0, None)]
 
 
 def test_another_column_can_name_the_audio(tmp_path):
@@ -263,6 +276,7 @@ def test_kaldis_list_has_keys(tmp_path):
             r"start must be seconds from 0 to 1e\+09, got -1",
         ),
         ("m.jsonl", b'{"path": "a", "duration": 0}\n', r"duration must be above 0 s, got 0"),
+        ("m.jsonl", b'{"path": "a", "start": 2, "end": 1.5}\n', r"be above 0 s, got -0.5"),
         ("m.jsonl", b'{"path": "a", "key": [1]}\n', r"key must be text, got \[1\]"),
         ("m.jsonl", b'{"path": "a", "x": "\\ud800"}\n', r"columns of a must be valid Unicode"),
         ("m.jsonl", b'{"path": "a", "x": 1e999}\n', r"columns of a must be .* finite"),
@@ -277,6 +291,7 @@ def test_kaldis_list_has_keys(tmp_path):
         ("wav.scp", b"utt a.ark:123\n", r"line 1 must name a file, got an archive, a.ark:123"),
         ("wav.scp", b"utt\n", r"line 1 must be a key and a file, got utt"),
         ("x.tar", b"no tar at all", r"x.tar cannot be read as a tar"),
+        ("cuts.yaml", b"- id: a\n", r"INPUT must be .* ends in .txt, got .*cuts.yaml"),
         ("files.txt", b"\n", r"INPUT must hold audio, got none"),
         (
             "m.jsonl",
@@ -326,6 +341,11 @@ def test_inputs_that_do_not_go_together_are_refused(tmp_path):
         open_input([tmp_path, tmp_path / "a.txt"])
     with pytest.raises(InputError, match=r"must be a folder, a list, a manifest or tars, got none"):
         open_input([])
+    (tmp_path / "a.wav").touch()
+    with pytest.raises(InputError, match=r"--root must go with a folder, .* got INPUT .*a.wav"):
+        open_input([tmp_path / "a.wav"], root=tmp_path)
+    with pytest.raises(InputError, match=r"--path-column must go with a manifest, got .*a.txt"):
+        open_input([tmp_path / "a.txt"], path_column="clip")
     packed = tar_of(tmp_path / "x.tar", [("a.wav", wav_bytes())], "w:gz")
     with pytest.raises(InputError, match=r"a compressed one must be decompressed first"):
         items_of(packed)

@@ -21,6 +21,8 @@ PATH_COLUMNS = ("path", "audio_filepath", "filename", "file_name", "file", "audi
 KEY_COLUMNS = ("key", "id")
 START_COLUMNS = ("start", "offset")
 DURATION_COLUMNS = ("duration",)
+END_COLUMNS = ("end",)
+"""Taken if there is no duration; carried along otherwise."""
 MOST_SECONDS = 1e9
 """Of a start or a duration, 30 years: times any sample rate, it is a number of frames."""
 
@@ -127,8 +129,11 @@ def _item(where: str, row: Mapping[str, Any], path_column: str | None) -> Item:
         raise InputError(f"{where}: key must be text, got {one_name(repr(key))}")
     start = seconds_of(where, "start", _take(left, START_COLUMNS))
     duration = seconds_of(where, "duration", _take(left, DURATION_COLUMNS))
-    if duration == 0.0:
-        raise InputError(f"{where}: duration must be above 0 s, got 0")
+    if duration is None:
+        end = seconds_of(where, "end", _take(left, END_COLUMNS))
+        duration = None if end is None else end - (start or 0.0)
+    if duration is not None and duration <= 0.0:
+        raise InputError(f"{where}: duration must be above 0 s, got {duration:g}")
     return Item(
         path,
         start=start or 0.0,

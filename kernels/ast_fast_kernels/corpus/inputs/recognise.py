@@ -17,6 +17,7 @@ from ast_fast_kernels.errors import InputError
 
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 TABLES = (".csv", ".tsv")
+LISTS = (".txt", ".lst", ".list", ".flist", "")
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ def open_input(
         root: Where relative paths begin instead.
         path_column: Column of a manifest that names the audio.
     Raises:
-        InputError: There is none, it cannot be read, or several do not go together.
+        InputError: There is none, it cannot be read, is of no such kind, several do not go
+            together, or `root` or `path_column` is given where it has no meaning.
     """
     if not paths:
         raise InputError("INPUT must be a folder, a list, a manifest or tars, got none")
@@ -53,13 +55,19 @@ def open_input(
             raise InputError(f"INPUT must exist, got {path}")
     first = paths[0]
     kind = _suffix(first)
+    if path_column is not None and kind not in (*JSON_LINES, *TABLES):
+        raise InputError(f"--path-column must go with a manifest, got INPUT {first}")
     if first.is_dir() and len(paths) == 1:
         folder = Path(os.path.abspath(root or first))
         inside = Path(os.path.abspath(first))
         return Input(folder, _in_folder(inside, folder))
-    if all(_suffix(path) == ".tar" for path in paths):
+    are_tars = all(_suffix(path) == ".tar" for path in paths)
+    are_audio = all(has_audio_suffix(path.name) and not path.is_dir() for path in paths)
+    if root is not None and (are_tars or are_audio):
+        raise InputError(f"--root must go with a folder, a list or a manifest, got INPUT {first}")
+    if are_tars:
         return _of_tars(paths)
-    if all(has_audio_suffix(path.name) and not path.is_dir() for path in paths):
+    if are_audio:
         return Input(Path.cwd(), (Item(str(path)) for path in paths))
     if len(paths) > 1:
         raise InputError(
@@ -75,7 +83,12 @@ def open_input(
         return Input(folder, from_table(first, path_column), has_cells=True)
     if kind == ".scp":
         return Input(folder, from_scp(first))
-    return Input(folder, from_list(first))
+    if kind in LISTS:
+        return Input(folder, from_list(first))
+    raise InputError(
+        "INPUT must be a folder, .jsonl, .csv, .tsv, .tar, wav.scp, audio, or a list of files that "
+        f"ends in .txt, got {first}"
+    )
 
 
 def _suffix(path: Path) -> str:
@@ -84,11 +97,15 @@ def _suffix(path: Path) -> str:
 
 def _in_folder(inside: Path, root: Path) -> Iterator[Item]:
     before = os.path.relpath(inside, root)
+    is_empty = True
     try:
         for name in walk_audio(inside):
+            is_empty = False
             yield Item(name if before == "." else os.path.join(before, name))
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
+    if is_empty and any(inside.rglob("*.tar")):
+        raise InputError(f"INPUT {inside} holds no audio files but tars: name these, as *.tar")
 
 
 def _of_tars(paths: Sequence[Path]) -> Input:
