@@ -227,7 +227,7 @@ import numpy as np
 from ast_fast_kernels import resample
 from ast_fast_kernels.testing.guards import guarded
 
-for shape in ((1, 20000), (3, 7000), (37, 900), (1, 220500), (20000, 2)):
+for shape in ((1, 20000), (3, 7000), (37, 900), (1, 220500), (20000, 2), (20001, 2), (220500, 2)):
     for dtype in (np.float32, np.int16):
         for at_end in (False, True):
             size = int(np.prod(shape))

@@ -279,12 +279,17 @@ class Lanes:
             ]
         return Value(self, parts[0])
 
-    def load_turned(self, pointer: ir.Value, index: ir.Value, stride: ir.Value) -> list[Value]:
-        """Load a square, rows `stride` apart from `pointer[index:]`, and return its columns."""
+    def load_turned(
+        self, pointer: ir.Value, index: ir.Value, stride: ir.Value, of: int = 1
+    ) -> list[Value]:
+        """Load a square, rows `stride` apart from `pointer[index:]`, and return its columns.
+
+        Its words are floats, or `of` is how many of the pointer's numbers one holds.
+        """
         rows = places(self.builder, index, stride, self.count)
         columns: list[Value] = []
         for first in range(0, self.count, 4):
-            starts = [self.builder.add(row, row.type(first)) for row in rows]
+            starts = [self.builder.add(row, row.type(of * first)) for row in rows]
             columns += self._transpose_fours(
                 [self._load_fours(pointer, starts[i::4]) for i in range(4)]
             )
@@ -320,6 +325,20 @@ class Lanes:
                     [self._load_fours(pointer, starts[i::4]) for i in range(4)]
                 )
         return [turn(pair) for pair in pairs for turn in (self._from_lower, self._from_upper)]
+
+    def load_turned_means(
+        self, pointer: ir.Value, index: ir.Value, stride: ir.Value
+    ) -> list[Value]:
+        """Load a square of pairs as `load_turned` does and return the pairs' means.
+
+        Floats, or int16 as floats times 2^16; a pair of int16 moves as one word.
+        """
+        if pointer.type.pointee != FLOAT:
+            pairs = self.load_turned(pointer, index, stride, of=2)
+            return [(self._from_lower(pair) + self._from_upper(pair)) * 0.5 for pair in pairs]
+        halves = (self.builder.add(index, index.type(at)) for at in (0, self.count))
+        words = [word for half in halves for word in self.load_turned(pointer, half, stride)]
+        return [(left + right) * 0.5 for left, right in zip(words[0::2], words[1::2], strict=True)]
 
     def load_splat(self, pointer: ir.Value, index: ir.Value) -> Value:
         """Load one float into every lane."""

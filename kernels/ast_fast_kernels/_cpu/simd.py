@@ -713,6 +713,27 @@ def turn_as(
     lanes: Any,
 ) -> Any:
     """Transpose a square of samples; from int16, unless `is_int16` is 0, as floats times 2^16."""
+    return _turning(_load_square, target, lanes)
+
+
+@intrinsic
+def turn_means_as(
+    typing_context: Any,
+    address: Any,
+    is_int16: Any,
+    source_index: Any,
+    source_stride: Any,
+    target: Any,
+    target_index: Any,
+    target_stride: Any,
+    lanes: Any,
+) -> Any:
+    """Do as `turn_as`, with the means of pairs of neighbours, as stereo lies in memory."""
+    return _turning(Lanes.load_turned_means, target, lanes)
+
+
+def _turning(load_square: Callable[..., list[Value]], target: Any, lanes: Any) -> Any:
+    """Return an intrinsic's signature and what emits it: to load a square and store its columns."""
     if not (_is_float32(target) and isinstance(lanes, types.IntegerLiteral)):
         return None
     size, count = types.intp, lanes.literal_value
@@ -720,7 +741,7 @@ def turn_as(
     def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
         vectors = Lanes(builder, count)
         turned = _of_kind(
-            builder, args[0], args[1], lambda at: _load_square(vectors, at, args[2], args[3])
+            builder, args[0], args[1], lambda at: load_square(vectors, at, args[2], args[3])
         )
         write = data_pointer(context, builder, target, args[4])
         targets = places(builder, args[5], args[6], count)

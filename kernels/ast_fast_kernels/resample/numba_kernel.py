@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from numba.np.numpy_support import carray
 from numpy import float32
 
 from ast_fast_kernels._cpu.compile import stage
@@ -27,6 +26,7 @@ from ast_fast_kernels._cpu.simd import (
     store,
     turn,
     turn_as,
+    turn_means_as,
 )
 from ast_fast_kernels._cpu.team import HEADER, NEXT_ITEM, NEXT_WORKER, take
 
@@ -282,6 +282,7 @@ def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, 
     width = product_of(lanes, GROUPS)
     count = high - low
     room = scratch + FLOAT_BYTES * task[ROOM]
+    are_pairs = task[CHANNELS] == 2 and task[SAMPLE_STRIDE] == 2 and task[CHANNEL_STRIDE] == 1
     for group in range(0, width, lanes):
         first = column + group
         row = first // task[SEGMENTS]
@@ -291,69 +292,66 @@ def _load(task: Any, scratch: int, column: int, low: int, high: int, tile: int, 
         within = start >= 0 and end <= task[NUM_SAMPLES] and segment + lanes <= task[SEGMENTS]
         within = within and first + lanes <= task[COLUMNS]  # beyond them, no row is there
         samples, place, stride = task[SAMPLES], row * task[ROW_STRIDE] + start, task[SPAN_IN]
-        is_int16 = task[IS_INT16]
-        if not (within and task[SAMPLE_STRIDE] == 1 and task[CHANNELS] == 1):
+        is_int16, is_stereo = task[IS_INT16], within and are_pairs
+        if is_stereo:
+            place += start
+            stride *= 2
+        elif not (within and task[SAMPLE_STRIDE] == 1 and task[CHANNELS] == 1):
             for lane in range(lanes):
-                into = carray(floats_at(room + FLOAT_BYTES * lane * task[ROOM_STRIDE]), count)
-                _read(task, first + lane, low, into)
+                into = room + FLOAT_BYTES * lane * task[ROOM_STRIDE]
+                _read(task, first + lane, low, count, into)
             samples, is_int16, place, stride = room, 0, 0, task[ROOM_STRIDE]
         done = 0
         while done < count:
             at = min(done, count - lanes)  # the last square may overlap the one before
-            turn_as(
-                samples, is_int16, place + at, stride, floats_at(tile), at * width + group, width,
-                lanes,
-            )  # fmt: skip
+            target = at * width + group
+            if is_stereo:
+                turn_means_as(
+                    samples, is_int16, place + 2 * at, stride, floats_at(tile), target, width, lanes
+                )
+            else:
+                turn_as(
+                    samples, is_int16, place + at, stride, floats_at(tile), target, width, lanes
+                )
             done += lanes
 
 
 @stage
-def _read(task: Any, column: int, low: int, into: Any) -> None:
+def _read(task: Any, column: int, low: int, count: int, into_at: int) -> None:
     """Read samples of one column, from its sample `low` on: the channels' mean, 0 outside.
 
     int16 become floats times 2^16, as in `turn_as`.
     """
-    count = len(into)
+    into = floats_at(into_at)
     row = column // task[SEGMENTS]
     start = (column - row * task[SEGMENTS]) * task[SPAN_IN] + low
     begin = min(max(-start, 0), count)
     end = max(min(task[NUM_SAMPLES] - start, count), begin)
     if column >= task[COLUMNS]:
         begin = end = count
-    into[:begin] = float32(0.0)
-    into[end:] = float32(0.0)
-    place = row * task[ROW_STRIDE] + (start + begin) * task[SAMPLE_STRIDE]
-    part = into[begin:end]
+    for i in range(begin):
+        into[i] = float32(0.0)
+    for i in range(end, count):
+        into[i] = float32(0.0)
+    place = row * task[ROW_STRIDE] + start * task[SAMPLE_STRIDE]
     if task[IS_INT16]:
-        shorts = shorts_at(task[SAMPLES] + 2 * place)
-        _mix(shorts, task, part, float32(65536.0))
+        _mix(shorts_at(task[SAMPLES]), task, place, begin, end, into, float32(65536.0))
     else:
-        floats = floats_at(task[SAMPLES] + FLOAT_BYTES * place)
-        _mix(floats, task, part, float32(1.0))
+        _mix(floats_at(task[SAMPLES]), task, place, begin, end, into, float32(1.0))
 
 
 @stage
-def _mix(samples: Any, task: Any, into: Any, scale: Any) -> None:
-    """Write the mean of the channels, times `scale`."""
-    channels, stride = task[CHANNELS], task[SAMPLE_STRIDE]
-    if channels == 1:
-        if stride == 1:
-            for i in range(len(into)):
-                into[i] = scale * float32(samples[i])
-        else:
-            for i in range(len(into)):
-                into[i] = scale * float32(samples[i * stride])
-    elif channels == 2 and stride == 2 and task[CHANNEL_STRIDE] == 1:
-        for i in range(len(into)):
-            both = float32(samples[2 * i]) + float32(samples[2 * i + 1])
-            into[i] = scale * both * float32(0.5)
-    else:
-        other = task[CHANNEL_STRIDE]
-        for i in range(len(into)):
-            total = float32(samples[i * stride])
-            for channel in range(1, channels):
-                total += float32(samples[i * stride + channel * other])
-            into[i] = scale * total / float32(channels)
+def _mix(
+    samples: Any, task: Any, place: int, begin: int, end: int, into: Any, scale: Any
+) -> None:  # fmt: skip
+    """Write the mean of the channels, times `scale`, for samples `begin` to `end`."""
+    channels, stride, other = task[CHANNELS], task[SAMPLE_STRIDE], task[CHANNEL_STRIDE]
+    for i in range(begin, end):
+        at = place + i * stride
+        total = float32(samples[at])
+        for channel in range(1, channels):
+            total += float32(samples[at + channel * other])
+        into[i] = scale * total / float32(channels)
 
 
 @stage
@@ -390,7 +388,7 @@ def _write_each(task: Any, scratch: int, column: int, begin: int, rows: int, lan
     for lane in range(min(lanes, task[COLUMNS] - column)):
         row = (column + lane) // task[SEGMENTS]
         place = (column + lane - row * task[SEGMENTS]) * task[SPAN_OUT] + begin
-        count = max(min(rows, task[NUM_OUT] - place), 0)
-        room = scratch + FLOAT_BYTES * (task[ROOM] + lane * task[ROOM_STRIDE])
-        out = task[OUT] + FLOAT_BYTES * (row * task[NUM_OUT] + place)
-        carray(floats_at(out), count)[:] = carray(floats_at(room), count)
+        room = floats_at(scratch + FLOAT_BYTES * (task[ROOM] + lane * task[ROOM_STRIDE]))
+        out = floats_at(task[OUT] + FLOAT_BYTES * (row * task[NUM_OUT] + place))
+        for i in range(min(rows, task[NUM_OUT] - place)):
+            out[i] = room[i]
