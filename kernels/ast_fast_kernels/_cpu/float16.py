@@ -26,18 +26,21 @@ BEYOND = 65520.0
 """The smallest float32 that float16 rounds to infinity."""
 
 
-def to_float16(values: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.float16], int]:
+def to_float16(
+    values: npt.NDArray[np.float32], out: npt.NDArray[Any] | None = None
+) -> tuple[npt.NDArray[np.float16], int]:
     """Return values rounded to the nearest float16, ties to even, as numpy rounds them.
 
     Args:
         values: Any shape.
+        out: Contiguous float16 array of that shape, which receives the rounded values.
     Returns:
         The rounded values, and how many finite ones became infinite.
     """
-    rounded = np.empty(values.shape, np.float16)
+    rounded = np.empty(values.shape, np.float16) if out is None else out
     if values.size >= host_lanes() and has_float16():
         source = np.ascontiguousarray(values)
-        places = source.ctypes.data, address_of(rounded)
+        places = address_of(source), address_of(rounded)
         return rounded, int(_kernel(source_digest())(*places, values.size))
     with np.errstate(over="ignore"):
         rounded[...] = values

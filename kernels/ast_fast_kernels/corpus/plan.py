@@ -16,6 +16,8 @@ RUN = ".run"
 """Folder inside the output that holds what a run needs to be resumed; gone when it is finished."""
 INPUT = "input.jsonl"
 """The input as it was found when the run began, one item a line."""
+UNFLUSHED = ".unflushed.json"
+"""End of a record's name while a power cut could take its shard."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,10 @@ class Plan:
     def record_path(self, k: int) -> Path:
         """Return where a finished shard's record lies while the run is under way."""
         return self.run / f"shard-{k:06d}.json"
+
+    def unflushed_path(self, k: int) -> Path:
+        """Return where it lies until the shard is on the disk."""
+        return self.run / f"shard-{k:06d}{UNFLUSHED}"
 
     def items(self, k: int) -> list[Item]:
         """Return the items of a shard, in order."""
