@@ -18,12 +18,16 @@ from ast_fast_kernels._cpu.simd import (
     has_float16,
     host_lanes,
     load_as,
+    select_less,
+    splat,
     store_as,
+    sum_lanes,
 )
 from ast_fast_kernels._cpu.threads import compile_lock
 
 BEYOND = 65520.0
 """The smallest float32 that float16 rounds to infinity."""
+LARGEST = float(np.nextafter(np.float32(BEYOND), np.float32(0)))
 
 
 def to_float16(
@@ -53,11 +57,26 @@ def _kernel(digest: str) -> Any:
 
     def halves(source: int, target: int, count: int) -> int:
         digest  # noqa: B018 - a closure variable only counts if it is used
+        none, one = splat(np.float32(0.0), lanes), splat(np.float32(1.0), lanes)
+        lowest, highest = none, none
         for i in range(0, count - lanes + 1, lanes):
-            store_as(target, i, load_as(source, i, FLOAT32, lanes), FLOAT16)
+            vector = load_as(source, i, FLOAT32, lanes)
+            store_as(target, i, vector, FLOAT16)
+            lowest = select_less(vector, lowest, vector, lowest)  # a NaN is less than nothing
+            highest = select_less(highest, vector, vector, highest)
         last = count - lanes  # the same values again where the last vector overlaps
-        store_as(target, last, load_as(source, last, FLOAT32, lanes), FLOAT16)
-        values, beyond = floats_at(source), 0
+        vector = load_as(source, last, FLOAT32, lanes)
+        store_as(target, last, vector, FLOAT16)
+        lowest = select_less(vector, lowest, vector, lowest)
+        highest = select_less(highest, vector, vector, highest)
+        limit = splat(np.float32(LARGEST), lanes)
+        large = select_less(limit, highest, one, none) + select_less(
+            lowest, none - limit, one, none
+        )
+        beyond = 0
+        if sum_lanes(large) == np.float32(0.0):
+            return beyond
+        values = floats_at(source)
         for i in range(count):
             size = abs(values[i])
             beyond += (size >= np.float32(BEYOND)) & (size < np.float32(np.inf))

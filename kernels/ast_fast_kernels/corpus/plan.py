@@ -65,8 +65,8 @@ class Plan:
         begin, end = self.offsets[k], self.offsets[k + 1]
         with (self.run / INPUT).open("rb") as file:
             file.seek(begin)
-            lines = file.read(end - begin).splitlines()
-        return [Item.from_line(line) for line in lines]
+            lines = file.read(end - begin).decode().split("\n")
+        return [Item.from_line(line) for line in lines[:-1]]
 
     def resolve(self, path: str) -> str:
         """Return where a file of the input lies."""
