@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +52,15 @@ def manifest_lines(index: int, shard: Shard, digests: Sequence[str], first: int 
     frames, further = shard.num_frames.tolist(), shard.as_stored()
     lines = []
     for row, path in enumerate(shard.path):
-        line: dict[str, Any] = {"path": path}
-        if shard.key is not None:
-            line["key"] = shard.key[row]
-        line |= {"shard": index, "row": first + row, "frames": frames[row]}
-        line |= {"seconds": shard.seconds[row], "digest": digests[row]}
-        line |= {name: values[row] for name, values in further.items()}
-        lines.append(line_of(line))
+        # put together here: json makes itself an encoder for each line
+        key = "" if shard.key is None else f'"key":{_quoted(shard.key[row])},'
+        seconds = float(shard.seconds[row])
+        line = (
+            f'{{"path":{_quoted(path)},{key}"shard":{index},"row":{first + row},'
+            f'"frames":{frames[row]},"seconds":{seconds!r},"digest":"{digests[row]}"'
+        )
+        more = line_of({name: values[row] for name, values in further.items()}) if further else "{}"
+        lines.append(line + ("}" if more == "{}" else "," + more[1:]))
     return lines
 
 
