@@ -77,7 +77,11 @@ def flush_shard(files: Sequence[Path], record: Path) -> None:
     except OSError:
         record.unlink(missing_ok=True)
         raise
-    os.replace(record, flushed_name(record))
+    try:
+        os.replace(record, flushed_name(record))
+    except FileNotFoundError:  # a process that is on its end, or counted as lost, was first
+        if not flushed_name(record).exists():
+            raise
 
 
 def flushed_name(record: Path) -> Path:
@@ -100,7 +104,7 @@ def settle(out: Path, run: Path) -> None:
         if found is not None and all(_is_whole(out / name, files[name]) for name in files):
             flush_shard([out / name for name in files], record)
         else:
-            record.unlink()
+            record.unlink(missing_ok=True)
 
 
 def _is_whole(path: Path, digest: str) -> bool:
