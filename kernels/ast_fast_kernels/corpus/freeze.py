@@ -19,7 +19,7 @@ from ast_fast_kernels.files.atomic import atomic_write
 from ast_fast_kernels.files.text import one_name
 
 SHARD_BYTES = 512 * 2**20
-"""Bytes of audio files after which a shard ends, however few they are: it is made in memory."""
+"""Bytes of audio files after which a shard ends, however few they are: it is what a kill costs."""
 SPAN_BYTES = 32000
 """Counted for a second of a span: those of 16 kHz and 16 bits."""
 

@@ -23,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ast_fast_kernels.corpus.flush import Flusher
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
 from ast_fast_kernels.corpus.work import Progress, Watch, make_shard, try_item
@@ -64,8 +65,9 @@ def make_shards(
     """
     jobs = jobs or cores()
     if jobs == 1:
-        for k in todo:
-            yield make_shard(plan, k, watch=_Counts(k, tell))
+        with Flusher() as flusher:
+            for k in todo:
+                yield make_shard(plan, k, flusher, watch=_Counts(k, tell))
         return
     crew = _Crew(plan, tell)
     try:
@@ -221,11 +223,11 @@ def _work(connection: Connection, plan: Plan, at_hand: Any) -> None:
     """Do the tasks that come, in a process of its own, until the other one has gone."""
     os.environ["OMP_NUM_THREADS"] = "1"  # of our kernels; each process has one core
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError), Flusher() as flusher:
         while True:
             task: _Task = connection.recv()
             try:
-                connection.send(_done(plan, task, connection, at_hand))
+                connection.send(_done(plan, task, flusher, connection, at_hand))
             except (BrokenPipeError, ConnectionResetError):
                 raise
             except Exception as error:
@@ -233,13 +235,15 @@ def _work(connection: Connection, plan: Plan, at_hand: Any) -> None:
                 connection.send(error)
 
 
-def _done(plan: Plan, task: _Task, connection: Connection, at_hand: Any) -> ShardRecord | None:
+def _done(
+    plan: Plan, task: _Task, flusher: Flusher, connection: Connection, at_hand: Any
+) -> ShardRecord | None:
     if task.tried is not None:
         at_hand.value = task.tried
         try_item(plan, task.shard, task.tried)
         return None
     watch = _Counts(task.shard, connection.send, at_hand)
-    return make_shard(plan, task.shard, watch=watch, spoiled=task.spoiled)
+    return make_shard(plan, task.shard, flusher, watch=watch, spoiled=task.spoiled)
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
+from ast_fast_kernels.corpus.flush import Flusher
 from ast_fast_kernels.corpus.jobs import make_shards
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
@@ -78,6 +79,7 @@ class Maker:
     def __init__(self, plan: Plan, expected: Expected) -> None:
         os.environ["OMP_NUM_THREADS"] = "1"  # of our kernels; each process has one core
         self._plan, self._expected = plan, expected
+        self._flusher = Flusher()
 
     def greet(self) -> Greeting:
         """Return what would keep this process from making the driver's shards, if anything."""
@@ -97,7 +99,7 @@ class Maker:
             apart: Whether to make it in a process of its own, which finds the file that ends it.
         """
         if not apart:
-            return make_shard(self._plan, k)
+            return make_shard(self._plan, k, self._flusher)
         (record,) = make_shards(self._plan, [k], jobs=2)
         return record
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _quoted
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from ast_fast_kernels.corpus.formats.shard import Shard
 from ast_fast_kernels.files.atomic import atomic_write
@@ -20,6 +21,8 @@ SHARDS = "shards.jsonl"
 FAILED = "failed.jsonl"
 SETTINGS = "extract.toml"
 """Written last: where it is, the output is complete."""
+
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -31,16 +34,11 @@ class ShardFiles:
     rows: int
     frames: int
     files: Mapping[str, str]
-    """Name of each file → the SHA-256 of its bytes."""
-
-    @classmethod
-    def of(cls, index: int, shard: Shard, files: Mapping[str, str]) -> Self:
-        """Return the line of a shard that `publish_shard` wrote as `files`."""
-        return cls(index, len(shard), int(shard.num_frames.sum()), dict(files))
+    """Name of each file → the XXH3 of its bytes, in 128 bits."""
 
 
-def manifest_lines(index: int, shard: Shard, digests: Sequence[str]) -> list[dict[str, Any]]:
-    """Return a shard's lines of the manifest.
+def manifest_lines(index: int, shard: Shard, digests: Sequence[str], first: int = 0) -> list[str]:
+    """Return the lines of the manifest that a shard has, or a part of one.
 
     Each column has one type, so that any reader of JSON lines makes a table of them: a further
     column of type json is text here too.
@@ -49,29 +47,37 @@ def manifest_lines(index: int, shard: Shard, digests: Sequence[str]) -> list[dic
         index: Number of the shard, from 0.
         shard: Its rows.
         digests: Of each row's audio, as bytes of the file.
+        first: Number of the first row in the shard.
     """
     frames, further = shard.num_frames.tolist(), shard.as_stored()
     lines = []
     for row, path in enumerate(shard.path):
-        line: dict[str, Any] = {"path": path}
-        if shard.key is not None:
-            line["key"] = shard.key[row]
-        line |= {"shard": index, "row": row, "frames": frames[row]}
-        line |= {"seconds": shard.seconds[row], "digest": digests[row]}
-        line |= {name: values[row] for name, values in further.items()}
-        lines.append(line)
+        # put together here: json makes itself an encoder for each line
+        key = "" if shard.key is None else f'"key":{_quoted(shard.key[row])},'
+        seconds = float(shard.seconds[row])
+        line = (
+            f'{{"path":{_quoted(path)},{key}"shard":{index},"row":{first + row},'
+            f'"frames":{frames[row]},"seconds":{seconds!r},"digest":"{digests[row]}"'
+        )
+        more = line_of({name: values[row] for name, values in further.items()}) if further else "{}"
+        lines.append(line + ("}" if more == "{}" else "," + more[1:]))
     return lines
 
 
-def write_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines, whole or not at all.
+def line_of(row: Mapping[str, Any]) -> str:
+    """Return a line of JSON, in ASCII, without its end.
 
     Raises:
         ValueError: A value is NaN or infinite.
     """
+    return _ENCODER.encode(row)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines, whole or not at all."""
     with atomic_write(path) as temporary, temporary.open("w", encoding="ascii") as file:
         for line in lines:
-            file.write(json.dumps(line, separators=(",", ":"), allow_nan=False) + "\n")
+            file.write(line + "\n")
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:

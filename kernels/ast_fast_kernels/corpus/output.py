@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
+from ast_fast_kernels.corpus.flush import settle
 from ast_fast_kernels.corpus.freeze import Frozen
-from ast_fast_kernels.corpus.manifest import FAILED, MANIFEST, SHARDS, write_lines
-from ast_fast_kernels.corpus.plan import INPUT, RUN, Plan
+from ast_fast_kernels.corpus.manifest import FAILED, MANIFEST, SHARDS, line_of, write_lines
+from ast_fast_kernels.corpus.plan import INPUT, RUN, UNFLUSHED, Plan
 from ast_fast_kernels.corpus.records import ShardLines, ShardRecord, read_record
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
@@ -138,6 +139,14 @@ class Output:
         if self.run.is_dir():
             remove_leftovers(self.run)
 
+    def settle(self) -> None:
+        """Flush shards to the disk that their processes could not.
+
+        Raises:
+            OSError: One cannot be flushed.
+        """
+        settle(self.path, self.run)
+
     def records(self, num_shards: int, *, check: bool = False) -> Iterator[ShardRecord]:
         """Yield the records of the shards that are finished.
 
@@ -155,9 +164,12 @@ class Output:
         return all(_size(self.path / name) > 0 for name in names)
 
     def failed_lines(self, k: int) -> list[Mapping[str, Any]]:
-        """Return a finished shard's lines of failed.jsonl."""
-        found = read_record(self.run / f"shard-{k:06d}.json")
-        return [] if found is None else list(found[1].failed)
+        """Return a finished shard's lines of failed.jsonl, whether it is flushed or not."""
+        for end in (UNFLUSHED, ".json"):  # a shard that is flushed meanwhile is found by the second
+            found = read_record(self.run / f"shard-{k:06d}{end}")
+            if found is not None:
+                return [json.loads(line) for line in found[1].failed]
+        return []
 
     def finish(self, settings: Settings, plan: Plan) -> None:
         """Write the tables and the settings, then remove what a resumed run would need."""
@@ -172,15 +184,15 @@ class Output:
         """Remove what only an unfinished run needs."""
         shutil.rmtree(self.run, ignore_errors=True)
 
-    def _lines(self, plan: Plan, of: Callable[[ShardLines], Any]) -> Iterator[Mapping[str, Any]]:
+    def _lines(self, plan: Plan, of: Callable[[ShardLines], Sequence[str]]) -> Iterator[str]:
         for k in range(plan.num_shards):
             found = read_record(plan.record_path(k))
             assert found is not None, k
             yield from of(found[1])
 
 
-def _shard_line(lines: ShardLines) -> list[dict[str, Any]]:
-    return [] if lines.files is None else [asdict(lines.files)]
+def _shard_line(lines: ShardLines) -> list[str]:
+    return [] if lines.files is None else [line_of(asdict(lines.files))]
 
 
 def _size(path: Path) -> int:

@@ -16,6 +16,8 @@ RUN = ".run"
 """Folder inside the output that holds what a run needs to be resumed; gone when it is finished."""
 INPUT = "input.jsonl"
 """The input as it was found when the run began, one item a line."""
+UNFLUSHED = ".unflushed.json"
+"""End of a record's name while a power cut could take its shard."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,17 @@ class Plan:
         """Return where a finished shard's record lies while the run is under way."""
         return self.run / f"shard-{k:06d}.json"
 
+    def unflushed_path(self, k: int) -> Path:
+        """Return where it lies until the shard is on the disk."""
+        return self.run / f"shard-{k:06d}{UNFLUSHED}"
+
     def items(self, k: int) -> list[Item]:
         """Return the items of a shard, in order."""
         begin, end = self.offsets[k], self.offsets[k + 1]
         with (self.run / INPUT).open("rb") as file:
             file.seek(begin)
-            lines = file.read(end - begin).splitlines()
-        return [Item.from_line(line) for line in lines]
+            lines = file.read(end - begin).decode().split("\n")
+        return [Item.from_line(line) for line in lines[:-1]]
 
     def resolve(self, path: str) -> str:
         """Return where a file of the input lies."""

@@ -1,13 +1,17 @@
-"""The sealed record of a finished shard: what a resumed run and the manifest are made of."""
+"""The record of a finished shard: what a resumed run and the manifest are made of.
+
+Its first line is JSON with all but the lines of the tables, and with a digest of those that follow.
+They are the very lines of manifest.jsonl and failed.jsonl.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from ast_fast_kernels.corpus.formats.hashed import xxh3_of
 from ast_fast_kernels.corpus.manifest import ShardFiles
 from ast_fast_kernels.files.atomic import atomic_write
 from ast_fast_kernels.files.sealed import CHECKSUM, is_intact, sealed
@@ -29,34 +33,43 @@ class ShardRecord:
 class ShardLines:
     """A shard's lines of the output's tables."""
 
-    manifest: Sequence[Mapping[str, Any]]
-    failed: Sequence[Mapping[str, Any]]
+    manifest: Sequence[str]
+    failed: Sequence[str]
     files: ShardFiles | None
     """Its line of shards.jsonl; None if no file was good, and there is no shard."""
 
 
 def write_record(path: Path, record: ShardRecord, lines: ShardLines) -> None:
-    """Write a shard's record, after the shard itself."""
-    files = None if lines.files is None else vars(lines.files)
-    tables = {"manifest": lines.manifest, "failed": lines.failed, "files": files}
-    document = {**vars(record), **tables}  # `asdict` would copy every line
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(sealed(document)), encoding="ascii")
+    """Write a shard's record, after the shard itself. A power cut can damage it.
+
+    Args:
+        path: The file.
+        record: Its `rows` and `bad` are the numbers of lines.
+        lines: Without line breaks.
+    """
+    files = None if lines.files is None else asdict(lines.files)
+    body = "".join(f"{line}\n" for line in (*lines.manifest, *lines.failed))
+    head = sealed({**vars(record), "files": files, "lines": xxh3_of(body.encode())})
+    with atomic_write(path, durable=False) as temporary:
+        temporary.write_text(f"{json.dumps(head)}\n{body}", encoding="ascii")
 
 
 def read_record(path: Path) -> tuple[ShardRecord, ShardLines] | None:
     """Return a shard's record; None if there is none, or it is not intact."""
     try:
-        document = json.loads(read_document(path))
-        if not is_intact(document):
+        first, _, body = read_document(path).partition("\n")
+        head = json.loads(first)
+        if not is_intact(head) or head.pop("lines") != xxh3_of(body.encode()):
             return None
-        del document[CHECKSUM]
-        files = document.pop("files")
-        lines = ShardLines(
-            document.pop("manifest"),
-            document.pop("failed"),
-            None if files is None else ShardFiles(**files),
+        del head[CHECKSUM]
+        files: Mapping[str, object] | None = head.pop("files")
+        record = ShardRecord(**head)
+        lines = body.splitlines()
+        kept = ShardLines(
+            lines[: record.rows],
+            lines[record.rows :],
+            None if files is None else ShardFiles(**files),  # type: ignore[arg-type]
         )
-        return ShardRecord(**document), lines
     except (FileNotFoundError, ValueError, AttributeError, TypeError, KeyError):
         return None
+    return record, kept

@@ -135,6 +135,7 @@ class _Run:
             ):
                 for record in records:
                     self._take(record)
+            self._output.settle()
         except OSError as error:
             raise _reported(error, self._output.path) from error
         finally:
@@ -146,6 +147,7 @@ class _Run:
     def _todo(self) -> list[int]:
         """Return the shards that are not there; count those that are."""
         num_shards = self._plan.num_shards
+        self._output.settle()
         done = set()
         for record in self._output.records(num_shards, check=True):
             done.add(record.shard)

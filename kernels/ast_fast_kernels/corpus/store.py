@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels.corpus.formats.hashed import xxh3_of_file
 from ast_fast_kernels.corpus.formats.shard import Format, Rows, Stored, load_format
 from ast_fast_kernels.corpus.manifest import MANIFEST, SETTINGS, SHARDS, ShardFiles, read_lines
 from ast_fast_kernels.errors import InputError
@@ -140,7 +141,7 @@ class FeatureStore:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the list of shards, which has the digest of every file."""
+        """SHA-256 of the list of shards, which has the XXH3 of every file."""
         return digest_of_file(self.folder / SHARDS)
 
     def pad(
@@ -222,6 +223,6 @@ def _read_shards(folder: Path, *, verify: bool) -> list[ShardFiles]:
             path = folder / name
             if not path.is_file():
                 raise InputError(f"{path} is missing; copy it too, or extract it again")
-            if verify and digest_of_file(path) != digest:
+            if verify and xxh3_of_file(path) != digest:
                 raise InputError(f"{path} is damaged: its digest is another; extract it again")
     return shards

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ast_fast_kernels.audio.errors import BadAudioError
-from ast_fast_kernels.corpus.formats import Shard, load_format, publish_shard, to_dtype
-from ast_fast_kernels.corpus.inputs.columns import typed
+from ast_fast_kernels.corpus.flush import Flusher
+from ast_fast_kernels.corpus.formats import Shard, load_format, publish_shard
 from ast_fast_kernels.corpus.items import Item
-from ast_fast_kernels.corpus.manifest import ShardFiles, manifest_lines
+from ast_fast_kernels.corpus.manifest import ShardFiles, line_of, manifest_lines
+from ast_fast_kernels.corpus.parts import Part, Parts, Row
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.reading import Reader, Waveform
 from ast_fast_kernels.corpus.records import ShardLines, ShardRecord, write_record
@@ -41,18 +42,13 @@ class Progress:
     bad: int = 0
 
 
-@dataclass(frozen=True)
-class Row:
-    """An item's features as they are stored, and what is known of its audio."""
-
-    item: Item
-    features: NDArray[Any]
-    seconds: float
-    digest: str
-
-
 def make_shard(
-    plan: Plan, k: int, *, watch: Watch | None = None, spoiled: Mapping[int, str] | None = None
+    plan: Plan,
+    k: int,
+    flusher: Flusher,
+    *,
+    watch: Watch | None = None,
+    spoiled: Mapping[int, str] | None = None,
 ) -> ShardRecord:
     """Make a shard and its record; files that are there already are replaced.
 
@@ -62,22 +58,26 @@ def make_shard(
     Args:
         plan: The run's plan.
         k: Number of the shard.
+        flusher: Sees to it that the shard reaches the disk.
         watch: Is told of each item.
         spoiled: Index within the shard → why an item is not to be read: it ended its process.
     Raises:
-        OSError: The shard cannot be written.
+        OSError: The shard cannot be written, or one before could not be flushed.
     """
+    plan.record_path(k).unlink(missing_ok=True)  # it is of the files that are replaced
     failed: list[dict[str, Any]] = []
-    rows = list(_Rows(plan, k, watch or Watch(), spoiled or {}, failed))
-    shard = _shard(plan, rows)
-    manifest: list[dict[str, Any]] = []
-    files = None
-    if rows:
-        written = publish_shard(load_format(plan.format), plan.out, k, shard)
-        files = ShardFiles.of(k, shard, written)
-        manifest = manifest_lines(k, shard, [row.digest for row in rows])
-    record = ShardRecord(k, len(rows), len(failed), sum(shard.seconds))
-    write_record(plan.record_path(k), record, ShardLines(manifest, failed, files))
+    made = _Made(k, _Rows(plan, k, watch or Watch(), spoiled or {}, failed))
+    parts = iter(made)
+    files, paths = None, []
+    if (first := next(parts, None)) is not None:
+        form = load_format(plan.format)
+        written = publish_shard(form, plan.out, k, chain((first,), parts), durable=False)
+        paths = [plan.out / name for name in written]
+        files = ShardFiles(k, len(made.seconds), made.frames, written)
+    record = ShardRecord(k, len(made.seconds), len(failed), sum(made.seconds))
+    lines = ShardLines(made.manifest, list(map(line_of, failed)), files)
+    write_record(plan.unflushed_path(k), record, lines)
+    flusher.add(paths, plan.unflushed_path(k))
     return record
 
 
@@ -88,8 +88,26 @@ def try_item(plan: Plan, k: int, index: int) -> None:
         plan.extractor([Reader(plan).read(item).samples])
 
 
+class _Made:
+    """The parts of a shard, and what is to be known of those that were made."""
+
+    def __init__(self, k: int, parts: Iterable[Part]) -> None:
+        self._k, self._parts = k, parts
+        self.manifest: list[str] = []
+        self.seconds: list[float] = []
+        self.frames = 0
+
+    def __iter__(self) -> Iterator[Shard]:
+        for part in self._parts:
+            shard = part.shard
+            self.manifest += manifest_lines(self._k, shard, part.digests, len(self.manifest))
+            self.seconds += shard.seconds
+            self.frames += int(shard.num_frames.sum())
+            yield shard
+
+
 class _Rows:
-    """The rows of a shard's good items; the lines of the others go to `failed`."""
+    """The rows of a shard's good items, in parts; the lines of the others go to `failed`."""
 
     def __init__(
         self,
@@ -101,8 +119,9 @@ class _Rows:
     ) -> None:
         self._plan, self._k = plan, k
         self._watch, self._spoiled, self._failed = watch, spoiled, failed
+        self._parts = Parts(plan)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[Part]:
         extractor, reader = self._plan.extractor, Reader(self._plan)
         waiting: list[tuple[Item, Waveform]] = []
         for index, item in enumerate(self._plan.items(self._k)):
@@ -120,48 +139,34 @@ class _Rows:
                 yield from self._extract(waiting)
                 waiting = []
         yield from self._extract(waiting)
+        yield from self._taken()
 
-    def _extract(self, waiting: list[tuple[Item, Waveform]]) -> Iterator[Row]:
+    def _taken(self) -> list[Part]:
+        part = self._parts.take()
+        return [] if part is None else [part]
+
+    def _extract(self, waiting: list[tuple[Item, Waveform]]) -> Iterator[Part]:
         if not waiting:
             return
-        plan = self._plan
-        rows = plan.extractor([waveform.samples for _, waveform in waiting])
+        rows = self._plan.extractor([waveform.samples for _, waveform in waiting])
         for (item, waveform), features in zip(waiting, rows, strict=True):
             seconds = waveform.seconds
             if not len(features):
                 self._fail(item, f"is too short for one frame: {seconds:.4g} s")
                 continue
+            if not self._parts.has_room(features):
+                yield from self._taken()
             try:
-                stored = to_dtype(features, plan.dtype)
+                self._parts.add(Row(item, seconds, waveform.digest), features)
             except ValueError as error:
                 self._fail(item, f"cannot be stored: {error}")
                 continue
             self._watch.ends(seconds, None)
-            yield Row(item, stored, seconds, waveform.digest)
 
     def _fail(self, item: Item, reason: str) -> None:
         line = failed_line(item, reason)
         self._failed.append(line)
         self._watch.ends(0.0, line)
-
-
-def _shard(plan: Plan, rows: list[Row]) -> Shard:
-    columns = {
-        name: [typed(row.item.columns.get(name), kind) for row in rows]
-        for name, kind in plan.types.items()
-    }
-    return Shard(
-        [row.item.path for row in rows],
-        [row.features for row in rows],
-        [row.seconds for row in rows],
-        width=plan.extractor.width,
-        dtype=plan.dtype,
-        ragged=plan.extractor.ragged,
-        key=[row.item.key or "" for row in rows] if plan.has_keys else None,
-        columns=columns,
-        types=plan.types,
-        facts=plan.facts,
-    )
 
 
 def failed_line(item: Item, reason: str) -> dict[str, Any]:

@@ -19,7 +19,7 @@ PARTIAL = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path that becomes `path` when the block ends well.
 
     The temporary file keeps the suffix of `path` (writers such as `np.save` look at it) and lies in
@@ -28,16 +28,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to create or replace; its folder must exist.
+        durable: Whether to flush it to disk; if not, a power cut may leave less of it.
     """
     temporary = _beside(path)
     try:
         yield temporary
-        _flush(temporary)
+        if durable:
+            flush(temporary)
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush(path.parent)
+    if durable:
+        flush(path.parent)
 
 
 @contextmanager
@@ -60,7 +63,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _flush(path.parent)
+    flush(path.parent)
 
 
 @contextmanager
@@ -82,7 +85,7 @@ def filled_folder(path: Path) -> Iterator[Path]:
         _flush_all(temporary)
         for inside in sorted(temporary.iterdir(), reverse=True):
             inside.rename(path / inside.name)
-        _flush(path)
+        flush(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         if is_new:
@@ -127,12 +130,16 @@ def _flush_all(root: Path) -> None:
     """Flush a folder and everything in it to disk."""
     for folder, _, names in os.walk(root):
         for name in names:
-            _flush(Path(folder, name))
-        _flush(Path(folder))
+            flush(Path(folder, name))
+        flush(Path(folder))
 
 
-def _flush(path: Path) -> None:
-    """Flush a file or folder to disk."""
+def flush(path: Path) -> None:
+    """Flush a file or folder to disk.
+
+    Raises:
+        OSError: It cannot be opened or written.
+    """
     if os.name == "nt" and path.is_dir():
         return  # Windows opens no folders; its renames are journaled
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)

@@ -17,6 +17,7 @@ from ast_fast_kernels.corpus.manifest import (
     SETTINGS,
     SHARDS,
     ShardFiles,
+    line_of,
     manifest_lines,
     write_lines,
 )
@@ -49,8 +50,9 @@ def write_store(
             types=types or {},
             facts={"sample_rate": int(config.sample_frequency), "frame_shift": config.frame_shift},
         )
-        written = publish_shard(load_format(form), folder, index, shard)
-        files.append(asdict(ShardFiles.of(index, shard, written)))
+        written = publish_shard(load_format(form), folder, index, [shard])
+        frames = int(shard.num_frames.sum())
+        files.append(line_of(asdict(ShardFiles(index, len(shard), frames, written))))
         lines += manifest_lines(index, shard, ["0" * 64] * len(shard))
     write_lines(folder / MANIFEST, lines)
     write_lines(folder / SHARDS, files)

@@ -786,7 +786,7 @@ def test_a_full_disk_is_one_error_and_leaves_nothing(root, cache, monkeypatch):
     def no_space(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(atomic, "_flush", no_space)
+    monkeypatch.setattr(atomic, "flush", no_space)
     with pytest.raises(InputError, match=r"No space left on device; free some space or name anoth"):
         open_dataset(settings(root, cache), console=quiet())
     assert [path.suffix for path in cache.iterdir()] == [".lock"]

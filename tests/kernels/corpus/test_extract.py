@@ -18,8 +18,10 @@ import pytest
 import soundfile
 
 from ast_fast_kernels import FbankConfig, extract, fbank
-from ast_fast_kernels.corpus import work
+from ast_fast_kernels.corpus import flush, work
 from ast_fast_kernels.corpus.extractor import FbankExtractor
+from ast_fast_kernels.corpus.flush import Flusher
+from ast_fast_kernels.corpus.output import Output
 from ast_fast_kernels.files.atomic import PARTIAL
 from tests.kernels.corpus import energy_extract
 
@@ -227,7 +229,7 @@ def test_a_full_disk_is_told_and_leaves_nothing_half_written(
 ):
     out = tmp_path / "out"
 
-    def full(*arguments):
+    def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
@@ -275,3 +277,48 @@ def test_an_input_without_audio_leaves_no_output(tmp_path, capsys):
     assert extract.main([str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
     assert "error: INPUT must hold audio, got none" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_shard_that_a_power_cut_took_is_made_again(corpus, whole, tmp_path, monkeypatch, capsys):
+    """Nothing is flushed here: of two shards then, one lost its end, the other a bit of its record.
+
+    A third is whole, and is not made again.
+    """
+    out = tmp_path / "out"
+    monkeypatch.setattr(Flusher, "add", lambda *arguments: None)
+    monkeypatch.setattr(Output, "settle", lambda self: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "finish", cut)
+        with pytest.raises(KeyboardInterrupt):
+            energy_extract.main(corpus, out, 1)
+    monkeypatch.undo()
+    shards = sorted(out.glob("shard-*"))
+    records = sorted((out / ".run").glob("shard-*"))
+    assert [path.name.partition(".")[2] for path in records] == ["unflushed.json"] * len(records)
+    shards[0].write_bytes(shards[0].read_bytes()[:-1] + b"?")
+    records[1].write_text(records[1].read_text().replace('"frames"', '"frame"', 1))
+    capsys.readouterr()
+    assert energy_extract.main(corpus, out, 1, "--resume") == 1
+    assert f"{len(records)} shards, 2 to make" in capsys.readouterr().out
+    assert contents(out) == whole
+
+
+def cut(*arguments):
+    raise KeyboardInterrupt
+
+
+def test_a_shard_that_cannot_be_flushed_does_not_count(
+    corpus, whole, tmp_path, monkeypatch, capsys
+):
+    out = tmp_path / "out"
+
+    def broken(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flush, "flush", broken)
+        assert energy_extract.main(corpus, out, 1) == 2
+    assert "cannot be written: Input/output error; --resume goes on" in capsys.readouterr().err
+    assert "shard-000000.unflushed.json" not in os.listdir(out / ".run")
+    assert energy_extract.main(corpus, out, 1, "--resume") == 1
+    assert contents(out) == whole

@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ast_fast_kernels.corpus.formats import (
-    Rows,
     Shard,
     arrow,
     load_format,
     publish_shard,
     to_dtype,
 )
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.shard import FormatName
 
 WIDTH = 5
@@ -52,8 +51,8 @@ def shard(**changes: Any) -> Shard:
     return Shard(**given | changes)
 
 
-def write(name: FormatName, folder: Path, rows: Shard, index: int = 0) -> list[Path]:
-    return [folder / file for file in publish_shard(load_format(name), folder, index, rows)]
+def write(name: FormatName, folder: Path, *parts: Shard, index: int = 0) -> list[Path]:
+    return [folder / file for file in publish_shard(load_format(name), folder, index, parts)]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -121,20 +120,47 @@ def test_rows_are_views_of_mapped_pages(name: FormatName, tmp_path: Path) -> Non
     assert not any("shard-" in path or "features." in path for path in opened)
 
 
-def test_large_shards_are_written_in_batches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(arrow, "BATCH_VALUES", 8 * WIDTH)
-    for name in ("arrow", "parquet"):
-        [path] = write(name, tmp_path, shard())
-        rows = load_format(name).open([path])
-        for row, features in enumerate(shard().features):
-            np.testing.assert_array_equal(rows[row], features)
-    assert (
-        pa.ipc.open_file(pa.memory_map(str(tmp_path / "shard-000000.arrow"))).num_record_batches
-        == 2
-    )
-    assert pq.ParquetFile(tmp_path / "shard-000000.parquet").num_row_groups == 2
+def halves() -> list[Shard]:
+    """The rows of `shard` in two parts."""
+    whole = shard()
+    return [
+        shard(
+            path=whole.path[rows],
+            features=whole.features[rows],
+            seconds=whole.seconds[rows],
+            columns={name: values[rows] for name, values in whole.columns.items()},
+        )
+        for rows in (slice(3), slice(3, None))
+    ]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_parts_are_written_one_behind_the_other(name: FormatName, tmp_path: Path) -> None:
+    paths = write(name, tmp_path, *halves())
+    rows = load_format(name).open(paths)
+    assert rows.num_frames.tolist() == list(FRAMES)
+    for row, features in enumerate(shard().features):
+        np.testing.assert_array_equal(rows[row], features)
+    if name == "arrow":
+        assert pa.ipc.open_file(pa.memory_map(str(paths[0]))).num_record_batches == 2
+    elif name == "parquet":
+        assert pq.ParquetFile(paths[0]).num_row_groups == 2
+    else:
+        assert [path.read_bytes() for path in write(name, tmp_path, shard())] == [
+            path.read_bytes() for path in paths
+        ]
+
+
+def test_values_in_one_array_are_written_as_they_lie(tmp_path: Path) -> None:
+    rows = shard()
+    values = np.concatenate([features.reshape(-1) for features in rows.features])
+    [apart] = write("arrow", tmp_path, rows)
+    expected = apart.read_bytes()
+    [together] = write("arrow", tmp_path, replace(rows, values=values))
+    assert together.read_bytes() == expected
+
+
+def test_a_row_that_is_too_large_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arrow, "MOST_VALUES", 11 * WIDTH)
     with pytest.raises(ValueError, match=r"\./d\.flac has 60 values"):
         write("arrow", tmp_path, shard())
@@ -143,22 +169,17 @@ def test_large_shards_are_written_in_batches(
 def test_what_is_not_read_back_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Rotten:
-        """Rows in which one bit has turned."""
+    close = HashedFile.close
 
-        def __init__(self, rows: Rows) -> None:
-            self._rows = rows
+    def rot(self: HashedFile) -> None:
+        """Close the file, of which one bit then turns."""
+        close(self)
+        [path] = tmp_path.iterdir()
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
 
-        def __len__(self) -> int:
-            return len(self._rows)
-
-        def __getitem__(self, row: int) -> npt.NDArray[Any]:
-            bits = np.array(self._rows[row]).view(np.uint16)
-            bits[bits.shape[0] // 2 :] ^= 1
-            return bits.view(np.float16)
-
-    opened = arrow.ArrowFormat.open
-    monkeypatch.setattr(arrow.ArrowFormat, "open", lambda self, paths: Rotten(opened(self, paths)))
+    monkeypatch.setattr(HashedFile, "close", rot)
     with pytest.raises(
         OSError, match=r"shard-000000\.arrow: what was written is not what was read"
     ):

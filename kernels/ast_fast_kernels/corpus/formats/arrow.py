@@ -9,8 +9,9 @@ which made reading a row six times as slow. A vector is a fixed-size list.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.mapped import map_file
 from ast_fast_kernels.corpus.formats.shard import ColumnType, Shard, Stored
 
-BATCH_VALUES = 2**25
-"""Most values of a batch of several rows: 64 MiB of float16. Writing copies a batch, and readers
-often load one whole."""
 MOST_VALUES = 2**31 - 1
 """Most values of a row: an offset of a list is an int32."""
 FACTS = b"ast_fast_kernels"
@@ -48,11 +47,11 @@ class ArrowFormat:
         """Return the name of the one file."""
         return (f"shard-{index:06d}.arrow",)
 
-    def write(self, paths: Sequence[Path], shard: Shard) -> None:
-        """Create the file, in record batches of bounded size."""
-        schema = schema_of(shard, _lists_field(shard))
-        with pa.OSFile(str(paths[0]), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            for batch in batches_of(shard, schema, _lists):
+    def write(self, files: Sequence[HashedFile], parts: Iterable[Shard]) -> None:
+        """Write the file, a record batch for each part."""
+        schema, batches = batches_of(parts, _lists_field, _lists)
+        with pa.ipc.new_file(files[0], schema) as writer:
+            for batch in batches:
                 writer.write_batch(batch)
 
     def open(self, paths: Sequence[Path]) -> ArrowRows:
@@ -132,37 +131,32 @@ def facts_of(schema: pa.Schema) -> dict[str, Any]:
 
 
 def batches_of(
-    shard: Shard, schema: pa.Schema, pack: Callable[[Shard, Sequence[Stored]], pa.Array]
-) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a shard in batches of at most BATCH_VALUES values, or of one row.
+    parts: Iterable[Shard],
+    field: Callable[[Shard], pa.Field],
+    pack: Callable[[Shard], pa.Array],
+) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
+    """Return the schema of a shard, and a batch for each of its parts, made when it is asked for.
 
     Args:
-        shard: The rows.
-        schema: As `schema_of` gives it.
-        pack: Makes Arrow's array of some rows' features.
+        parts: The rows.
+        field: Gives the field of the features.
+        pack: Makes Arrow's array of a part's features.
     Raises:
-        ValueError: A row has more than MOST_VALUES values.
+        ValueError: While batches are made: a row has more than MOST_VALUES values.
     """
-    start = values = 0
-    for row, features in enumerate(shard.features):
+    rest = iter(parts)
+    first = next(rest)
+    schema = schema_of(first, field(first))
+    return schema, (_batch(part, schema, pack) for part in chain((first,), rest))
+
+
+def _batch(shard: Shard, schema: pa.Schema, pack: Callable[[Shard], pa.Array]) -> pa.RecordBatch:
+    for path, features in zip(shard.path, shard.features, strict=True):
         if features.size > MOST_VALUES:
-            raise ValueError(f"{shard.path[row]} has {features.size} values; Arrow holds 2**31 - 1")
-        if row > start and values + features.size > BATCH_VALUES:
-            yield _batch(shard, slice(start, row), schema, pack)
-            start, values = row, 0
-        values += features.size
-    yield _batch(shard, slice(start, None), schema, pack)
-
-
-def _batch(
-    shard: Shard,
-    rows: slice,
-    schema: pa.Schema,
-    pack: Callable[[Shard, Sequence[Stored]], pa.Array],
-) -> pa.RecordBatch:
-    named = {"num_frames": shard.num_frames, **vars(shard), **shard.as_stored()}
-    arrays = [pa.array(named[field.name][rows], field.type) for field in list(schema)[:-1]]
-    return pa.record_batch([*arrays, pack(shard, shard.features[rows])], schema=schema)
+            raise ValueError(f"{path} has {features.size} values; Arrow holds 2**31 - 1")
+    named = {**vars(shard), "num_frames": shard.num_frames, **shard.as_stored()}
+    arrays = [pa.array(named[field.name], field.type) for field in list(schema)[:-1]]
+    return pa.record_batch([*arrays, pack(shard)], schema=schema)
 
 
 def _lists_field(shard: Shard) -> pa.Field:
@@ -176,11 +170,14 @@ def _lists_field(shard: Shard) -> pa.Field:
     return pa.field(FEATURES, pa.list_(pa.list_(item)), metadata=extension)
 
 
-def _lists(shard: Shard, features: Sequence[Stored]) -> pa.Array:
-    flat = np.concatenate([np.empty(0, shard.dtype), *(rows.reshape(-1) for rows in features)])
+def _lists(shard: Shard) -> pa.Array:
+    flat = shard.values
+    if flat is None:
+        rows = (features.reshape(-1) for features in shard.features)
+        flat = np.concatenate([np.empty(0, shard.dtype), *rows])
     values = pa.array(flat)
     if not shard.ragged:
         return pa.FixedSizeListArray.from_arrays(values, shard.width)
-    frames = np.cumsum([0, *(len(rows) for rows in features)], dtype=np.int32)
+    frames = np.cumsum([0, *shard.num_frames], dtype=np.int32)
     inner = np.arange(0, flat.size + 1, shard.width, dtype=np.int32)
     return pa.ListArray.from_arrays(frames, pa.ListArray.from_arrays(inner, values))

@@ -13,8 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ast_fast_kernels.corpus.formats.shard import DtypeName
-
 LARGEST_HEADER = 4096
 """Bytes of an .npy file's header; one of a plain array has 128."""
 
@@ -42,7 +40,7 @@ def array_at(data: pa.Buffer, start: int = 0) -> npt.NDArray[Any]:
     return values.reshape(shape)
 
 
-def npy_header(shape: tuple[int, ...], dtype: DtypeName) -> bytes:
+def npy_header(shape: tuple[int, ...], dtype: npt.DTypeLike) -> bytes:
     """Return the header of an .npy file, which the values follow."""
     header = io.BytesIO()
     described = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.mapped import array_at, map_file, npy_header
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
@@ -27,15 +28,19 @@ class NpyFormat:
         """Return the names of the values and of the offsets."""
         return f"shard-{index:06d}.npy", f"shard-{index:06d}.offsets.npy"
 
-    def write(self, paths: Sequence[Path], shard: Shard) -> None:
-        """Create both files; the rows are not copied."""
-        ends = np.cumsum(shard.num_frames, dtype=np.int64)
-        offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        with paths[0].open("wb") as file:
-            file.write(npy_header((int(offsets[-1]), shard.width), shard.dtype))
-            for rows in shard.features:
-                file.write(np.ascontiguousarray(rows).data)
-        np.save(paths[1], offsets if shard.ragged else offsets[:0])
+    def write(self, files: Sequence[HashedFile], parts: Iterable[Shard]) -> None:
+        """Write both files, after the last part: the values begin with their number."""
+        features: list[bytes] = []
+        frames = [np.zeros(1, np.int64)]
+        for part in parts:
+            features += [np.ascontiguousarray(rows).tobytes() for rows in part.features]
+            frames.append(part.num_frames.astype(np.int64))
+        offsets = np.cumsum(np.concatenate(frames))
+        files[0].write(npy_header((int(offsets[-1]), part.width), part.dtype))
+        for rows in features:
+            files[0].write(rows)
+        written = offsets if part.ragged else offsets[:0]
+        files[1].write(npy_header(written.shape, "int64") + written.tobytes())
 
     def open(self, paths: Sequence[Path]) -> NpyRows:
         """Map both."""

@@ -8,7 +8,7 @@ off and four times as long.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ast_fast_kernels.corpus.formats.arrow import FEATURES, batches_of, facts_of, schema_of
+from ast_fast_kernels.corpus.formats.arrow import FEATURES, batches_of, facts_of
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
 
@@ -30,12 +31,12 @@ class ParquetFormat:
         """Return the name of the one file."""
         return (f"shard-{index:06d}.parquet",)
 
-    def write(self, paths: Sequence[Path], shard: Shard) -> None:
-        """Create the file, in row groups of bounded size."""
-        schema = schema_of(shard, pa.field(FEATURES, pa.binary()))
+    def write(self, files: Sequence[HashedFile], parts: Iterable[Shard]) -> None:
+        """Write the file, a row group for each part."""
+        schema, batches = batches_of(parts, lambda _: pa.field(FEATURES, pa.binary()), _blobs)
         cheap = {"compression": "none", "use_dictionary": False, "write_statistics": False}
-        with pq.ParquetWriter(paths[0], schema, **cheap) as writer:
-            for batch in batches_of(shard, schema, _blobs):
+        with pq.ParquetWriter(files[0], schema, **cheap) as writer:
+            for batch in batches:
                 writer.write_batch(batch)
 
     def open(self, paths: Sequence[Path]) -> ParquetRows:
@@ -69,5 +70,5 @@ class ParquetRows:
         )
 
 
-def _blobs(shard: Shard, features: Sequence[Stored]) -> pa.Array:
-    return pa.array([np.ascontiguousarray(rows).tobytes() for rows in features], pa.binary())
+def _blobs(shard: Shard) -> pa.Array:
+    return pa.array([np.ascontiguousarray(rows).tobytes() for rows in shard.features], pa.binary())

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
-
-from ast_fast_kernels.corpus.formats.shard import Format, Rows, Shard
+from ast_fast_kernels.corpus.formats.hashed import HashedFile, xxh3_of_file
+from ast_fast_kernels.corpus.formats.shard import Format, Shard
 from ast_fast_kernels.files.atomic import atomic_write
-from ast_fast_kernels.files.sealed import digest_of_file
 
 
-def publish_shard(form: Format, folder: Path, index: int, shard: Shard) -> dict[str, str]:
+def publish_shard(
+    form: Format, folder: Path, index: int, parts: Iterable[Shard], *, durable: bool = True
+) -> dict[str, str]:
     """Write a shard into a folder, verify it, and give its files their names.
 
     A killed process leaves the shard's files whole or absent; writing it again gives the same
@@ -22,35 +23,39 @@ def publish_shard(form: Format, folder: Path, index: int, shard: Shard) -> dict[
         form: The format.
         folder: An existing folder.
         index: Number of the shard, from 0.
-        shard: Its rows.
+        parts: Its rows, at least one part of them; each is written before the next is asked for.
+        durable: Whether to wait until the files are on the disk; if not, a power cut can take them.
     Returns:
-        The name of each file → the SHA-256 of its bytes.
+        The name of each file → the XXH3 of its bytes.
     Raises:
         OSError: A file could not be written, or was not read back as it was written.
     """
     names = form.file_names(index)
     for name in names:
         (folder / name).parent.mkdir(exist_ok=True)
+    counted = _Counted(parts)
     with ExitStack() as stack:
-        paths = [stack.enter_context(atomic_write(folder / name)) for name in names]
-        form.write(paths, shard)
-        if not _holds(form.open(paths), shard):
+        paths = [
+            stack.enter_context(atomic_write(folder / name, durable=durable)) for name in names
+        ]
+        with ExitStack() as opened:
+            files = [opened.enter_context(HashedFile(path)) for path in paths]
+            form.write(files, counted)
+        digests = [file.digest for file in files]
+        if digests != list(map(xxh3_of_file, paths)) or len(form.open(paths)) != counted.rows:
             where = folder / names[0]
             raise OSError(f"{where}: what was written is not what was read back; check the disk")
-        return {name: digest_of_file(path) for name, path in zip(names, paths, strict=True)}
+        return dict(zip(names, digests, strict=True))
 
 
-def _holds(rows: Rows, shard: Shard) -> bool:
-    """Return whether rows read back are those of a shard, bit for bit."""
-    if len(rows) != len(shard):
-        return False
-    return all(
-        np.array_equal(_bits(rows[row]), _bits(written))
-        for row, written in enumerate(shard.features)
-    )
+class _Counted:
+    """Parts of a shard, and the number of their rows."""
 
+    def __init__(self, parts: Iterable[Shard]) -> None:
+        self._parts = parts
+        self.rows = 0
 
-def _bits(
-    values: np.ndarray[tuple[int, ...], np.dtype[np.float16 | np.float32]],
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    return np.ascontiguousarray(values).view(f"u{values.itemsize}")
+    def __iter__(self) -> Iterator[Shard]:
+        for part in self._parts:
+            self.rows += len(part)
+            yield part

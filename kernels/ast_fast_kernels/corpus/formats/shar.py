@@ -10,15 +10,16 @@ from __future__ import annotations
 import gzip
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.mapped import array_at, map_file, npy_header
 from ast_fast_kernels.corpus.formats.shard import Shard, Stored
 
@@ -35,31 +36,25 @@ class SharFormat:
         """Return the names of the cuts and of their features."""
         return f"shar/cuts.{index:06d}.jsonl.gz", f"shar/features.{index:06d}.tar"
 
-    def write(self, paths: Sequence[Path], shard: Shard) -> None:
-        """Create both files.
+    def write(self, files: Sequence[HashedFile], parts: Iterable[Shard]) -> None:
+        """Write both files.
 
         Raises:
             ValueError: The rows are vectors, or the facts lack the sample rate or the frame shift.
         """
-        missing = [name for name in ("sample_rate", "frame_shift") if name not in shard.facts]
-        if missing or not shard.ragged:
-            what = " and ".join(missing) if missing else "frames"
-            raise ValueError(f"format lhotse needs features with {what}; use --format arrow")
-        manifests = [_features_manifest(shard, row) for row in range(len(shard))]
-        with (
-            paths[0].open("wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) as zipped,
-        ):
-            for row, manifest in enumerate(manifests):
-                zipped.write(_json_line(_cut(shard, row, manifest)))
-        with paths[1].open("wb") as tar:
-            for row, manifest in enumerate(manifests):
-                header = npy_header(shard.features[row].shape, shard.dtype)
-                values = np.ascontiguousarray(shard.features[row]).reshape(-1).view(np.uint8).data
-                _add(tar, f"{_cut_id(shard, row)}.npy", header, values)
-                _add(tar, f"{_cut_id(shard, row)}.json", _json_line(manifest))
-            tar.write(bytes(2 * tarfile.BLOCKSIZE))
-            tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
+        cuts, tar = files
+        with gzip.GzipFile(filename="", mode="wb", fileobj=cuts, mtime=0) as zipped:
+            for part in parts:
+                _check(part)
+                for row, features in enumerate(part.features):
+                    manifest = _features_manifest(part, row)
+                    zipped.write(_json_line(_cut(part, row, manifest)))
+                    header = npy_header(features.shape, part.dtype)
+                    values = np.ascontiguousarray(features).reshape(-1).view(np.uint8).data
+                    _add(tar, f"{_cut_id(part, row)}.npy", header, values)
+                    _add(tar, f"{_cut_id(part, row)}.json", _json_line(manifest))
+        tar.write(bytes(2 * tarfile.BLOCKSIZE))
+        tar.write(bytes(-tar.tell() % tarfile.RECORDSIZE))
 
     def open(self, paths: Sequence[Path]) -> SharRows:
         """Map the tar."""
@@ -88,6 +83,13 @@ class SharRows:
     def num_frames(self) -> npt.NDArray[np.int32]:
         """Frames of each row."""
         return np.array([len(array) for array in self._arrays], np.int32)
+
+
+def _check(shard: Shard) -> None:
+    missing = [name for name in ("sample_rate", "frame_shift") if name not in shard.facts]
+    if missing or not shard.ragged:
+        what = " and ".join(missing) if missing else "frames"
+        raise ValueError(f"format lhotse needs features with {what}; use --format arrow")
 
 
 def _cut_id(shard: Shard, row: int) -> str:
@@ -139,7 +141,7 @@ def _json_line(document: dict[str, Any]) -> bytes:
     return json.dumps(document).encode("ascii") + b"\n"
 
 
-def _add(tar: BinaryIO, name: str, *pieces: bytes | memoryview) -> None:
+def _add(tar: HashedFile, name: str, *pieces: bytes | memoryview) -> None:
     """Append a member, of nobody and of the beginning of time; `tarfile` would copy its bytes."""
     member = tarfile.TarInfo(name)
     member.size = sum(map(len, pieces))

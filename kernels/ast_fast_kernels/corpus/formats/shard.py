@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ast_fast_kernels.corpus.formats.hashed import HashedFile
 
 Stored = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 FormatName = Literal["arrow", "npy", "parquet", "lhotse"]
@@ -25,7 +29,7 @@ OWN_COLUMNS = frozenset(
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows of one shard, in the order of the input; a file that could not be read has none.
+    """Rows of one shard, or a part of them, in the order of the input; a bad file has none.
 
     Every list has one entry a row.
     """
@@ -51,6 +55,8 @@ class Shard:
     facts: Mapping[str, Any] = field(default_factory=dict)
     """What else a reader should know, as JSON can hold it. Lhotse's Shar needs `sample_rate`, in
     Hz, and `frame_shift`, in milliseconds."""
+    values: Stored | None = None
+    """The features of all rows one behind the other, if they lie so in memory; one dimension."""
 
     def __post_init__(self) -> None:
         taken = sorted(OWN_COLUMNS & self.columns.keys())
@@ -60,7 +66,7 @@ class Shard:
     def __len__(self) -> int:
         return len(self.path)
 
-    @property
+    @cached_property
     def num_frames(self) -> npt.NDArray[np.int32]:
         """Frames of each row; 1 for a vector."""
         if not self.ragged:
@@ -108,8 +114,14 @@ class Format(Protocol):
         """Return the names of shard number `index`'s files, counted from 0."""
         ...
 
-    def write(self, paths: Sequence[Path], shard: Shard) -> None:
-        """Create the files of a shard at `paths`, in the order of `file_names`."""
+    def write(self, files: Sequence[HashedFile], parts: Iterable[Shard]) -> None:
+        """Write a shard into `files`, in the order of `file_names`.
+
+        Args:
+            files: Empty ones.
+            parts: The rows, at least one part of them; a part's arrays may change when the next is
+                asked for.
+        """
         ...
 
     def open(self, paths: Sequence[Path]) -> Rows:

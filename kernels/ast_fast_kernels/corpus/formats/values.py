@@ -9,7 +9,9 @@ from ast_fast_kernels._cpu.float16 import to_float16
 from ast_fast_kernels.corpus.formats.shard import DtypeName, Stored
 
 
-def to_dtype(features: npt.NDArray[np.float32], dtype: DtypeName) -> Stored:
+def to_dtype(
+    features: npt.NDArray[np.float32], dtype: DtypeName, out: Stored | None = None
+) -> Stored:
     """Return features as they are stored.
 
     float16 has 11 significant bits: a log-mel energy between 8 and 16, of either sign, is off by at
@@ -18,12 +20,16 @@ def to_dtype(features: npt.NDArray[np.float32], dtype: DtypeName) -> Stored:
     Args:
         features: Any shape; NaN and infinities stay what they are.
         dtype: float16 or float32.
+        out: Contiguous array of that type and of the features' shape, which receives them.
     Raises:
         ValueError: A finite value is beyond float16's range.
     """
     if dtype == "float32":
-        return features
-    stored, beyond = to_float16(features)
+        if out is None:
+            return features
+        out[...] = features
+        return out
+    stored, beyond = to_float16(features, out)
     if beyond:
         largest = np.abs(features[np.isfinite(features)]).max()
         raise ValueError(
