@@ -25,10 +25,10 @@ BLOCK_VALUES = 2**20
 
 
 @contextmanager
-def content_of(source: AudioSource) -> Iterator[Content]:
+def content_of(source: AudioSource, *, digested: bool = False) -> Iterator[Content]:
     """Open a file's bytes, and raise BadAudioError for every error of opening or reading it."""
     try:
-        with Content(source) as content:
+        with Content(source, digested=digested) as content:
             yield content
     except FileNotFoundError:
         raise AbsentAudioError("is absent") from None

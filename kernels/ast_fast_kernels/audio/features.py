@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ast_fast_kernels._cpu.team import alone, team_size
 from ast_fast_kernels.audio.ahead import in_order
 from ast_fast_kernels.audio.errors import BadAudioError
-from ast_fast_kernels.audio.load import read_waveform
+from ast_fast_kernels.audio.load import open_waveform, read_waveform
 from ast_fast_kernels.audio.source import AudioSource
-from ast_fast_kernels.fbank.api import fbank
+from ast_fast_kernels.audio.streamed import fbank_of_blocks
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.files.text import one_name
 
@@ -40,9 +40,10 @@ def load(
     """Read an audio file as a mono waveform at one sample rate.
 
     Unlike `torchaudio.load` and `librosa.load`, it always returns one channel, the mean of all, at
-    16 kHz unless asked otherwise. A file that is cut short, or holds NaN or infinity, is an error
-    instead of a shorter or a useless waveform; so is a span that begins behind the end. Values
-    beyond ±1, which lossy formats give, stay.
+    16 kHz unless asked otherwise. For the channels, `soundfile.read(path, always_2d=True)` has
+    (num_samples, num_channels), and `resample` takes its transpose. A file that is cut short, or
+    holds NaN or infinity, is an error instead of a shorter or a useless waveform; so is a span that
+    begins behind the end. Values beyond ±1, which lossy formats give, stay.
 
     Args:
         path: Any file that libsndfile reads. WAV needs no soundfile.
@@ -96,9 +97,11 @@ def fbank_files(
 ) -> Iterator[FileFeatures]:
     """Yield the log-mel filterbank of each file, in order, while threads work on the next ones.
 
-    Each thread decodes, resamples and computes one file at a time. So memory holds a few files per
-    thread, however many there are, and features do not depend on the number of threads. Closing
-    the iterator, or leaving it to be collected, waits for the files under way and ends the threads.
+    Each thread decodes, resamples and computes one file at a time, a long one in blocks. So memory
+    holds the features of a few files per thread, however many there are, and features do not depend
+    on the number of threads. `top_db` and `norm_per_feature` need a file's whole waveform besides.
+    Closing the iterator, or leaving it to be collected, waits for the files under way and ends the
+    threads.
 
     Args:
         paths: Names of files, or `AudioSource`; an iterator is read as far as the work has come.
@@ -142,18 +145,18 @@ def _features_of(source: AudioSource, config: FbankConfig, quality: str) -> File
 
 
 def _features_alone(source: AudioSource, config: FbankConfig, quality: str) -> FileFeatures:
-    seconds = 0.0
-    flaws: tuple[str, ...] = ()
     try:
-        waveform, info = read_waveform(
+        with open_waveform(
             source, int(config.sample_frequency), quality=quality, keep_int16=True
-        )
-        seconds, flaws = info.seconds, info.flaws
-        if not config.num_frames(len(waveform)):
-            raise BadAudioError(f"is too short: {seconds:.4f} s are less than one frame")
+        ) as stream:
+            features = fbank_of_blocks(stream, config)
+            info = stream.info()
     except BadAudioError as error:
-        return FileFeatures(source, None, seconds, flaws, error)
-    return FileFeatures(source, fbank(waveform, config), seconds, flaws, None)
+        return FileFeatures(source, None, 0.0, (), error)
+    short = None
+    if not len(features):
+        short = BadAudioError(f"is too short: {info.seconds:.4f} s are less than one frame")
+    return FileFeatures(source, None if short else features, info.seconds, info.flaws, short)
 
 
 def _naming(source: AudioSource, error: BadAudioError) -> BadAudioError:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ast_fast_kernels.audio.load import WaveformStream
+from ast_fast_kernels.audio.streamed import fbank_of_any, fbank_of_blocks
 from ast_fast_kernels.errors import InputError
-from ast_fast_kernels.fbank.api import fbank
 from ast_fast_kernels.fbank.config import FbankConfig
 
 Samples: TypeAlias = np.float32 | np.int16
@@ -41,6 +42,14 @@ class Extractor(Protocol):
 
     def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return the row of each waveform; one without a single frame gives (0, width)."""
+
+
+@runtime_checkable
+class BlockExtractor(Protocol):
+    """An extractor that can also make a row of a waveform in blocks, however long it is."""
+
+    def of_blocks(self, blocks: WaveformStream) -> NDArray[np.float32]:
+        """Return the row that the whole waveform would give, bit for bit."""
 
 
 class FbankExtractor:
@@ -77,9 +86,8 @@ class FbankExtractor:
 
     def __call__(self, waveforms: Sequence[NDArray[Samples]]) -> list[NDArray[np.float32]]:
         """Return log-mel energies, each (num_frames, num_mel_bins)."""
-        return [self._row(waveform) for waveform in waveforms]
+        return [fbank_of_any(waveform, self.config) for waveform in waveforms]
 
-    def _row(self, waveform: NDArray[Samples]) -> NDArray[np.float32]:
-        if not self.config.num_frames(len(waveform)):  # `fbank` raises for some conventions
-            return np.empty((0, self.width), np.float32)
-        return fbank(waveform, self.config)
+    def of_blocks(self, blocks: WaveformStream) -> NDArray[np.float32]:
+        """Return the log-mel energies of a waveform in blocks."""
+        return fbank_of_blocks(blocks, self.config)

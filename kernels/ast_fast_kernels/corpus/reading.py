@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import xxhash
+import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast_kernels.audio.errors import BadAudioError
-from ast_fast_kernels.audio.load import read_waveform
+from ast_fast_kernels.audio.load import joined, open_waveform
 from ast_fast_kernels.audio.source import AudioSource
-from ast_fast_kernels.corpus.extractor import Samples
+from ast_fast_kernels.corpus.extractor import BlockExtractor, Extractor, Samples
 from ast_fast_kernels.corpus.items import Item
 from ast_fast_kernels.corpus.plan import Plan
 
-AT_ONCE = 2**20
-"""Bytes of a file that are digested at once."""
+DIGESTS = 2**10
+"""Files whose digests are kept, for further spans of them."""
 
 
 @dataclass(frozen=True)
 class Waveform:
     """What was read of an item."""
 
-    samples: NDArray[Samples]
-    """Mono, at the extractor's sample rate, shape (num_samples,)."""
+    samples: NDArray[Samples] | None
+    """Mono, at the extractor's sample rate, shape (num_samples,); None if its row is made."""
+    row: NDArray[np.float32] | None
+    """Of audio so long that its row was made while it was decoded."""
     seconds: float
     digest: str
     """Of the whole audio file's bytes, also where the item is a span of it."""
@@ -35,9 +37,10 @@ class Reader:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._file: tuple[str, int] | None = None
-        """Whose digest is known."""
-        self._digest = ""
+        extractor = plan.extractor
+        self._in_blocks = extractor if isinstance(extractor, BlockExtractor) else None
+        self._digests: dict[tuple[str, int], str] = {}
+        """Of the files read last, by name and offset."""
 
     def read(self, item: Item) -> Waveform:
         """Read an item.
@@ -48,39 +51,35 @@ class Reader:
         extractor = self._plan.extractor
         path = self._plan.resolve(item.file or item.path)
         source = AudioSource(path, item.begin, item.size, item.start, item.duration)
+        digest = self._digests.get((path, item.begin))
+        samples = row = None
         try:
-            samples, info = read_waveform(
-                source, extractor.sample_rate, keep_int16=extractor.takes_int16
-            )
+            with open_waveform(
+                source,
+                extractor.sample_rate,
+                digest=digest is None,
+                keep_int16=extractor.takes_int16,
+            ) as stream:
+                if self._in_blocks is None or stream.is_whole:
+                    samples = joined(stream)
+                else:
+                    row = self._in_blocks.of_blocks(stream)
+                info = stream.info()
         except MemoryError:
             raise BadAudioError("is too large for this machine's memory") from None
-        if self._file != (path, item.begin):
-            self._digest = digest_of_audio(path, item.begin, item.size)
-            self._file = path, item.begin
-        return Waveform(samples, info.seconds, self._digest)
+        if info.digest is not None:
+            digest = self._keep(path, item.begin, info.digest)
+        assert digest is not None
+        return Waveform(samples, row, info.seconds, digest)
+
+    def _keep(self, path: str, begin: int, digest: str) -> str:
+        if len(self._digests) == DIGESTS:
+            del self._digests[next(iter(self._digests))]  # the oldest
+        self._digests[path, begin] = digest
+        return digest
 
 
-def digest_of_audio(path: str, begin: int = 0, size: int | None = None) -> str:
-    """Return the hexadecimal XXH3 of a file's bytes, in 128 bits, as `xxh128sum` prints it.
-
-    It tells files apart, and finds damage; it does not keep out who means to deceive. Cryptographic
-    digests take longer than reading a WAV file and its filterbank do.
-
-    Args:
-        path: The file.
-        begin: Offset of the bytes.
-        size: Number of the bytes; None is all from `begin` on.
-    Raises:
-        BadAudioError: It cannot be read.
-    """
-    found = xxhash.xxh3_128()
-    left = sys.maxsize if size is None else size
-    try:
-        with open(path, "rb", buffering=0) as file:
-            file.seek(begin)
-            while left and (block := file.read(min(left, AT_ONCE))):
-                found.update(block)
-                left -= len(block)
-    except OSError as error:
-        raise BadAudioError(f"cannot be read: {error.strerror or error}") from error
-    return found.hexdigest()
+def rows_of(extractor: Extractor, waveforms: Sequence[Waveform]) -> list[NDArray[np.float32]]:
+    """Return the row of each waveform: that which is made, or the extractor's."""
+    made = iter(extractor([one.samples for one in waveforms if one.samples is not None]))
+    return [next(made) if one.row is None else one.row for one in waveforms]

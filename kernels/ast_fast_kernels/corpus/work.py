@@ -17,7 +17,7 @@ from ast_fast_kernels.corpus.items import Item
 from ast_fast_kernels.corpus.manifest import ShardFiles, line_of, manifest_lines
 from ast_fast_kernels.corpus.parts import Part, Parts, Row
 from ast_fast_kernels.corpus.plan import Plan
-from ast_fast_kernels.corpus.reading import Reader, Waveform
+from ast_fast_kernels.corpus.reading import Reader, Waveform, rows_of
 from ast_fast_kernels.corpus.records import ShardLines, ShardRecord, write_record
 
 
@@ -85,7 +85,7 @@ def try_item(plan: Plan, k: int, index: int) -> None:
     """Read one item of a shard and extract its row, to see whether that ends this process."""
     item = plan.items(k)[index]
     with suppress(BadAudioError):
-        plan.extractor([Reader(plan).read(item).samples])
+        rows_of(plan.extractor, [Reader(plan).read(item)])
 
 
 class _Made:
@@ -148,7 +148,7 @@ class _Rows:
     def _extract(self, waiting: list[tuple[Item, Waveform]]) -> Iterator[Part]:
         if not waiting:
             return
-        rows = self._plan.extractor([waveform.samples for _, waveform in waiting])
+        rows = rows_of(self._plan.extractor, [waveform for _, waveform in waiting])
         for (item, waveform), features in zip(waiting, rows, strict=True):
             seconds = waveform.seconds
             if not len(features):

@@ -5,11 +5,13 @@ import pickle
 import tarfile
 import threading
 import time
+import tracemalloc
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 import soundfile
+import xxhash
 
 from ast_fast_kernels import (
     AudioSource,
@@ -20,6 +22,7 @@ from ast_fast_kernels import (
     load,
     resample,
 )
+from ast_fast_kernels.audio import decode
 from ast_fast_kernels.audio.ahead import in_order
 from ast_fast_kernels.audio.load import read_waveform
 from ast_fast_kernels.testing.processes import run_program
@@ -101,6 +104,46 @@ def test_a_part_of_a_file_is_a_file(folder, tmp_path):
             np.testing.assert_array_equal(waveform, expected)
             assert info == expected_info
             assert len(info.digest) == 32
+
+
+def test_the_digest_is_of_all_bytes_also_of_a_span(folder):
+    for path in sorted(folder.iterdir()):
+        expected = xxhash.xxh3_128_hexdigest(path.read_bytes())
+        for source in (AudioSource.of(path), AudioSource(str(path), start=0.5, duration=0.1)):
+            assert read_waveform(source, digest=True)[1].digest == expected
+    assert read_waveform(AudioSource.of(folder / "a.wav"))[1].digest is None
+
+
+@pytest.mark.parametrize("preset", ["kaldi", "whisper"])
+def test_blocks_change_no_bit(folder, monkeypatch, preset):
+    config = FbankConfig.preset(preset)
+
+    def read(path):
+        (found,) = fbank_files([path], config, threads=1)
+        spans = [load(path, start=0.7, duration=0.9)[0], load(path, start=1.3)[0]]
+        kept = load(path, sample_rate=None)[0]
+        return [load(path)[0], kept, *spans, found.features]
+
+    for name in ("a.wav", "b.wav", "c.flac"):
+        monkeypatch.setattr(decode, "BLOCK_VALUES", 2**20)
+        whole = read(folder / name)
+        monkeypatch.setattr(decode, "BLOCK_VALUES", 2 * 5003)
+        for expected, found in zip(whole, read(folder / name), strict=True):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_memory_is_that_of_the_result(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", noise(120.0, 44100), 44100, subtype="PCM_16")
+    monkeypatch.setattr(decode, "BLOCK_VALUES", 2**16)
+    load(tmp_path / "a.wav", duration=1.0)
+    tracemalloc.start()
+    try:
+        waveform = load(tmp_path / "a.wav")[0]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.3 * waveform.nbytes
 
 
 def test_a_source_is_plain_values():

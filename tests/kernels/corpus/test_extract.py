@@ -18,6 +18,7 @@ import pytest
 import soundfile
 
 from ast_fast_kernels import FbankConfig, extract, fbank
+from ast_fast_kernels.audio import decode
 from ast_fast_kernels.corpus import flush, work
 from ast_fast_kernels.corpus.extractor import FbankExtractor
 from ast_fast_kernels.corpus.flush import Flusher
@@ -143,6 +144,27 @@ def test_dither_is_the_same_whoever_makes_a_shard(tmp_path):
     table = pa.ipc.open_file(tmp_path / "one" / "shard-000000.arrow").read_all()
     first, second = table["features"].to_pylist()
     assert first != second
+
+
+def test_long_files_are_read_in_blocks_and_short_ones_are_listed(tmp_path, monkeypatch):
+    noise = np.random.default_rng(2).uniform(-0.5, 0.5, 9000)
+    for name, samples in (("long", noise), ("short", noise[:80])):
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000)
+    arguments = [str(tmp_path / f"{name}.wav") for name in ("long", "short")]
+    arguments += ["--preset", "kaldi", "--num-mel-bins", "40", "--dither", "1", "--jobs", "1"]
+    assert extract.main([*arguments, "--out", str(tmp_path / "whole")]) == 1
+    (failed,) = lines(tmp_path / "whole" / "failed.jsonl")
+    assert failed["reason"] == "is too short for one frame: 0.005 s"
+
+    taken = []
+    of_blocks = FbankExtractor.of_blocks
+    monkeypatch.setattr(
+        FbankExtractor, "of_blocks", lambda *given: taken.append(of_blocks(*given)) or taken[-1]
+    )
+    monkeypatch.setattr(decode, "BLOCK_VALUES", 3001)
+    assert extract.main([*arguments, "--out", str(tmp_path / "blocks")]) == 1
+    assert len(taken) == 1
+    assert contents(tmp_path / "whole") == contents(tmp_path / "blocks")
 
 
 def test_bad_files_are_listed_and_left_out(corpus, whole, tmp_path, capsys):
