@@ -27,6 +27,8 @@ BLOCK_VALUES = 2**20
 @contextmanager
 def content_of(source: AudioSource, *, digested: bool = False) -> Iterator[Content]:
     """Open a file's bytes, and raise BadAudioError for every error of opening or reading it."""
+    if "\0" in source.path:
+        raise BadAudioError("has a name with a NUL, as no file has")
     try:
         with Content(source, digested=digested) as content:
             yield content

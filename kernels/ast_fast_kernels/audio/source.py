@@ -6,6 +6,9 @@ import math
 import os
 from dataclasses import dataclass
 
+MOST_SECONDS = 1e9
+"""Of a start or a duration, 30 years: times any sample rate, it is a number of frames."""
+
 
 @dataclass(frozen=True)
 class AudioSource:
@@ -18,7 +21,7 @@ class AudioSource:
         start: Seconds to skip.
         duration: Seconds to read; None is all from `start` on.
     Raises:
-        ValueError: A number is negative, or not finite.
+        ValueError: A number is negative or not finite, or one of seconds is above MOST_SECONDS.
     """
 
     path: str
@@ -32,6 +35,10 @@ class AudioSource:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a finite number from 0 on, got {value}")
+        for name in ("start", "duration"):
+            if (getattr(self, name) or 0) > MOST_SECONDS:
+                limit = f"at most {MOST_SECONDS:.0e} s"
+                raise ValueError(f"{name} must be {limit}, got {getattr(self, name):g}")
 
     @classmethod
     def of(cls, source: AudioSource | str | os.PathLike[str]) -> AudioSource:

@@ -232,7 +232,17 @@ def _work(connection: Connection, plan: Plan, at_hand: Any) -> None:
                 raise
             except Exception as error:
                 error.add_note(traceback.format_exc())
-                connection.send(error)
+                _send_error(connection, error)
+
+
+def _send_error(connection: Connection, error: Exception) -> None:
+    """Send an error, or its text if it cannot be pickled."""
+    try:
+        connection.send(error)
+    except (BrokenPipeError, ConnectionResetError):
+        raise
+    except Exception:
+        connection.send(RuntimeError("".join(traceback.format_exception(error))))
 
 
 def _done(

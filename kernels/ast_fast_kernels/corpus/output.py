@@ -17,7 +17,14 @@ from filelock import FileLock, Timeout
 
 from ast_fast_kernels.corpus.flush import settle
 from ast_fast_kernels.corpus.freeze import Frozen
-from ast_fast_kernels.corpus.manifest import FAILED, MANIFEST, SHARDS, line_of, write_lines
+from ast_fast_kernels.corpus.manifest import (
+    FAILED,
+    MANIFEST,
+    SETTINGS,
+    SHARDS,
+    line_of,
+    write_lines,
+)
 from ast_fast_kernels.corpus.plan import INPUT, RUN, UNFLUSHED, Plan
 from ast_fast_kernels.corpus.records import ShardLines, ShardRecord, read_record
 from ast_fast_kernels.errors import InputError
@@ -25,9 +32,9 @@ from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
 from ast_fast_kernels.files.sealed import digest_of_file, is_intact, sealed
 from ast_fast_kernels.files.text import read_document
 
-SETTINGS = "extract.toml"
-"""Settings, versions and totals: written last, so where it is the output is complete."""
 PLAN = "plan.json"
+SHAR = "shar"
+"""The folder of lhotse's shards, of which every file is taken for one."""
 LOCK = ".lock"
 
 Settings = Mapping[str, Mapping[str, Any]]
@@ -135,9 +142,9 @@ class Output:
 
     def clean(self) -> None:
         """Remove what killed processes were writing."""
-        remove_leftovers(self.path)
-        if self.run.is_dir():
-            remove_leftovers(self.run)
+        for folder in (self.path, self.path / SHAR, self.run):
+            if folder.is_dir():
+                remove_leftovers(folder)
 
     def settle(self) -> None:
         """Flush shards to the disk that their processes could not.

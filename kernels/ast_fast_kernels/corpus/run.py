@@ -71,8 +71,8 @@ class Corpus:
 def extract_corpus(corpus: Corpus, extractor: Extractor, make: Make | None = None) -> int:
     """Extract the features of a corpus; return the exit code.
 
-    0 when the output is complete, or was; 1 when files were bad, each named on standard error and
-    in failed.jsonl, unless --skip-bad-files is given.
+    0 when the output is complete, or was; 1 when files were bad, unless --skip-bad-files is given.
+    Each is in failed.jsonl, and named on standard error by the run that met it.
 
     Args:
         corpus: What, where to, and how.
@@ -124,8 +124,8 @@ class _Run:
         """Make every shard that is not there, then the tables; return the exit code."""
         todo = self._todo()
         self._console.print(
-            f"{self._plan.num_items:,} files in {self._plan.num_shards:,} shards, "
-            f"{len(todo):,} to make",
+            f"{_counted(self._plan.num_items, 'file')} in "
+            f"{_counted(self._plan.num_shards, 'shard')}, {len(todo):,} to make",
             soft_wrap=True,
         )
         try:

@@ -88,6 +88,13 @@ def test_a_span_of_features_ends_where_its_file_does(folder):
     for bad in (-1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="start must be a finite number from 0 on"):
             load(folder / "a.wav", start=bad)
+    with pytest.raises(ValueError, match=r"start must be at most 1e\+09 s, got 1e\+305"):
+        load(folder / "a.wav", start=1e305)
+
+
+def test_a_name_that_no_file_has_is_told():
+    with pytest.raises(BadAudioError, match="has a name with a NUL, as no file has"):
+        load("a\0.wav")
 
 
 def test_a_part_of_a_file_is_a_file(folder, tmp_path):

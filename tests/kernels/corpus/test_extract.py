@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ from ast_fast_kernels.audio import decode
 from ast_fast_kernels.corpus import flush, work
 from ast_fast_kernels.corpus.extractor import FbankExtractor
 from ast_fast_kernels.corpus.flush import Flusher
+from ast_fast_kernels.corpus.jobs import _send_error
 from ast_fast_kernels.corpus.output import Output
 from ast_fast_kernels.files.atomic import PARTIAL
 from tests.kernels.corpus import energy_extract
@@ -276,6 +278,23 @@ def test_an_output_belongs_to_one_run(corpus, tmp_path, capsys):
     with FileLock(out / ".lock"):
         assert energy_extract.main(corpus, out, 1) == 2
     assert f"--out {out} is in use by another run" in capsys.readouterr().err
+
+
+def test_what_killed_processes_left_is_removed_wherever_shards_lie(tmp_path):
+    """Lhotse would take every file of that folder for a shard's."""
+    left = [tmp_path / ".shard-000000.0123abcd.partial.arrow"]
+    left.append(tmp_path / "shar/.cuts.000000.jsonl.0123abcd.partial.gz")
+    (tmp_path / "shar").mkdir()
+    for path in left:
+        path.touch()
+    Output(tmp_path).clean()
+    assert [path for path in left if path.exists()] == []
+
+
+def test_an_error_that_cannot_be_pickled_is_sent_as_its_text():
+    ours, theirs = multiprocessing.Pipe()
+    _send_error(theirs, OSError(lambda: None))
+    assert "lambda" in str(ours.recv())
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ast_fast_kernels.audio.source import MOST_SECONDS
 from ast_fast_kernels.corpus.inputs.columns import carried
 from ast_fast_kernels.corpus.inputs.lines import objects, raw_lines, text_lines
 from ast_fast_kernels.corpus.items import Item
@@ -23,8 +24,6 @@ START_COLUMNS = ("start", "offset")
 DURATION_COLUMNS = ("duration",)
 END_COLUMNS = ("end",)
 """Taken if there is no duration; carried along otherwise."""
-MOST_SECONDS = 1e9
-"""Of a start or a duration, 30 years: times any sample rate, it is a number of frames."""
 
 _ARCHIVE = re.compile(r"\.ark:\d+$")
 
