@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-VERSION = "0.4.0"  # and that of the kernels, kernels/pyproject.toml: one checkout, one version
+VERSION = "0.5.0"  # and that of the kernels, kernels/pyproject.toml: one checkout, one version
 
 INSTALL_REQUIRES = [
     f"ast-fast-kernels[torch,audio]=={VERSION}",  # features, the transformer's kernels, decoding

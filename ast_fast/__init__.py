@@ -2,7 +2,7 @@
 
 import os
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 
 SPINS = 3000
 """Times that an idle OpenMP thread of torch spins before it sleeps.

@@ -31,6 +31,7 @@ RECORDS = {
     "fbank": f"{HISTORY}/2026-11-29-drop-ins-epyc-avx2-l1d32-2core.json",
     "fbank-xeon": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
     "projects": f"{HISTORY}/2026-11-29-drop-ins-epyc-avx2-l1d32-2core.json",
+    "files": f"{HISTORY}/2026-11-30-files-epyc-avx2-l1d32-2core.json",
     "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
     "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
     "attention-l1d32": f"{HISTORY}/2026-11-29-attention-epyc-avx2-l1d32-2core.json",
@@ -217,6 +218,46 @@ def turns_table(group: str, titles: dict[str, str]) -> str:
     return "\n".join(rows)
 
 
+FILES = {
+    "wav-16000": "WAV, 16 kHz",
+    "wav-44100": "WAV, 44.1 kHz",
+    "wav-44100-stereo": "WAV, 44.1 kHz, stereo",
+    "flac-44100": "FLAC, 44.1 kHz",
+    "ogg-44100": "OGG, 44.1 kHz",
+    "mp3-44100": "MP3, 44.1 kHz",
+}
+
+
+def files_table() -> str:
+    """Return the table of bench_files.py."""
+    rows = header(["files", "µs a clip, theirs", "ours", "1 thread", "ours, 2 threads",
+                   "2 threads beside 1"])  # fmt: skip
+    found = cases("files", "files")
+    for kind, words in FILES.items():
+        took = one(found, kind=kind)["microseconds_per_clip"]
+        theirs, ours, pair = (took[name] for name in (
+            "soundfile, soxr and torchaudio", "ours", "ours on 2 threads"))  # fmt: skip
+        micros = [f"{value:,.0f}" for value in (theirs, ours, pair)]
+        rows.append(line([words, *micros[:2], times(theirs / ours, 1), micros[2],
+                          times(ours / pair)]))  # fmt: skip
+    return "\n".join(rows)
+
+
+def resample_table() -> str:
+    """Return the table of bench_resample.py: one thread, then two."""
+    titles = ("hq", "hq int16", "hq stereo int16", "fast")
+    rows = header(["Hz", "threads", "soxr HQ, µs", *titles])
+    groups = dict.fromkeys(map(group_of, read_record(RECORDS["files"])["benchmarks"]))
+    for group in groups:
+        if group.startswith("resample-"):
+            for case in sorted(cases("files", group), key=lambda case: case["threads"]):
+                words = " → ".join(f"{rate:,}" for rate in case["rates"])
+                theirs = f"{case['microseconds']['soxr HQ']:,.0f}"
+                ratios = [times(case["faster_than_soxr_by"][name], 1) for name in titles]
+                rows.append(line([words, str(case["threads"]), theirs, *ratios]))
+    return "\n".join(rows)
+
+
 def half_table() -> str:
     """Return the section of attention in half precision."""
     if "half" not in RECORDS:
@@ -397,6 +438,7 @@ def headlines() -> dict[str, str]:
     (ours,) = (case for case in fbank if case.preset == "ast" and not case.name
                and str(case.column) == "64 clips, 2 threads")  # fmt: skip
     step = one(cases("training", "step-model"), width=192, precision="float32", threads=2)
+    took = one(cases("files", "files"), kind="wav-44100")["microseconds_per_clip"]
     recipe = one(cases("training", "step-recipe"), recipe="esc50", threads=2, precision="float32")
     return {
         "FBANK": f"{ours.microseconds:.0f} µs",
@@ -405,6 +447,8 @@ def headlines() -> dict[str, str]:
         "kaldi-native-fbank": f"{batch['kaldi-native-fbank'].ratio:.0f} ×",
         "ESC-50": board.accuracy("2026-11-28-esc50-block"),
         "minutes": f"{board.minutes('2026-11-28-esc50-block')} minutes",
+        "files": times(took["soundfile, soxr and torchaudio"] / took["ours"], 1),
+        "files' time": f"{took['ours'] / 1000:.1f} ms",
         "step": times(step["ours_faster_than_transformers_by"], 1),
         "recipe's step": times(recipe["ours_faster_than_transformers_by"], 1),
     }
@@ -451,6 +495,22 @@ our filterbank follows them. Measured on {on("fbank")}.
   avoids, at this machine's own measured rates (`bench/floor.py`). At 100 % nothing would be left to
   gain.
 {projects()}{other_machines()}
+## From files to features
+
+`fbank_files` over 16 files of 5 s, against soundfile in float32, the mean of two channels, soxr's
+HQ and torchaudio's `kaldi.fbank`, one thread, files in the page cache, 128 bins. Measured on
+{on("files")}.
+
+{files_table()}
+
+### Resampling
+
+`resample` of 5 s of audio against soxr's HQ, which gets float32, and of stereo the mean, which it
+has to take first. All take turns, so each finds the caches as the others left them.
+[Numerics](numerics.md) says how the filters differ.
+
+{resample_table()}
+
 ## Attention
 
 Backend `numba` against `scaled_dot_product_attention`, float32, from the same packed projections,
