@@ -15,6 +15,7 @@ from ast_fast.run.say import say_what_runs
 def said(**changes: Any) -> list[str]:
     data = {
         "synthesised": False,
+        "is_stored": False,
         "root": Path("data"),
         "clips": [0] * 8,
         "class_names": ["x", "y"],

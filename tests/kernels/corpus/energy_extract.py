@@ -14,7 +14,8 @@ from ast_fast_kernels.errors import InputError
 
 DEADLY = 12345
 """Samples of a waveform that ends its process."""
-SLOW = 0.02
+SLOW = 0.5
+"""Seconds of a call: a kill that is meant for a shard must not come after the last one."""
 
 
 class EnergyExtractor:
