@@ -20,6 +20,11 @@ from ast_fast_kernels.files.text import one_name
 
 SHARD_BYTES = 512 * 2**20
 """Bytes of audio files after which a shard ends, however few they are: it is what a kill costs."""
+FIRST_SIZE = 32
+"""Most items of the first shards, so that a small corpus keeps every process busy."""
+OF_ONE_SIZE = 16
+"""Shards after which the most items of a shard double, up to its limit."""
+MOST_DOUBLINGS = 32
 SPAN_BYTES = 32000
 """Counted for a second of a span: those of 16 kHz and 16 bits."""
 
@@ -42,8 +47,8 @@ def freeze(
 ) -> Frozen:
     """Write the items of an input to a list, whole or not at all.
 
-    A shard ends after `shard_size` items, or as soon as its files have SHARD_BYTES. Memory holds 8
-    bytes for an item's key, and 8 for a shard.
+    A shard ends after `shard_size` items (the first ones sooner), or as soon as its files have
+    SHARD_BYTES. Memory holds 8 bytes for an item's key, and 8 for a shard.
 
     Args:
         given: The input.
@@ -60,7 +65,9 @@ def freeze(
     digest = sha256()
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         for item in map(_checked, given.items):
-            if in_shard == shard_size or (in_shard and weight >= SHARD_BYTES):
+            doublings = min((len(offsets) - 1) // OF_ONE_SIZE, MOST_DOUBLINGS)
+            most = min(shard_size, FIRST_SIZE << doublings)
+            if in_shard == most or (in_shard and weight >= SHARD_BYTES):
                 offsets.append(end)
                 in_shard = weight = 0
             types.add(item.columns)

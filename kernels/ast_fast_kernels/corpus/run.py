@@ -53,7 +53,8 @@ class Corpus:
     dtype: DtypeName = "float16"
     """Type that features are stored as."""
     shard_size: int = 1000
-    """Most files of a shard. A shard ends sooner once its files have 512 MiB together."""
+    """Most files of a shard. A shard ends sooner once its files have 512 MiB together; the first
+    ones have 32, 64 and so on, so that a small corpus keeps every process busy."""
     jobs: int = 0
     """Processes; 0 is one for each core that this process may use, or each CPU of the cluster."""
     ray: str | None = None

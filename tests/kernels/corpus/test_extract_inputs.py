@@ -364,6 +364,16 @@ def test_shards_end_after_some_files_or_some_bytes(tmp_path, monkeypatch):
     assert len(items) == by_size.num_items == 7
 
 
+def test_the_first_shards_are_small(tmp_path):
+    """So that a corpus of some hundred files keeps every process busy."""
+    (tmp_path / "files.txt").write_text("".join(f"{i}.wav\n" for i in range(16 * 32 + 150)))
+    result, _ = frozen(tmp_path, tmp_path / "files.txt", shard_size=70)
+    content = (tmp_path / "list.jsonl").read_bytes()
+    ends = zip(result.offsets, result.offsets[1:], strict=False)
+    sizes = [content[i:j].count(b"\n") for i, j in ends]
+    assert sizes == [32] * 16 + [64, 64, 22]
+
+
 def test_items_are_written_as_they_are():
     item = Item("a/ü\u2028.wav", file="x.tar", begin=3, size=4, start=0.1, duration=2.5, key="k")
     assert Item.from_line(item.to_line()) == item
