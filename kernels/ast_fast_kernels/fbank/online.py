@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
-from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels._torch.optional import is_tensor
+from ast_fast_kernels._torch.stream import Array, Stream
 from ast_fast_kernels.fbank.api import draw_keys, fbank_of_part
 from ast_fast_kernels.fbank.config import FbankConfig
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Array: TypeAlias = "Tensor | npt.NDArray[Any]"
 
 _AST = FbankConfig()
 
@@ -28,7 +19,7 @@ WHOLE_CLIP = {
 """Fields that a stream cannot use, and why."""
 
 
-class OnlineFbank:
+class OnlineFbank(Stream):
     """Compute log-mel energies of a stream, each frame as soon as its last sample has arrived.
 
     Together, the frames that `accept_waveform` and `finish` return are those of `fbank` for the
@@ -62,11 +53,8 @@ class OnlineFbank:
 
     def reset(self) -> None:
         """Begin a new stream."""
-        self._held: Array | None = None
+        super().reset()  # what is held begins at a multiple of the shift; results are frames
         self._keys: Array | None = None  # of dither
-        self._start = 0  # index of the first sample held: a multiple of the shift
-        self._next = 0  # frame to return next
-        self._finished = False
 
     def accept_waveform(self, waveform: Array) -> Array:
         """Take the next samples and return the frames that they complete.
@@ -81,19 +69,7 @@ class OnlineFbank:
             ValueError: Its leading dimensions are not the first chunk's.
             RuntimeError: The stream was finished and not reset.
         """
-        if self._finished:
-            raise RuntimeError("the stream is finished; call reset() to begin another")
-        self._check(waveform)
-        before = self._held
-        if before is None and self.config.dither != 0.0:
-            self._keys = draw_keys(waveform)
-        # Always a copy: the caller may use the chunk's memory for the next one.
-        self._held = _copied(waveform) if before is None else _joined(before, waveform)
-        try:
-            return self._take(self._complete_frames())
-        except BaseException:
-            self._held = before  # a chunk that cannot be computed is not taken
-            raise
+        return self._accept(waveform)
 
     def finish(self) -> Array:
         """End the stream and return the frames that were waiting for its end.
@@ -101,55 +77,31 @@ class OnlineFbank:
         Raises:
             RuntimeError: No chunk was ever taken, or the stream is finished already.
         """
-        if self._finished:
-            raise RuntimeError("the stream is finished already; call reset() to begin another")
-        if self._held is None:
-            raise RuntimeError("the stream is empty; call accept_waveform() first")
-        frames = self._take(max(self.config.num_frames(self._num_samples), self._next))
-        self._finished = True
-        return frames
+        return self._finish()
 
-    @property
-    def _num_samples(self) -> int:
-        """Samples so far."""
-        return self._start + (0 if self._held is None else self._held.shape[-1])
+    def _begin(self, waveform: Array) -> None:
+        if self.config.dither != 0.0:
+            self._keys = draw_keys(waveform)
 
-    def _check(self, waveform: object) -> None:
-        if not (isinstance(waveform, np.ndarray) or is_tensor(waveform)):
-            raise TypeError(
-                f"waveform must be a tensor or a numpy array, got {type(waveform).__name__}"
-            )
+    def _check_samples(self, waveform: Array) -> None:
         if str(waveform.dtype).removeprefix("torch.") not in DTYPES:
             raise TypeError(f"waveform must be {', '.join(DTYPES)}, got {waveform.dtype}")
         if waveform.ndim == 0:
             raise ValueError("waveform must be (..., num_samples), got ()")
-        first = self._held
-        if first is None:
-            return
-        same_kind = isinstance(waveform, np.ndarray) == isinstance(first, np.ndarray)
-        if not same_kind or waveform.dtype != first.dtype:
-            raise TypeError(
-                f"waveform must be {type(first).__name__} of {first.dtype} like the first chunk, "
-                f"got {type(waveform).__name__} of {waveform.dtype}"
-            )
-        if waveform.shape[:-1] != first.shape[:-1]:
-            raise ValueError(
-                f"waveform must be (..., num_samples) with leading dimensions "
-                f"{tuple(first.shape[:-1])} like the first chunk, got {tuple(waveform.shape)}"
-            )
 
-    def _complete_frames(self) -> int:
-        """Return how many frames, counted from the first, the samples so far determine."""
+    def _num_results(self) -> int:
+        return self.config.num_frames(self._num_samples)
+
+    def _num_complete(self) -> int:
         config, num_samples = self.config, self._num_samples
         if num_samples <= -config.first_sample:
             return 0  # the mirror image before the first sample is not yet known
         span = num_samples - config.first_sample - config.window_size
         complete = span // config.window_shift + 1 if span >= 0 else 0
         # If no more samples come, the last frame may be dropped or not exist.
-        return max(min(complete, config.num_frames(num_samples)), self._next)
+        return min(complete, config.num_frames(num_samples))
 
     def _take(self, end: int) -> Array:
-        """Return the frames up to `end`, and drop the samples that no later one reads."""
         held, config = self._held, self.config
         assert held is not None
         before = self._start // config.window_shift  # frames before what is held
@@ -168,25 +120,5 @@ class OnlineFbank:
         self._next = end
         # Padding mirrors at most a window before the end; pre-emphasis reads one sample more.
         keep = end * config.window_shift + config.first_sample - config.window_size - 1
-        start = max(keep // config.window_shift * config.window_shift, 0)
-        if start > self._start:
-            self._held = _copied(held[..., start - self._start :])
-            self._start = start
+        self._drop(max(keep // config.window_shift * config.window_shift, 0))
         return frames
-
-
-def _joined(held: Array, chunk: Array) -> Array:
-    if isinstance(held, np.ndarray):
-        return np.concatenate((held, chunk), axis=-1)
-    import torch  # loaded already: the stream's chunks are tensors
-
-    with one_thread_if_forked():
-        return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
-
-
-def _copied(samples: Array) -> Array:
-    """Return a copy, which does not keep the whole chunk alive."""
-    if isinstance(samples, np.ndarray):
-        return np.array(samples)
-    with one_thread_if_forked():
-        return samples.detach().clone()

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
 
 from ast_fast_kernels import _dispatch
-from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels._torch.optional import is_tensor
+from ast_fast_kernels._torch.stream import Array, Stream, copied
 from ast_fast_kernels.resample import checks
 from ast_fast_kernels.resample.api import chosen_backend, resample
 from ast_fast_kernels.resample.design import Design, design
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Array: TypeAlias = "Tensor | npt.NDArray[Any]"
-
 BACKENDS = ("auto", "numba", "reference")
 
 
-class OnlineResample:
+class OnlineResample(Stream):
     """Resample a stream, each sample as soon as all that it depends on has arrived.
 
     Together, the samples that `accept_waveform` and `finish` return are those of `resample` for the
     whole waveform: bit for bit with `numba`, and up to float rounding with `reference`. The stream
     is ahead of them by the reach of the filters: 3.4 ms from 44.1 to 16 kHz. Samples have no
-    gradient.
+    gradient. `reset` begins a new stream.
 
     Args:
         rate_from: As in `resample`.
@@ -50,13 +41,6 @@ class OnlineResample:
         self.backend = backend
         self.reset()
 
-    def reset(self) -> None:
-        """Begin a new stream."""
-        self._held: Array | None = None
-        self._start = 0  # index of the first sample held: a whole number of periods
-        self._next = 0  # sample to return next
-        self._finished = False
-
     def accept_waveform(self, waveform: Array) -> Array:
         """Take the next samples and return the resampled ones that they complete.
 
@@ -70,17 +54,7 @@ class OnlineResample:
             ValueError: Its leading dimensions are not the first chunk's.
             RuntimeError: The stream was finished and not reset.
         """
-        if self._finished:
-            raise RuntimeError("the stream is finished; call reset() to begin another")
-        self._check(waveform)
-        before = self._held
-        # Always a copy: the caller may use the chunk's memory for the next one.
-        self._held = _copied(waveform) if before is None else _joined(before, waveform)
-        try:
-            return self._take(self._complete())
-        except BaseException:
-            self._held = before  # a chunk that cannot be computed is not taken
-            raise
+        return self._accept(waveform)
 
     def finish(self) -> Array:
         """End the stream and return the samples that were waiting for what comes after it.
@@ -88,18 +62,7 @@ class OnlineResample:
         Raises:
             RuntimeError: No chunk was ever taken, or the stream is finished already.
         """
-        if self._finished:
-            raise RuntimeError("the stream is finished already; call reset() to begin another")
-        if self._held is None:
-            raise RuntimeError("the stream is empty; call accept_waveform() first")
-        samples = self._take(-(-self._num_samples * self.rate_to // self.rate_from))
-        self._finished = True
-        return samples
-
-    @property
-    def _num_samples(self) -> int:
-        """Return how many samples came so far."""
-        return self._start + (0 if self._held is None else self._held.shape[-1])
+        return self._finish()
 
     @property
     def _plan(self) -> Design | None:
@@ -108,35 +71,18 @@ class OnlineResample:
             return None
         return design(self.rate_from, self.rate_to, self.quality)
 
-    def _complete(self) -> int:
-        """Return how many resampled samples, from the first on, the samples so far determine."""
+    def _check_samples(self, waveform: Array) -> None:
+        checks.check(waveform, self.rate_from, self.rate_to, self.quality, None)
+
+    def _num_complete(self) -> int:
         plan = self._plan
         reach = 0 if plan is None else plan.reach
-        known = self._num_samples - reach
-        return max(-(-known * self.rate_to // self.rate_from), self._next)
+        return -(-(self._num_samples - reach) * self.rate_to // self.rate_from)
 
-    def _check(self, waveform: object) -> None:
-        if not (isinstance(waveform, np.ndarray) or is_tensor(waveform)):
-            kind = type(waveform).__name__
-            raise TypeError(f"waveform must be a tensor or a numpy array, got {kind}")
-        checks.check(waveform, self.rate_from, self.rate_to, self.quality, None)
-        first = self._held
-        if first is None:
-            return
-        same_kind = isinstance(waveform, np.ndarray) == isinstance(first, np.ndarray)
-        if not same_kind or waveform.dtype != first.dtype:
-            raise TypeError(
-                f"waveform must be {type(first).__name__} of {first.dtype} like the first chunk, "
-                f"got {type(waveform).__name__} of {waveform.dtype}"
-            )
-        if waveform.shape[:-1] != first.shape[:-1]:
-            raise ValueError(
-                f"waveform must be (..., num_samples) with leading dimensions "
-                f"{tuple(first.shape[:-1])} like the first chunk, got {tuple(waveform.shape)}"
-            )
+    def _num_results(self) -> int:
+        return -(-self._num_samples * self.rate_to // self.rate_from)
 
     def _take(self, end: int) -> Array:
-        """Return the samples up to `end`, and drop what no later one reads."""
         held, plan = self._held, self._plan
         assert held is not None
         if end == self._next:
@@ -153,11 +99,8 @@ class OnlineResample:
         self._next = end
         period, reach = (1, 0) if plan is None else (plan.period, plan.reach)
         keep = end * self.rate_from // self.rate_to - reach
-        start = max(keep // period * period, 0)
-        if start > self._start:
-            self._held = _copied(held[..., start - self._start :])
-            self._start = start
-        return _copied(taken)
+        self._drop(max(keep // period * period, 0))  # to a whole number of periods
+        return copied(taken)
 
     def _backend_for(self, held: Array) -> str:
         """Return the backend that runs; auto takes the reference where `resample` takes soxr."""
@@ -169,20 +112,3 @@ class OnlineResample:
             held, self.rate_from, self.rate_to, quality=self.quality, backend=self.backend
         )  # fmt: skip
         return "reference" if chosen == "soxr" else chosen
-
-
-def _joined(held: Array, chunk: Array) -> Array:
-    if isinstance(held, np.ndarray):
-        return np.concatenate((held, chunk), axis=-1)
-    import torch  # loaded already: the stream's chunks are tensors
-
-    with one_thread_if_forked():
-        return torch.cat((held, chunk.detach()), dim=-1)  # type: ignore[union-attr]
-
-
-def _copied(samples: Array) -> Array:
-    """Return a copy, which does not keep the whole chunk alive."""
-    if isinstance(samples, np.ndarray):
-        return np.array(samples)
-    with one_thread_if_forked():
-        return samples.detach().clone()
