@@ -700,58 +700,6 @@ def turn_differences_as(
     return signature, emit
 
 
-@intrinsic
-def turn_as(
-    typing_context: Any,
-    address: Any,
-    is_int16: Any,
-    source_index: Any,
-    source_stride: Any,
-    target: Any,
-    target_index: Any,
-    target_stride: Any,
-    lanes: Any,
-) -> Any:
-    """Transpose a square of samples; from int16, unless `is_int16` is 0, as floats times 2^16."""
-    return _turning(_load_square, target, lanes)
-
-
-@intrinsic
-def turn_means_as(
-    typing_context: Any,
-    address: Any,
-    is_int16: Any,
-    source_index: Any,
-    source_stride: Any,
-    target: Any,
-    target_index: Any,
-    target_stride: Any,
-    lanes: Any,
-) -> Any:
-    """Do as `turn_as`, with the means of pairs of neighbours, as stereo lies in memory."""
-    return _turning(Lanes.load_turned_means, target, lanes)
-
-
-def _turning(load_square: Callable[..., list[Value]], target: Any, lanes: Any) -> Any:
-    """Return an intrinsic's signature and what emits it: to load a square and store its columns."""
-    if not (_is_float32(target) and isinstance(lanes, types.IntegerLiteral)):
-        return None
-    size, count = types.intp, lanes.literal_value
-
-    def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
-        vectors = Lanes(builder, count)
-        turned = _of_kind(
-            builder, args[0], args[1], lambda at: load_square(vectors, at, args[2], args[3])
-        )
-        write = data_pointer(context, builder, target, args[4])
-        targets = places(builder, args[5], args[6], count)
-        for vector, place in zip(turned, targets, strict=True):
-            vectors.store(vector, write, place)
-        return context.get_dummy_value()
-
-    return types.void(size, size, size, size, target, size, size, lanes), emit
-
-
 def _load_square(
     vectors: Lanes, pointer: ir.Value, index: ir.Value, stride: ir.Value
 ) -> list[Value]:
@@ -759,6 +707,51 @@ def _load_square(
     is_float = pointer.type.pointee == FLOAT
     turn = vectors.load_turned if is_float else vectors.load_turned_int16
     return turn(pointer, index, stride)
+
+
+def _turner(load_square: Callable[..., list[Value]], doc: str) -> Any:
+    """Return an intrinsic that loads a square of samples and stores its columns."""
+
+    def body(
+        typing_context: Any,
+        address: Any,
+        is_int16: Any,
+        source_index: Any,
+        source_stride: Any,
+        target: Any,
+        target_index: Any,
+        target_stride: Any,
+        lanes: Any,
+    ) -> Any:
+        if not (_is_float32(target) and isinstance(lanes, types.IntegerLiteral)):
+            return None
+        size, count = types.intp, lanes.literal_value
+
+        def emit(context: Any, builder: Any, signature: Any, args: Any) -> ir.Value:
+            vectors = Lanes(builder, count)
+            turned = _of_kind(
+                builder, args[0], args[1], lambda at: load_square(vectors, at, args[2], args[3])
+            )
+            write = data_pointer(context, builder, target, args[4])
+            targets = places(builder, args[5], args[6], count)
+            for vector, place in zip(turned, targets, strict=True):
+                vectors.store(vector, write, place)
+            return context.get_dummy_value()
+
+        return types.void(size, size, size, size, target, size, size, lanes), emit
+
+    body.__doc__ = doc
+    return intrinsic(body)
+
+
+turn_as = _turner(
+    _load_square,
+    "Transpose a square of samples; from int16, unless `is_int16` is 0, as floats times 2^16.",
+)
+turn_means_as = _turner(
+    Lanes.load_turned_means,
+    "Do as `turn_as`, with the means of pairs of neighbours, as stereo lies in memory.",
+)
 
 
 def _store_differences(
