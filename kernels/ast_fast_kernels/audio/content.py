@@ -14,6 +14,7 @@ from typing import Any
 
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.source import AudioSource
+from ast_fast_kernels.files.xxh3 import new_xxh3
 
 READ_AHEAD = 2**14
 """Bytes read at once where a header is looked at."""
@@ -34,7 +35,7 @@ class Content:
 
     def __init__(self, source: AudioSource, *, digested: bool = False) -> None:
         self.source = source
-        self._hash = _new_hash() if digested else None
+        self._hash = new_xxh3() if digested else None
         self._hashed = 0
         self._begin = source.begin
         self._ahead_from, self._ahead = 0, b""
@@ -92,11 +93,9 @@ class Content:
             self._hashed = offset + len(block)
 
     def digest(self) -> str:
-        """Return the hexadecimal XXH3 of all bytes, in 128 bits, as `xxh128sum` prints it.
+        """Return the hexadecimal XXH3 of all bytes, in 128 bits.
 
-        Bytes that were read in order, as those of WAV are, are not read again. The digest tells
-        files apart, and finds damage; it does not keep out who means to deceive. Cryptographic
-        digests take longer than reading a WAV file and its filterbank do.
+        Bytes that were read in order, as those of WAV are, are not read again.
         """
         assert self._hash is not None, "digested=True opens a file for its digest"
         buffer = bytearray(min(DIGESTED_AT_ONCE, max(0, self.size - self._hashed)))
@@ -119,13 +118,3 @@ class Content:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def _new_hash() -> Any:
-    try:
-        import xxhash
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            "digests of audio need xxhash: pip install 'ast-fast-kernels[extract]'", name="xxhash"
-        ) from error
-    return xxhash.xxh3_128()

@@ -16,10 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from ast_fast_kernels.corpus.formats.hashed import xxh3_of_file
 from ast_fast_kernels.corpus.plan import UNFLUSHED
 from ast_fast_kernels.corpus.records import read_record
 from ast_fast_kernels.files.atomic import flush
+from ast_fast_kernels.files.xxh3 import xxh3_of_file
 
 
 class Flusher:

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ast_fast_kernels.corpus.formats.hashed import xxh3_of
 from ast_fast_kernels.corpus.manifest import ShardFiles
 from ast_fast_kernels.files.atomic import atomic_write
 from ast_fast_kernels.files.sealed import CHECKSUM, is_intact, sealed
 from ast_fast_kernels.files.text import read_document
+from ast_fast_kernels.files.xxh3 import xxh3_of
 
 
 @dataclass(frozen=True)

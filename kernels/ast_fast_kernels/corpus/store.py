@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, SupportsIndex
 import numpy as np
 import numpy.typing as npt
 
-from ast_fast_kernels.corpus.formats.hashed import xxh3_of_file
 from ast_fast_kernels.corpus.formats.shard import Format, Rows, Stored, load_format
 from ast_fast_kernels.corpus.manifest import MANIFEST, SETTINGS, SHARDS, ShardFiles, read_lines
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.files.sealed import digest_of_file
 from ast_fast_kernels.files.text import read_document
+from ast_fast_kernels.files.xxh3 import xxh3_of_file
 
 if TYPE_CHECKING:
     import pyarrow as pa

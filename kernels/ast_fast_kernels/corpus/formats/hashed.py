@@ -1,15 +1,12 @@
-"""Files that are hashed as they are written: what is read back must have the same digest.
-
-XXH3 finds damage as SHA-256 does and takes a tenth of the time; it does not keep out who means to
-deceive.
-"""
+"""Files that are hashed as they are written: what is read back must have the same digest."""
 
 from __future__ import annotations
 
-import mmap
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from ast_fast_kernels.files.xxh3 import new_xxh3
 
 
 class HashedFile:
@@ -21,7 +18,7 @@ class HashedFile:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._hash = _xxh3()
+        self._hash = new_xxh3()
 
     def write(self, data: Any) -> int:
         """Append bytes: any object that has a buffer."""
@@ -72,30 +69,3 @@ class HashedFile:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def xxh3_of_file(path: Path) -> str:
-    """Return the hexadecimal XXH3 of a file's bytes, in 128 bits, as `xxh128sum` prints it.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    found = _xxh3()
-    with path.open("rb") as file:
-        if path.stat().st_size:  # an empty file cannot be mapped
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                found.update(content)
-    return str(found.hexdigest())
-
-
-def xxh3_of(data: bytes) -> str:
-    """Return the hexadecimal XXH3 of bytes, in 128 bits."""
-    found = _xxh3()
-    found.update(data)
-    return str(found.hexdigest())
-
-
-def _xxh3() -> Any:
-    import xxhash  # of the extra `extract`: a store is read without it
-
-    return xxhash.xxh3_128()

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from ast_fast_kernels.corpus.formats.hashed import HashedFile, xxh3_of_file
+from ast_fast_kernels.corpus.formats.hashed import HashedFile
 from ast_fast_kernels.corpus.formats.shard import Format, Shard
 from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.xxh3 import xxh3_of_file
 
 
 def publish_shard(
