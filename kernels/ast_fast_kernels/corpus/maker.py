@@ -9,25 +9,22 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 
 from ast_fast_kernels.corpus.flush import Flusher
 from ast_fast_kernels.corpus.jobs import make_shards
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
+from ast_fast_kernels.corpus.versions import LIBRARIES, LIBSNDFILE, version_of
 from ast_fast_kernels.corpus.work import make_shard
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_name
 
 KERNELS, MODELS = "ast_fast_kernels", "ast_fast"
 """Our own packages; the second has the extractors that run a model."""
-LIBRARIES = ("numpy", "numba", "soundfile", "soxr", "pyarrow")
-"""What a shard's bytes may depend on besides; torch too if a model runs."""
 TOKEN = "cluster"
 """File in the run's folder that every machine must see as the driver wrote it."""
 TOKEN_SECONDS = 10.0
@@ -130,9 +127,8 @@ def versions(plan: Plan) -> dict[str, str]:
     """Return the versions of what a shard's bytes depend on; of our own, a digest of the source."""
     found = {KERNELS: source_of(KERNELS)}
     if (package := type(plan.extractor).__module__.partition(".")[0]) == MODELS:
-        found |= {package: source_of(package), "torch": _version("torch")}
-    found |= {name: _version(name) for name in LIBRARIES}
-    return {**found, "libsndfile": soundfile.__libsndfile_version__}
+        found |= {package: source_of(package), "torch": version_of("torch")}
+    return found | {name: version_of(name) for name in (*LIBRARIES, LIBSNDFILE)}
 
 
 def source_of(package: str) -> str:
@@ -143,7 +139,7 @@ def source_of(package: str) -> str:
     for path in sorted(Path(root).rglob("*.py")):
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode() + content)
-    return f"{_version(package.replace('_', '-'))} (source {digest.hexdigest()[:12]})"
+    return f"{version_of(package.replace('_', '-'))} (source {digest.hexdigest()[:12]})"
 
 
 def rounding_of(plan: Plan) -> str:
@@ -157,13 +153,6 @@ def rounding_of(plan: Plan) -> str:
         np.random.seed(0)  # noqa: NPY002 - dither draws from numpy's global generator
     (row,) = extractor([(0.1 * noise).astype(np.float32)])
     return hashlib.sha256(np.ascontiguousarray(row).tobytes()).hexdigest()
-
-
-def _version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "none"
 
 
 def _has_token(path: Path, token: str) -> bool:

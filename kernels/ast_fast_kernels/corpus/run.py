@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,10 +23,11 @@ from ast_fast_kernels.corpus.jobs import Tell, make_shards
 from ast_fast_kernels.corpus.output import Output, Settings, difference
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
+from ast_fast_kernels.corpus.versions import LIBRARIES, LIBSNDFILE, version_of
 from ast_fast_kernels.errors import InputError
 
-LIBRARIES = ("ast-fast-kernels", "numpy", "numba", "soundfile", "soxr", "pyarrow")
-"""Distributions that a shard's bytes may depend on."""
+VERSIONED = (LIBSNDFILE, "ast-fast-kernels", *LIBRARIES)
+"""What extract.toml has the versions of, in this order."""
 
 Make = Callable[[Plan, Sequence[int], int, Tell], Generator[ShardRecord, None, None]]
 """Makes shards, as `jobs.make_shards` does on this machine."""
@@ -222,20 +222,8 @@ def _settings(corpus: Corpus, given: Input, extractor: Extractor) -> Settings:
         "input": source,
         "output": stored,
         "features": {"sample_rate": extractor.sample_rate, **extractor.settings()},
-        "versions": _versions(),
+        "versions": {name: version_of(name) for name in VERSIONED},
     }
-
-
-def _versions() -> dict[str, str]:
-    import soundfile
-
-    found = {"libsndfile": soundfile.__libsndfile_version__}
-    for name in LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "none"
-    return found
 
 
 def _frozen(
