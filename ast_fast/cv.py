@@ -16,7 +16,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ast_fast.data.dataset import Dataset, check_folds, open_dataset
-from ast_fast.machine.device import Placement, available_cores, resolve_amp, resolve_device
+from ast_fast.machine.device import Placement, resolve_amp, resolve_device
 from ast_fast.machine.distributed import (
     Ranks,
     end_process,
@@ -57,6 +57,7 @@ from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import FoldResult
 from ast_fast.training.tensorboard import TensorBoardLog
 from ast_fast_kernels.console import RunConsole, fail, send_nowhere
+from ast_fast_kernels.cores import available_cores
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_line
 

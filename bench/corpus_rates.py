@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ast_fast_kernels.cores import available_cores
 from ast_fast_kernels.corpus import cluster, jobs
 from ast_fast_kernels.corpus.extractor import FbankExtractor
 from ast_fast_kernels.corpus.plan import Plan
@@ -92,7 +93,7 @@ def main() -> None:
     from cpuinfo import get_cpu_info
 
     cpu = get_cpu_info()
-    cores = jobs.cores()
+    cores = available_cores()
     described = subprocess.run(
         ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
         capture_output=True,

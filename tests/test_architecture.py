@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "ast_fast": {
         "machine": "",
         "settings": "machine",
-        "data": "machine settings",
+        "data": "settings",
         "augment": "settings",
         "features": "settings augment data",
         "model": "settings",
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     "ast_fast_kernels": {
         "errors": "",
         "files": "",
+        "cores": "",
         "console": "errors files",
         "_torch": "",
         "_gpu": "",
@@ -61,7 +62,7 @@ MAY_IMPORT = {
         "audio": "errors files _cpu resample fbank",
         "kaldi": "_torch fbank",
         "compat": "_torch fbank kaldi",
-        "corpus": "errors files console audio _cpu fbank",
+        "corpus": "cores errors files console audio _cpu fbank",
         "extract": "errors corpus fbank",
         "choice": OPERATION,
         "warm": "_cpu mix normalise resample attention fbank",
@@ -215,7 +216,7 @@ def test_an_operation_is_a_folder_and_plumbing_begins_with_an_underscore() -> No
     operations = {operation for operation, _ in BACKENDS}
     assert set(room_arrows(KERNELS)) == operations | {
         *("_cpu", "_gpu", "_torch", "_dispatch"),
-        *("errors", "files", "console", "audio", "corpus", "extract"),
+        *("errors", "files", "cores", "console", "audio", "corpus", "extract"),
         *("kaldi", "compat", "choice", "warm", "testing"),
     }
 

@@ -43,12 +43,12 @@ from ast_fast.data.metadata import (
 )
 from ast_fast.data.stored import StoredFeatures, stored_clips
 from ast_fast.data.synth import synthesise
-from ast_fast.machine.device import available_cores
 from ast_fast.settings.config import Config
 from ast_fast.settings.stored import check_stored, is_store, open_store
 from ast_fast.settings.values import shown
 from ast_fast_kernels.audio.flaws import Flaws
 from ast_fast_kernels.console import RunConsole
+from ast_fast_kernels.cores import available_cores
 from ast_fast_kernels.corpus.manifest import MANIFEST
 from ast_fast_kernels.errors import InputError
 

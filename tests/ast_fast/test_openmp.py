@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import ast_fast
-from ast_fast.machine.device import available_cores
+from ast_fast_kernels.cores import available_cores
 
 NAMES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 

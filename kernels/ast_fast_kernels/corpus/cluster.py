@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from ast_fast_kernels.console import complain
-from ast_fast_kernels.corpus.jobs import Tell, cores
+from ast_fast_kernels.cores import available_cores
+from ast_fast_kernels.corpus.jobs import Tell
 from ast_fast_kernels.corpus.maker import Expected, Greeting, Maker
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
@@ -63,7 +64,7 @@ def connected(address: str, jobs: int) -> Iterator[None]:
     _check_address(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address == "local":
-        options |= {"num_cpus": jobs or cores(), "object_store_memory": STORE_BYTES}
+        options |= {"num_cpus": jobs or available_cores(), "object_store_memory": STORE_BYTES}
         options |= {"include_dashboard": False}
     handler = signal.getsignal(signal.SIGTERM)
     try:

@@ -12,7 +12,6 @@ import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -23,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from ast_fast_kernels.cores import available_cores
 from ast_fast_kernels.corpus.flush import Flusher
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
@@ -63,7 +63,7 @@ def make_shards(
         InputError: A shard ended its process time and again, and none of its files does alone.
         OSError: A shard cannot be written.
     """
-    jobs = jobs or cores()
+    jobs = jobs or available_cores()
     if jobs == 1:
         with Flusher() as flusher:
             for k in todo:
@@ -74,13 +74,6 @@ def make_shards(
         yield from crew.make(deque(todo), min(jobs, len(todo)))
     finally:
         crew.dismiss()
-
-
-def cores() -> int:
-    """Return the cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 class _Counts(Watch):
