@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ast_fast.pretrained.documents import LARGEST, Document
-from ast_fast.settings.values import is_utf8, shown
+from ast_fast.settings.values import checked_names
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_name, read_document
 
@@ -34,7 +34,7 @@ def labels_of(document: Document) -> list[str]:
     keys = [str(n) for n in range(len(names))]
     if set(map(str, names)) != set(keys):
         raise document.wrong("id2label", f"must have a name for each number from 0 to {keys[-1]}")
-    return checked_labels([names[key] for key in keys], document.path)
+    return checked_names([names[key] for key in keys], f"{document.path}: labels")
 
 
 def read_labels(path: Path) -> list[str]:
@@ -59,7 +59,7 @@ def read_labels(path: Path) -> list[str]:
     missing = next((n for n in range(len(names)) if str(n) not in names), None)
     if missing is not None:
         raise InputError(f"{path} must name every class from 0 on, but not {missing}")
-    return checked_labels([names[str(n)] for n in range(len(names))], path)
+    return checked_names([names[str(n)] for n in range(len(names))], f"{path}: labels")
 
 
 def labels_beside(path: Path, num_classes: int) -> list[str]:
@@ -83,19 +83,7 @@ def given_labels(labels: Path | Sequence[str], num_classes: int) -> list[str]:
     if isinstance(labels, Path):
         where, names = labels, read_labels(labels)
     else:
-        names = checked_labels(labels, where)
+        names = checked_names(labels, f"{where}: labels")
     if len(names) != num_classes:
         raise InputError(f"{where} must name the model's {num_classes} classes, got {len(names)}")
     return names
-
-
-def checked_labels(names: Sequence[Any], where: object) -> list[str]:
-    """Return the names; raise unless all are text, and all differ."""
-    seen: set[str] = set()
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
-            raise InputError(f"{where}: labels must be text, got {shown(name)}")
-        if name in seen:
-            raise InputError(f"{where}: labels must differ, got {shown(name)} twice")
-        seen.add(name)
-    return list(names)

@@ -216,6 +216,25 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def checked_names(names: Sequence[Any], what: str) -> list[str]:
+    """Return names, such as a model's classes; raise unless all are text, and all differ.
+
+    Args:
+        names: Of any type, as a file has them.
+        what: What an error begins with.
+    Raises:
+        InputError: One is no text, is blank, cannot be encoded, or comes twice.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
+            raise InputError(f"{what} must be text, got {shown(name)}")
+        if name in seen:
+            raise InputError(f"{what} must differ, got {shown(name)} twice")
+        seen.add(name)
+    return list(names)
+
+
 def strip_optional(kind: Any) -> tuple[Any, bool]:
     """Return the type without `| None`, and whether it was there."""
     if get_origin(kind) in (Union, types.UnionType):

@@ -21,7 +21,7 @@ from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_prediction
 from ast_fast.settings.toml import config_from_settings
-from ast_fast.settings.values import is_utf8, shown
+from ast_fast.settings.values import checked_names, shown
 from ast_fast.training import checkpoint
 from ast_fast.training.manifest import check_files, read_manifest
 from ast_fast.training.results import MODEL
@@ -76,14 +76,7 @@ def load_trained(path: Path) -> TrainedModel:
 def _class_names(names: Any, path: Path) -> list[str]:
     if not isinstance(names, list) or not names:
         raise InputError(f"{path}: class_names must be a list of names, got {shown(names)}")
-    seen: set[str] = set()
-    for name in names:
-        if not isinstance(name, str) or not name.strip() or not is_utf8(name):
-            raise InputError(f"{path}: class_names must be text, got {shown(name)}")
-        if name in seen:
-            raise InputError(f"{path}: class_names must differ, got {shown(name)} twice")
-        seen.add(name)
-    return names
+    return checked_names(names, f"{path}: class_names")
 
 
 def _config(run: Any, num_classes: int, path: Path) -> Config:
