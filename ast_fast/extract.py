@@ -14,7 +14,7 @@ import tyro
 from numpy.typing import NDArray
 
 from ast_fast.classifier import Classifier, load_classifier
-from ast_fast.data.audio import as_int16
+from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast_kernels.corpus.command import run_command
@@ -131,7 +131,7 @@ class ModelExtractor:
         """Return the row of each waveform, (width,) or (num_windows, width)."""
         if not waveforms:
             return []
-        windows = [windows_of(waveform, self.window_size) for waveform in waveforms]
+        windows = [np.stack([*windows_of([one], self.window_size)]) for one in waveforms]
         vectors = self._vectors(np.concatenate(windows))
         ends = np.cumsum([len(of_one) for of_one in windows])
         rows = np.split(vectors, ends[:-1])
@@ -171,27 +171,6 @@ class ModelExtractor:
         torch.set_num_threads(1)
         self._classifier, self.digest = classifier, digest
         return classifier
-
-
-def windows_of(waveform: NDArray[Samples], size: int) -> NDArray[np.int16]:
-    """Cut a waveform to windows; the last ends with it, so it may overlap the one before.
-
-    A waveform shorter than a window is padded with zeros.
-
-    Args:
-        waveform: Mono, float in [-1, 1] or int16, shape (num_samples,).
-        size: Samples of a window.
-    Returns:
-        Windows, shape (num_windows, size).
-    """
-    samples = as_int16(waveform)
-    if len(samples) <= size:
-        return np.pad(samples, (0, size - len(samples)))[None]
-    whole = len(samples) // size
-    windows = samples[: whole * size].reshape(whole, size)
-    if whole * size == len(samples):
-        return windows
-    return np.concatenate((windows, samples[None, -size:]))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -120,30 +120,32 @@ def read_windows(
         for block in blocks:
             begun.append(block)
             if sum(map(len, begun)) * sample_rate > num_samples * rate:
-                every = chain(begun, blocks)
-                yield from _long_windows(every, rate, sample_rate, num_samples, resample_quality)
+                every: Iterable[NDArray[Any]] = chain(begun, blocks)
+                if rate != sample_rate:
+                    every = _resampled(every, rate, sample_rate, resample_quality)
+                yield from windows_of(every, num_samples)
                 return
         yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality, shortest)
 
 
-def _long_windows(
-    blocks: Iterable[NDArray[Any]],
-    rate: int,
-    sample_rate: int,
-    num_samples: int,
-    resample_quality: str,
-) -> Iterator[NDArray[np.int16]]:
+def windows_of(blocks: Iterable[NDArray[Any]], size: int) -> Iterator[NDArray[np.int16]]:
+    """Yield a waveform in windows; the last ends with it, so it may overlap the one before.
+
+    A waveform shorter than a window is padded with zeros.
+
+    Args:
+        blocks: The waveform, float in [-1, 1] or int16, in blocks of shape (num_samples,).
+        size: Samples of a window.
+    """
     window = rest = np.empty(0, np.int16)
-    if rate != sample_rate:
-        blocks = _resampled(blocks, rate, sample_rate, resample_quality)
     for block in blocks:
         rest = np.concatenate((rest, as_int16(block)))
-        while len(rest) >= num_samples:
-            window, rest = rest[:num_samples], rest[num_samples:]
+        while len(rest) >= size:
+            window, rest = rest[:size], rest[size:]
             yield window
-    if len(rest):
-        last = np.concatenate((window, rest))[-num_samples:]
-        yield np.pad(last, (0, num_samples - len(last)))
+    if len(rest) or not len(window):
+        last = np.concatenate((window, rest))[-size:]
+        yield np.pad(last, (0, size - len(last)))
 
 
 def _resampled(

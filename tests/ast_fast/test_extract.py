@@ -14,7 +14,8 @@ import soundfile
 import torch
 
 from ast_fast.classifier import load_classifier
-from ast_fast.extract import ModelExtractor, main, windows_of
+from ast_fast.data.audio import windows_of
+from ast_fast.extract import ModelExtractor, main
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.predict import classify
 from ast_fast.settings.agree import fold_identity
@@ -85,8 +86,8 @@ def test_windows_cover_a_waveform_and_the_last_ends_with_it(length: int, starts:
     waveform = np.arange(1, length + 1, dtype=np.int16)
     expected = [waveform[start : start + WINDOW] for start in starts]
     padded = [np.pad(window, (0, WINDOW - len(window))) for window in expected]
-    np.testing.assert_array_equal(windows_of(waveform, WINDOW), padded)
-    np.testing.assert_array_equal(windows_of(waveform / np.float32(32768), WINDOW), padded)
+    for samples in (waveform, waveform / np.float32(32768)):
+        np.testing.assert_array_equal(list(windows_of([samples], WINDOW)), padded)
 
 
 def test_embeddings_are_what_the_head_classifies(model: Path) -> None:
