@@ -79,12 +79,14 @@ class Dataset:
     synthesised: bool
     flaws: Flaws = field(default_factory=dict)
     """Names of the files whose audio is ruined on its way in, by kind."""
-    num_samples: int = 0
-    """Of a clip; for stored features, of the audio that a clip's features stand for."""
 
-    def __post_init__(self) -> None:
-        if isinstance(self.waveforms, np.ndarray):
-            object.__setattr__(self, "num_samples", self.waveforms.shape[1])
+    @property
+    def num_samples(self) -> int:
+        """Of a clip; for stored features, of the audio that a clip's features stand for."""
+        if isinstance(self.waveforms, StoredFeatures):
+            return self.waveforms.num_samples
+        num_samples: int = self.waveforms.shape[1]
+        return num_samples
 
     @property
     def is_stored(self) -> bool:
@@ -178,7 +180,7 @@ def _open_stored(config: Config, root: Path) -> Dataset:
     clips, rows = stored_clips(store, subset=config.subset)
     class_names = class_names_of(clips)
     return Dataset(
-        waveforms=StoredFeatures(store, rows, config.fbank.num_frames(settings.num_samples)),
+        waveforms=StoredFeatures(store, rows, settings.num_samples),
         clips=tuple(clips),
         class_names=class_names,
         labels=_labels(clips, class_names),
@@ -189,7 +191,6 @@ def _open_stored(config: Config, root: Path) -> Dataset:
         key=_dataset_key(store.digest, clips),
         decode_seconds=0.0,
         synthesised=False,
-        num_samples=settings.num_samples,
     )
 
 

@@ -25,12 +25,12 @@ class StoredFeatures:
     Args:
         store: The store.
         rows: Its rows that are the clips, in order.
-        num_frames: Of a clip.
+        num_samples: Of the audio that a clip's features stand for.
     """
 
-    def __init__(self, store: FeatureStore, rows: NDArray[np.int64], num_frames: int) -> None:
-        self.store = store
-        self.shape = len(rows), num_frames, store.width
+    def __init__(self, store: FeatureStore, rows: NDArray[np.int64], num_samples: int) -> None:
+        self.store, self.num_samples = store, num_samples
+        self.shape = len(rows), store.config.num_frames(num_samples), store.width
         self._rows = rows
 
     def __len__(self) -> int:
