@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import inspect
 import pickle
+import re
 import sys
 import tomllib
 from collections.abc import Container, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -239,18 +241,39 @@ def test_kernels_never_import_ast_fast(module: str) -> None:
 )
 def test_every_file_is_installed(package: str, data: set[str]) -> None:
     """Both distributions take every folder with an `__init__.py`, and data by these endings."""
-    files = [path for path in (ROOT / PACKAGES[package]).rglob("*") if path.is_file()]
+    found = (ROOT / PACKAGES[package]).rglob("*")
+    files = [path for path in found if path.is_file() and path.parent.name != "__pycache__"]
     sources = [path for path in files if path.suffix == ".py"]
     assert len(sources) > 10
     assert not [path for path in sources if not (path.parent / "__init__.py").is_file()]
-    compiled = (".pyc", ".nbi", ".nbc")
-    assert {path.suffix for path in files} - {".py", *compiled} == data
+    assert {path.suffix for path in files} - {".py"} == data
 
 
 def test_both_distributions_have_one_version_and_one_license() -> None:
     kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
     assert f'VERSION = "{kernels["version"]}"' in (ROOT / "setup.py").read_text()
     assert (ROOT / "kernels/LICENSE").read_text() == (ROOT / "LICENSE").read_text()
+
+
+def test_every_extra_that_is_named_exists() -> None:
+    """pip only warns of one that does not."""
+    kernels = tomllib.loads((ROOT / "kernels/pyproject.toml").read_text())["project"]
+    extras = {
+        "ast-fast-kernels": kernels["optional-dependencies"].keys(),
+        "ast-fast": metadata.metadata("ast-fast").get_all("Provides-Extra"),
+    }
+    folders = ("kernels", "ast_fast", "bench", "docs", "tests")
+    files = [ROOT / "setup.py", ROOT / "README.md", ROOT / "kernels/pyproject.toml"]
+    files += [path for name in folders for path in (ROOT / name).rglob("*.*")]
+    named = {
+        (project, extra.strip())
+        for path in files
+        if path.suffix in (".py", ".md", ".toml") and path.name != "log.md"
+        for project, listed in re.findall(r"(ast-fast(?:-kernels)?)\[([\w, ]+)\]", path.read_text())
+        for extra in listed.split(",")
+    }
+    assert ("ast-fast-kernels", "ray") in named
+    assert not [f"{project}[{extra}]" for project, extra in named if extra not in extras[project]]
 
 
 @pytest.mark.parametrize("module", BACKEND_MODULES)
