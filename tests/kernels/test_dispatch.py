@@ -89,7 +89,7 @@ def test_name_that_only_some_operations_have_leaves_the_others() -> None:
         (
             ["cuda"],
             {},
-            "backend must be one of auto, numba, onednn, reference, sdpa, triton, got 'cuda'",
+            "backend must be one of auto, numba, onednn, reference, sdpa, soxr, triton, got 'cuda'",
         ),
         (
             [],
@@ -113,12 +113,12 @@ def test_use_backend_refuses_unknown_names(names, ops, message) -> None:
     [
         (
             "cuda",
-            "AST_FAST_BACKEND must be one of auto, numba, onednn, reference, sdpa, triton, got 'cu",
+            "AST_FAST_BACKEND must be one of auto, numba, onednn, reference, sdpa, soxr, triton",
         ),
         (
             "fft=numba",
             "AST_FAST_BACKEND must name an operation "
-            "(fbank, mix, normalise, attention, layer_norm, linear, gelu, stem)",
+            "(fbank, mix, normalise, attention, layer_norm, linear, gelu, resample, stem)",
         ),
         (
             "fbank=sdpa",
