@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import re
 import resource
 import shlex
 import subprocess
@@ -23,6 +24,7 @@ from ast_fast.machine.distributed import Ranks, processes_here
 from ast_fast.machine.records import known_fields
 from ast_fast.settings.command_line import PROGRAM
 from ast_fast.settings.toml import DIGEST
+from ast_fast_kernels.cores import available_cores
 
 PACKAGES = (
     *("torch", "numpy", "numba", "triton", "soundfile", "soxr", "scikit-learn"),
@@ -152,14 +154,21 @@ def machine() -> dict[str, Any]:
     return {
         "system": f"{platform.system()} {platform.release()}",
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "cores": available_cores(),
         "memory_gib": round(memory / 2**30, 1),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
 
 
 def peak_memory_gib() -> float:
-    """Return the largest amount of memory that this process has used, in GiB."""
+    """Return the largest amount of memory that this process has used, in GiB.
+
+    On Linux `ru_maxrss` also counts what the program that started this one held by then.
+    """
+    status = Path("/proc/self/status")
+    text = status.read_text() if status.exists() else ""
+    if found := re.search(r"^VmHWM:\s+(\d+) kB$", text, re.MULTILINE):
+        return round(int(found[1]) / 2**20, 3)
     unit = 1 if sys.platform == "darwin" else 1024
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30, 3)
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ast_fast.run.facts import RunFacts
+from ast_fast.run.facts import RunFacts, peak_memory_gib
 from ast_fast.run.folder import read_facts, read_measured
 from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.testing.processes import run_program
 
 RECORDS = Path(__file__).parents[3] / "docs" / "records"
 RUNS = sorted(RECORDS.glob("*/run*.json"))
@@ -82,3 +83,12 @@ def test_a_fact_of_another_type_is_named(name, value, message, tmp_path: Path) -
     (tmp_path / "run.json").write_text(json.dumps(document))
     with pytest.raises(InputError, match=re.escape(f"run.json: {message}")):
         read_facts(tmp_path)
+
+
+def test_a_process_s_peak_is_its_own() -> None:
+    """Not that of the program that started it."""
+    held = b"x" * 2**30
+    program = "from ast_fast.run.facts import peak_memory_gib; print(peak_memory_gib())"
+    peak = float(run_program(program))
+    assert 0.1 < peak < 0.9
+    assert len(held) / 2**30 < peak_memory_gib()
