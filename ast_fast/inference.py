@@ -56,7 +56,8 @@ class InferenceModel(nn.Module):
         """Return the embedding of every clip, as the model's own `embed`."""
         rows = torch.get_num_threads() * ROWS_OF_A_THREAD
         clips = max(rows // (self.model.num_patches + self.model.num_class_tokens), 1)
-        return torch.cat([self.model.embed(part) for part in features.split(clips)])
+        starts = range(0, max(len(features), 1), clips)
+        return torch.cat([self.model.embed(features[first : first + clips]) for first in starts])
 
 
 class PackedLinear(nn.Module):

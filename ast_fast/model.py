@@ -480,7 +480,8 @@ def _attention_of_first(qkv: Tensor, count: int) -> Tensor:
     """
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
     scores = (q[:, :, :count] * q.shape[-1] ** -0.5) @ k.mT
-    return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2)
+    attended: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+    return attended.transpose(1, 2)
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:
