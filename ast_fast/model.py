@@ -145,10 +145,9 @@ class AudioSpectrogramTransformer(nn.Module):
             tokens = torch.cat((first, tokens), dim=1)
         tokens = self.dropout(tokens)
         update: Tensor | None = None
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             tokens, update = block(tokens, update)
-        if count := self.num_class_tokens:
-            tokens, update = tokens[:, :count], None if update is None else update[:, :count]
+        tokens, update = self.blocks[-1](tokens, update, self.num_class_tokens or None)
         return _add_norm(tokens, update, self.norm)[1].mean(dim=1)
 
     def _class_tokens(self) -> Tensor:
@@ -180,6 +179,11 @@ class Linear(nn.Linear):
             bias = self.weight.new_zeros(self.out_features)
         projected: Tensor = linear(tokens, self.weight, bias)
         return projected
+
+    def gelu(self, tokens: Tensor) -> Tensor:
+        """Return GELU of the projected tokens, the bias and GELU in one pass."""
+        hidden: Tensor = linear_gelu(tokens, self.weight, self.bias)
+        return hidden
 
 
 class Neighbours(nn.Conv2d):
@@ -258,7 +262,7 @@ class Mlp(nn.Sequential):
     def forward(self, tokens: Tensor) -> Tensor:
         """Return the tokens after both projections, same shape: (..., embed_dim)."""
         expansion: Any = self[0]
-        contracted: Tensor = self[2](linear_gelu(tokens, expansion.weight, expansion.bias))
+        contracted: Tensor = self[2](expansion.gelu(tokens))
         return contracted
 
 
@@ -395,10 +399,16 @@ class Attention(nn.Module):
         self.qkv = Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
         self.projection = Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the attended tokens, same shape: (batch, tokens, embed_dim)."""
+    def forward(self, tokens: Tensor, count: int | None = None) -> Tensor:
+        """Return the attended tokens, same shape, or the first `count`, which attend to all.
+
+        Args:
+            tokens: Shape (batch, tokens, embed_dim).
+            count: None means all.
+        """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1))
-        projected: Tensor = self.projection(attention(qkv).flatten(-2))
+        attended = attention(qkv) if count is None else _attention_of_first(qkv, count)
+        projected: Tensor = self.projection(attended.flatten(-2))
         return projected
 
 
@@ -416,15 +426,22 @@ class Block(nn.Module):
         self.mlp = Mlp(config.embed_dim, config.hidden_width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, update: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, update: Tensor | None = None, count: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the tokens after attention, and the MLP's result to add to them.
 
         Args:
             tokens: The residual stream, shape (batch, tokens, embed_dim).
             update: The MLP's result of the block before, same shape; None for the first block.
+            count: How many tokens to return, the first ones; they see all. None means all. Of the
+                last block only class tokens are read: the others cost a projection, and no more.
         """
         tokens, normed = _add_norm(tokens, update, self.norm1)
-        tokens, normed = _add_norm(tokens, self.dropout(self.attention(normed)), self.norm2)
+        attended = self.dropout(self.attention(normed, count))
+        if count is not None:
+            tokens = tokens[:, :count]
+        tokens, normed = _add_norm(tokens, attended, self.norm2)
         return tokens, self.dropout(self.mlp(normed))
 
 
@@ -450,6 +467,21 @@ def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tens
         angles = positions.reshape(-1, 1) * frequencies  # (num_patches, embed_dim / 4)
         halves += [angles.sin(), angles.cos()]
     return torch.cat(halves, dim=1).float()
+
+
+def _attention_of_first(qkv: Tensor, count: int) -> Tensor:
+    """Return the attention of the first tokens to all, (batch, count, heads, head_dim).
+
+    Plain torch: for so few queries, all that takes time is one pass over keys and values.
+
+    Args:
+        qkv: Shape (batch, tokens, 3, heads, head_dim).
+        count: How many.
+    """
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (batch, heads, tokens, head_dim)
+    scores = (q[:, :, :count] * q.shape[-1] ** -0.5) @ k.mT
+    attended: Tensor = scores.softmax(dim=-1).to(v.dtype) @ v
+    return attended.transpose(1, 2)
 
 
 def _picked(tokens: Tensor, keep: Tensor) -> Tensor:

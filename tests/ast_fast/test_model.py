@@ -204,6 +204,29 @@ def test_both_tokens_have_positions_and_the_head_reads_their_mean():
     torch.testing.assert_close(model(features)[0], model.head(model.head_norm(expected)))
 
 
+@pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
+@pytest.mark.parametrize("pool", ["cls", "distilled"])
+def test_the_last_block_leaves_out_what_the_head_does_not_read(pool, keep):
+    """Logits and gradients are those of a last block that computes every token."""
+    config = replace(SMALL, pool=pool)
+    (model, features), (whole, _) = build(config), build(config)
+    seen = []
+    for parts in (model, whole):
+        parts.blocks[-1].mlp.register_forward_hook(lambda _, given, out: seen.append(out.shape[1]))
+    every = whole.blocks[-1].forward
+    whole.blocks[-1].forward = lambda tokens, update, count: [
+        part[:, :count] for part in every(tokens, update)
+    ]
+    logits, expected = model(features, keep=keep), whole(features, keep=keep)
+    count = config.num_class_tokens
+    assert seen == [count, count + (8 if keep is None else 2)]
+    torch.testing.assert_close(logits, expected)
+    for found in (logits, expected):
+        found.square().sum().backward()
+    for ours, theirs in zip(model.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_a_norms_epsilon_is_the_one_set():
     model, _ = build(replace(ORIGINAL, norm_eps=1e-12, head_norm_eps=1e-6, stem_widths=(4,)))
     found = {name: part.eps for name, part in model.named_modules() if hasattr(part, "eps")}

@@ -1,0 +1,104 @@
+"""A model made ready for inference gives what the model gives, whatever the product."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ast_fast.explain import attention_rollout
+from ast_fast.inference import InferenceModel, PackedLinear
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.settings.config import ModelConfig
+from ast_fast_kernels._torch import onednn
+
+needs_onednn = pytest.mark.skipif(not onednn.IS_THERE, reason="torch without oneDNN")
+
+
+def build(pool: str = "distilled", *, qkv_bias: bool = True) -> AudioSpectrogramTransformer:
+    """Return a model whose larger weights are worth packing; not one value is its first."""
+    torch.manual_seed(0)
+    config = ModelConfig(embed_dim=320, num_heads=5, depth=2, pool=pool, qkv_bias=qkv_bias)
+    model = AudioSpectrogramTransformer(
+        config, num_mel_bins=32, num_frames=64, num_classes=5
+    ).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+def clips(count: int) -> Tensor:
+    return torch.randn(count, 64, 32, generator=torch.Generator().manual_seed(1))
+
+
+def packed_parts(model: nn.Module) -> list[str]:
+    return [name for name, part in model.named_modules() if isinstance(part, PackedLinear)]
+
+
+@needs_onednn
+@pytest.mark.parametrize("qkv_bias", [True, False])
+def test_packed_weights_give_the_models_logits(
+    qkv_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
+    expected, model = build(qkv_bias=qkv_bias), build(qkv_bias=qkv_bias)
+    ready, features = InferenceModel(model), clips(3)
+    parts = ("attention.qkv", "mlp.0", "mlp.2")
+    assert packed_parts(ready) == [f"model.blocks.{n}.{part}" for n in range(2) for part in parts]
+    with torch.no_grad():
+        torch.testing.assert_close(ready(features), expected(features))
+        torch.testing.assert_close(ready.embed(features), expected.embed(features))
+    torch.testing.assert_close(
+        attention_rollout(model, features), attention_rollout(expected, features)
+    )
+    assert not ready(features).requires_grad
+
+
+@needs_onednn
+def test_packed_weights_are_not_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
+    ready = InferenceModel(build())
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match="packed weights are of float32"),
+    ):
+        ready(clips(1))
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_clips_are_taken_a_few_at_a_time(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onednn, "packs_faster_here", lambda: False)
+    monkeypatch.setattr("ast_fast.inference.ROWS_OF_A_THREAD", 9)
+    model = build(pool)
+    ready, features, batches = InferenceModel(model), clips(5), []
+    assert packed_parts(ready) == []
+    model.blocks[0].register_forward_hook(lambda _, given, out: batches.append(len(out[0])))
+    with torch.no_grad():
+        expected = build(pool)(features)
+    torch.testing.assert_close(ready(features), expected)
+    clips_a_turn = torch.get_num_threads() * 9 // (8 + model.num_class_tokens)
+    assert max(batches) == min(clips_a_turn, 5)
+    assert sum(batches) == 5
+    assert ready(features[:0]).shape == (0, 5)
+
+
+def test_a_model_that_is_not_ready_is_refused() -> None:
+    with pytest.raises(ValueError, match="model must be in eval mode"):
+        InferenceModel(build().train())
+    with pytest.raises(
+        ValueError, match=r"model must be in float32 on the CPU, got .* in torch.float64 on cpu"
+    ):
+        InferenceModel(build().double())
+
+
+@pytest.mark.parametrize(
+    ("name", "faster"), [("AMD EPYC", True), ("Intel(R) Xeon(R) Processor", False), ("", False)]
+)
+def test_weights_are_packed_where_mkl_leaves_something(
+    name: str, faster: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(onednn, "HAS_MKL", True)
+    monkeypatch.setattr(onednn, "IS_THERE", True)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
+    assert onednn.packs_faster_here() == faster
