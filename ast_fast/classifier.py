@@ -13,9 +13,11 @@ from ast_fast.features import Statistics, model_input
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.pretrained.checkpoint import load
+from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import Config
 from ast_fast.training.trained import load_trained
+from ast_fast_kernels.files.sealed import digest_of_file
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,16 @@ class Classifier:
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
-        logits = self.logits(windows)
-        return logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        return self.outputs(windows)[1]
+
+    def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings and the probabilities of clips, by one pass of the model."""
+        with torch.inference_mode(), self.placement.autocast():
+            embeddings = self.model.embed(self.features(windows.to(self.placement.device)))
+            logits = self.model.classify(embeddings)
+        logits = logits.float().cpu()
+        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        return embeddings.float().cpu(), probabilities
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:
@@ -77,8 +87,7 @@ def load_any_classifier(path: Path, device: torch.device) -> Classifier:
     Raises:
         InputError: The file is missing, damaged, or no such model.
     """
-    settings = (path.parent if path.suffix == ".safetensors" else path) / CONFIG
-    if path.suffix != ".pth" and not os.path.isfile(settings):  # is_file raises on a long name
+    if not _is_of_others(path):
         return load_classifier(path, device)
     others = load(path)
     return Classifier(
@@ -90,3 +99,17 @@ def load_any_classifier(path: Path, device: torch.device) -> Classifier:
         multi_label=others.multi_label,
         shortest=others.config.fbank.window_size,
     )
+
+
+def digest_of_any(path: Path) -> str:
+    """Return the SHA-256 of a model that `load_any_classifier` takes.
+
+    Raises:
+        InputError: A file of one that others trained cannot be read.
+    """
+    return digest_of_model(path) if _is_of_others(path) else digest_of_file(path)
+
+
+def _is_of_others(path: Path) -> bool:
+    settings = (path.parent if path.suffix == ".safetensors" else path) / CONFIG
+    return path.suffix == ".pth" or os.path.isfile(settings)  # is_file raises on a long name

@@ -26,6 +26,8 @@ from ast_fast.machine.distributed import (
 )
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.pretrained.digest import digest_of_model
+from ast_fast.pretrained.finetune import finetuning_defaults
 from ast_fast.report.build import Measured, write_report
 from ast_fast.run.checks import check_run
 from ast_fast.run.endings import Interrupts, Terminated, why_it_ended
@@ -146,7 +148,7 @@ class Prepared(Settled):
 
 def settle(arguments: Arguments) -> Settled:
     """Read the settings, join the run's other processes, and check all that needs no data."""
-    config = parse_config(arguments)
+    config = parse_config(arguments, finetuning_defaults)
     device = resolve_device(config.device)
     ranks = join_ranks(device)
     console = RunConsole(soft_wrap=True, quiet=not ranks.is_first)
@@ -177,8 +179,14 @@ def prepare(settled: Settled) -> Prepared:
     )
     model = AudioSpectrogramTransformer.of(config, num_classes)
     kernels = kernels_in_use(config, placement)
+    pretrained = config.model.pretrained
     facts = describe_run(
-        settled.arguments.tokens, placement, ranks, kernels=kernels, data_key=dataset.key
+        settled.arguments.tokens,
+        placement,
+        ranks,
+        kernels=kernels,
+        data_key=dataset.key,
+        pretrained_sha256=None if pretrained is None else digest_of_model(pretrained),
     )
     warm_up_seconds = warm_up(config, dataset, placement, model, settled.console)
     ranks.same(None)  # all have checked the folder

@@ -13,7 +13,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from ast_fast.classifier import Classifier, load_classifier
+from ast_fast.classifier import Classifier, digest_of_any, load_any_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
@@ -22,7 +22,6 @@ from ast_fast_kernels.corpus.extractor import Samples
 from ast_fast_kernels.corpus.formats.shard import DtypeName
 from ast_fast_kernels.corpus.run import Corpus
 from ast_fast_kernels.errors import InputError
-from ast_fast_kernels.files.sealed import digest_of_file
 
 PROGRAM = "python -m ast_fast.extract"
 
@@ -34,7 +33,8 @@ class _Model:
     """The argument that comes before the corpus."""
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Model: fold-N/model.safetensors in a run's folder."""
+    """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
+    transformers or a .pth of the original AST."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ModelExtractor:
     thread of the CPU, so that results do not depend on the number of processes.
 
     Args:
-        checkpoint: Model of a finished fold; every process reads this file.
+        checkpoint: Model of a finished fold, or one that others trained; every process reads it.
         what: `embeddings` (what the head classifies), `probabilities` or `logits`.
         per_window: Whether a row is (num_windows, width); False is their mean, (width,).
         device: Where the model runs.
@@ -100,6 +100,7 @@ class ModelExtractor:
         clips = decode_settings(classifier.config)
         self.sample_rate, self.window_size = clips.sample_rate, clips.num_samples
         self.class_names = classifier.class_names
+        self.shortest, self.multi_label = classifier.shortest, classifier.multi_label
         self.precision = classifier.placement.precision
         self.width = (
             classifier.config.model.embed_dim if what == "embeddings" else len(self.class_names)
@@ -112,6 +113,7 @@ class ModelExtractor:
             "sample_rate": self.sample_rate,
             "window_seconds": self.window_size / self.sample_rate,
             "class_names": self.class_names,
+            "multi_label": self.multi_label,
         }
         return {
             "kind": self.what,
@@ -131,21 +133,26 @@ class ModelExtractor:
         """Return the row of each waveform, (width,) or (num_windows, width)."""
         if not waveforms:
             return []
-        windows = [np.stack([*windows_of([one], self.window_size)]) for one in waveforms]
-        vectors = self._vectors(np.concatenate(windows))
+        size, shortest = self.window_size, self.shortest
+        windows = [np.stack([*windows_of([one], size, shortest)]) for one in waveforms]
+        vectors = self._vectors(windows)
         ends = np.cumsum([len(of_one) for of_one in windows])
         rows = np.split(vectors, ends[:-1])
         if self.ragged:
             return rows
         return [row.mean(axis=0, dtype=np.float64).astype(np.float32) for row in rows]
 
-    def _vectors(self, windows: NDArray[np.int16]) -> NDArray[np.float32]:
-        """Return the vector of each window, (num_windows, width)."""
-        classifier = self._loaded()
-        compute = getattr(classifier, self.what)
-        batches = torch.split(torch.from_numpy(windows), self.batch_size)
+    def _vectors(self, windows: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
+        """Return the vector of each window, (num_windows, width); each length has its batches."""
+        compute = getattr(self._loaded(), self.what)
+        lengths = np.repeat([part.shape[1] for part in windows], [len(part) for part in windows])
+        vectors = np.empty((len(lengths), self.width), np.float32)
         try:
-            vectors: NDArray[np.float32] = torch.cat([compute(batch) for batch in batches]).numpy()
+            for length in np.unique(lengths):
+                same = np.concatenate([part for part in windows if part.shape[1] == length])
+                batches = torch.split(torch.from_numpy(same), self.batch_size)
+                found = torch.cat([compute(batch) for batch in batches])
+                vectors[lengths == length] = found.numpy()
         except ValueError as error:
             raise InputError(
                 f"CHECKPOINT's settings give no features of a clip: {error}"
@@ -162,8 +169,8 @@ class ModelExtractor:
     def _load(self) -> Classifier:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
-        classifier = load_classifier(self.checkpoint, device)
-        digest = digest_of_file(self.checkpoint)
+        classifier = load_any_classifier(self.checkpoint, device)
+        digest = digest_of_any(self.checkpoint)
         if self.digest not in ("", digest):
             raise InputError(
                 f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"

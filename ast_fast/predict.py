@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ast_fast.classifier import Classifier, load_any_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
+from ast_fast.embeddings import check_embeddings_path, write_embeddings
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
@@ -69,6 +70,9 @@ class Options:
     """Print one line of JSON for each file, with every class."""
     explain: Path | None = None
     """Folder for a PNG of each file: its spectrogram, and the model's attention over it."""
+    embeddings: Path | None = None
+    """File (.npy) for a row of each classified file, in the order printed: the mean over its clips
+    of what the model's head classifies. Their names go to a .jsonl beside it, a line for a row."""
     batch_size: int = 32
     """Clips classified at once; fewer if this machine's memory would not hold them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -81,6 +85,8 @@ class ClassifiedFile:
 
     path: Path
     total: NDArray[np.float64] | None = None
+    embedding: NDArray[np.float64] | None = None
+    """Sum over its clips, like `total`."""
     count: int = 0
     best: float = -1.0
     clearest: NDArray[np.int16] | None = None
@@ -90,9 +96,15 @@ class ClassifiedFile:
     pending: int = 0
     """Clips read but not yet classified."""
 
-    def add(self, probabilities: NDArray[np.float64], window: NDArray[np.int16]) -> None:
-        """Add the probabilities of one clip; keep the clip with the highest one."""
+    def add(
+        self,
+        probabilities: NDArray[np.float64],
+        embedding: NDArray[np.float64],
+        window: NDArray[np.int16],
+    ) -> None:
+        """Add the results of one clip; keep the clip with the highest probability."""
         self.total = probabilities if self.total is None else self.total + probabilities
+        self.embedding = embedding if self.embedding is None else self.embedding + embedding
         self.count += 1
         self.pending -= 1
         if probabilities.max() > self.best:
@@ -148,27 +160,28 @@ def _classify_batch(
     if not pending:
         return
     try:
-        results = _probabilities(classifier, [window for _, window in pending])
+        results, embeddings = _outputs(classifier, [window for _, window in pending])
     except ValueError as error:
         raise InputError(f"CHECKPOINT's settings give no features of a clip: {error}") from error
-    for (file, window), probabilities in zip(pending, results, strict=True):
-        file.add(probabilities, window)
+    for (file, window), probabilities, embedding in zip(pending, results, embeddings, strict=True):
+        file.add(probabilities, embedding, window)
         if not np.isfinite(probabilities).all():
             file.error = "cannot be classified: the model's probabilities are not finite"
     pending.clear()
 
 
-def _probabilities(
+def _outputs(
     classifier: Classifier, windows: Sequence[NDArray[np.int16]]
-) -> NDArray[np.float64]:
-    """Return the probabilities of clips, (len(windows), num_classes); each length is a batch."""
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return clips' probabilities and embeddings, a row for each; each length is a batch."""
     lengths = np.array([len(window) for window in windows])
     results = np.empty((len(windows), len(classifier.class_names)))
+    embeddings = np.empty((len(windows), classifier.config.model.embed_dim))
     for length in np.unique(lengths):
         rows = np.flatnonzero(lengths == length)
         batch = torch.from_numpy(np.stack([windows[row] for row in rows.tolist()]))
-        results[rows] = classifier.probabilities(batch).double().numpy()
-    return results
+        embeddings[rows], results[rows] = (part.numpy() for part in classifier.outputs(batch))
+    return results, embeddings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -188,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep_freed_memory()
     try:
         check_paths(arguments, "--explain")
+        check_paths(arguments, "--embeddings")
         return _classify_all(options)
     except InputError as error:
         return fail(*error.problems)
@@ -209,11 +223,14 @@ def _classify_all(options: Options) -> int:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not options.audio:
         raise InputError("AUDIO must name at least one file or folder, got none")
+    if options.embeddings is not None:
+        check_embeddings_path(options.embeddings)
     paths = find_audio(options.audio)
     classifier = load_any_classifier(options.checkpoint, resolve_device(options.device))
     _say_if_less_precise(classifier)
     num_bad = 0
     drawn: set[str] = set()
+    rows: list[tuple[ClassifiedFile, NDArray[np.float32]]] = []
     with (
         _drawing_in(options.explain),
         show_progress(RunConsole(stderr=True), "classifying", len(paths)) as advance,
@@ -227,12 +244,19 @@ def _classify_all(options: Options) -> int:
             for kind in file.flaws:
                 complain("note", f"{file.path} is {FLAWS[kind]}")
             _print_result(file, classifier.class_names, options)
+            if options.embeddings is not None:
+                assert file.embedding is not None
+                rows.append((file, (file.embedding / file.count).astype(np.float32)))
             if options.explain is not None:
                 try:
                     _draw(file, classifier, options.explain, drawn)
                 except OSError as error:
                     num_bad += 1
                     complain("error", f"{file.path} cannot be drawn: {error.strerror or error}")
+    if options.embeddings is not None:
+        names = [{**_named(file.path), "clips": file.count} for file, _ in rows]
+        width = classifier.config.model.embed_dim
+        write_embeddings(options.embeddings, names, [row for _, row in rows], width)
     return 1 if num_bad else 0
 
 

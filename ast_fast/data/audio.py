@@ -128,14 +128,17 @@ def read_windows(
         yield _first_clip(begun, rate, sample_rate, num_samples, resample_quality, shortest)
 
 
-def windows_of(blocks: Iterable[NDArray[Any]], size: int) -> Iterator[NDArray[np.int16]]:
+def windows_of(
+    blocks: Iterable[NDArray[Any]], size: int, shortest: int | None = None
+) -> Iterator[NDArray[np.int16]]:
     """Yield a waveform in windows; the last ends with it, so it may overlap the one before.
 
-    A waveform shorter than a window is padded with zeros.
+    A waveform shorter than `shortest` is padded with zeros.
 
     Args:
         blocks: The waveform, float in [-1, 1] or int16, in blocks of shape (num_samples,).
         size: Samples of a window.
+        shortest: Least samples of a waveform that is shorter than a window; None is `size`.
     """
     window = rest = np.empty(0, np.int16)
     for block in blocks:
@@ -145,7 +148,8 @@ def windows_of(blocks: Iterable[NDArray[Any]], size: int) -> Iterator[NDArray[np
             yield window
     if len(rest) or not len(window):
         last = np.concatenate((window, rest))[-size:]
-        yield np.pad(last, (0, size - len(last)))
+        least = size if shortest is None else shortest
+        yield np.pad(last, (0, max(0, least - len(last))))
 
 
 def _resampled(

@@ -12,7 +12,7 @@ from torch import Tensor
 from ast_fast.data.cache import decode_settings
 from ast_fast.features import Statistics
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.pretrained.folder import CONFIG, find_in_folder
+from ast_fast.pretrained.folder import CONFIG, find_in_folder, folder_of
 from ast_fast.pretrained.found import Found
 from ast_fast.pretrained.labels import given_labels
 from ast_fast.pretrained.layouts import to_ours, to_theirs
@@ -73,15 +73,7 @@ def load(
             this machine has.
     Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021).
     """
-    path = Path(path)
-    if path.suffix == ".safetensors" and (path.parent / CONFIG).is_file():
-        path = path.parent
-    if not path.is_dir():
-        found = find_in_file(path, statistics, patch_stride)
-    elif patch_stride is None:
-        found = find_in_folder(path)
-    else:
-        raise InputError(f"patch_stride must not be given for {path}, whose {CONFIG} says it")
+    found = find(Path(path), statistics=statistics, patch_stride=patch_stride)
     class_names = found.class_names
     if labels is not None:
         class_names = given_labels(labels, len(class_names))
@@ -99,6 +91,21 @@ def load(
     weights[POSITION] = resized(weights[POSITION], _grid(trained_as), _grid(config))
     model = AudioSpectrogramTransformer.from_weights(config, len(class_names), weights).eval()
     return Pretrained(model, config, class_names, statistics or own.statistics, found.multi_label)
+
+
+def find(
+    path: Path,
+    *,
+    statistics: Statistics | None = None,
+    patch_stride: tuple[int, int] | None = None,
+) -> Found:
+    """Return what a checkpoint says of itself; the arguments are those of `load`."""
+    path = folder_of(path)
+    if not path.is_dir():
+        return find_in_file(path, statistics, patch_stride)
+    if patch_stride is None:
+        return find_in_folder(path)
+    raise InputError(f"patch_stride must not be given for {path}, whose {CONFIG} says it")
 
 
 def _grid(config: Config) -> tuple[int, int]:

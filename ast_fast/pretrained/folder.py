@@ -19,6 +19,12 @@ KINDS = {"multi_label_classification": True, "single_label_classification": Fals
 """transformers' problem types, and whether a clip can be of several classes."""
 
 
+def folder_of(path: Path) -> Path:
+    """Return the folder of a model.safetensors that has a config.json beside it; else the path."""
+    is_inside = path.suffix == ".safetensors" and (path.parent / CONFIG).is_file()
+    return path.parent if is_inside else path
+
+
 def find_in_folder(folder: Path) -> Found:
     """Return what a folder holds.
 

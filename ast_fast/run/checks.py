@@ -9,6 +9,7 @@ from ast_fast.data.dataset import check_fold_names
 from ast_fast.data.metadata import METADATA, Clip, read_metadata
 from ast_fast.data.stored import stored_clips
 from ast_fast.machine.device import Placement
+from ast_fast.pretrained.finetune import check_pretrained
 from ast_fast.run.folder import check_out
 from ast_fast.run.kernels import check_backend
 from ast_fast.settings.config import Config
@@ -30,6 +31,7 @@ def check_run(config: Config, out: Path, placement: Placement) -> None:
     if config.tensorboard:
         load_writer()
     check_paths(config, out)
+    check_pretrained(config)
     check_config(config, decode_settings(config).num_samples, placement)
     if not config.resume:
         check_out(out)
@@ -61,6 +63,9 @@ def check_paths(config: Config, out: Path) -> None:
         here = Path.cwd()
     except OSError as error:
         raise InputError(f"the current folder cannot be used: {error.strerror}") from error
-    for flag, path in (("out", out), ("data", config.paths.data), ("cache", config.paths.cache)):
+    for flag, path in (
+        *(("out", out), ("data", config.paths.data), ("cache", config.paths.cache)),
+        ("model.pretrained", config.model.pretrained),
+    ):
         if path is not None and not is_utf8(str(here / path)):
             raise InputError(f"--{flag} must be a path in UTF-8, got {str(here / path)!r}")

@@ -22,6 +22,7 @@ import torch
 from ast_fast.machine.device import Placement
 from ast_fast.machine.distributed import Ranks, processes_here
 from ast_fast.machine.records import known_fields
+from ast_fast.settings.agree import PRETRAINED
 from ast_fast.settings.command_line import PROGRAM
 from ast_fast.settings.toml import DIGEST
 from ast_fast_kernels.cores import available_cores
@@ -48,6 +49,8 @@ class RunFacts:
     settings_sha256: str | None = None
     """Digest of the values in config.toml; None in versions up to 0.2.0. With it, every finished
     fold has a manifest."""
+    pretrained_sha256: str | None = None
+    """Digest of the model that was fine-tuned; None where none was."""
     command: str = ""
     commit: dict[str, Any] | None = None
     """Of a checkout: its `hash`, and whether it is `dirty` (tracked files differ from it)."""
@@ -76,7 +79,7 @@ class RunFacts:
         """Return the contents of run.json; facts not yet known are left out."""
         document = dataclasses.asdict(self)
         document |= document.pop("unknown")
-        optional = (DIGEST, "merged", "ended", "peak_memory_gib")
+        optional = (DIGEST, PRETRAINED, "merged", "ended", "peak_memory_gib")
         absent = [name for name in optional if document[name] is None]
         return {name: value for name, value in document.items() if name not in absent}
 
@@ -100,6 +103,7 @@ def describe_run(
     *,
     kernels: dict[str, str],
     data_key: str,
+    pretrained_sha256: str | None,
 ) -> RunFacts:
     """Return the facts of the run that starts now.
 
@@ -109,6 +113,7 @@ def describe_run(
         ranks: The processes that train it.
         kernels: The backend of each operation.
         data_key: `Dataset.key` of the clips.
+        pretrained_sha256: Digest of the model that is fine-tuned, if any.
     """
     return RunFacts(
         command=shlex.join([*shlex.split(program(ranks)), *argv]),
@@ -122,6 +127,7 @@ def describe_run(
         amp=placement.precision,
         processes=ranks.count,
         data_key=data_key,
+        pretrained_sha256=pretrained_sha256,
     )
 
 

@@ -21,7 +21,7 @@ from ast_fast.machine.distributed import Ranks
 from ast_fast.report.build import Measured
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.run.facts import RunFacts
-from ast_fast.settings.agree import RESUMED_FACTS, differing_facts
+from ast_fast.settings.agree import PRETRAINED, RESUMED_FACTS, differing_facts
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, RUN, config_to_toml, recorded_run, settings_digest
 from ast_fast.training.manifest import (
@@ -112,7 +112,8 @@ class RunFolder:
             if self.ranks.is_first:
                 self._acquire()
             there = read_facts(self.path)
-            for name in differing_facts(there.to_json(), facts.to_json(), RESUMED_FACTS):
+            names = (*RESUMED_FACTS, PRETRAINED)
+            for name in differing_facts(there.to_json(), facts.to_json(), names):
                 raise InputError(
                     f"--resume must keep the facts of the run in {self.path}: {name} was "
                     f"{getattr(there, name)} and is now {getattr(facts, name)}"
@@ -276,8 +277,12 @@ def recorded(config: Config) -> Config:
     """Return the settings for config.toml: with absolute paths, without --out and --resume."""
     data = config.paths.data and config.paths.data.absolute()
     cache = config.paths.cache and config.paths.cache.absolute()
+    pretrained = config.model.pretrained and config.model.pretrained.absolute()
     return replace(
-        config, resume=False, paths=replace(config.paths, data=data, cache=cache, out=None)
+        config,
+        resume=False,
+        paths=replace(config.paths, data=data, cache=cache, out=None),
+        model=replace(config.model, pretrained=pretrained),
     )
 
 
@@ -292,6 +297,7 @@ FACT_TYPES: tuple[tuple[str, type | UnionType, str], ...] = (
     *((name, dict, "a table") for name in ("kernels", "versions", "machine")),
     ("resumed", list, "a list"),
     ("commit", dict | None, "a table or null"),
+    (PRETRAINED, str | None, "text or null"),
     ("merged", list | None, "a list or null"),
     ("ended", str | None, "text or null"),
     ("peak_memory_gib", float | int | None, "a number or null"),

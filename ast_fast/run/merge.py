@@ -160,6 +160,10 @@ def _check_alike(first: _Part, other: _Part) -> None:
             f"{other.path} must have the precision of {first.path} ({first.facts.amp}), got "
             f"{other.facts.amp}"
         )
+    if other.facts.pretrained_sha256 != first.facts.pretrained_sha256:
+        raise InputError(
+            f"{first.path} and {other.path} must have fine-tuned the same model; they have not"
+        )
     if other.data_key != first.data_key:
         raise InputError(f"{first.path} and {other.path} must hold the same clips; they do not")
 

@@ -25,10 +25,11 @@ OF_A_JOB = frozenset({"folds", "device", "threads"})
 """Settings for which folds a process trains and where. They change a fold's model only by
 rounding."""
 
-MAY_DIFFER_RESUMED = CHANGES_NO_RESULT
-"""Settings that may change when a run is resumed."""
+MAY_DIFFER_RESUMED = CHANGES_NO_RESULT | {"model.pretrained"}
+"""Settings that may change when a run is resumed. Whether the pre-trained model is the same is
+decided by its content."""
 
-MAY_DIFFER_MERGED = CHANGES_NO_RESULT | OF_A_JOB
+MAY_DIFFER_MERGED = MAY_DIFFER_RESUMED | OF_A_JOB
 """Settings that may differ between merged runs, and between two processes that train one fold."""
 
 MAY_DIFFER_BY_SEED = CHANGES_NO_RESULT | OF_A_JOB | {"seed"}
@@ -39,6 +40,9 @@ NOT_COMPARED = CHANGES_NO_RESULT | {"threads"}
 
 RESUMED_FACTS = ("data_key", "device", "kernels", "threads", "amp", "processes")
 """Facts of run.json that a resumed run must find unchanged: results depend on them."""
+
+PRETRAINED = "pretrained_sha256"
+"""Fact of run.json, where a model was fine-tuned, that resumed and merged runs must share."""
 
 MERGED_FACTS = ("commit", "versions", "device", "kernels", "threads", "processes")
 """Facts of run.json that can differ between merged runs, and that results can depend on."""
@@ -93,14 +97,14 @@ def fold_identity(config: Config, fold: int, data_key: str) -> dict[str, Any]:
     """Return what identifies the training of a fold: its settings, the fold and the clips.
 
     Args:
-        config: The run's settings; its paths are left out.
+        config: The run's settings; its paths are left out, and that of a pre-trained model.
         fold: The test fold.
         data_key: `Dataset.key` of the clips.
     Returns:
         Settings nested as the dataclasses are, in the types that JSON has, `fold` and `data_key`.
     """
     values = dataclasses.asdict(config)
-    del values["paths"]
+    del values["paths"], values["model"]["pretrained"]
     plain: dict[str, Any] = json.loads(json.dumps(values))
     return plain | {"fold": fold, "data_key": data_key}
 

@@ -6,7 +6,7 @@ errors in either have the same words. tyro prints `--help` from the same datacla
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -53,7 +53,8 @@ Settings come from the defaults, then the TOML file of --config, then these flag
 replaces all earlier settings of the filterbank; those given with it are applied on top. Without
 --data, a quick run trains on a small synthesised data set. If --data is the output of python -m
 ast_fast_kernels.extract, the settings of its filterbank are the defaults, and the augmentation of
-waveforms is off."""
+waveforms is off. With --model.pretrained, that model is fine-tuned: sizes and features are its own,
+and the recipe is that of the original AST on ESC-50, unless settings say otherwise."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,11 @@ def _read_merge(arguments: Arguments) -> MergeJob:
     return MergeJob(runs, Path(out[0]).expanduser())
 
 
-def parse_config(argv: Sequence[str] | Arguments) -> Config:
+Defaults = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""Returns defaults, by key, that follow from what is given by key."""
+
+
+def parse_config(argv: Sequence[str] | Arguments, more_defaults: Defaults = lambda _: {}) -> Config:
     """Return the settings of a run: flags over the TOML file of `--config` over the defaults.
 
     `fbank.preset` replaces all earlier settings of the filterbank; those given with it, in the same
@@ -168,6 +173,7 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
 
     Args:
         argv: The arguments, without the program's name.
+        more_defaults: Those of a model that others trained, where one is given.
     Raises:
         InputError: A flag or key is unknown, or its value is of the wrong type; one line for each.
     """
@@ -182,17 +188,17 @@ def parse_config(argv: Sequence[str] | Arguments) -> Config:
             raise InputError("--resume needs --out, the folder of the run to resume")
         base = recorded_values(values["out"])
     else:
-        base = _defaults(values)
+        base = _defaults(values, more_defaults(values))
     return build_config(over(base, values))
 
 
-def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the defaults that the data set changes."""
+def _defaults(values: Mapping[str, Any], of_model: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults that the data set and a pre-trained model change."""
     if values.get("download"):
-        return {}
+        return of_model
     if values.get("data") is None:
-        return DEMO_DEFAULTS
-    return stored_defaults(values["data"]) if is_store(values["data"]) else {}
+        return DEMO_DEFAULTS | of_model
+    return of_model | (stored_defaults(values["data"]) if is_store(values["data"]) else {})
 
 
 def print_help() -> None:

@@ -83,6 +83,10 @@ class StemStageSize(NamedTuple):
 class ModelConfig:
     """The minimal Audio Spectrogram Transformer."""
 
+    pretrained: Path | None = None
+    """Model that others trained, to fine-tune: a folder of transformers or a .pth of the original
+    AST. Its sizes, its features and the settings of fine-tuning become the defaults; none: fresh
+    weights."""
     patch_size: tuple[int, int] = (16, 16)
     """Height and width of a patch: mel bins, frames."""
     patch_stride: tuple[int, int] = (16, 16)

@@ -31,6 +31,7 @@ from ast_fast.machine.device import Placement, deterministic_algorithms, resolve
 from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.pretrained.finetune import pretrained_weights
 from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config
@@ -193,7 +194,10 @@ class _FoldTraining:
 
         torch.manual_seed(epoch_seeds(config.seed, fold, 0)[1])
         num_classes = len(dataset.class_names)
-        self.model = AudioSpectrogramTransformer.of(config, num_classes).to(placement.device)
+        self.model = AudioSpectrogramTransformer.of(config, num_classes)
+        if config.model.pretrained is not None:
+            self.model.load_state_dict(pretrained_weights(config), strict=False)
+        self.model.to(placement.device)
         self.trained: nn.Module = self.model
         if ranks.count > 1:
             self.trained = DistributedDataParallel(self.model)

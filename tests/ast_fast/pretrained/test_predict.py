@@ -12,7 +12,9 @@ import pytest
 import soundfile
 import torch
 
+from ast_fast.extract import ModelExtractor
 from ast_fast.predict import main
+from ast_fast.pretrained.digest import digest_of_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -80,6 +82,57 @@ def test_a_pth_classifies_too_and_is_explained(
     assert "class 34" in found["c-whole"]
     drawn = sorted(path.stem for path in (tmp_path / "maps").glob("*.png"))
     assert drawn == list(SECONDS)
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_embeddings_have_a_row_for_each_classified_file(
+    small: Any,
+    folder: Path,
+    audio: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (audio / "b-broken.wav").write_bytes(b"no audio")
+    rows_at = tmp_path / "out.npy"
+    arguments = [str(folder), str(audio), "--json", "--device", "cpu"]
+    assert main([*arguments, "--embeddings", str(rows_at)]) == 1
+    printed = [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()]
+    named = list(map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines()))
+    assert [row["file"] for row in named] == printed
+    assert [Path(file).stem for file in printed] == list(SECONDS)
+    rows = np.load(rows_at)
+    assert rows.shape == (3, 128)
+    assert rows.dtype == np.float32
+    extractor = transformers.ASTFeatureExtractor.from_pretrained(folder)
+    waveform, _ = soundfile.read(audio / "c-whole.wav", dtype="float32")
+    features = extractor(waveform, sampling_rate=16000, return_tensors="pt").input_values
+    with torch.inference_mode():
+        expected = small.audio_spectrogram_transformer(features.float()).pooler_output[0]
+    np.testing.assert_allclose(rows[2], expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["out.txt", "missing/out.npy"])
+def test_a_place_that_takes_no_embeddings_is_refused_first(
+    folder: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([str(folder), str(audio), "--embeddings", str(tmp_path / name)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: --embeddings must ")
+    assert not captured.out
+
+
+def test_a_corpus_gets_the_probabilities_of_predict(
+    folder: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = predicted(capsys, folder, audio)
+    extractor = ModelExtractor(folder, "probabilities", device="cpu")
+    waveforms = [soundfile.read(audio / f"{name}.wav", dtype="int16")[0] for name in SECONDS]
+    for name, row in zip(SECONDS, extractor(waveforms), strict=True):
+        expected = [found[name][label] for label in extractor.class_names]
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+    model = extractor.settings()["model"]
+    assert model["sha256"] == digest_of_model(folder)
+    assert model["multi_label"] is False
 
 
 def test_a_damaged_model_is_one_line(

@@ -1,0 +1,56 @@
+"""The embeddings of classified files, as a .npy with a row for each and their names beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import atomic_write
+
+
+def check_embeddings_path(path: Path) -> None:
+    """Raise if no embeddings can be written to a path, before any work.
+
+    Raises:
+        InputError: Its name does not end in .npy, or its folder is missing or cannot be written.
+    """
+    if path.suffix != ".npy":
+        raise InputError(f"--embeddings must end in .npy, got {path}")
+    try:
+        found = path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"--embeddings {path} cannot be written: {error.strerror}") from error
+    if not found or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--embeddings must be a file in a folder to write in, got {path}")
+
+
+def write_embeddings(
+    path: Path, names: Sequence[Mapping[str, Any]], rows: Sequence[NDArray[np.float32]], width: int
+) -> None:
+    """Write each row, and to a .jsonl beside it what it is of; each file is whole or absent.
+
+    Args:
+        path: The .npy; it appears last, and an earlier one is removed first.
+        names: What each row is of, a line of JSON each.
+        rows: Shape (width,) each.
+        width: Of a row, for when there is none.
+    Raises:
+        InputError: A file cannot be written.
+    """
+    text = "".join(f"{json.dumps(name)}\n" for name in names)
+    table = np.stack(rows) if rows else np.empty((0, width), np.float32)
+    try:
+        path.unlink(missing_ok=True)
+        with atomic_write(path.with_suffix(".jsonl")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        with atomic_write(path) as temporary:
+            np.save(temporary, table)
+    except OSError as error:
+        raise InputError(f"--embeddings {path} cannot be written: {error.strerror}") from error
