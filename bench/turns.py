@@ -5,8 +5,9 @@ Uses only the standard library, so that candidates in another interpreter can us
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,18 @@ def settle() -> None:
         time.sleep(PAUSE_SECONDS)
         if time.process_time() - before < PAUSE_SECONDS / 10:
             return
+
+
+def medians_of_calls(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Return the median seconds of calls that have run before; a round may take minutes."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            settle()
+            begin = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(times) for name, times in seconds.items()}
 
 
 @dataclass(frozen=True)

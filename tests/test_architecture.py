@@ -39,6 +39,7 @@ MAY_IMPORT = {
         "explain": "model",
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training",
+        "streaming": "data features classifier",
         "embeddings": "",
         "predict": "machine settings data explain classifier embeddings",
         "extract": "machine data classifier",

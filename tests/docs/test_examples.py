@@ -10,10 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tyro
 
-from ast_fast import compare, extract, predict
+from ast_fast import compare, extract, predict, pretrained
+from ast_fast.model import AudioSpectrogramTransformer
+from ast_fast.pretrained.preprocessor import Preprocessor
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
+from ast_fast.settings.config import ModelConfig
 from ast_fast_kernels import FbankConfig, warm
 from ast_fast_kernels import extract as kernels_extract
 from ast_fast_kernels.errors import InputError
@@ -47,9 +51,32 @@ def test_python_runs_and_gives_the_shapes_that_it_states(
     columns, types = {"target": [0, 1, 0, 1, 2]}, {"target": "int64"}
     config = FbankConfig.preset("kaldi", num_mel_bins=80)
     write_store(tmp_path / "features", clips, config, columns=columns, types=types)
+    if "ast_fast.classifier" in "".join(blocks(page, "python")):
+        write_model(tmp_path / "ast-finetuned-audioset-10-10-0.4593")
+        for name in ("a.wav", "b.wav"):
+            soundfile.write(tmp_path / name, np.zeros(44100), 44100)
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in blocks(page, "python"):
         run(block, namespace, page)
+
+
+def write_model(folder: Path) -> None:
+    """Write a narrow model with the frames and the number of classes of AudioSet's."""
+    preprocessor = Preprocessor()
+    config = preprocessor.config(
+        ModelConfig(embed_dim=8, num_heads=1, depth=1, pool="distilled", patch_stride=(10, 10),
+                    token_positions=True, head_norm=True)
+    )  # fmt: skip
+    names = [f"sound {number}" for number in range(527)]
+    model = AudioSpectrogramTransformer(
+        config.model,
+        num_mel_bins=preprocessor.num_mel_bins,
+        num_frames=preprocessor.num_frames,
+        num_classes=len(names),
+    )
+    pretrained.save(
+        pretrained.Pretrained(model.eval(), config, names, preprocessor.statistics, True), folder
+    )
 
 
 def run(block: str, namespace: dict[str, object], page: str) -> None:
