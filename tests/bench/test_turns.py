@@ -14,7 +14,7 @@ import pytest
 from ast_fast_kernels import FbankConfig
 from bench import bench_fbank, peers, torchaudio_client
 from bench.peers import PEERS
-from bench.turns import Way, settle
+from bench.turns import Way, medians_of_calls, settle
 
 
 def test_settle_waits_until_threads_sleep() -> None:
@@ -28,6 +28,14 @@ def test_settle_waits_until_threads_sleep() -> None:
     thread.start()
     settle()
     assert not thread.is_alive()
+
+
+def test_calls_take_turns() -> None:
+    turns: list[str] = []
+    calls = {"a": lambda: turns.append("a"), "b": lambda: (turns.append("b"), time.sleep(0.01))}
+    medians = medians_of_calls(calls, rounds=3)
+    assert turns == ["a", "b"] * 3
+    assert medians["a"] < 0.01 <= medians["b"]
 
 
 def test_a_way_that_has_its_own_clock_is_believed() -> None:
