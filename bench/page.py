@@ -8,10 +8,11 @@ A test makes both pages again and compares. After `make record`, name the new re
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ast_fast_kernels.errors import InputError
-from bench import board, records
+from bench import board, page_pretrained, records
 from bench.records import group_of
 from bench.table import (
     MACHINE,
@@ -23,6 +24,7 @@ from bench.table import (
     machine_row,
     read_cases,
     read_record,
+    times,
 )
 from bench.table import speed_table as fbank_table
 
@@ -43,8 +45,8 @@ RECORDS = {
 }
 """The record of each part of the page.
 
-`projects` (bench_projects.py), `half` (test_half_precision) and `fbank-…` (the filterbank on
-another machine) have sections of their own where they are named.
+`projects` (bench_projects.py), `half` (test_half_precision), `pretrained` (bench_pretrained.py) and
+`fbank-…` (the filterbank on another machine) have sections of their own where they are named.
 """
 
 
@@ -85,11 +87,6 @@ def cases(name: str, group: str) -> list[dict[str, Any]]:
 
 def _precision(case: dict[str, Any]) -> str:
     return "bfloat16" if "bfloat16" in case["name"] else "float32"
-
-
-def times(ratio: float | None, digits: int = 2) -> str:
-    """Return a speed-up as text."""
-    return "–" if ratio is None else f"{ratio:.{digits}f} ×"
 
 
 def percent(share: float) -> str:
@@ -281,6 +278,13 @@ Measured on {on("half")}.
 
 {chr(10).join(rows)}
 """
+
+
+def pretrained() -> str:
+    """Return the section of bench_pretrained.py."""
+    if "pretrained" not in RECORDS:
+        return ""
+    return page_pretrained.section(partial(cases, "pretrained"), on("pretrained"))
 
 
 def _dtype(case: dict[str, Any]) -> str:
@@ -571,7 +575,7 @@ of that width on all patches. The recipe keeps a quarter of the patches and adds
 Measured on {on("training")}.
 
 {recipe_table()}
-
+{pretrained()}
 ## Where the time of a fold goes
 
 Features are everything from int16 samples to what the model sees: mixing, filterbank, normalising
