@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ast_fast_kernels.errors import InputError
-from bench import board, page_pretrained, records
+from bench import board, page_extract, page_pretrained, records
 from bench.records import group_of
 from bench.table import (
     MACHINE,
@@ -45,8 +45,9 @@ RECORDS = {
 }
 """The record of each part of the page.
 
-`projects` (bench_projects.py), `half` (test_half_precision), `pretrained` (bench_pretrained.py) and
-`fbank-…` (the filterbank on another machine) have sections of their own where they are named.
+`projects` (bench_projects.py), `half` (test_half_precision), `pretrained` (bench_pretrained.py),
+`extract` (bench_extract.py), `corpus` (corpus_rates.py) and `fbank-…` (the filterbank on another
+machine) have sections of their own where they are named.
 """
 
 
@@ -280,6 +281,16 @@ Measured on {on("half")}.
 """
 
 
+def extraction() -> str:
+    """Return the sections of bench_extract.py and corpus_rates.py."""
+    sections = {"extract": page_extract.extraction, "corpus": page_extract.corpus}
+    return "".join(
+        section(cases(name, name), on(name))
+        for name, section in sections.items()
+        if name in RECORDS
+    )
+
+
 def pretrained() -> str:
     """Return the section of bench_pretrained.py."""
     if "pretrained" not in RECORDS:
@@ -506,7 +517,7 @@ HQ and torchaudio's `kaldi.fbank`, one thread, files in the page cache, 128 bins
 {on("files")}.
 
 {files_table()}
-
+{extraction()}
 ### Resampling
 
 `resample` of 5 s of audio against soxr's HQ, which gets float32, and of stereo the mean, which it
