@@ -1,31 +1,26 @@
-"""The rate of extraction beside that of its work alone: decoding and the filterbank, in a loop.
+"""Extraction beside its work alone: decoding and the filterbank, in a loop.
 
-python -m bench.bench_extract [OUT] [arrow|npy|parquet|lhotse] [ITEMS]
-
-One process and one thread make the same files by either way, in turns. Extraction adds digests,
-float16, shards, their verification and flushing, records and the lines of the manifest. The flush
-of a run's last shard, for which nothing is left to be done meanwhile, is not in its time; it is
-printed beside it, as is the time of the process's CPU: that says what extraction costs where every
-core has a process of its own.
+One process and one thread make the same files of 5 s by either way, in turns. Extraction adds
+digests, float16, shards, their verification and flushing, records and the lines of the manifest.
+The flush of a run's last shard, for which nothing is left to be done meanwhile, is not in its time;
+`extra_info` has it apart, beside the time of the process's CPU, which says what extraction costs
+where every core has a process of its own. All are µs a file, medians of the turns; the ratios of
+rates are medians of those within a turn. pytest's `--basetemp` says on which disk.
 """
 
 from __future__ import annotations
 
-import os
-
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import shutil
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 
 from ast_fast_kernels import FbankConfig, fbank
@@ -36,6 +31,8 @@ from ast_fast_kernels.corpus.formats.shard import FormatName
 from ast_fast_kernels.corpus.items import Item
 from ast_fast_kernels.corpus.jobs import make_shards
 from ast_fast_kernels.corpus.plan import INPUT, RUN, Plan
+from bench import page_extract
+from bench.turns import settle
 
 FILES = 200
 SECONDS = 5
@@ -51,6 +48,12 @@ CONFIGS = {
     "AST, 128 bins": FbankConfig(),
     "Kaldi, 80 bins": FbankConfig.preset("kaldi", num_mel_bins=80),
 }
+CASES: list[tuple[str, str, FormatName]] = [
+    *((kind, name, "arrow") for kind in SOURCES for name in CONFIGS),
+    ("WAV 16 kHz", "Kaldi, 80 bins", "npy"),
+    ("WAV 16 kHz", "Kaldi, 80 bins", "parquet"),
+    ("WAV 16 kHz", "Kaldi, 80 bins", "lhotse"),
+]
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,11 @@ class Spent:
     last_flush: float = 0.0
 
 
-def audio_files(folder: Path, suffix: str, rate: int) -> list[str]:
+def audio_files(folder: Path, kind: str, number: int) -> list[str]:
     """Write noise of 5 s, and return the files."""
+    suffix, rate, _ = SOURCES[kind]
     generator = np.random.default_rng(0)
-    files = [folder / f"{index:03d}.{suffix}" for index in range(FILES)]
+    files = [folder / f"{index:03d}.{suffix}" for index in range(number)]
     for path in files:
         soundfile.write(path, generator.uniform(-0.5, 0.5, SECONDS * rate), rate)
     return list(map(str, files))
@@ -95,67 +99,65 @@ def extracted(files: list[str], config: FbankConfig, out: Path, form: FormatName
     )  # fmt: skip
     wall, cpu = time.perf_counter(), time.process_time()
     shards = make_shards(plan, range(plan.num_shards), 1)
-    for _ in range(plan.num_shards):
-        next(shards)
+    rows = sum(next(shards).rows for _ in range(plan.num_shards))
     spent = _since(wall, cpu, len(files))
     wall = time.perf_counter()
     next(shards, None)
     found = Spent(*spent, 1e6 * (time.perf_counter() - wall) / len(files))
     shutil.rmtree(out)
+    assert rows == len(files)
     return found
 
 
 def _since(wall: float, cpu: float, files: int) -> tuple[float, float]:
-    return tuple(  # type: ignore[return-value]
-        1e6 * spent / files for spent in (time.perf_counter() - wall, time.process_time() - cpu)
-    )
+    now = time.perf_counter(), time.process_time()
+    return 1e6 * (now[0] - wall) / files, 1e6 * (now[1] - cpu) / files
 
 
-def measure(ways: dict[str, Callable[[], Spent]]) -> dict[str, list[Spent]]:
-    """Return what each way spends, in turns, after one turn that does not count."""
-    spent: dict[str, list[Spent]] = {name: [] for name in ways}
-    for turn in range(TURNS + 1):
-        for name, way in ways.items():
-            found = way()
-            if turn:
-                spent[name].append(found)
-    return spent
-
-
-def line_of(spent: dict[str, list[Spent]]) -> dict[str, Any]:
+def figures_of(own: list[Spent], engine: list[Spent]) -> dict[str, Any]:
     """Return medians in µs, and the medians of the ratios of rates within a turn."""
-    own, engine = spent["alone"], spent["extraction"]
     pairs = list(zip(own, engine, strict=True))
     return {
-        "alone": round(median(one.wall for one in own)),
-        "extraction": round(median(one.wall for one in engine)),
-        "its CPU": round(median(one.cpu for one in engine)),
-        "last flush": round(median(one.last_flush for one in engine)),
-        "rate": round(median(one.wall / other.wall for one, other in pairs), 3),
-        "rate by CPU": round(median(one.cpu / other.cpu for one, other in pairs), 3),
+        "microseconds_per_file": {
+            "alone": median(one.wall for one in own),
+            "extraction": median(one.wall for one in engine),
+            "its CPU": median(one.cpu for one in engine),
+            "last flush": median(one.last_flush for one in engine),
+        },
+        "rate": median(one.wall / other.wall for one, other in pairs),
+        "rate_by_cpu": median(one.cpu / other.cpu for one, other in pairs),
     }
 
 
-def main() -> None:
-    where = sys.argv[1] if len(sys.argv) > 1 else None
-    form: Any = sys.argv[2] if len(sys.argv) > 2 else "arrow"
-    wanted = int(sys.argv[3]) if len(sys.argv) > 3 else sys.maxsize
-    if form not in get_args(FormatName):
-        raise SystemExit(f"the format must be one of {', '.join(get_args(FormatName))}")
-    for kind, (suffix, rate, count) in SOURCES.items():
-        with tempfile.TemporaryDirectory(dir=where) as folder:
-            own = audio_files(Path(folder), suffix, rate)
-            files = [own[index % FILES] for index in range(min(count, wanted))]
-            for name, config in CONFIGS.items():
-                out = Path(folder) / "out"
-                ways: dict[str, Callable[[], Spent]] = {
-                    "alone": lambda files=files, config=config: alone(files, config),  # type: ignore[misc]
-                    "extraction": lambda files=files, config=config, out=out: extracted(  # type: ignore[misc]
-                        files, config, out, form
-                    ),
-                }
-                print(f"{kind}, {name}, {form}:", line_of(measure(ways)), flush=True)
+@pytest.fixture(scope="module")
+def files_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], list[str]]:
+    """Return a function that writes so many files of a kind once."""
+    return cache(lambda kind, number: audio_files(tmp_path_factory.mktemp("audio"), kind, number))
 
 
-if __name__ == "__main__":
-    main()
+@pytest.mark.benchmark(group="extract")
+@pytest.mark.parametrize("threads", [1], indirect=True, ids=["1-thread"])
+@pytest.mark.parametrize(("kind", "convention", "form"), CASES)
+def test_extraction(
+    benchmark: Any, files_of: Callable[[str, int], list[str]], tmp_path: Path, kind: str,
+    convention: str, form: FormatName, glance: bool, threads: int,
+) -> None:  # fmt: skip
+    *_, count = SOURCES[kind]
+    own_files = files_of(kind, 2 if glance else FILES)
+    files = own_files * (1 if glance else -(-count // FILES))
+    config, out = CONFIGS[convention], tmp_path / "out"
+    own: list[Spent] = []
+    engine: list[Spent] = []
+
+    def before() -> None:
+        settle()
+        own.append(alone(files, config))
+        settle()
+
+    def turn() -> None:
+        engine.append(extracted(files, config, out, form))
+
+    benchmark.pedantic(turn, setup=before, rounds=1 if glance else TURNS, warmup_rounds=1)
+    benchmark.extra_info |= figures_of(own[1:], engine[1:])  # the first of each warms up
+    benchmark.extra_info["files"] = len(files)
+    page_extract.extraction_table([benchmark.params | benchmark.extra_info])

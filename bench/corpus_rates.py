@@ -2,6 +2,7 @@
 
 python -m bench.corpus_rates FOLDER … > bench/history/NAME.json
 
+Prints a record like those of pytest bench, with a case for each folder of audio files alone.
 Both take turns over each folder of audio, with as many processes as cores. A file's time is that of
 the second half of the shards, without the last, divided by their files: every process is at work
 then, if the whole takes some seconds. The start, which Ray makes longer, is recorded beside it.
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,8 +28,10 @@ from ast_fast_kernels.corpus.extractor import FbankExtractor
 from ast_fast_kernels.corpus.plan import Plan
 from ast_fast_kernels.corpus.records import ShardRecord
 from ast_fast_kernels.corpus.run import Corpus, extract_corpus
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
-from bench.machine import describe, file_name
+from bench import records
+from bench.machine import describe
 
 TURNS = 3
 SHARDS = 24
@@ -68,9 +72,21 @@ def extracted(folder: Path, kind: str, shard_size: int) -> Clock:
     return clock
 
 
+def files_in(folder: Path) -> list[Path]:
+    """Return a folder's files.
+
+    Raises:
+        InputError: There are too few for every shard, or it is no folder.
+    """
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    if len(files) < SHARDS:
+        raise InputError(f"{folder} must be a folder of at least {SHARDS} files, got {len(files)}")
+    return files
+
+
 def of_folder(folder: Path) -> dict[str, Any]:
     """Return the times of a folder's turns, and the median of what a file costs more by Ray."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    files = files_in(folder)
     shard_size = max(1, len(files) // SHARDS)
     clocks: dict[str, list[Clock]] = {"processes": [], "ray": []}
     for _ in range(TURNS):
@@ -90,29 +106,47 @@ def of_folder(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    folders = list(map(Path, sys.argv[1:]))
+    if not folders:
+        raise InputError("bench.corpus_rates must get a folder of audio, got none")
+    for folder in folders:
+        files_in(folder)
+    cores = available_cores()
+    stdout, sys.stdout = sys.stdout, sys.stderr
+    with cluster.connected("local", cores):
+        rates = {folder.name: of_folder(folder) for folder in folders}
+    sys.stdout = stdout
+    print(json.dumps(record_of(rates, cores), indent=1))
+
+
+def record_of(rates: dict[str, dict[str, Any]], processes: int) -> dict[str, Any]:
+    """Return the record of folders' rates, in the form of pytest bench."""
     from cpuinfo import get_cpu_info
 
     cpu = get_cpu_info()
-    cores = available_cores()
     described = subprocess.run(
         ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"],
         capture_output=True,
         text=True,
         check=False,
     )
-    record: dict[str, Any] = {
-        "machine": file_name(cpu, describe(cpu), os.cpu_count() or 1),
-        "brand": cpu["brand_raw"],
+    about = {"jobs": processes, "turns": TURNS}
+    return {
+        "machine_info": {"cpu": cpu, "cores": os.cpu_count(), **describe(cpu)},
         "commit": described.stdout.strip() or None,
-        "processes": cores,
-        "turns": TURNS,
+        "command": "python -m bench.corpus_rates",
+        "versions": {name: version(name) for name in ("ray", "numpy", "numba")},
+        "benchmarks": [
+            {
+                "name": name,
+                "group": "corpus",
+                "params": {"folder": name},
+                "extra_info": found | about,
+            }
+            for name, found in rates.items()
+        ],
     }
-    stdout, sys.stdout = sys.stdout, sys.stderr
-    with cluster.connected("local", cores):
-        record["folders"] = {Path(path).name: of_folder(Path(path)) for path in sys.argv[1:]}
-    sys.stdout = stdout
-    print(json.dumps(record, indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    records.run(main)

@@ -8,10 +8,11 @@ A test makes both pages again and compares. After `make record`, name the new re
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ast_fast_kernels.errors import InputError
-from bench import board, records
+from bench import board, page_extract, page_pretrained, records
 from bench.records import group_of
 from bench.table import (
     MACHINE,
@@ -23,6 +24,7 @@ from bench.table import (
     machine_row,
     read_cases,
     read_record,
+    times,
 )
 from bench.table import speed_table as fbank_table
 
@@ -43,8 +45,9 @@ RECORDS = {
 }
 """The record of each part of the page.
 
-`projects` (bench_projects.py), `half` (test_half_precision) and `fbank-…` (the filterbank on
-another machine) have sections of their own where they are named.
+`projects` (bench_projects.py), `half` (test_half_precision), `pretrained` (bench_pretrained.py),
+`extract` (bench_extract.py), `corpus` (corpus_rates.py) and `fbank-…` (the filterbank on another
+machine) have sections of their own where they are named.
 """
 
 
@@ -85,11 +88,6 @@ def cases(name: str, group: str) -> list[dict[str, Any]]:
 
 def _precision(case: dict[str, Any]) -> str:
     return "bfloat16" if "bfloat16" in case["name"] else "float32"
-
-
-def times(ratio: float | None, digits: int = 2) -> str:
-    """Return a speed-up as text."""
-    return "–" if ratio is None else f"{ratio:.{digits}f} ×"
 
 
 def percent(share: float) -> str:
@@ -281,6 +279,23 @@ Measured on {on("half")}.
 
 {chr(10).join(rows)}
 """
+
+
+def extraction() -> str:
+    """Return the sections of bench_extract.py and corpus_rates.py."""
+    sections = {"extract": page_extract.extraction, "corpus": page_extract.corpus}
+    return "".join(
+        section(cases(name, name), on(name))
+        for name, section in sections.items()
+        if name in RECORDS
+    )
+
+
+def pretrained() -> str:
+    """Return the section of bench_pretrained.py."""
+    if "pretrained" not in RECORDS:
+        return ""
+    return page_pretrained.section(partial(cases, "pretrained"), on("pretrained"))
 
 
 def _dtype(case: dict[str, Any]) -> str:
@@ -502,7 +517,7 @@ HQ and torchaudio's `kaldi.fbank`, one thread, files in the page cache, 128 bins
 {on("files")}.
 
 {files_table()}
-
+{extraction()}
 ### Resampling
 
 `resample` of 5 s of audio against soxr's HQ, which gets float32, and of stereo the mean, which it
@@ -571,7 +586,7 @@ of that width on all patches. The recipe keeps a quarter of the patches and adds
 Measured on {on("training")}.
 
 {recipe_table()}
-
+{pretrained()}
 ## Where the time of a fold goes
 
 Features are everything from int16 samples to what the model sees: mixing, filterbank, normalising

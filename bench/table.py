@@ -145,6 +145,11 @@ def line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def times(ratio: float | None, digits: int = 2) -> str:
+    """Return a speed-up as text."""
+    return "–" if ratio is None else f"{ratio:.{digits}f} ×"
+
+
 def read_record(path: str) -> dict[str, Any]:
     """Return the record at a path from the repository's root."""
     return records.read_record(ROOT / path)

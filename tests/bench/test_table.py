@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ast_fast_kernels.errors import InputError
 from bench import board, page, plot, table
 from bench.table import Column
 
@@ -114,6 +115,74 @@ def test_sections_of_projects_and_half_precision_come_with_their_records(
         assert line in with_them
     for line in without.splitlines():
         assert line in with_them
+
+
+def forward_case(clips: int, threads: int, precision: str, seconds: dict[str, float]) -> Any:
+    gains = {name: took / seconds["ours"] for name, took in seconds.items()}
+    extra = {"seconds": seconds, "rounds": 4 - clips, "ours_is_faster_by": gains, "error": 1e-6}
+    return {
+        "name": f"test_forward[{threads}-threads-{clips}-clips-{precision}]",
+        "group": "pretrained",
+        "params": {"clips": clips, "threads": threads, "precision": precision},
+        "extra_info": extra | {"gflops": 70.4, "every_token_at_best_rate": 3.321},
+    }
+
+
+PRETRAINED = [
+    forward_case(3, 2, "float32", {"transformers": 9.0, "onnxruntime": 9.9, "ours": 6.0}),
+    forward_case(1, 2, "bfloat16", {"transformers": 2.5, "ours": 2.0}),
+    forward_case(1, 2, "float32", {"transformers": 4.5, "onnxruntime": 5.0, "ours": 3.6}),
+    {
+        "name": "test_export[2-threads]",
+        "group": "pretrained-export",
+        "params": {"threads": 2},
+        "extra_info": {
+            "seconds": {"transformers": 4.5, "float32": 5.0, "int8": 2.5},
+            "rounds": 3,
+            "faster_than_transformers_by": {"float32": 0.9, "int8": 1.8},
+            "error": {"float32": 2e-6, "int8": 0.0123},
+            "megabytes": {"float32": 347.4, "int8": 90.6},
+        },
+    },
+    {
+        "name": "test_extractor[2-threads]",
+        "group": "pretrained-extractor",
+        "params": {"threads": 2},
+        "extra_info": {
+            "milliseconds": {"transformers": 62.04, "ours": 1.375},
+            "ours_is_faster_by": {"transformers": 45.1},
+            "largest_difference": 6.5e-6,
+        },
+    },
+]
+
+
+def test_the_section_of_a_pretrained_model_comes_with_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(page.RECORDS, "pretrained", raising=False)
+    without = page.benchmarks()
+    assert "A pre-trained AST" not in without
+    info = table.read_record(page.RECORDS["training"])["machine_info"]
+    path = tmp_path / "2026-11-30-a.json"
+    path.write_text(json.dumps({"benchmarks": PRETRAINED, "machine_info": info}))
+    monkeypatch.setitem(page.RECORDS, "pretrained", str(path))
+    with_it = page.benchmarks()
+    for rows in (
+        "| float32 | 1 | 2 | 3 | 4.50 | 5.00 | 3.60 | 1.25 × | 1.39 × | 70 | 3.32 |\n"
+        "| float32 | 3 | 2 | 1 | 9.00 | 9.90 | 6.00 | 1.50 × | 1.65 × | 70 | 3.32 |\n"
+        "| bfloat16 | 1 | 2 | 3 | 2.50 | – | 2.00 | 1.25 × | – | 70 | 3.32 |\n",
+        "| float32 | 347 | 2 | 3 | 4.50 | 5.00 | 0.90 × | 2e-06 |\n"
+        "| int8 | 91 | 2 | 3 | 4.50 | 2.50 | 1.80 × | 1e-02 |\n",
+        "| 2 | 62.0 | 1.38 | 45.1 × | 6e-06 |\n",
+        "Measured on the EPYC (Zen 5) with AVX-512",
+    ):
+        assert rows in with_it
+    for line in without.splitlines():
+        assert line in with_it
+    path.write_text(json.dumps({"benchmarks": PRETRAINED[:-1], "machine_info": info}))
+    with pytest.raises(InputError, match="must have cases of pretrained-extractor, got none"):
+        page.benchmarks()
 
 
 def test_a_machine_is_named_by_its_maker_vectors_and_caches() -> None:

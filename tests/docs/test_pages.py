@@ -65,6 +65,19 @@ def test_a_link_is_led_to_where_the_site_has_its_file() -> None:
     assert lead("```\n[a](b)\n```", "docs/a.md", "a.md") == "```\n[a](b)\n```"
 
 
+def test_the_first_page_lists_every_command() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `python -m ([\w.]+)` \|", text, re.MULTILINE))
+    files = {
+        path.relative_to(root)
+        for root in (ROOT, ROOT / "kernels")
+        for path in root.glob("ast_fast*/**/*.py")
+        if '\nif __name__ == "__main__":' in path.read_text(encoding="utf-8")
+    }
+    commands = {".".join(path.with_suffix("").parts) for path in files}
+    assert listed == {name for name in commands if ".testing." not in name}
+
+
 def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
