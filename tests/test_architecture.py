@@ -40,8 +40,8 @@ MAY_IMPORT = {
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training",
         "embeddings": "",
-        "predict": "machine settings data explain classifier embeddings",
-        "extract": "machine data classifier",
+        "predict": "machine settings data pretrained explain classifier embeddings",
+        "extract": "machine data pretrained classifier",
         "compare": "settings report run",
     },
     "ast_fast_kernels": {
