@@ -30,13 +30,17 @@ EXTRACT = f"ast-fast-kernels[extract]=={VERSION}"  # features of a corpus; bring
 
 RAY = f"ast-fast-kernels[ray]=={VERSION}"  # a corpus on a cluster; brings ray, jsonschema, protobuf
 
+HUB = "huggingface_hub>=1.31"  # fetches checkpoints, if asked; transformers has it and its cache
+
 EXTRAS_REQUIRE = {
     "tensorboard": [TENSORBOARD],
+    "hub": [HUB],
     "extract": [EXTRACT],
     "ray": [RAY],
     "test": [
         TENSORBOARD,
         EXTRACT,
+        HUB,
         RAY,
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",

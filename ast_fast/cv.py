@@ -28,6 +28,7 @@ from ast_fast.machine.timing import Stages
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.finetune import finetuning_defaults
+from ast_fast.pretrained.hub import fetched_model
 from ast_fast.report.build import Measured, write_report
 from ast_fast.run.checks import check_run
 from ast_fast.run.endings import Interrupts, Terminated, why_it_ended
@@ -148,7 +149,7 @@ class Prepared(Settled):
 
 def settle(arguments: Arguments) -> Settled:
     """Read the settings, join the run's other processes, and check all that needs no data."""
-    config = parse_config(arguments, finetuning_defaults)
+    config = parse_config(arguments, finetuning_defaults, fetched_model)
     device = resolve_device(config.device)
     ranks = join_ranks(device)
     console = RunConsole(soft_wrap=True, quiet=not ranks.is_first)

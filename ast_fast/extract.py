@@ -17,6 +17,7 @@ from ast_fast.classifier import Classifier, digest_of_any, load_any_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
+from ast_fast.pretrained.hub import checkpoint_here
 from ast_fast_kernels.corpus.command import run_command
 from ast_fast_kernels.corpus.extractor import Samples
 from ast_fast_kernels.corpus.formats.shard import DtypeName
@@ -34,7 +35,8 @@ class _Model:
 
     checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
     """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
-    transformers or a .pth of the original AST."""
+    transformers or a .pth of the original AST; with --download, owner/name or owner/name@revision
+    of the Hugging Face Hub."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,11 @@ class Options(Corpus, _Model):
     """Clips that go through the model at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto takes CUDA if this machine has it."""
+    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Fetch CHECKPOINT from the Hugging Face Hub, into the Hub's own cache, unless it is here."""
+    sha256: str = ""
+    """SHA-256 that CHECKPOINT's weights must have; if empty, the Hub's own is checked where they
+    are fetched."""
 
 
 class ModelExtractor:
@@ -187,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extractor(options: Options) -> ModelExtractor:
     return ModelExtractor(
-        options.checkpoint,
+        checkpoint_here(options.checkpoint, download=options.download, sha256=options.sha256),
         options.what,
         per_window=options.per_window,
         device=options.device,

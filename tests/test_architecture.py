@@ -41,8 +41,8 @@ MAY_IMPORT = {
         "classifier": "machine settings features model pretrained training",
         "streaming": "data features classifier",
         "embeddings": "",
-        "predict": "machine settings data explain classifier embeddings",
-        "extract": "machine data classifier",
+        "predict": "machine settings data pretrained explain classifier embeddings",
+        "extract": "machine data pretrained classifier",
         "compare": "settings report run",
     },
     "ast_fast_kernels": {

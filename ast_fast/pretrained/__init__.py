@@ -4,6 +4,7 @@ The weights of others are not this project's: their licence is that of whoever p
 """
 
 from ast_fast.pretrained.checkpoint import Pretrained, load
+from ast_fast.pretrained.hub import fetch
 from ast_fast.pretrained.writing import save
 
-__all__ = ["Pretrained", "load", "save"]
+__all__ = ["Pretrained", "fetch", "load", "save"]

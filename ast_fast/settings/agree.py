@@ -15,6 +15,7 @@ from ast_fast_kernels.errors import InputError
 CHANGES_NO_RESULT = frozenset(
     {
         *("data", "out", "cache", "resume", "download", "tensorboard"),
+        *("download_model", "download_model_sha256"),
         *("audio.workers", "audio.download_url", "audio.download_sha256"),
     }
 )

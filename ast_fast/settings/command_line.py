@@ -162,7 +162,11 @@ Defaults = Callable[[Mapping[str, Any]], dict[str, Any]]
 """Returns defaults, by key, that follow from what is given by key."""
 
 
-def parse_config(argv: Sequence[str] | Arguments, more_defaults: Defaults = lambda _: {}) -> Config:
+def parse_config(
+    argv: Sequence[str] | Arguments,
+    more_defaults: Defaults = lambda _: {},
+    located: Defaults = dict,
+) -> Config:
     """Return the settings of a run: flags over the TOML file of `--config` over the defaults.
 
     `fbank.preset` replaces all earlier settings of the filterbank; those given with it, in the same
@@ -174,6 +178,7 @@ def parse_config(argv: Sequence[str] | Arguments, more_defaults: Defaults = lamb
     Args:
         argv: The arguments, without the program's name.
         more_defaults: Those of a model that others trained, where one is given.
+        located: Returns what is given with such a model on this machine, fetched if that is asked.
     Raises:
         InputError: A flag or key is unknown, or its value is of the wrong type; one line for each.
     """
@@ -182,7 +187,7 @@ def parse_config(argv: Sequence[str] | Arguments, more_defaults: Defaults = lamb
         print_help()
         raise SystemExit(0)
     flags, config_file = _read_flags(arguments)
-    values = over(read_toml(config_file) if config_file else {}, flags)
+    values = located(over(read_toml(config_file) if config_file else {}, flags))
     if values.get("resume"):
         if values.get("out") is None:
             raise InputError("--resume needs --out, the folder of the run to resume")

@@ -250,6 +250,12 @@ class Config:
     """Resume the run in --out."""
     download: bool = False
     """Fetch ESC-50 into the cache folder (or into --data) and use it."""
+    download_model: bool = False
+    """Fetch --model.pretrained, owner/name or owner/name@revision of the Hugging Face Hub, into the
+    Hub's own cache, unless it is here."""
+    download_model_sha256: str = ""
+    """SHA-256 that the weights of --model.pretrained must have; if empty, the Hub's own is checked
+    where they are fetched."""
     tensorboard: bool = False
     """Also write each fold's curves for TensorBoard, beside history.csv."""
     skip_bad_files: bool = False
