@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_fast.model import AudioSpectrogramTransformer, Linear
-from ast_fast_kernels._torch import onednn
+from ast_fast_kernels.linear.packed import linear_packed, pack, packs_faster_here
 
 ROWS_OF_A_THREAD = 768
 """Tokens that a thread has in a turn: as fast as more, and what lies between is small."""
@@ -41,7 +41,7 @@ class InferenceModel(nn.Module):
                     f"model must be in float32 on the CPU, got {name} in {parameter.dtype} on "
                     f"{parameter.device}"
                 )
-        if onednn.packs_faster_here():
+        if packs_faster_here():
             _pack(model, model.num_patches + model.num_class_tokens)
         self.model = model.requires_grad_(False)
 
@@ -67,7 +67,7 @@ class PackedLinear(nn.Module):
         """Pack a projection's weight for so many rows of tokens."""
         super().__init__()
         bias: Tensor | None = projection.bias
-        self.packed = onednn.pack(projection.weight, rows)
+        self.packed = pack(projection.weight, rows)
         self.bias = None if bias is None else bias.detach().contiguous()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class PackedLinear(nn.Module):
         """
         if torch.is_autocast_enabled("cpu"):
             raise RuntimeError("packed weights are of float32; call the model without autocast")
-        return onednn.project_packed(tokens, self.packed, self.bias)
+        return linear_packed(tokens, self.packed, self.bias)
 
     def gelu(self, tokens: Tensor) -> Tensor:
         """Return GELU of the projected tokens; torch's own pass is faster than oneDNN's."""

@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "report": "machine settings data features training",
         "run": "machine settings data features model pretrained training report",
         "explain": "model",
+        "inference": "model",
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training",
         "embeddings": "",

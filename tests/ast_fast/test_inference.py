@@ -41,7 +41,7 @@ def packed_parts(model: nn.Module) -> list[str]:
 def test_packed_weights_give_the_models_logits(
     qkv_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda: True)
     expected, model = build(qkv_bias=qkv_bias), build(qkv_bias=qkv_bias)
     ready, features = InferenceModel(model), clips(3)
     parts = ("attention.qkv", "mlp.0", "mlp.2")
@@ -57,7 +57,7 @@ def test_packed_weights_give_the_models_logits(
 
 @needs_onednn
 def test_packed_weights_are_not_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda: True)
     ready = InferenceModel(build())
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -68,7 +68,7 @@ def test_packed_weights_are_not_lowered(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_clips_are_taken_a_few_at_a_time(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: False)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda: False)
     monkeypatch.setattr("ast_fast.inference.ROWS_OF_A_THREAD", 9)
     model = build(pool)
     ready, features, batches = InferenceModel(model), clips(5), []
@@ -90,15 +90,3 @@ def test_a_model_that_is_not_ready_is_refused() -> None:
         ValueError, match=r"model must be in float32 on the CPU, got .* in torch.float64 on cpu"
     ):
         InferenceModel(build().double())
-
-
-@pytest.mark.parametrize(
-    ("name", "faster"), [("AMD EPYC", True), ("Intel(R) Xeon(R) Processor", False), ("", False)]
-)
-def test_weights_are_packed_where_mkl_leaves_something(
-    name: str, faster: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onednn, "HAS_MKL", True)
-    monkeypatch.setattr(onednn, "IS_THERE", True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
-    assert onednn.packs_faster_here() == faster
