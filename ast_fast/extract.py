@@ -169,7 +169,7 @@ class ModelExtractor:
     def _load(self) -> Classifier:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
-        classifier = load_any_classifier(self.checkpoint, device)
+        classifier = load_any_classifier(self.checkpoint, device).ready()
         digest = digest_of_any(self.checkpoint)
         if self.digest not in ("", digest):
             raise InputError(

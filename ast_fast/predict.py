@@ -226,7 +226,7 @@ def _classify_all(options: Options) -> int:
     if options.embeddings is not None:
         check_embeddings_path(options.embeddings)
     paths = find_audio(options.audio)
-    classifier = load_any_classifier(options.checkpoint, resolve_device(options.device))
+    classifier = load_any_classifier(options.checkpoint, resolve_device(options.device)).ready()
     _say_if_less_precise(classifier)
     num_bad = 0
     drawn: set[str] = set()

@@ -43,7 +43,11 @@ def test_a_strided_weight_is_packed() -> None:
         (None, TypeError, "weight must be a tensor, got NoneType"),
         (torch.zeros(4), ValueError, r"weight must be \(out, width\), not empty, got \(4,\)"),
         (torch.zeros(0, 4), ValueError, r"not empty, got \(0, 4\)"),
-        (torch.zeros(4, 4).double(), ValueError, "float32 on the CPU, got float64 on cpu"),
+        (
+            torch.zeros(4, 4).double(),
+            ValueError,
+            "float32 or bfloat16 on the CPU, got float64 on cpu",
+        ),
         (torch.zeros(4, 4, device="meta"), ValueError, "got float32 on meta"),
     ],
 )
@@ -59,6 +63,22 @@ def test_packing_needs_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="packed weights need oneDNN"):
         pack(torch.zeros(4, 4), 4)
     assert not packs_faster_here()
+    assert not packs_faster_here(torch.bfloat16)
+
+
+def test_bfloat16_is_packed_where_onednn_multiplies_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tokens, weight, bias = (
+        torch.randn(*size, generator=generator).bfloat16() for size in ((5, 48), (72, 48), (72,))
+    )
+    if not packs_faster_here(torch.bfloat16):
+        with pytest.raises(RuntimeError, match="packed bfloat16 needs a CPU with AVX-512"):
+            pack(weight, 5)
+        return
+    found = linear_packed(tokens, pack(weight, 5), bias)
+    expected = tokens.float() @ weight.float().T + bias.float()
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).norm() <= 2**-8 * expected.norm()
 
 
 @pytest.mark.parametrize(
@@ -71,3 +91,4 @@ def test_weights_are_packed_where_mkl_leaves_something(
     monkeypatch.setattr(onednn, "IS_THERE", True)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
     assert packs_faster_here() == faster
+    assert not packs_faster_here(torch.float64)
