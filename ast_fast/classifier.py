@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ast_fast.features import Statistics, model_input
+from ast_fast.inference import InferenceModel
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.pretrained.checkpoint import load
@@ -35,6 +36,19 @@ class Classifier:
     shortest: int | None = None
     """Samples to which a shorter clip is padded with zeros; None is those of a whole clip. Of what
     is longer, missing frames are padded, by `config.features.padding`."""
+    frozen: InferenceModel | None = None
+    """The model made ready for a CPU; None runs it as it is."""
+
+    def ready(self) -> Classifier:
+        """Return a classifier that runs as fast as this device can.
+
+        On a CPU it takes over this one's model, as `InferenceModel` does: its weights can no longer
+        be trained, saved or exported.
+        """
+        if self.placement.device.type != "cpu":
+            return self
+        precision = self.placement.amp or torch.float32
+        return replace(self, frozen=InferenceModel(self.model, precision=precision))
 
     def features(self, windows: Tensor) -> Tensor:
         """Return the model's input for clips, int16, shape (batch, num_samples)."""
@@ -43,13 +57,13 @@ class Classifier:
     def embeddings(self, windows: Tensor) -> Tensor:
         """Return what the model's head classifies, on the CPU: float32, (batch, embed_dim)."""
         with torch.inference_mode(), self.placement.autocast():
-            embeddings = self.model.embed(self.features(windows.to(self.placement.device)))
+            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
         return embeddings.float().cpu()
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return the logits of all classes for clips, on the CPU: float32, (batch, num_classes)."""
         with torch.inference_mode(), self.placement.autocast():
-            logits: Tensor = self.model(self.features(windows.to(self.placement.device)))
+            logits: Tensor = self._runs(self.features(windows.to(self.placement.device)))
         return logits.float().cpu()
 
     def probabilities(self, windows: Tensor) -> Tensor:
@@ -59,11 +73,15 @@ class Classifier:
     def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings and the probabilities of clips, by one pass of the model."""
         with torch.inference_mode(), self.placement.autocast():
-            embeddings = self.model.embed(self.features(windows.to(self.placement.device)))
-            logits = self.model.classify(embeddings)
+            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
+            logits = self._runs.classify(embeddings)
         logits = logits.float().cpu()
         probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
         return embeddings.float().cpu(), probabilities
+
+    @property
+    def _runs(self) -> AudioSpectrogramTransformer | InferenceModel:
+        return self.model if self.frozen is None else self.frozen
 
 
 def load_classifier(path: Path, device: torch.device) -> Classifier:

@@ -17,6 +17,7 @@ from ast_fast.classifier import Classifier, digest_of_any, load_any_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
+from ast_fast.machine.malloc import keep_freed_memory
 from ast_fast.pretrained.hub import checkpoint_here
 from ast_fast_kernels.corpus.command import run_command
 from ast_fast_kernels.corpus.extractor import Samples
@@ -176,13 +177,14 @@ class ModelExtractor:
     def _load(self) -> Classifier:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
-        classifier = load_any_classifier(self.checkpoint, device)
+        classifier = load_any_classifier(self.checkpoint, device).ready()
         digest = digest_of_any(self.checkpoint)
         if self.digest not in ("", digest):
             raise InputError(
                 f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"
             )
         torch.set_num_threads(1)
+        keep_freed_memory()
         self._classifier, self.digest = classifier, digest
         return classifier
 

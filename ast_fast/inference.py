@@ -4,52 +4,61 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from ast_fast.machine.device import multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer, Linear
-from ast_fast_kernels._torch import onednn
+from ast_fast_kernels.linear.packed import linear_packed, pack, packs_faster_here
 
 ROWS_OF_A_THREAD = 768
 """Tokens that a thread has in a turn: as fast as more, and what lies between is small."""
 
 LEAST_VALUES = 2**18
-"""Smallest weight to pack, in values: the head's product is a few rows."""
+"""Smallest weight to pack in float32, in values: smaller ones take little of a large model."""
 
 
 class InferenceModel(nn.Module):
     """A model that gives logits and embeddings, but neither gradients nor its weights.
 
-    Clips are taken a few at a time, so memory does not grow with the batch.
+    Clips are taken a few at a time, so memory does not grow with the batch. Its precision is its
+    own: autocast around it changes nothing.
     """
 
-    def __init__(self, model: AudioSpectrogramTransformer) -> None:
-        """Take a model on the CPU, in float32 and in eval mode, which is of no more use itself.
+    def __init__(
+        self, model: AudioSpectrogramTransformer, *, precision: torch.dtype = torch.float32
+    ) -> None:
+        """Take a model on the CPU, in float32 and in eval mode, whose blocks it changes.
 
         Its large weights are packed by oneDNN where that multiplies faster than torch's own
-        product: not copied, so they cannot be trained or saved from here on.
+        product: not copied, so they cannot be trained, saved or exported from here on.
 
         Args:
             model: The trained model.
+            precision: Of products, float32 or bfloat16. A CPU that would only emulate bfloat16
+                multiplies in float32: several times as fast, and more exact.
         Raises:
-            ValueError: It is in training mode, on another device or in another precision.
+            ValueError: The model is in training mode, on another device or in another precision;
+                or `precision` is another.
         """
         super().__init__()
-        if model.training:
-            raise ValueError("model must be in eval mode, got one in training mode")
-        for name, parameter in model.named_parameters():
-            if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-                raise ValueError(
-                    f"model must be in float32 on the CPU, got {name} in {parameter.dtype} on "
-                    f"{parameter.device}"
-                )
-        if onednn.packs_faster_here():
-            _pack(model, model.num_patches + model.num_class_tokens)
+        _check(model, precision)
+        self.lowered = precision == torch.bfloat16 and multiplies_bfloat16(torch.device("cpu"))
+        rows = model.num_patches + model.num_class_tokens
+        if self.lowered:
+            _freeze(model.blocks, rows, torch.bfloat16, least=1)
+        if packs_faster_here():
+            _freeze(model, rows, torch.float32, least=LEAST_VALUES)
         self.model = model.requires_grad_(False)
 
-    @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
         """Return the logits of every clip, as the model's own `forward`."""
-        logits: Tensor = self.model.classify(self.embed(features))
-        return logits
+        return self.classify(self.embed(features))
+
+    @torch.no_grad()
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Return the logits of clips from their embeddings, as the model's own `classify`."""
+        with self._autocast():
+            return self.model.classify(embeddings)
 
     @torch.no_grad()
     def embed(self, features: Tensor) -> Tensor:
@@ -57,28 +66,31 @@ class InferenceModel(nn.Module):
         rows = torch.get_num_threads() * ROWS_OF_A_THREAD
         clips = max(rows // (self.model.num_patches + self.model.num_class_tokens), 1)
         starts = range(0, max(len(features), 1), clips)
-        return torch.cat([self.model.embed(features[first : first + clips]) for first in starts])
+        with self._autocast():
+            parts = [self.model.embed(features[first : first + clips]) for first in starts]
+        return torch.cat(parts)
+
+    def _autocast(self) -> torch.autocast:
+        """Return the context that lowers what is not frozen, or keeps all in float32."""
+        return torch.autocast("cpu", torch.bfloat16, enabled=self.lowered)
 
 
-class PackedLinear(nn.Module):
-    """A projection by oneDNN, of a weight in the order that it reads."""
+class FrozenLinear(nn.Module):
+    """A projection whose weight no longer changes, packed by oneDNN where that is faster."""
 
-    def __init__(self, projection: Linear, rows: int) -> None:
-        """Pack a projection's weight for so many rows of tokens."""
+    def __init__(self, projection: Linear, rows: int, precision: torch.dtype) -> None:
+        """Freeze a projection for about so many rows of tokens, multiplied in a precision."""
         super().__init__()
         bias: Tensor | None = projection.bias
-        self.packed = onednn.pack(projection.weight, rows)
-        self.bias = None if bias is None else bias.detach().contiguous()
+        weight = projection.weight.detach().to(precision)
+        self.precision, self.is_packed = precision, packs_faster_here(precision)
+        self.weight = pack(weight, rows) if self.is_packed else weight
+        self.bias = None if bias is None else bias.detach().to(precision).contiguous()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the projected tokens: (..., in_features) to (..., out_features).
-
-        Raises:
-            RuntimeError: Autocast is on, which cannot lower packed weights.
-        """
-        if torch.is_autocast_enabled("cpu"):
-            raise RuntimeError("packed weights are of float32; call the model without autocast")
-        return onednn.project_packed(tokens, self.packed, self.bias)
+        """Return the projected tokens: (..., in_features) to (..., out_features)."""
+        project = linear_packed if self.is_packed else functional.linear
+        return project(tokens.to(self.precision), self.weight, self.bias)
 
     def gelu(self, tokens: Tensor) -> Tensor:
         """Return GELU of the projected tokens; torch's own pass is faster than oneDNN's."""
@@ -86,9 +98,22 @@ class PackedLinear(nn.Module):
         return hidden
 
 
-def _pack(model: nn.Module, rows: int) -> None:
-    """Put packed projections into a model; each weight is freed before the next is packed."""
+def _check(model: nn.Module, precision: torch.dtype) -> None:
+    if precision not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"precision must be torch.float32 or torch.bfloat16, got {precision}")
+    if model.training:
+        raise ValueError("model must be in eval mode, got one in training mode")
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
+            raise ValueError(
+                f"model must be in float32 on the CPU, got {name} in {parameter.dtype} on "
+                f"{parameter.device}"
+            )
+
+
+def _freeze(model: nn.Module, rows: int, precision: torch.dtype, *, least: int) -> None:
+    """Freeze a model's projections of at least so many values, each freed before the next."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Linear) and child.weight.numel() >= LEAST_VALUES:
-                setattr(module, name, PackedLinear(child, rows))
+            if isinstance(child, Linear) and child.weight.numel() >= least:
+                setattr(module, name, FrozenLinear(child, rows, precision))

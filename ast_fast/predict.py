@@ -236,7 +236,7 @@ def _classify_all(options: Options) -> int:
     checkpoint = checkpoint_here(
         options.checkpoint, download=options.download, sha256=options.sha256
     )
-    classifier = load_any_classifier(checkpoint, resolve_device(options.device))
+    classifier = load_any_classifier(checkpoint, resolve_device(options.device)).ready()
     _say_if_less_precise(classifier)
     num_bad = 0
     drawn: set[str] = set()

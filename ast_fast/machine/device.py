@@ -103,12 +103,16 @@ def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
 def nearest_amp(name: AmpName, device: torch.device) -> torch.dtype | None:
     """Return autocast's dtype on a device that may differ from the one trained on.
 
-    If the device does not support the dtype, this is the one that auto takes.
+    If the device does not support the dtype, or a CPU only emulates it, this is the one that auto
+    takes.
     """
     try:
-        return resolve_amp(name, device)
+        dtype = resolve_amp(name, device)
     except InputError:
         return resolve_amp("auto", device)
+    if dtype == torch.bfloat16 and not multiplies_bfloat16(device):
+        return None
+    return dtype
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ast_fast.explain import attention_rollout
-from ast_fast.inference import InferenceModel, PackedLinear
+from ast_fast.inference import FrozenLinear, InferenceModel
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.settings.config import ModelConfig
 from ast_fast_kernels._torch import onednn
@@ -33,7 +33,7 @@ def clips(count: int) -> Tensor:
 
 
 def packed_parts(model: nn.Module) -> list[str]:
-    return [name for name, part in model.named_modules() if isinstance(part, PackedLinear)]
+    return [name for name, part in model.named_modules() if isinstance(part, FrozenLinear)]
 
 
 @needs_onednn
@@ -41,7 +41,7 @@ def packed_parts(model: nn.Module) -> list[str]:
 def test_packed_weights_give_the_models_logits(
     qkv_bias: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
     expected, model = build(qkv_bias=qkv_bias), build(qkv_bias=qkv_bias)
     ready, features = InferenceModel(model), clips(3)
     parts = ("attention.qkv", "mlp.0", "mlp.2")
@@ -56,19 +56,60 @@ def test_packed_weights_give_the_models_logits(
 
 
 @needs_onednn
-def test_packed_weights_are_not_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: True)
-    ready = InferenceModel(build())
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(RuntimeError, match="packed weights are of float32"),
-    ):
-        ready(clips(1))
+def test_autocast_around_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
+    ready, features = InferenceModel(build()), clips(2)
+    expected = ready(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(ready(features), expected)
+
+
+@needs_onednn
+def test_a_clip_has_the_same_bits_alone_and_on_any_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With all packed and a clip in a turn, as a model of the original's size and classes has."""
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
+    monkeypatch.setattr("ast_fast.inference.LEAST_VALUES", 1)
+    monkeypatch.setattr("ast_fast.inference.ROWS_OF_A_THREAD", 1)
+    ready, features, before = InferenceModel(build()), clips(9), torch.get_num_threads()
+    expected = ready(features)
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(ready(features), expected)
+            assert torch.equal(ready(features[7:8]), expected[7:8])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_bfloat16_is_multiplied_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights are lowered once; where they cannot be packed, torch multiplies them."""
+    monkeypatch.setattr("ast_fast.inference.multiplies_bfloat16", lambda _: True)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: False)
+    expected, model, features = build(), build(), clips(3)
+    ready = InferenceModel(model, precision=torch.bfloat16)
+    kinds = {part.weight.dtype for part in model.modules() if isinstance(part, FrozenLinear)}
+    assert kinds == {torch.bfloat16}
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        lowered = expected(features)
+    with torch.no_grad():
+        exact = expected(features)
+    torch.testing.assert_close(ready(features), lowered, rtol=0, atol=2**-7 * exact.abs().max())
+    assert not torch.equal(ready(features), exact.bfloat16())
+    shares = attention_rollout(model, features)
+    torch.testing.assert_close(shares, attention_rollout(expected, features), rtol=0, atol=2**-8)
+
+
+def test_bfloat16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ast_fast.inference.multiplies_bfloat16", lambda _: False)
+    ready = InferenceModel(build(), precision=torch.bfloat16)
+    assert torch.equal(ready(clips(2)), InferenceModel(build())(clips(2)))
 
 
 @pytest.mark.parametrize("pool", ["mean", "cls"])
 def test_clips_are_taken_a_few_at_a_time(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onednn, "packs_faster_here", lambda: False)
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: False)
     monkeypatch.setattr("ast_fast.inference.ROWS_OF_A_THREAD", 9)
     model = build(pool)
     ready, features, batches = InferenceModel(model), clips(5), []
@@ -84,21 +125,11 @@ def test_clips_are_taken_a_few_at_a_time(pool: str, monkeypatch: pytest.MonkeyPa
 
 
 def test_a_model_that_is_not_ready_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"precision must be torch\.float32 or .* torch\.float16"):
+        InferenceModel(build(), precision=torch.float16)
     with pytest.raises(ValueError, match="model must be in eval mode"):
         InferenceModel(build().train())
     with pytest.raises(
         ValueError, match=r"model must be in float32 on the CPU, got .* in torch.float64 on cpu"
     ):
         InferenceModel(build().double())
-
-
-@pytest.mark.parametrize(
-    ("name", "faster"), [("AMD EPYC", True), ("Intel(R) Xeon(R) Processor", False), ("", False)]
-)
-def test_weights_are_packed_where_mkl_leaves_something(
-    name: str, faster: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(onednn, "HAS_MKL", True)
-    monkeypatch.setattr(onednn, "IS_THERE", True)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name})
-    assert onednn.packs_faster_here() == faster

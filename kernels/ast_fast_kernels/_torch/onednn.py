@@ -28,32 +28,6 @@ def is_faster_here() -> bool:
 IS_FASTER = is_faster_here()
 
 
-def packs_faster_here() -> bool:
-    """Say whether oneDNN multiplies float32 faster than torch's MKL once its weights are packed.
-
-    So it does on AMD's CPUs, with AVX2 as well, where without packing it gains nothing.
-    """
-    is_amd = str(checks.cpu_capabilities().get("cpu_name", "")).startswith("AMD")
-    return is_amd and HAS_MKL and IS_THERE
-
-
-def pack(weight: Tensor, rows: int) -> Tensor:
-    """Return a weight as oneDNN reads it; only `project_packed` takes it, and it has no gradient.
-
-    Args:
-        weight: Shape (out, width), float32, on the CPU.
-        rows: Rows of tokens for which the order is chosen; others are right too.
-    """
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
-    return packed
-
-
-def project_packed(tokens: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Return tokens · weightᵀ + bias, of a weight that `pack` gave; bias must be contiguous."""
-    projected: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, packed, bias, "none", [], "none")
-    return projected
-
-
 def obstacle(requested: str, tokens: Tensor, weight: Tensor, bias: Tensor) -> str | None:
     """Say why oneDNN does not run a projection; None when it does.
 

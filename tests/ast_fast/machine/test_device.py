@@ -39,6 +39,7 @@ def test_a_precision_that_the_device_lacks_becomes_auto_s(monkeypatch):
     assert nearest_amp("off", CPU) is None
     monkeypatch.setattr("ast_fast.machine.device.cpu_capabilities", dict)
     assert nearest_amp("float16", CPU) is None
+    assert nearest_amp("bfloat16", CPU) is None  # emulated: slower than float32, and less exact
 
 
 @pytest.mark.parametrize(
