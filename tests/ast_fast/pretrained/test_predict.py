@@ -15,6 +15,7 @@ import torch
 from ast_fast.extract import ModelExtractor
 from ast_fast.predict import main
 from ast_fast.pretrained.digest import digest_of_model
+from ast_fast_kernels.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 
@@ -133,6 +134,30 @@ def test_a_corpus_gets_the_probabilities_of_predict(
     model = extractor.settings()["model"]
     assert model["sha256"] == digest_of_model(folder)
     assert model["multi_label"] is False
+
+
+def test_what_has_no_head_gives_embeddings_alone(
+    headless: Path, folder: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(headless), str(audio)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: CHECKPOINT must have a head that classifies, which {headless}")
+    waveforms = [soundfile.read(audio / f"{name}.wav", dtype="int16")[0] for name in SECONDS]
+    rows, expected = (
+        ModelExtractor(model, "embeddings", device="cpu")(waveforms) for model in (headless, folder)
+    )
+    np.testing.assert_array_equal(rows, expected)
+    with pytest.raises(InputError, match="must have a head that classifies"):
+        ModelExtractor(headless, "logits", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "audio"])
+def test_what_is_no_model_is_one_line_that_says_what_is(
+    audio: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([str(audio.parent / name), str(audio)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a folder with transformers' config.json or a .pth of the original AST, got" in line
 
 
 def test_a_damaged_model_is_one_line(
