@@ -123,7 +123,7 @@ def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a run; a pre-trained model is its content, wherever it lay."""
     digest = report.get("run", {}).get(PRETRAINED)
     by_content = {} if digest is None else {"model.pretrained": f"SHA-256 {digest}"}
-    return report["config"] | by_content
+    return {**report["config"], **by_content}
 
 
 def _listed(folds: Mapping[int, float]) -> str:
