@@ -18,6 +18,7 @@ from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import Config
 from ast_fast.training.trained import load_trained
+from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.sealed import digest_of_file
 
 
@@ -96,18 +97,26 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
-def load_any_classifier(path: Path, device: torch.device) -> Classifier:
+def load_any_classifier(
+    path: Path, device: torch.device, *, needs_classes: bool = True
+) -> Classifier:
     """Return the model of a finished fold, or one that others trained.
 
     Args:
         path: A fold's model.safetensors, a folder of transformers, or a `.pth` of the original AST.
         device: Where the model is to run.
+        needs_classes: Whether to refuse one without a head, which gives embeddings alone.
     Raises:
         InputError: The file is missing, damaged, or no such model.
     """
     if not _is_of_others(path):
         return load_classifier(path, device)
     others = load(path)
+    if needs_classes and not others.class_names:
+        raise InputError(
+            f"CHECKPOINT must have a head that classifies, which {path} lacks: fine-tune it by "
+            "ast_fast.cv --model.pretrained, or take its embeddings by ast_fast.extract"
+        )
     return Classifier(
         others.model.to(device).requires_grad_(False),
         others.config,

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
@@ -16,7 +16,7 @@ from scipy import stats
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
 from ast_fast.run.verified import read_finished
-from ast_fast.settings.agree import NOT_COMPARED
+from ast_fast.settings.agree import NOT_COMPARED, PRETRAINED
 from ast_fast_kernels.console import RunConsole, check_paths, fail, parse_options
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
@@ -113,10 +113,17 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
         difference = paired_difference(accuracy, accuracies[0]) if index else None
         seconds = float(report["timing"]["total_seconds"])
         rows.append(Row(one_line(str(path)), mean, std, accuracy, seconds, difference))
-    settings = [report["config"] for report in reports]
+    settings = [_settings(report) for report in reports]
     keys = sorted(set().union(*settings) - NOT_COMPARED)
     values = {key: [one_name(config.get(key, UNKNOWN)) for config in settings] for key in keys}
     return rows, {key: shown for key, shown in values.items() if len(set(shown)) > 1}
+
+
+def _settings(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a run; a pre-trained model is its content, wherever it lay."""
+    digest = report.get("run", {}).get(PRETRAINED)
+    by_content = {} if digest is None else {"model.pretrained": f"SHA-256 {digest}"}
+    return {**report["config"], **by_content}
 
 
 def _listed(folds: Mapping[int, float]) -> str:

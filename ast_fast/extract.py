@@ -177,7 +177,8 @@ class ModelExtractor:
     def _load(self) -> Classifier:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
-        classifier = load_any_classifier(self.checkpoint, device).ready()
+        needs = self.what != "embeddings"
+        classifier = load_any_classifier(self.checkpoint, device, needs_classes=needs).ready()
         digest = digest_of_any(self.checkpoint)
         if self.digest not in ("", digest):
             raise InputError(

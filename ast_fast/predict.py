@@ -238,6 +238,8 @@ def _classify_all(options: Options) -> int:
     )
     classifier = load_any_classifier(checkpoint, resolve_device(options.device)).ready()
     _say_if_less_precise(classifier)
+    if classifier.multi_label:
+        complain("note", "a clip can be of several classes: probabilities need not sum to 1")
     num_bad = 0
     drawn: set[str] = set()
     rows: list[tuple[ClassifiedFile, NDArray[np.float32]]] = []

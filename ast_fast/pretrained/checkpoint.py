@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from ast_fast.pretrained.labels import given_labels
 from ast_fast.pretrained.layouts import to_ours, to_theirs
 from ast_fast.pretrained.original import find_in_file
 from ast_fast.pretrained.positions import resized
-from ast_fast.pretrained.tensors import check_finite, check_shapes
+from ast_fast.pretrained.tensors import Shapes, check_finite, check_shapes
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_prediction
 from ast_fast_kernels.errors import InputError
@@ -34,6 +35,7 @@ class Pretrained:
     config: Config
     """Settings of its sizes, and of the features and clips that it takes."""
     class_names: list[str]
+    """None of a model without a head: it gives embeddings, and logits of no class."""
     statistics: Statistics
     """What normalises its input: (x − mean) / (2 · std)."""
     multi_label: bool
@@ -52,7 +54,8 @@ def load(
     """Return a pre-trained AST from transformers' files or from the original project's.
 
     A folder is transformers': config.json, preprocessor_config.json and model.safetensors (or
-    several files with an index), with the names of its version 4 or 5. A file is a `.pth` of
+    several files with an index), with the names of its version 4 or 5; of an `ASTModel`, which has
+    no head, too. A file is a `.pth` of
     YuanGongND/ast; nothing in it is executed. Nothing is downloaded. A `.pth` says neither labels,
     frames nor normalisation: these follow from its sizes, for the models that the project
     published. Weights in half precision become float32.
@@ -84,12 +87,12 @@ def load(
         num_mel_bins=own.num_mel_bins if num_mel_bins is None else num_mel_bins,
     )
     trained_as, config = own.config(found.model), wanted.config(found.model)
-    for settings in (trained_as, config):
-        num_samples = decode_settings(settings).num_samples
-        check_prediction(settings, num_samples, num_classes=len(class_names))
-    weights = _weights(found, trained_as, len(class_names))
-    weights[POSITION] = resized(weights[POSITION], _grid(trained_as), _grid(config))
-    model = AudioSpectrogramTransformer.from_weights(config, len(class_names), weights).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # of no head
+        weights = _weights(found, check_found(found))
+        _check_size(config, len(class_names))
+        weights[POSITION] = resized(weights[POSITION], _grid(trained_as), _grid(config))
+        model = AudioSpectrogramTransformer.from_weights(config, len(class_names), weights).eval()
     return Pretrained(model, config, class_names, statistics or own.statistics, found.multi_label)
 
 
@@ -101,6 +104,8 @@ def find(
 ) -> Found:
     """Return what a checkpoint says of itself; the arguments are those of `load`."""
     path = folder_of(path)
+    if path.suffix == ".safetensors":
+        raise InputError(f"{path} must have {CONFIG} beside it, which is missing")
     if not path.is_dir():
         return find_in_file(path, statistics, patch_stride)
     if patch_stride is None:
@@ -112,13 +117,36 @@ def _grid(config: Config) -> tuple[int, int]:
     return config.model.patch_grid(config.fbank.num_mel_bins, config.features.target_frames)
 
 
-def _weights(found: Found, config: Config, num_classes: int) -> dict[str, Tensor]:
-    """Return the checked weights of the model that the checkpoint was trained as."""
-    shapes = AudioSpectrogramTransformer.weight_shapes(config, num_classes)
+def check_found(found: Found) -> Shapes:
+    """Check that a checkpoint holds the tensors of its model, and none that would go unused.
+
+    Returns:
+        The shapes of the model's weights, by our names.
+    Raises:
+        InputError: It does not, or the model needs more than this machine has.
+    """
+    config = found.preprocessor.config(found.model)
+    _check_size(config, len(found.class_names))
+    shapes = AudioSpectrogramTransformer.weight_shapes(config, len(found.class_names))
     meta = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     theirs = to_theirs(meta, found.layout, found.model.patch_size)
     expected = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
     check_shapes(found.path, found.shapes, expected, found.layout)
+    return shapes
+
+
+def _check_size(config: Config, num_classes: int) -> None:
+    check_prediction(config, decode_settings(config).num_samples, num_classes=num_classes)
+
+
+def _weights(found: Found, shapes: Shapes) -> dict[str, Tensor]:
+    """Return the checked weights of the model that the checkpoint was trained as.
+
+    Those of a head that it lacks are fresh: no rows, and a norm that changes nothing.
+    """
     tensors = found.read()
     check_finite(found.path, tensors)
-    return to_ours(tensors, found.layout, shapes)
+    ours = to_ours(tensors, found.layout, shapes)
+    for name in shapes.keys() - ours.keys():
+        ours[name] = torch.full(shapes[name], float(name == "head_norm.weight"))
+    return ours

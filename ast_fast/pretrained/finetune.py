@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ast_fast.pretrained.checkpoint import find, load
+from ast_fast.pretrained.checkpoint import check_found, find, load
 from ast_fast.pretrained.found import Found
 from ast_fast.pretrained.preprocessor import UNCHANGED
 from ast_fast.settings.config import Config
@@ -81,6 +81,7 @@ def check_pretrained(config: Config) -> None:
     if path is None:
         return
     found = _find(path, config.model.patch_stride)
+    check_found(found)
     for table, there, here, free in (
         ("model", found.model, config.model, FREE),
         ("fbank", found.preprocessor.fbank, config.fbank, FREE_FBANK),

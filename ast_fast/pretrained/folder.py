@@ -8,7 +8,7 @@ from typing import Any
 from ast_fast.pretrained.documents import Document
 from ast_fast.pretrained.found import AUDIOSET_CLASSES, Found, original_sizes
 from ast_fast.pretrained.labels import labels_of
-from ast_fast.pretrained.layouts import TRANSFORMERS_4, TRANSFORMERS_5
+from ast_fast.pretrained.layouts import transformers_layout
 from ast_fast.pretrained.preprocessor import PREPROCESSOR, Preprocessor
 from ast_fast.pretrained.tensors import Safetensors
 from ast_fast.settings.config import ModelConfig
@@ -42,11 +42,12 @@ def find_in_folder(folder: Path) -> Found:
     ):
         if document.integer(key, default_size) != size:
             raise document.wrong(key, f"must be that of {PREPROCESSOR}, {size}")
-    class_names = labels_of(document)
     files = Safetensors(folder)
+    layout = transformers_layout(files.shapes)
+    class_names = labels_of(document) if layout.has_head else []
     return Found(
         path=folder,
-        layout=TRANSFORMERS_5 if TRANSFORMERS_5.depth(files.shapes) else TRANSFORMERS_4,
+        layout=layout,
         model=_model_in(document),
         preprocessor=preprocessor,
         class_names=class_names,

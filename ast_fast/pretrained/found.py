@@ -25,6 +25,7 @@ class Found:
     model: ModelConfig
     preprocessor: Preprocessor
     class_names: list[str]
+    """None where the layout has no head."""
     multi_label: bool
     shapes: Shapes
     """Of all tensors, by their names in the file."""

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 _BLOCK = re.compile(r"blocks\.([0-9]+)\.(.+)")
+_MODEL = "audio_spectrogram_transformer."
+"""Before transformers' names of all weights but those of the head."""
+_HEAD = ("head_norm", "head")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,11 @@ class Layout:
         start, end = map(re.escape, self.modules["blocks.{}.norm1"].split("{}"))
         return re.compile(rf"{start}([0-9]{{1,6}}){end}\.weight")
 
+    @property
+    def has_head(self) -> bool:
+        """Whether the file holds what turns embeddings into logits."""
+        return "head" in self.modules
+
     def depth(self, names: Iterable[str]) -> int:
         """Return the number of blocks in a file that has these names."""
         found = (self.block_mark.fullmatch(name) for name in names)
@@ -46,17 +54,16 @@ class Layout:
 
 def _transformers(blocks: str, qkv: tuple[str, str, str], rest: Mapping[str, str]) -> Layout:
     """Return a layout of transformers, of which only the names within a block differ."""
-    model = "audio_spectrogram_transformer"
-    block = f"{model}.{blocks}"
+    block = f"{_MODEL}{blocks}"
     within = {"norm1": "layernorm_before", "norm2": "layernorm_after", **rest}
     return Layout(
-        class_token=f"{model}.embeddings.cls_token",
-        distillation_token=f"{model}.embeddings.distillation_token",
-        position=f"{model}.embeddings.position_embeddings",
+        class_token=f"{_MODEL}embeddings.cls_token",
+        distillation_token=f"{_MODEL}embeddings.distillation_token",
+        position=f"{_MODEL}embeddings.position_embeddings",
         modules={
-            "patch_embedding.projection": f"{model}.embeddings.patch_embeddings.projection",
+            "patch_embedding.projection": f"{_MODEL}embeddings.patch_embeddings.projection",
             **{f"blocks.{{}}.{ours}": f"{block}.{theirs}" for ours, theirs in within.items()},
-            "norm": f"{model}.layernorm",
+            "norm": f"{_MODEL}layernorm",
             "head_norm": "classifier.layernorm",
             "head": "classifier.dense",
         },
@@ -81,6 +88,32 @@ TRANSFORMERS_5 = _transformers(
     {"attention.projection": "attention.o_proj", "mlp.0": "mlp.fc1", "mlp.2": "mlp.fc2"},
 )
 """Names of transformers 5 within a program: those of a `state_dict()`."""
+
+
+def without_head(layout: Layout) -> Layout:
+    """Return the layout of transformers' `ASTModel` beside one of `ASTForAudioClassification`."""
+
+    def plain(name: str) -> str:
+        return name.removeprefix(_MODEL)
+
+    return replace(
+        layout,
+        class_token=plain(layout.class_token),
+        distillation_token=plain(layout.distillation_token),
+        position=plain(layout.position),
+        modules={o: plain(name) for o, name in layout.modules.items() if o not in _HEAD},
+        qkv=tuple(map(plain, layout.qkv)),
+    )
+
+
+def transformers_layout(names: Iterable[str]) -> Layout:
+    """Return the layout of transformers that a file with these names has."""
+    names = list(names)
+    for layout in (TRANSFORMERS_5, without_head(TRANSFORMERS_5), without_head(TRANSFORMERS_4)):
+        if layout.depth(names):
+            return layout
+    return TRANSFORMERS_4
+
 
 ORIGINAL = Layout(
     class_token="v.cls_token",
@@ -113,6 +146,7 @@ def to_theirs(
 
     Args:
         weights: The model's `state_dict`, with both tokens, their positions and the head's norm.
+            Where the layout has no head, the model's is left out.
         layout: The file's.
         patch_size: Height and width of a patch.
     """
@@ -126,9 +160,14 @@ def to_theirs(
         elif name == "patch_embedding.projection.weight":
             key = layout.modules["patch_embedding.projection"]
             theirs[f"{key}.weight"] = tensor.reshape(len(tensor), 1, *patch_size)
-        elif name != "patch_embedding.position":
+        elif name != "patch_embedding.position" and _is_there(name, layout):
             theirs.update(_module_to_theirs(name, tensor, layout))
     return theirs
+
+
+def _is_there(name: str, layout: Layout) -> bool:
+    """Return whether the layout has a weight that is the model's head's, or one of another part."""
+    return layout.has_head or name.rpartition(".")[0] not in _HEAD
 
 
 def _module_to_theirs(name: str, tensor: Tensor, layout: Layout) -> Iterator[tuple[str, Tensor]]:
@@ -152,12 +191,14 @@ def to_ours(
     Args:
         theirs: Tensors of the shapes that `to_theirs` gives.
         layout: The file's.
-        names: Names of the model's weights.
+        names: Names of the model's weights; those of a head that the layout lacks are left out.
     """
     position = theirs[layout.position].squeeze(0)
     tokens, patches = position[:2], position[2:]
     ours: dict[str, Tensor] = {}
     for name in names:
+        if not _is_there(name, layout):
+            continue
         match name:
             case "class_token" | "distillation_token":
                 ours[name] = theirs[getattr(layout, name)].flatten()

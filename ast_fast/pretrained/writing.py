@@ -10,7 +10,7 @@ from safetensors.torch import save as serialise
 
 from ast_fast.pretrained.checkpoint import Pretrained
 from ast_fast.pretrained.folder import CONFIG, KINDS, MODEL_TYPE
-from ast_fast.pretrained.layouts import TRANSFORMERS_4, to_theirs
+from ast_fast.pretrained.layouts import TRANSFORMERS_4, to_theirs, without_head
 from ast_fast.pretrained.preprocessor import PREPROCESSOR, Preprocessor
 from ast_fast.pretrained.tensors import MODEL
 from ast_fast.settings.config import Config
@@ -23,6 +23,7 @@ def save(
 ) -> None:
     """Write a model as transformers does, so that `from_pretrained` loads it from the folder.
 
+    One without classes is written as an `ASTModel`, which has no head.
     All of it appears, or nothing does. transformers has one epsilon for all norms; the original
     project's models have another in the head, so for these the one to write must be given (1e-12
     is that of the published folders).
@@ -50,7 +51,8 @@ def save(
         CONFIG: _config_json(pretrained, preprocessor, layer_norm_eps),
         PREPROCESSOR: preprocessor.to_json(),
     }
-    weights = to_theirs(pretrained.model.state_dict(), TRANSFORMERS_4, config.model.patch_size)
+    layout = TRANSFORMERS_4 if pretrained.class_names else without_head(TRANSFORMERS_4)
+    weights = to_theirs(pretrained.model.state_dict(), layout, config.model.patch_size)
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
     try:
         if folder.is_dir() and any(folder.iterdir()):
@@ -103,18 +105,21 @@ def _config_json(
     """Return the content of config.json."""
     model, names = pretrained.config.model, pretrained.class_names
     kinds = {is_multi_label: kind for kind, is_multi_label in KINDS.items()}
+    head: dict[str, Any] = {
+        "id2label": {str(number): name for number, name in enumerate(names)},
+        "label2id": {name: number for number, name in enumerate(names)},
+        "problem_type": kinds[pretrained.multi_label],
+    }
     return {
-        "architectures": ["ASTForAudioClassification"],
+        "architectures": ["ASTForAudioClassification" if names else "ASTModel"],
         "attention_probs_dropout_prob": 0.0,
         "dtype": "float32",
         "frequency_stride": model.patch_stride[0],
         "hidden_act": "gelu",
         "hidden_dropout_prob": model.dropout,
         "hidden_size": model.embed_dim,
-        "id2label": {str(number): name for number, name in enumerate(names)},
         "initializer_range": 0.02,
         "intermediate_size": model.hidden_width,
-        "label2id": {name: number for number, name in enumerate(names)},
         "layer_norm_eps": layer_norm_eps,
         "max_length": preprocessor.num_frames,
         "model_type": MODEL_TYPE,
@@ -122,7 +127,6 @@ def _config_json(
         "num_hidden_layers": model.depth,
         "num_mel_bins": preprocessor.num_mel_bins,
         "patch_size": model.patch_size[0],
-        "problem_type": kinds[pretrained.multi_label],
         "qkv_bias": model.qkv_bias,
         "time_stride": model.patch_stride[1],
-    }
+    } | (head if names else {})

@@ -51,7 +51,10 @@ def load_trained(path: Path) -> TrainedModel:
     except OSError as error:  # no permission, or a name longer than the system takes
         raise InputError(f"CHECKPOINT {path} cannot be read: {error.strerror}") from error
     if not found:
-        raise InputError(f"CHECKPOINT must be a run's fold-N/model.safetensors, got {path}")
+        raise InputError(
+            "CHECKPOINT must be a run's fold-N/model.safetensors, a folder with transformers' "
+            f"config.json or a .pth of the original AST, got {path}"
+        )
     in_fold = path.name == MODEL and path.absolute().parent.name.startswith("fold-")
     files = read_manifest(path.parent) if in_fold else None
     if files is not None:

@@ -57,6 +57,19 @@ def test_a_setting_that_a_run_did_not_know_is_told_as_that(tmp_path: Path) -> No
     assert compare([a, b])[1] == {"model.stem_widths": ["not known then", "[]"]}
 
 
+def test_a_pretrained_model_is_compared_by_its_content(tmp_path: Path) -> None:
+    def run(name: str, model: str, digest: str) -> Path:
+        folder = write_run(tmp_path / name, {1: 0.5}, **{"model.pretrained": model})
+        report = json.loads((folder / "report.json").read_text())
+        report["run"] = {"pretrained_sha256": digest}
+        (folder / "report.json").write_text(json.dumps(report))
+        return folder
+
+    first, moved, changed = run("a", "/a/m", "1f"), run("b", "/b/m", "1f"), run("c", "/a/m", "2f")
+    assert compare([first, moved])[1] == {}
+    assert compare([first, changed])[1] == {"model.pretrained": ["SHA-256 1f", "SHA-256 2f"]}
+
+
 def test_command_prints_and_writes_a_page(tmp_path: Path, capsys) -> None:
     a = write_run(tmp_path / "a", {1: 0.5, 2: 0.6})
     b = write_run(tmp_path / "b<i>", {1: 0.6, 2: 0.7}, seed=1)

@@ -103,6 +103,15 @@ def folder(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_folder(small, tmp_path_factory.mktemp("transformers"))
 
 
+@pytest.fixture(scope="session")
+def headless(small: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the small model's ASTModel, which has no head."""
+    folder = tmp_path_factory.mktemp("headless")
+    small.audio_spectrogram_transformer.save_pretrained(folder)
+    transformers.ASTFeatureExtractor(max_length=128).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def copied(folder: Path, tmp_path: Path) -> Path:
     """A folder to damage."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import tomllib
@@ -14,6 +15,7 @@ import pytest
 import soundfile
 import tomli_w
 import torch
+from safetensors.torch import load_file
 
 from ast_fast import pretrained
 from ast_fast.cv import main
@@ -21,6 +23,7 @@ from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.finetune import finetuning_defaults, pretrained_weights
 from ast_fast.settings.command_line import parse_config
 from ast_fast.settings.rules import check_memory
+from ast_fast.training.fold import _FoldTraining
 from ast_fast.training.trained import load_trained
 from ast_fast_kernels.errors import InputError
 
@@ -154,6 +157,30 @@ def test_a_resumed_run_keeps_its_model(
     assert "pretrained_sha256 was" in error
 
 
+def test_a_run_that_was_interrupted_ends_with_the_same_bits(
+    tuned: Path,
+    theirs: Path,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    save, epochs = _FoldTraining._save_checkpoint, itertools.count(1)
+
+    def save_and_be_interrupted(training: _FoldTraining) -> None:
+        save(training)
+        if next(epochs) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_FoldTraining, "_save_checkpoint", save_and_be_interrupted)
+    out = tmp_path / "run"
+    assert main([*flags, "--model.pretrained", str(theirs), "--out", str(out)]) == 130
+    assert not (out / "fold-1" / "model.safetensors").exists()
+    assert main(["--resume", "--out", str(out)]) == 0
+    ended, whole = (load_file(run / "fold-1" / "model.safetensors") for run in (out, tuned))
+    assert ended.keys() == whole.keys()
+    assert all(torch.equal(ended[name], tensor) for name, tensor in whole.items())
+
+
 def test_a_run_begins_with_all_weights_but_the_heads(theirs: Path) -> None:
     given = {"model.pretrained": theirs}
     config = parse_config([*CLIPS, "--model.pretrained", str(theirs)], finetuning_defaults)
@@ -195,6 +222,32 @@ def test_what_contradicts_the_model_is_refused(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: " + message.format(theirs))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_without_a_head_begins_a_run_too(theirs: Path, tmp_path: Path) -> None:
+    loaded = pretrained.load(theirs)
+    pretrained.save(replace(loaded, class_names=[]), tmp_path / "headless")
+    configs = (
+        parse_config([*CLIPS, "--model.pretrained", str(path)], finetuning_defaults)
+        for path in (theirs, tmp_path / "headless")
+    )
+    whole, headless = map(pretrained_weights, configs)
+    assert whole.keys() == headless.keys()
+    assert all(torch.equal(headless[name], tensor) for name, tensor in whole.items())
+
+
+def test_weights_that_contradict_their_settings_are_refused_before_data_is_read(
+    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(theirs, tmp_path / "deeper")
+    settings = json.loads((theirs / "config.json").read_text())
+    deeper = settings | {"num_hidden_layers": 3}
+    (tmp_path / "deeper" / "config.json").write_text(json.dumps(deeper))
+    flags = ["--data", str(tmp_path / "nowhere"), "--model.pretrained", str(tmp_path / "deeper")]
+    assert main([*flags, "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    name = "audio_spectrogram_transformer.encoder.layer.2.layernorm_before.weight"
+    assert line == f"error: {tmp_path / 'deeper'} must hold the tensor {name}, which is missing"
 
 
 def test_the_real_size_needs_memory_for_weights_gradients_and_moments(

@@ -15,6 +15,7 @@ import torch
 from ast_fast.extract import ModelExtractor
 from ast_fast.predict import main
 from ast_fast.pretrained.digest import digest_of_model
+from ast_fast_kernels.errors import InputError
 
 transformers = pytest.importorskip("transformers")
 
@@ -35,10 +36,14 @@ def audio(tmp_path: Path) -> Path:
 
 
 def predicted(
-    capsys: pytest.CaptureFixture[str], *arguments: object
+    capsys: pytest.CaptureFixture[str], *arguments: object, says_several: bool | None = None
 ) -> dict[str, dict[str, float]]:
     assert main([*map(str, arguments), "--json", "--device", "cpu"]) == 0
-    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    captured = capsys.readouterr()
+    if says_several is not None:
+        note = "note: a clip can be of several classes: probabilities need not sum to 1"
+        assert (note in captured.err.splitlines()) == says_several
+    lines = map(json.loads, captured.out.splitlines())
     return {Path(line["file"]).stem: line["probabilities"] for line in lines}
 
 
@@ -57,7 +62,7 @@ def test_files_get_the_probabilities_of_their_extractor_and_model(
     theirs = make(problem_type=f"{kind}_label_classification", id2label=names)
     folder = write(theirs, tmp_path / "model")
     capsys.readouterr()
-    found = predicted(capsys, folder, audio)
+    found = predicted(capsys, folder, audio, says_several=multi_label)
     assert list(found) == list(SECONDS)
     extractor = transformers.ASTFeatureExtractor.from_pretrained(folder)
     for name, probabilities in found.items():
@@ -133,6 +138,30 @@ def test_a_corpus_gets_the_probabilities_of_predict(
     model = extractor.settings()["model"]
     assert model["sha256"] == digest_of_model(folder)
     assert model["multi_label"] is False
+
+
+def test_what_has_no_head_gives_embeddings_alone(
+    headless: Path, folder: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(headless), str(audio)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: CHECKPOINT must have a head that classifies, which {headless}")
+    waveforms = [soundfile.read(audio / f"{name}.wav", dtype="int16")[0] for name in SECONDS]
+    rows, expected = (
+        ModelExtractor(model, "embeddings", device="cpu")(waveforms) for model in (headless, folder)
+    )
+    np.testing.assert_array_equal(rows, expected)
+    with pytest.raises(InputError, match="must have a head that classifies"):
+        ModelExtractor(headless, "logits", device="cpu")
+
+
+@pytest.mark.parametrize("name", ["nowhere", "audio"])
+def test_what_is_no_model_is_one_line_that_says_what_is(
+    audio: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main([str(audio.parent / name), str(audio)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a folder with transformers' config.json or a .pth of the original AST, got" in line
 
 
 def test_a_damaged_model_is_one_line(

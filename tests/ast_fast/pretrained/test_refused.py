@@ -137,6 +137,12 @@ def test_labels_must_be_as_many_as_classes(folder: Path, tmp_path: Path) -> None
             pretrained.load(folder, labels=tmp_path / "labels.csv")
 
 
+def test_a_model_of_a_run_is_no_checkpoint_of_others(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    with pytest.raises(InputError, match=r"model.safetensors must have config.json beside it"):
+        pretrained.load(tmp_path / "model.safetensors")
+
+
 def test_a_stride_belongs_to_a_pth(folder: Path) -> None:
     with pytest.raises(InputError, match=r"patch_stride must not be given for .*config.json says"):
         pretrained.load(folder, patch_stride=(10, 10))

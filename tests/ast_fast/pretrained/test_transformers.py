@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ast_fast import pretrained
@@ -111,6 +112,35 @@ def test_names_of_version_5_and_several_files_are_the_same_weights(
     for place in (copied, tmp_path / "parts", folder / "model.safetensors"):
         same = pretrained.load(place).model.state_dict()
         assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
+
+
+def test_a_model_without_a_head_gives_embeddings(
+    small: Any, folder: Path, headless: Path, tmp_path: Path
+) -> None:
+    loaded, whole = pretrained.load(headless), pretrained.load(folder)
+    assert loaded.class_names == []
+    assert loaded.config == whole.config
+    features = images(2, 128, 128)
+    with torch.inference_mode():
+        embeddings = loaded.model.embed(features)
+        assert torch.equal(embeddings, whole.model.embed(features))
+    assert ours(loaded, features).shape == (2, 0)
+    weights, theirs = loaded.model.state_dict(), small.state_dict()
+    renamed = {name: tensor for name, tensor in theirs.items() if "classifier" not in name}
+    save_file(
+        {name.partition(".")[2]: tensor.contiguous() for name, tensor in renamed.items()},
+        headless.parent / "version-5.safetensors",
+    )  # a state_dict's own names
+    pretrained.save(loaded, tmp_path / "saved")
+    again = transformers.ASTModel.from_pretrained(tmp_path / "saved").eval()
+    with torch.inference_mode():
+        pooled = small.audio_spectrogram_transformer(features).pooler_output
+        assert torch.equal(again(features).pooler_output, pooled)
+    (tmp_path / "saved" / "model.safetensors").write_bytes(
+        (headless.parent / "version-5.safetensors").read_bytes()
+    )
+    same = pretrained.load(tmp_path / "saved").model.state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in weights.items())
 
 
 def test_half_precision_becomes_float32(
