@@ -39,6 +39,8 @@ MAY_IMPORT = {
         "explain": "model",
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training",
+        "exporting": "data features model classifier",
+        "export": "machine data pretrained classifier exporting",
         "embeddings": "",
         "predict": "machine settings data explain classifier embeddings",
         "extract": "machine data classifier",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
-from ast_fast import compare, extract, predict
+from ast_fast import compare, export, extract, predict
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
 from ast_fast_kernels import FbankConfig, warm
 from ast_fast_kernels import extract as kernels_extract
@@ -108,6 +108,7 @@ PROGRAMS = {
     "ast_fast.predict": predict.Options,
     "ast_fast.extract": extract.Options,
     "ast_fast.compare": compare.Options,
+    "ast_fast.export": export.Options,
     "ast_fast_kernels.extract": kernels_extract.Options,
 }
 
