@@ -32,9 +32,16 @@ RAY = f"ast-fast-kernels[ray]=={VERSION}"  # a corpus on a cluster; brings ray, 
 
 HUB = "huggingface_hub>=1.31"  # fetches checkpoints, if asked; transformers has it and its cache
 
+ONNX = [
+    "onnx>=1.19",  # checks an exported file; torch's exporter needs it too
+    "onnxscript>=0.5",  # torch's exporter to ONNX; brings onnx_ir
+    "onnxruntime>=1.25",  # runs what is exported; earlier ones multiply bytes wrongly by AMX
+]
+
 EXTRAS_REQUIRE = {
     "tensorboard": [TENSORBOARD],
     "hub": [HUB],
+    "onnx": ONNX,  # a model as a file for other programs
     "extract": [EXTRACT],
     "ray": [RAY],
     "test": [
@@ -42,6 +49,7 @@ EXTRAS_REQUIRE = {
         EXTRACT,
         HUB,
         RAY,
+        *ONNX,
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
         "pytest>=8",
         "pytest-benchmark>=5",
@@ -50,9 +58,6 @@ EXTRAS_REQUIRE = {
         "hypothesis>=6.100",  # property tests over configs and shapes
         "kaldi-native-fbank>=1.20",  # an independent Kaldi fbank to agree with
         "librosa>=0.11",  # its mel spectrogram, to agree with; brings joblib, pooch, msgpack
-        "onnx>=1.19",  # checks the exported filterbank; torch's exporter needs it too
-        "onnxscript>=0.5",  # torch's exporter to ONNX; brings onnx_ir
-        "onnxruntime>=1.22",  # runs what is exported; brings flatbuffers
         "datasets>=4.0",  # reads shards back; brings pandas, fsspec, multiprocess and xxhash
         "lhotse>=1.30",  # its Fbank and cuts; brings cytoolz, intervaltree, audioread
         "python_speech_features>=0.6",  # to agree with; needs numpy and scipy, which it doesn't say

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,22 +12,6 @@ from numpy.typing import NDArray
 
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
-
-
-def check_embeddings_path(path: Path) -> None:
-    """Raise if no embeddings can be written to a path, before any work.
-
-    Raises:
-        InputError: Its name does not end in .npy, or its folder is missing or cannot be written.
-    """
-    if path.suffix != ".npy":
-        raise InputError(f"--embeddings must end in .npy, got {path}")
-    try:
-        found = path.parent.is_dir()
-    except OSError as error:
-        raise InputError(f"--embeddings {path} cannot be written: {error.strerror}") from error
-    if not found or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
-        raise InputError(f"--embeddings must be a file in a folder to write in, got {path}")
 
 
 def write_embeddings(

@@ -141,7 +141,7 @@ class AudioSpectrogramTransformer(nn.Module):
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
         if self.num_class_tokens:
-            first = self._class_tokens().to(tokens.dtype).expand(len(tokens), -1, -1)
+            first = self._class_tokens().to(tokens.dtype).expand(tokens.shape[0], -1, -1)
             tokens = torch.cat((first, tokens), dim=1)
         tokens = self.dropout(tokens)
         update: Tensor | None = None

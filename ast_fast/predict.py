@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ast_fast.classifier import Classifier, load_any_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
-from ast_fast.embeddings import check_embeddings_path, write_embeddings
+from ast_fast.embeddings import write_embeddings
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
@@ -42,7 +42,7 @@ from ast_fast_kernels.console import (
     show_progress,
 )
 from ast_fast_kernels.errors import InputError
-from ast_fast_kernels.files.atomic import remove_leftovers
+from ast_fast_kernels.files.atomic import check_out_file, remove_leftovers
 from ast_fast_kernels.files.text import is_visible, one_line, one_name
 
 PROGRAM = "python -m ast_fast.predict"
@@ -231,7 +231,7 @@ def _classify_all(options: Options) -> int:
     if not options.audio:
         raise InputError("AUDIO must name at least one file or folder, got none")
     if options.embeddings is not None:
-        check_embeddings_path(options.embeddings)
+        check_out_file(options.embeddings, "--embeddings", ".npy")
     paths = find_audio(options.audio)
     checkpoint = checkpoint_here(
         options.checkpoint, download=options.download, sha256=options.sha256

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ast_fast import pretrained
 from ast_fast.classifier import load_any_classifier
+from ast_fast.export import export_model
 from ast_fast.features import model_input
 from ast_fast.inference import InferenceModel
 from ast_fast_kernels._cpu.simd import has_bfloat16_dots
@@ -222,13 +223,11 @@ def own_files(
     request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """Our export of the whole way from waveform to logits, in float32 and with int8 weights."""
-    export = pytest.importorskip("ast_fast.export")
     classifier = load_any_classifier(folder, torch.device("cpu"))
     to = tmp_path_factory.mktemp("export")
     names = ["int8"] if request.config.getoption("tiny") else ["float32", "int8"]
     return {
-        name: export.export_model(classifier, to / f"{name}.onnx", int8=name == "int8")
-        for name in names
+        name: export_model(classifier, to / f"{name}.onnx", int8=name == "int8") for name in names
     }
 
 

@@ -41,6 +41,8 @@ MAY_IMPORT = {
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training inference",
         "streaming": "data features classifier",
+        "exporting": "data features model classifier",
+        "export": "machine data pretrained classifier exporting",
         "embeddings": "",
         "predict": "machine settings data pretrained explain classifier embeddings",
         "extract": "machine data pretrained classifier",

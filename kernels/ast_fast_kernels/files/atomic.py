@@ -14,8 +14,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from ast_fast_kernels.errors import InputError
+
 PARTIAL = re.compile(r"\.(.+\.)?[0-9a-f]{8}\.partial(\..+)?", re.DOTALL)
 """Names that the functions here give to what is not whole yet."""
+
+
+def check_out_file(path: Path, name: str, suffix: str) -> None:
+    """Raise if a file cannot be written, before the work that makes it.
+
+    Args:
+        path: The file to write.
+        name: Of the argument, for the message.
+        suffix: That the file must have.
+    Raises:
+        InputError: It has another suffix, or its folder is missing or cannot be written to.
+    """
+    if path.suffix != suffix:
+        raise InputError(f"{name} must end in {suffix}, got {path}")
+    try:
+        found = path.parent.is_dir()
+    except OSError as error:
+        raise InputError(f"{name} {path} cannot be written: {error.strerror}") from error
+    if not found or path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{name} must be a file in a folder to write in, got {path}")
 
 
 @contextmanager
