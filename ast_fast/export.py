@@ -59,9 +59,10 @@ class Options:
     """Length of a clip, for a model that others trained: its positions are cut or interpolated.
     None is that of training."""
     download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Fetch CHECKPOINT from the Hugging Face Hub, if it is not here; without, nothing is fetched."""
+    """Fetch CHECKPOINT from the Hugging Face Hub, into the Hub's own cache, unless it is here."""
     sha256: str = ""
-    """SHA-256 that CHECKPOINT's weights must have; if empty, only the Hub's own is compared."""
+    """SHA-256 that CHECKPOINT's weights must have; if empty, the Hub's own is checked where they
+    are fetched."""
 
 
 @dataclass(frozen=True)
