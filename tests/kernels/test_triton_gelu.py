@@ -114,3 +114,24 @@ def test_operators_pass_opcheck(device: torch.device) -> None:
     torch.library.opcheck(ops.bias_gelu_fwd.default, (x, bias))
     args = (x.detach(), x.detach(), bias.detach())
     torch.library.opcheck(ops.bias_gelu_bwd.default, args)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["plain", "autocast"])
+def test_the_operator_gives_the_same_bits(device, autocast: torch.dtype | None) -> None:
+    leaves = [t.to(device) for t in (noise(2, 3, 20), noise(50, 20, seed=1), noise(50, seed=2))]
+    leaves = [leaf.requires_grad_() for leaf in leaves]
+    with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+        ours = linear_gelu(*leaves, backend="triton")
+        theirs = bias_gelu(torch.nn.functional.linear(*leaves[:2]), leaves[2])
+    assert torch.equal(ours, theirs)
+    gradients = [torch.autograd.grad(out.square().sum(), leaves) for out in (ours, theirs)]
+    for mine, true in zip(*gradients, strict=True):
+        assert torch.equal(mine, true)
+
+
+def test_a_second_gradient_is_refused(device: torch.device) -> None:
+    leaves = [t.to(device).requires_grad_() for t in (noise(3, 20), noise(50, 20), noise(50))]
+    out = linear_gelu(*leaves, backend="triton")
+    gradients = torch.autograd.grad(out.sum(), leaves, create_graph=True)
+    with pytest.raises(RuntimeError, match="the operator ast_fast::bias_gelu_bwd has no gradient"):
+        gradients[2].sum().backward()

@@ -196,3 +196,45 @@ def test_compiled_code_gives_the_same_bits(device: torch.device) -> None:
     grads = [torch.autograd.grad([r.sum() for r in result], args) for result in results]
     for mine, true in zip(*grads, strict=True):
         assert torch.equal(mine, true)
+
+
+def test_a_second_gradient_is_refused(device: torch.device) -> None:
+    args = tensors((3, 20), F32, F32, device)
+    normed = add_layer_norm(*args, backend="triton")[1]
+    gradients = torch.autograd.grad(normed.sum(), args, create_graph=True)
+    with pytest.raises(RuntimeError, match="the operator ast_fast::layer_norm_bwd has no gradient"):
+        gradients[0].sum().backward()
+
+
+def test_gradients_may_come_in_a_batch(device: torch.device) -> None:
+    args = tensors((3, 20), F32, F32, device)
+    normed = add_layer_norm(*args, backend="triton")[1]
+    grads = torch.randn(2, 3, 20, generator=torch.Generator().manual_seed(2)).to(device)
+    batched = torch.autograd.grad(normed, args, grads, is_grads_batched=True, retain_graph=True)
+    for place, grad in enumerate(grads):
+        alone = torch.autograd.grad(normed, args, grad, retain_graph=True)
+        for ours, theirs in zip(batched, alone, strict=True):
+            assert torch.equal(ours[place], theirs)
+
+
+def test_what_a_hook_saves_in_another_dtype_is_read_in_it(device: torch.device) -> None:
+    args = tensors((3, 20), BF16, BF16, device)
+    with torch.autograd.graph.saved_tensors_hooks(torch.Tensor.double, torch.Tensor.float):
+        hooked = add_layer_norm(*args, backend="triton")[1]
+    plain = add_layer_norm(*args, backend="triton")[1]
+    ours, theirs = (torch.autograd.grad(normed.sum(), args) for normed in (hooked, plain))
+    for mine, true in zip(ours, theirs, strict=True):
+        assert mine.dtype == true.dtype
+        torch.testing.assert_close(mine, true)
+
+
+def test_a_tensor_that_outlived_a_transform_is_read(device: torch.device) -> None:
+    tokens, update, weight, bias = (x.detach() for x in tensors((3, 20), F32, F32, device))
+    kept = []
+    torch.func.grad(lambda x: kept.append(x) or x.sum())(tokens)
+    for mine, true in zip(
+        add_layer_norm(kept[0], update, weight, bias, backend="triton"),
+        add_layer_norm(tokens, update, weight, bias, backend="triton"),
+        strict=True,
+    ):
+        assert torch.equal(mine, true)

@@ -1,4 +1,4 @@
-"""What the Triton launchers share: launches as data, a GPU's key in their tables, its device."""
+"""What the Triton launchers share: launches as data, bound kernels, a GPU's key and device."""
 
 from __future__ import annotations
 
@@ -6,13 +6,20 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from triton.compiler import CompiledKernel
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+PREPARED = 256
+"""Launches of an operation that are kept, of the layouts that its last calls had."""
+
+ALIGNMENT = 16
+"""Bytes of which Triton asks whether an address is a multiple when it compiles a kernel."""
 
 ARCHITECTURES = (80, 90)
 """Compute capabilities that have launch tables of their own; others take the nearest below."""
@@ -42,6 +49,68 @@ class Launch:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
+
+
+class Prepared:
+    """A launch of which only the tensors are open; their dtypes are the same in every call.
+
+    Triton's own `kernel[grid](...)` looks every argument and option up again, which takes longer on
+    the host than many a kernel on the device. The first call goes that way and gives the compiled
+    kernel, which later calls start themselves. It was compiled for addresses that are multiples of
+    16; other addresses go Triton's way each time, as all do in its interpreter. Launch hooks and
+    the current stream are read at each call.
+    """
+
+    def __init__(
+        self,
+        kernel: Any,
+        grid: int,
+        numbers: tuple[float, ...],
+        constants: dict[str, Any],
+        device: torch.device,
+    ) -> None:
+        """Prepare a launch.
+
+        Args:
+            kernel: What `triton.jit` gave: tensors first, then numbers, then constants.
+            grid: Programs.
+            numbers: Its arguments after the tensors.
+            constants: Its last arguments and Triton's options, by name.
+            device: Where the tensors are.
+        """
+        self._kernel, self._grid = kernel, grid
+        self._numbers, self._constants = numbers, constants
+        names = [name for name in kernel.arg_names if name in constants]
+        self._rest = (*numbers, *(constants[name] for name in names))
+        self._index = device.index if device.type == "cuda" else None
+        self._bound: Callable[..., object] | None = None
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether later calls start the compiled kernel."""
+        return self._bound is not None
+
+    def __call__(self, *tensors: Tensor | None) -> None:
+        """Launch on the tensors' device: Triton uses the current one."""
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        bits = 0
+        for address in addresses:
+            if address is not None:
+                bits |= address
+        is_aligned = bits % ALIGNMENT == 0
+        if self._index is None or torch.cuda.current_device() == self._index:
+            if is_aligned and self._bound is not None:
+                self._bound(*addresses, *self._rest)
+            else:
+                self._launch(tensors, is_aligned)
+        else:
+            with torch.cuda.device(self._index):
+                self._launch(tensors, is_aligned)
+
+    def _launch(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
+        compiled = self._kernel[self._grid,](*tensors, *self._numbers, **self._constants)
+        if is_aligned and isinstance(compiled, CompiledKernel):
+            self._bound = compiled[self._grid, 1, 1]
 
 
 @cache

@@ -13,6 +13,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _has_storage,
+    _len_torch_dispatch_stack,
+)
 from torch.autograd import forward_ad
 
 from ast_fast_kernels._torch.tracing import constant_in_graphs
@@ -181,6 +187,29 @@ def is_traced(tensor: Tensor) -> bool:
         or type(tensor) not in (Tensor, torch.nn.Parameter)
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
     )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def are_light(*tensors: Tensor) -> bool:
+    """Say whether they are plain tensors, and nothing but autograd has to see what a call does.
+
+    Then it needs no operator: no trace, transform or mode records or changes it.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or _len_torch_dispatch_stack() > 0
+        or _get_tracing_state() is not None
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    for tensor in tensors:
+        # A batch under vmap and what outlived a transform have no storage of their own.
+        if type(tensor) not in _PLAIN or not _has_storage(tensor) or tensor.is_neg():
+            return False
+    return True
 
 
 def trace_obstacle(backend: str, tensor: Tensor) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,7 +12,11 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.autocast import lowers_float32
+from ast_fast_kernels._torch.calls import Calls, autocast_dtype
 from ast_fast_kernels._torch.tracing import constant_in_graphs
+
+if TYPE_CHECKING:
+    from ast_fast_kernels.attention.triton_direct import Attention
 
 TRITON_HEAD_DIMS = {2: (16, 32, 64, 128), 4: (16, 32, 64)}
 """Bytes of an element → head dimensions that the GPU kernels are compiled for."""
@@ -57,11 +62,57 @@ def attention(
         ValueError: A shape, length or device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
+    out: Tensor
+    if not torch.compiler.is_compiling() and _calls.known:
+        again = _calls.known.get(_key(qkv, key_lengths, scale, backend))
+        if again is not None:
+            out = again(qkv, None if key_lengths is None else _checked_lengths(key_lengths, qkv))
+            return out
     chosen = chosen_backend(qkv, scale=scale, backend=backend)
     lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
-    scale = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
-    out: Tensor = _dispatch.load_backend("attention", chosen)(qkv, lengths, scale)
+    factor = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
+    if chosen == "triton" and qkv.numel():
+        key = _key(qkv, key_lengths, scale, backend)
+        call = None if key is None else _prepared(qkv, lengths, factor)
+        if call is not None:
+            out = call(qkv, lengths)
+            if call.is_compiled:
+                _calls.keep(key, call)
+            return out
+    out = _dispatch.load_backend("attention", chosen)(qkv, lengths, factor)
     return out
+
+
+_calls = Calls()
+
+
+def _key(
+    qkv: Tensor, key_lengths: Tensor | Sequence[int] | None, scale: float | None, backend: str
+) -> Hashable:
+    """Return all that the checks look at besides the lengths; None if an operator may be needed."""
+    if not (scale is None or type(scale) is float) or not checks.are_light(
+        qkv, key_lengths if isinstance(key_lengths, Tensor) else qkv
+    ):
+        return None
+    autocast = autocast_dtype(qkv)
+    is_float32 = autocast is None and qkv.dtype is torch.float32
+    return (
+        _dispatch.requested_backend("attention", backend), scale, key_lengths is None,
+        autocast, is_float32 and lowers_float32("cuda"),
+        qkv.shape, qkv.stride(), qkv.dtype, qkv.get_device(),
+    )  # fmt: skip
+
+
+def _prepared(qkv: Tensor, lengths: Tensor | None, scale: float) -> Attention | None:
+    """Return what runs such calls; None if the kernels need the projections copied."""
+    from ast_fast_kernels.attention import triton_direct, triton_gpu  # late: they load Triton
+
+    qkv = qkv.to(autocast_dtype(qkv) or qkv.dtype)
+    if not triton_gpu.is_readable(qkv):
+        return None
+    return triton_direct.prepare(
+        qkv.shape, qkv.stride(), qkv.device, qkv.dtype, scale, lengths is not None
+    )
 
 
 def chosen_backend(qkv: Tensor, *, scale: float | None = None, backend: str = "auto") -> str:

@@ -20,6 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import Launch, architecture, on_its_device
+from ast_fast_kernels._torch.calls import autocast_dtype
 from ast_fast_kernels.attention.ops import define_attention
 
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))
@@ -332,10 +333,10 @@ def launch_attention_fwd(
     lse = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
     if batch == 0:
         return out, lse
-    launch = _launch("fwd", qkv)
+    launch = launch_of("fwd", qkv.device, head_dim, qkv.dtype)
     _attention_fwd_kernel[batch * heads * triton.cdiv(tokens, launch["BLOCK_M"]),](
         qkv, key_lengths, out, lse, *qkv.stride()[:4], heads, tokens, scale * LOG2_E.value,
-        HEAD_DIM=head_dim, **_variants(qkv, key_lengths), **launch.arguments,
+        HEAD_DIM=head_dim, **variants(qkv.dtype, key_lengths is not None), **launch.arguments,
     )  # fmt: skip
     return out, lse
 
@@ -369,19 +370,23 @@ def launch_attention_bwd(
         (_attention_bwd_dkdv_kernel, "bwd_dkdv", "BLOCK_N"),
         (_attention_bwd_dq_kernel, "bwd_dq", "BLOCK_M"),
     ):
-        launch = _launch(name, qkv)
+        launch = launch_of(name, qkv.device, head_dim, qkv.dtype)
         kernel[batch * heads * triton.cdiv(tokens, launch[block]),](
             qkv, key_lengths, grad, lse, delta, dqkv, *qkv.stride()[:4], heads, tokens,
-            scale, scale * LOG2_E.value, HEAD_DIM=head_dim, **_variants(qkv, key_lengths),
-            **launch.arguments,
+            scale, scale * LOG2_E.value, HEAD_DIM=head_dim,
+            **variants(qkv.dtype, key_lengths is not None), **launch.arguments,
         )  # fmt: skip
     return dqkv
 
 
+def is_readable(qkv: Tensor) -> bool:
+    """Say whether the kernels can address the projections: a clip's tokens by 32 bits."""
+    return qkv.stride(-1) == 1 and qkv.shape[1] * qkv.stride(1) < 2**31
+
+
 def _readable(qkv: Tensor) -> Tensor:
-    """Return the projections as the kernels address them: a clip's tokens by 32 bits."""
-    near = qkv.stride(-1) == 1 and qkv.shape[1] * qkv.stride(1) < 2**31
-    return qkv if near else qkv.contiguous()
+    """Return the projections as the kernels address them."""
+    return qkv if is_readable(qkv) else qkv.contiguous()
 
 
 def _dense_lengths(key_lengths: Tensor | None, tokens: int) -> Tensor | None:
@@ -393,23 +398,24 @@ def _dense_lengths(key_lengths: Tensor | None, tokens: int) -> Tensor | None:
     return key_lengths.to(torch.int32).contiguous()
 
 
-def _launch(kernel: str, qkv: Tensor) -> Launch:
-    arch = architecture(qkv.device)
-    return LAUNCHES[kernel, arch, qkv.shape[-1], qkv.dtype == torch.float32]
+def launch_of(kernel: str, device: torch.device, head_dim: int, dtype: torch.dtype) -> Launch:
+    """Return how a kernel is cut."""
+    return LAUNCHES[kernel, architecture(device), head_dim, dtype == torch.float32]
 
 
-def _variants(qkv: Tensor, key_lengths: Tensor | None) -> dict[str, object]:
+def variants(dtype: torch.dtype, has_lengths: bool) -> dict[str, object]:
+    """Return the constants of the kernels' code that dtype and key lengths decide."""
     return {
-        "HAS_LENGTHS": key_lengths is not None,
-        "PRECISION": "tf32" if qkv.dtype == torch.float32 else "ieee",
+        "HAS_LENGTHS": has_lengths,
+        "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
     }
 
 
 def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
     """Return attention as these kernels compute it; arguments as the reference's."""
-    device = qkv.device.type
-    if torch.is_autocast_enabled(device):
-        qkv = qkv.to(torch.get_autocast_dtype(device))
+    dtype = autocast_dtype(qkv)
+    if dtype is not None:
+        qkv = qkv.to(dtype)
     out: Tensor = _attention_fwd(qkv, key_lengths, scale)[0]
     return out
 

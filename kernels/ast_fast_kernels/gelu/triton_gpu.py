@@ -103,8 +103,13 @@ def launch_bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
 
 def linear_gelu_triton(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Return GELU of the projected tokens; arguments as the reference's."""
-    hidden: Tensor = _bias_gelu_fwd(functional.linear(tokens, weight), bias)
-    return hidden
+    return bias_gelu(functional.linear(tokens, weight), bias)
+
+
+def bias_gelu(product: Tensor, bias: Tensor) -> Tensor:
+    """Return GELU(product + bias) by the operator."""
+    activated: Tensor = _bias_gelu_fwd(product, bias)
+    return activated
 
 
 _bias_gelu_fwd = define_bias_gelu("bias_gelu", launch_bias_gelu_fwd, launch_bias_gelu_bwd)

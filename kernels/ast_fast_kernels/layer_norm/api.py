@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.calls import Calls, autocast_dtype
+
+if TYPE_CHECKING:
+    from ast_fast_kernels.layer_norm.triton_direct import AddLayerNorm
 
 MOST_WIDE = 8192
 """Widest row that a Triton program holds in registers."""
@@ -44,10 +51,59 @@ def add_layer_norm(
         ValueError: A shape or a device does not fit, or `backend` is none of the above.
         RuntimeError: The backend asked for cannot run this input.
     """
+    result: tuple[Tensor, Tensor]
+    if not torch.compiler.is_compiling() and _calls.known:
+        again = _calls.known.get(_key(tokens, update, weight, bias, eps, backend))
+        if again is not None:
+            result = again(tokens, update, weight, bias)
+            return result
     chosen = chosen_backend(tokens, update, weight, bias, backend=backend)
+    if chosen == "triton" and tokens.numel():
+        key = _key(tokens, update, weight, bias, eps, backend)
+        if key is not None:
+            call = _prepared(tokens, update, weight, bias, eps)
+            result = call(tokens, update, weight, bias)
+            if call.is_compiled:
+                _calls.keep(key, call)
+            return result
     run = _dispatch.load_backend("layer_norm", chosen)
-    result: tuple[Tensor, Tensor] = run(tokens, update, weight, bias, eps)
+    result = run(tokens, update, weight, bias, eps)
     return result
+
+
+_calls = Calls()
+
+
+def _key(
+    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str
+) -> Hashable:
+    """Return all that the checks look at; None where an operator may be needed."""
+    if not (
+        checks.are_light(tokens, tokens if update is None else update, weight, bias)
+        and type(eps) is float
+        and tokens.is_contiguous()
+        and weight.is_contiguous()
+        and bias.is_contiguous()
+        and (update is None or update.is_contiguous())
+    ):
+        return None
+    of_update = None if update is None else (update.shape, update.dtype, update.get_device())
+    return (
+        _dispatch.requested_backend("layer_norm", backend), eps, autocast_dtype(tokens), of_update,
+        tokens.shape, tokens.dtype, tokens.get_device(),
+        weight.shape, weight.dtype, weight.get_device(),
+        bias.shape, bias.dtype, bias.get_device(),
+    )  # fmt: skip
+
+
+def _prepared(
+    tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> AddLayerNorm:
+    from ast_fast_kernels.layer_norm.triton_direct import prepare  # late: it loads Triton
+
+    dtypes = (tokens.dtype, None if update is None else update.dtype, weight.dtype, bias.dtype)
+    normed = autocast_dtype(tokens) or tokens.dtype
+    return prepare(tokens.shape, tokens.device, dtypes, normed, eps)
 
 
 def chosen_backend(

@@ -56,23 +56,19 @@ def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> An
     def gradient(
         ctx: Any, dresidual: Tensor | None, dy: Tensor | None, *_: None
     ) -> tuple[Any, ...]:
-        residual, weight, mean, rstd = ctx.saved_tensors
-        if ctx.update_dtype is None:
+        update_dtype = ctx.update_dtype
+        if update_dtype is None:
             dresidual = None  # the sum was not an output: it is the tokens themselves
         if dy is None:
-            dupdate = (
-                None
-                if ctx.update_dtype is None or dresidual is None
-                else dresidual.to(ctx.update_dtype)
-            )
-            return dresidual, dupdate, None, None, None, None
+            return *gradients_of_sum(dresidual, update_dtype), None, None, None, None
+        residual, weight, mean, rstd = ctx.saved_tensors
         dx, dupdate, both = backward_operator(
-            dresidual, dy, residual, weight, mean, rstd, ctx.update_dtype
+            dresidual, dy, residual, weight, mean, rstd, update_dtype
         )
-        if ctx.update_dtype is None:
+        if update_dtype is None:
             dupdate = None
         else:
-            dupdate = dx if ctx.update_dtype == dx.dtype else dupdate.view(dx.shape)
+            dupdate = dx if update_dtype == dx.dtype else dupdate.view(dx.shape)
         return dx, dupdate, both[0].to(weight.dtype), both[1].to(ctx.bias_dtype), None, None
 
     operators.define(
@@ -90,6 +86,15 @@ def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> An
     operators.differentiate(f"{name}_fwd", f"{name}_bwd", _keep, gradient)
     backward_operator = getattr(torch.ops.ast_fast, f"{name}_bwd")
     return getattr(torch.ops.ast_fast, f"{name}_fwd")
+
+
+def gradients_of_sum(
+    dresidual: Tensor | None, update_dtype: torch.dtype | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the gradients of tokens and update where the normalisation is not used."""
+    if dresidual is None or update_dtype is None:
+        return dresidual, None
+    return dresidual, dresidual.to(update_dtype)
 
 
 def _rows(tensor: Tensor) -> Tensor:

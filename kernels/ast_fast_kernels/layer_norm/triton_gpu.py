@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels._torch.calls import autocast_dtype
 from ast_fast_kernels.layer_norm.ops import define_add_layer_norm
 
 STRIP = 64
@@ -179,10 +180,7 @@ def add_layer_norm_triton(
     tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Return the sum and its normalisation; arguments as the reference's."""
-    device = tokens.device.type
-    dtype = tokens.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(tokens) or tokens.dtype
     residual, normed = _layer_norm_fwd(tokens, update, weight, bias, eps, dtype)[:2]
     return (tokens if update is None else residual), normed
 

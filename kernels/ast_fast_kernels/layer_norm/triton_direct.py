@@ -1,0 +1,211 @@
+"""Residual addition and layer normalisation on the GPU without an operator, for plain tensors.
+
+Kernels, what is saved and every bit are the operators'. Calls of one layout share what depends on
+it: their launches and the shapes of their results.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from ast_fast_kernels._gpu.launch import PREPARED, Prepared
+from ast_fast_kernels._torch import checks
+from ast_fast_kernels._torch.calls import function_apply
+from ast_fast_kernels.layer_norm import triton_gpu
+from ast_fast_kernels.layer_norm.ops import gradients_of_sum
+
+_Gradients = tuple[Tensor | None, ...]
+
+
+class AddLayerNorm:
+    """`add_layer_norm` of contiguous tensors on a GPU, all of one layout."""
+
+    def __init__(
+        self,
+        shape: torch.Size,
+        device: torch.device,
+        dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype, torch.dtype],
+        normed: torch.dtype,
+        eps: float,
+    ) -> None:
+        """Prepare the launches.
+
+        Args:
+            shape: The tokens', with at least one row.
+            device: Where the tensors are.
+            dtypes: Of tokens, update (None without one), weight and bias.
+            normed: The normalisation's.
+            eps: Added to the variance.
+        """
+        self.stream, self.update, self.weight, self.bias = dtypes
+        self.normed = normed
+        width = shape[-1]
+        self._rows = rows = shape.numel() // width
+        launch = triton_gpu.launch_of(width)
+        self._forward = Prepared(
+            triton_gpu._layer_norm_fwd_kernel,
+            triton.cdiv(rows, launch["BLOCK_ROWS"]),
+            (width, 0 if self.update is None else width, rows, width, eps),
+            {"HAS_UPDATE": self.update is not None, **launch.arguments},
+            device,
+        )
+        own = self.update is not None and self.update != self.stream
+        self._own_update = self.update if own else None
+        strips = triton.cdiv(rows, triton_gpu.STRIP)
+        self._partial_shape = (strips, 2, width)
+        self._backward = [
+            Prepared(
+                triton_gpu._layer_norm_bwd_kernel,
+                strips,
+                (width, rows, width),
+                {
+                    "HAS_DRESIDUAL": has_dresidual, "HAS_DUPDATE": own, "STRIP": triton_gpu.STRIP,
+                    **launch.arguments,
+                },
+                device,
+            )
+            for has_dresidual in (False, True)
+        ]  # fmt: skip
+        # What kernels get for a result that they do not write.
+        self._no_residual = torch.empty(0, dtype=self.stream, device=device)
+        self._no_dupdate = torch.empty(0, dtype=self.update, device=device)
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether its forward kernel is compiled, not interpreted."""
+        return self._forward.is_bound
+
+    def __call__(
+        self, tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum and its normalisation."""
+        if torch.is_grad_enabled() and (
+            tokens.requires_grad
+            or weight.requires_grad
+            or bias.requires_grad
+            or (update is not None and update.requires_grad)
+        ):
+            results = _apply(self, tokens, update, weight, bias)
+            return (tokens, results) if update is None else results
+        statistics = self.statistics(tokens)
+        # Nobody reads them: one buffer takes both.
+        return self.forward(tokens, update, weight, bias, statistics, statistics)
+
+    def statistics(self, tokens: Tensor) -> Tensor:
+        """Return memory for one number of each row."""
+        if self.stream is torch.float32:
+            return tokens.new_empty(self._rows)
+        return tokens.new_empty(self._rows, dtype=torch.float32)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        update: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        rstd: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the sum and its normalisation; fill the statistics."""
+        residual = self._no_residual if update is None else torch.empty_like(tokens)
+        same = self.normed is self.stream  # naming a dtype would take longer
+        normed = torch.empty_like(tokens) if same else torch.empty_like(tokens, dtype=self.normed)
+        self._forward(tokens, update, weight, bias, residual, normed, mean, rstd)
+        return tokens if update is None else residual, normed
+
+    def backward(
+        self, dresidual: Tensor | None, dy: Tensor, saved: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients of the sum, of the update (empty if of that dtype), of the rest."""
+        residual = saved[0]
+        dx = torch.empty_like(residual)
+        dupdate = self._no_dupdate
+        if self._own_update is not None:
+            dupdate = torch.empty_like(residual, dtype=self._own_update)
+        if self.stream is torch.float32:
+            partial = residual.new_empty(self._partial_shape)
+        else:
+            partial = residual.new_empty(self._partial_shape, dtype=torch.float32)
+        if dresidual is not None:
+            dresidual = dresidual.contiguous()
+        launch = self._backward[dresidual is not None]
+        launch(dresidual, dy.contiguous(), *saved, dx, dupdate, partial)
+        return dx, dupdate, partial.sum(0)
+
+    def fits(self, residual: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> bool:
+        """Say whether saved tensors, which a hook may have changed, are as they were saved."""
+        return (
+            residual.dtype is self.stream
+            and weight.dtype is self.weight
+            and mean.dtype is rstd.dtype is torch.float32
+            and residual.is_contiguous()
+            and weight.is_contiguous()
+            and mean.is_contiguous()
+            and rstd.is_contiguous()
+        )
+
+
+class _Function(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        call: AddLayerNorm,
+        tokens: Tensor,
+        update: Tensor | None,
+        weight: Tensor,
+        bias: Tensor,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        mean = call.statistics(tokens)
+        rstd = torch.empty_like(mean)
+        residual, normed = call.forward(tokens, update, weight, bias, mean, rstd)
+        ctx.call = call
+        ctx.save_for_backward(residual, weight, mean, rstd)
+        ctx.set_materialize_grads(False)
+        return normed if update is None else (residual, normed)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> _Gradients:
+        call: AddLayerNorm = ctx.call
+        dy = grads[-1]
+        dresidual = None if call.update is None else grads[0]
+        if dy is None:
+            return None, *gradients_of_sum(dresidual, call.update), None, None
+        saved = ctx.saved_tensors
+        # The operator refuses a second gradient, and has rules for what hooks and vmap bring.
+        if (
+            torch.is_grad_enabled()
+            or not checks.are_light(dy if dresidual is None else dresidual, dy)
+            or not call.fits(*saved)
+        ):
+            dx, own, both = torch.ops.ast_fast.layer_norm_bwd(dresidual, dy, *saved, call.update)
+        else:
+            dx, own, both = call.backward(dresidual, dy, saved)
+        dupdate = None
+        if call.update is not None:
+            dupdate = dx if call._own_update is None else own.view(dx.shape)
+        dweight, dbias = both.unbind(0)
+        if call.weight is not torch.float32:
+            dweight = dweight.to(call.weight)
+        if call.bias is not torch.float32:
+            dbias = dbias.to(call.bias)
+        return None, dx, dupdate, dweight, dbias
+
+
+_apply = function_apply(_Function)
+
+
+@lru_cache(maxsize=PREPARED)
+def prepare(
+    shape: torch.Size,
+    device: torch.device,
+    dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype, torch.dtype],
+    normed: torch.dtype,
+    eps: float,
+) -> AddLayerNorm:
+    """Return what runs calls of that layout; arguments as in `AddLayerNorm`."""
+    return AddLayerNorm(shape, device, dtypes, normed, eps)
