@@ -81,7 +81,7 @@ def run_stages(
     end = time.monotonic() + seconds
     for name in stages:
         begin = time.monotonic()
-        if end - begin < min(LEAST_SECONDS, seconds):
+        if end - begin < LEAST_SECONDS:
             file.keep("stages", name, {"ended": "no time left", "seconds": 0.0})
             continue
         file.keep("stages", name, {"ended": None, "seconds": None})
@@ -220,8 +220,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list
     stages = options.stages.split(",")
     if unknown := [name for name in stages if name not in STAGES]:
         parser.error(f"--stages must be of {', '.join(STAGES)}, got {unknown[0]!r}")
-    if not options.seconds > 0:
-        parser.error(f"--seconds must be above 0, got {options.seconds:g}")
+    if not options.seconds > LEAST_SECONDS:
+        parser.error(f"--seconds must be above {LEAST_SECONDS:g}, got {options.seconds:g}")
     if options.tiny and options.out is None:
         parser.error("--tiny needs --out: its record is not one of a GPU")
     return stages
