@@ -49,10 +49,13 @@ def _versions(recorder: Recorder) -> dict[str, str | int | None]:
 def _driver(recorder: Recorder) -> dict[str, str] | None:
     if not recorder.on_gpu:
         return None
-    run = subprocess.run(
-        ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    try:
+        run = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    except OSError:  # an image without it
+        return None
     first = run.stdout.partition("\n")[0]
     return dict(zip(QUERY.split(","), map(str.strip, first.split(",")), strict=False))
 

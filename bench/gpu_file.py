@@ -83,7 +83,7 @@ def _failed_tests(record: Row) -> Iterator[str]:
         return
     yield from tests["failed"]
     ran = sum(tests["counts"].values())
-    if ran != tests["collected"]:
+    if ran != tests["collected"] or tests["codes"]:
         yield f"tests: {ran} of {tests['collected']} ran, pytest ended with {tests['codes']}"
     if record["times_mean_something"] and tests["counts"].get("skipped", 0) > tests["may_skip"]:
         yield f"tests: more than {tests['may_skip']} skipped: {tests['skipped']}"
