@@ -43,6 +43,7 @@ pages:
 docs:
 	$(PYTHON) -m mkdocs build --strict
 
-# On a machine with a CUDA GPU: its tests, errors and times, in one JSON under bench/history.
+# On a machine with a CUDA GPU: its tests, errors and times, in one JSON under bench/history, in ten
+# minutes. It needs the kernels with Triton alone. OPTIONS='--commit v0.5.0' where git is missing.
 gpu-record:
-	$(PYTHON) -m bench.gpu_record
+	$(PYTHON) -m bench.gpu_record $(OPTIONS)

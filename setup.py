@@ -51,6 +51,7 @@ EXTRAS_REQUIRE = {
         RAY,
         *ONNX,
         f"ast-fast-kernels[triton]=={VERSION}",  # the GPU kernels, interpreted and compiled
+        "triton>=3.7; platform_system == 'Linux'",  # older interpreters fail with numpy 2.4
         "pytest>=8",
         "pytest-benchmark>=5",
         "pytest-xdist>=3.6",  # shares the tests out to processes; brings execnet

@@ -1,10 +1,11 @@
-"""Filterbanks of other libraries that run on a GPU, if they are installed."""
+"""What other libraries that run on a GPU are compared with, if they are installed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 
@@ -29,3 +30,31 @@ def fbank_peers(waveform: Tensor) -> dict[str, Callable[[], object]]:
         )
         peers["flashmel MelSpectrogram"] = lambda: fused(waveform)
     return peers
+
+
+def flex_attention(device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Return torch's FlexAttention of packed projections, compiled where there is a GPU."""
+    from torch.nn.attention.flex_attention import flex_attention as flex
+
+    run = torch.compile(flex, dynamic=False) if device.type == "cuda" else flex
+
+    def attend(qkv: Tensor) -> Tensor:
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (batch, heads, tokens, head_dim) each
+        return run(q, k, v).transpose(1, 2)
+
+    return attend
+
+
+def layer_norm_peers() -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """Return liger-kernel's layer norm, if it is installed, of a residual stream and an update."""
+    if find_spec("liger_kernel") is None:
+        return {}
+    from liger_kernel.ops.layer_norm import LigerLayerNormFunction
+
+    def normalise(
+        tokens: Tensor, update: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        total = tokens + update
+        return total, LigerLayerNormFunction.apply(total, weight, bias, 1e-5)
+
+    return {"liger-kernel": normalise}

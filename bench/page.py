@@ -606,8 +606,10 @@ the multiply-adds (float32) or of torch's best product (bfloat16). Measured on
 
 GPU speed has not been recorded yet. The kernels have run and trained a model on one H200
 ([log](log.md)); [The Triton kernels](triton.md) has what the compiler makes of them.
-`make gpu-record` on a CUDA machine runs the tests marked `gpu`, checks every kernel against
-float64, times it beside torch's, and writes one JSON into `bench/history/`.
+`make gpu-record` on a CUDA machine checks every kernel against float64, times it beside torch's and
+other libraries', with warm caches and with cold ones, runs the tests marked `gpu`, and keeps each
+figure at once in one JSON in `bench/history/`; it takes ten minutes and needs the kernels alone.
+`python -m bench.gpu_warm` compiles the kernels beforehand, on a machine without a GPU.
 
 ## Accuracy
 

@@ -384,3 +384,36 @@ def test_what_it_cannot_run_is_refused_by_name(device: torch.device) -> None:
     ):
         with pytest.raises(RuntimeError, match=message):
             fbank(given, config, backend="triton")
+
+
+def test_tables_that_a_capture_could_not_copy_are_asked_for(monkeypatch) -> None:
+    """Without a GPU: tensors of the device are the CPU's."""
+    config, cuda = FbankConfig(num_mel_bins=57), torch.device("cuda", 0)
+    from_numpy, capturing = torch.from_numpy, []
+
+    class OnHost:
+        def __init__(self, array: np.ndarray) -> None:
+            self.array = array
+
+        def to(self, device: torch.device) -> Tensor:
+            assert device == cuda
+            return from_numpy(self.array)
+
+    monkeypatch.setattr(torch, "from_numpy", OnHost)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: bool(capturing))
+    make = [
+        lambda: triton_gpu.device_tables(config, cuda, 32),
+        lambda: triton_gpu.fused_tables(config, cuda, False),
+    ]
+    capturing.append(True)
+    for run in make:
+        for _ in range(2):  # a refusal is not remembered
+            with pytest.raises(RuntimeError, match=r"not on cuda:0 yet.*before the capture"):
+                run()
+    capturing.clear()
+    before = [run() for run in make]
+    capturing.append(True)
+    for run, tables in zip(make, before, strict=True):
+        assert all(a is b for a, b in zip(run(), tables, strict=True))
+    triton_gpu.device_tables.cache_clear()
+    triton_gpu.fused_tables.cache_clear()

@@ -11,8 +11,9 @@ Arithmetic is float32, as the reference's: a DFT by TF32 loses the quiet bins of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache, lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -596,7 +597,7 @@ def device_tables(config: FbankConfig, device: torch.device, block: int) -> Tabl
         weights,
         np.array(widest, np.int32),
     )
-    return Tables(*(torch.from_numpy(array).to(device) for array in arrays))
+    return Tables(*_on_device(arrays, device))
 
 
 @cache
@@ -622,9 +623,24 @@ def fused_tables(
         np.sin(turns),
         np.concatenate([np.cos(middle), np.sin(middle)], axis=1),
     )
-    on_device = (torch.from_numpy(array.astype(np.float32)).to(device) for array in arrays)
-    window_, cosines, sines, factors = on_device
+    rounded = [array.astype(np.float32) for array in arrays]
+    window_, cosines, sines, factors = _on_device(rounded, device)
     return window_, cosines, sines, factors
+
+
+def _on_device(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
+    """Return the arrays on a device.
+
+    Raises:
+        RuntimeError: The current stream captures a CUDA graph, which takes no copy from the host.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"fbank's tables for this config are not on {device} yet, and a stream that captures a "
+            "CUDA graph cannot copy them there; call fbank once with the same config, dtype and "
+            "device before the capture"
+        )
+    return [torch.from_numpy(array).to(device) for array in arrays]
 
 
 @lru_cache(maxsize=8)
