@@ -23,6 +23,7 @@ from ast_fast_kernels.corpus.manifest import (
     SETTINGS,
     SHARDS,
     line_of,
+    read_lines,
     write_lines,
 )
 from ast_fast_kernels.corpus.plan import INPUT, RUN, UNFLUSHED, Plan
@@ -93,6 +94,21 @@ class Output:
             return None
         except (OSError, ValueError) as error:
             raise InputError(f"{self.path / SETTINGS} cannot be read: {error}") from error
+
+    def lost(self) -> list[str]:
+        """Return the files of a finished run that are gone or empty.
+
+        Raises:
+            InputError: The list of its shards cannot be read.
+        """
+        tables = [name for name in (MANIFEST, SHARDS, FAILED) if not (self.path / name).exists()]
+        if SHARDS in tables:
+            return tables
+        try:
+            shards = [name for line in read_lines(self.path / SHARDS) for name in line["files"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{self.path / SHARDS} cannot be read: {error}") from error
+        return tables + [name for name in shards if not _size(self.path / name)]
 
     def unfinished(self) -> tuple[Settings, Frozen] | None:
         """Return the settings and the list of an unfinished run; None if none is here.

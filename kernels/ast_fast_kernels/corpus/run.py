@@ -272,11 +272,20 @@ def _say_finished(
     settings: Settings,
     console: RunConsole,
 ) -> int:
-    """Say that an output is complete already; return the exit code."""
+    """Say that an output is complete already; return the exit code.
+
+    Raises:
+        InputError: It has other settings, or files of it are gone.
+    """
     output.remove_run()
     changed = difference(before, settings)
     if changed is not None:
         raise InputError(f"--out {output.path} holds a finished run of other settings: {changed}")
+    if lost := output.lost():
+        raise InputError(
+            f"--out {output.path} holds a finished run that has lost {_counted(len(lost), 'file')},"
+            f" {lost[0]} first; restore it, or remove all to begin anew"
+        )
     files, bad = before["result"]["files"], before["result"]["bad"]
     console.print(
         f"nothing to do: {output.path} is complete ({_counted(files, 'file')}, {bad:,} bad)",

@@ -128,6 +128,24 @@ def test_the_command_gives_what_fbank_gives(tmp_path, capsys):
     assert error in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["shard-000001.arrow", "manifest.jsonl", "shards.jsonl"])
+def test_a_finished_output_that_lost_a_file_is_not_complete(tmp_path, capsys, name):
+    for k in range(3):
+        soundfile.write(tmp_path / f"{k}.wav", np.zeros(1600), 16000)
+    out = tmp_path / "out"
+    arguments = [str(tmp_path), "--out", str(out), "--num-mel-bins", "40", "--shard-size", "1"]
+    arguments += ["--jobs", "1", "--resume"]
+    assert extract.main(arguments) == 0
+    (out / name).unlink()
+    capsys.readouterr()
+    assert extract.main(arguments) == 2
+    error = f"error: --out {out} holds a finished run that has lost 1 file, {name} first;"
+    assert capsys.readouterr().err.startswith(error)
+    if name.endswith(".arrow"):
+        (out / name).touch()  # as a power cut may leave it
+        assert extract.main(arguments) == 2
+
+
 @pytest.mark.parametrize("preset", ["ast", "kaldi", "whisper"])
 def test_what_has_no_frame_gives_no_row_of_any_convention(preset):
     extractor = FbankExtractor(FbankConfig.preset(preset))
