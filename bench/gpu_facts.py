@@ -52,9 +52,9 @@ def _driver(recorder: Recorder) -> dict[str, str] | None:
     try:
         run = subprocess.run(
             ["nvidia-smi", f"--query-gpu={QUERY}", "--format=csv,noheader"],
-            capture_output=True, text=True, check=False,
+            capture_output=True, text=True, check=False, timeout=10,
         )  # fmt: skip
-    except OSError:  # an image without it
+    except (OSError, subprocess.TimeoutExpired):  # an image without it, or a driver that hangs
         return None
     first = run.stdout.partition("\n")[0]
     return dict(zip(QUERY.split(","), map(str.strip, first.split(",")), strict=False))

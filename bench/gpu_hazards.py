@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ast_fast_kernels import FbankConfig, attention, fbank
+from ast_fast_kernels import FbankConfig, add_layer_norm, attention, fbank, linear_gelu
 from ast_fast_kernels.attention import triton_gpu as attention_gpu
 from ast_fast_kernels.gelu import triton_gpu as gelu_gpu
 from ast_fast_kernels.layer_norm import triton_gpu as layer_norm_gpu
@@ -93,6 +96,77 @@ def rows_repeat(recorder: Recorder) -> bool:
     )
 
 
+class ByOperators(TorchDispatchMode):
+    """Changes nothing; but a call that a mode may see goes by its operator."""
+
+    def __torch_dispatch__(
+        self,
+        function: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        return function(*args, **(kwargs or {}))
+
+
+def without_operators(recorder: Recorder) -> bool:
+    """Say whether later calls, which start compiled kernels themselves, give operators' bits."""
+    for call, leaves in _calls(recorder):
+        with ByOperators():
+            expected = _both_ways(call, leaves)
+        for _ in range(3):
+            if not all(map(torch.equal, _both_ways(call, leaves), expected)):
+                return False
+    return True
+
+
+def without_operators_beside(recorder: Recorder) -> bool:
+    """The same on a stream of their own, and in a graph's capture and replay."""
+    for call, leaves in _calls(recorder):
+        expected, side = _both_ways(call, leaves), torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            beside = _both_ways(call, leaves)
+        torch.cuda.current_stream().wait_stream(side)
+        in_graph: list[list[Tensor]] = []
+
+        def run(call: Call = call, leaves: list[Tensor] = leaves, to: list[Any] = in_graph) -> None:
+            to.append(_both_ways(call, leaves))
+
+        captured(run)()
+        torch.cuda.synchronize()
+        if not all(map(torch.equal, [*beside, *in_graph[-1]], [*expected, *expected])):
+            return False
+    return True
+
+
+Call = Callable[..., Any]
+
+
+def _calls(recorder: Recorder) -> list[tuple[Call, list[Tensor]]]:
+    noise, rows, width = recorder.noise, recorder.sizes.rows, recorder.sizes.width
+    half = torch.bfloat16
+    given: list[tuple[Call, list[Tensor]]] = [
+        (add_layer_norm, [noise(rows, width), noise(rows, width, dtype=half, seed=1),
+                          noise(width, seed=2), noise(width, seed=3)]),
+        (linear_gelu, [noise(rows, width), noise(2 * width, width, seed=1),
+                       noise(2 * width, seed=2)]),
+        (attention, [noise(2, 70, 3, 2, 32, dtype=half)]),
+    ]  # fmt: skip
+    return [
+        (partial(call, backend="triton"), [leaf.requires_grad_() for leaf in leaves])
+        for call, leaves in given
+    ]
+
+
+def _both_ways(call: Call, leaves: list[Tensor]) -> list[Tensor]:
+    """Return the results of a call and the gradients of its arguments."""
+    results = call(*leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    ones = [torch.ones_like(result) for result in results]
+    return [*results, *torch.autograd.grad(results, leaves, ones)]
+
+
 def _repeats(recorder: Recorder, run: Callable[[], list[Tensor]]) -> bool:
     """Say whether results are finite and of the same bits each time."""
     first = run()
@@ -162,6 +236,7 @@ def many_clips(recorder: Recorder) -> bool:
 
 
 ANYWHERE: dict[str, Hazard] = {
+    "all: without operators as with them": without_operators,
     "fbank: the same bits each time, every value written": fbank_repeats,
     "fbank: a clip alone as in a batch": fbank_alone,
     "attention: key lengths that are a column": lengths_in_a_column,
@@ -169,6 +244,7 @@ ANYWHERE: dict[str, Hazard] = {
     "layer norm and GELU: the same bits each time, backward": rows_repeat,
 }
 ON_A_GPU: dict[str, Hazard] = {
+    "all: without operators, on another stream and in a graph": without_operators_beside,
     "fbank: two streams at once": two_streams,
     "fbank: a graph replayed on other samples": replayed,
     "fbank: a convention's first call in a capture": first_call_in_a_capture,

@@ -104,7 +104,8 @@ def run_stage(command: list[str], seconds: float) -> int | str:
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # and what it started
-        process.wait()
+        with suppress(subprocess.TimeoutExpired):  # the driver can hold on to it
+            process.wait(10)
 
 
 def function_of(name: str) -> Callable[[Recorder], None]:
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--tiny", action="store_true", help="toy sizes in Triton's interpreter")
     add("--out", type=Path, help="the record; default bench/history/DATE-GPU.json")
     add("--commit", help="what is measured, where git cannot say it")
-    add("--seconds", type=float, default=600.0, help="for all stages; default 600")
+    add("--seconds", type=float, default=550.0, help="for all stages; default 550")
     add("--stages", default=",".join(STAGES), help="those to run; default %(default)s")
     add("--stage", choices=STAGES, help=argparse.SUPPRESS)  # what a stage's process is given
     return parser

@@ -69,13 +69,15 @@ class Outcomes:
                 self._row["codes"].append(process.returncode)
                 self._row["said"] += [line for line in said if not OUTCOME.match(line)][-200:]
             self._row["skipped"] += [line for line in said if line.startswith("SKIPPED [")]
+            self._keep(silent=True)
 
     def _add(self, name: str, outcome: str) -> None:
         with self._lock:
             self._counts[outcome.lower()] += 1
             if outcome in ("FAILED", "ERROR"):
                 self._row["failed"].append(f"{outcome} {name}")
-            if time.monotonic() - self._kept_at >= SECONDS_BETWEEN:
+            is_due = time.monotonic() - self._kept_at >= SECONDS_BETWEEN
+            if is_due or outcome in ("FAILED", "ERROR"):
                 self._keep(silent=True)
 
     def _keep(self, *, silent: bool) -> None:

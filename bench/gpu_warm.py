@@ -95,8 +95,8 @@ def launching_nothing(arch: int) -> Iterator[Compilations]:
     """Let launches on CPU tensors compile for an architecture, and end there."""
     run, counted = JITFunction.run, Compilations()
 
-    def compile_only(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
-        return run(self, *args, warmup=True, **options)
+    def compile_only(self: Any, *args: Any, warmup: bool, **options: Any) -> None:
+        run(self, *args, warmup=True, **options)  # gives nothing that a later call could start
 
     driver.set_active(NoDevice(arch))  # of this process, which has no other
     triton.knobs.compilation.listener = counted

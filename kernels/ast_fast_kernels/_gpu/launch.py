@@ -58,7 +58,8 @@ class Prepared:
     the host than many a kernel on the device. The first call goes that way and gives the compiled
     kernel, which later calls start themselves. It was compiled for addresses that are multiples of
     16; other addresses go Triton's way each time, as all do in its interpreter. Launch hooks and
-    the current stream are read at each call.
+    the current stream are read at each call; Triton's debug switches, its hooks before a run and
+    the tables of launches, only at the first.
     """
 
     def __init__(
@@ -111,6 +112,11 @@ class Prepared:
         compiled = self._kernel[self._grid,](*tensors, *self._numbers, **self._constants)
         if is_aligned and isinstance(compiled, CompiledKernel):
             self._bound = compiled[self._grid, 1, 1]
+
+
+def index_of(device: torch.device) -> int | None:
+    """Return what `Tensor.get_device` says of tensors on a device."""
+    return -1 if device.type == "cpu" else device.index
 
 
 @cache

@@ -207,7 +207,9 @@ def are_light(*tensors: Tensor) -> bool:
         return False
     for tensor in tensors:
         # A batch under vmap and what outlived a transform have no storage of their own.
-        if type(tensor) not in _PLAIN or not _has_storage(tensor) or tensor.is_neg():
+        if type(tensor) not in _PLAIN or not _has_storage(tensor):
+            return False
+        if tensor.is_neg() or tensor._is_zerotensor():
             return False
     return True
 

@@ -71,7 +71,7 @@ def attention(
     chosen = chosen_backend(qkv, scale=scale, backend=backend)
     lengths = None if key_lengths is None else _checked_lengths(key_lengths, qkv)
     factor = qkv.shape[-1] ** -0.5 if scale is None else float(scale)
-    if chosen == "triton" and qkv.numel():
+    if chosen == "triton" and not torch.compiler.is_compiling() and qkv.numel():
         key = _key(qkv, key_lengths, scale, backend)
         call = None if key is None else _prepared(qkv, lengths, factor)
         if call is not None:
@@ -90,12 +90,11 @@ def _key(
     qkv: Tensor, key_lengths: Tensor | Sequence[int] | None, scale: float | None, backend: str
 ) -> Hashable:
     """Return all that the checks look at besides the lengths; None if an operator may be needed."""
-    if not (scale is None or type(scale) is float) or not checks.are_light(
-        qkv, key_lengths if isinstance(key_lengths, Tensor) else qkv
-    ):
+    lengths = key_lengths if isinstance(key_lengths, Tensor) else qkv
+    if not checks.are_light(qkv, lengths) or not (scale is None or type(scale) is float):
         return None
     autocast = autocast_dtype(qkv)
-    is_float32 = autocast is None and qkv.dtype is torch.float32
+    is_float32 = (autocast or qkv.dtype) is torch.float32
     return (
         _dispatch.requested_backend("attention", backend), scale, key_lengths is None,
         autocast, is_float32 and lowers_float32("cuda"),

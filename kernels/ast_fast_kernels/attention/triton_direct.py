@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ast_fast_kernels._gpu.launch import PREPARED, Prepared
+from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.calls import function_apply
 from ast_fast_kernels.attention import triton_gpu
@@ -42,6 +42,7 @@ class Attention:
         """
         batch, tokens, _, heads, head_dim = shape
         self._shape, self._strides, self._dtype = shape, strides, dtype
+        self._index = index_of(device)
         self._out_shape = (batch, tokens, heads, head_dim)
         self._stats_shape = (batch, heads, tokens)
         scale_log2 = scale * triton_gpu.LOG2_E.value
@@ -109,31 +110,43 @@ class Attention:
             and out.dtype is self._dtype
             and lse.dtype is torch.float32
             and qkv.stride() == self._strides
+            and qkv.get_device() == out.get_device() == lse.get_device() == self._index
             and out.is_contiguous()
             and lse.is_contiguous()
-            and (lengths is None or (lengths.dtype is torch.int32 and lengths.is_contiguous()))
+            and (lengths is None or self._fit(lengths))
+        )
+
+    def _fit(self, lengths: Tensor) -> bool:
+        return (
+            lengths.dtype is torch.int32
+            and lengths.is_contiguous()
+            and lengths.get_device() == self._index
         )
 
 
-class _Function(torch.autograd.Function):
+class _AttentionFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: Attention, qkv: Tensor, lengths: Tensor | None) -> Tensor:
         out, lse = call.forward(qkv, lengths)
         ctx.call = call
         ctx.save_for_backward(qkv, out, lse, lengths)
+        ctx.set_materialize_grads(False)
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[None, Tensor | None, None]:
+        if grad is None:
+            return None, None, None
         call: Attention = ctx.call
         saved = ctx.saved_tensors
+        plain = checks.are_light(grad, *(tensor for tensor in saved if tensor is not None))
         # The operator refuses a second gradient, and has rules for what hooks and vmap bring.
-        if torch.is_grad_enabled() or not checks.are_light(grad) or not call.fits(*saved):
+        if torch.is_grad_enabled() or not plain or not call.fits(*saved):
             return None, torch.ops.ast_fast.attention_bwd(grad, *saved, call.scale), None
         return None, call.backward(grad, saved), None
 
 
-_apply = function_apply(_Function)
+_apply = function_apply(_AttentionFunction)
 
 
 @lru_cache(maxsize=PREPARED)

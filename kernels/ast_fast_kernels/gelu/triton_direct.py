@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels._gpu.launch import PREPARED, Prepared
+from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.calls import function_apply
 from ast_fast_kernels.gelu import triton_gpu
@@ -34,6 +34,7 @@ class LinearGelu:
             bias: The bias's dtype.
         """
         self.product, self.bias = product, bias
+        self._index = index_of(device)
         hidden = shape[-1]
         rows = shape.numel() // hidden
         forward, backward = triton_gpu.FWD_LAUNCH, triton_gpu.BWD_LAUNCH
@@ -92,10 +93,11 @@ class LinearGelu:
             and bias.dtype is self.bias
             and product.is_contiguous()
             and bias.is_contiguous()
+            and product.get_device() == bias.get_device() == self._index
         )
 
 
-class _Function(torch.autograd.Function):
+class _BiasGeluFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: LinearGelu, product: Tensor, bias: Tensor) -> Tensor:
         ctx.call = call
@@ -107,14 +109,14 @@ class _Function(torch.autograd.Function):
         call: LinearGelu = ctx.call
         saved = ctx.saved_tensors
         # The operator refuses a second gradient, and has rules for what hooks and vmap bring.
-        if torch.is_grad_enabled() or not checks.are_light(dy) or not call.fits(*saved):
+        if torch.is_grad_enabled() or not checks.are_light(dy, *saved) or not call.fits(*saved):
             dx, dbias = torch.ops.ast_fast.bias_gelu_bwd(dy, *saved)
         else:
             dx, dbias = call.backward(dy, *saved)
         return None, dx, dbias if call.bias is torch.float32 else dbias.to(call.bias)
 
 
-_apply = function_apply(_Function)
+_apply = function_apply(_BiasGeluFunction)
 
 
 @lru_cache(maxsize=PREPARED)

@@ -58,7 +58,7 @@ def add_layer_norm(
             result = again(tokens, update, weight, bias)
             return result
     chosen = chosen_backend(tokens, update, weight, bias, backend=backend)
-    if chosen == "triton" and tokens.numel():
+    if chosen == "triton" and not torch.compiler.is_compiling() and tokens.numel():
         key = _key(tokens, update, weight, bias, eps, backend)
         if key is not None:
             call = _prepared(tokens, update, weight, bias, eps)

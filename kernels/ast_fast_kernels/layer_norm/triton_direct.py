@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ast_fast_kernels._gpu.launch import PREPARED, Prepared
+from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.calls import function_apply
 from ast_fast_kernels.layer_norm import triton_gpu
@@ -44,6 +44,7 @@ class AddLayerNorm:
         """
         self.stream, self.update, self.weight, self.bias = dtypes
         self.normed = normed
+        self._index = index_of(device)
         width = shape[-1]
         self._rows = rows = shape.numel() // width
         launch = triton_gpu.launch_of(width)
@@ -147,10 +148,12 @@ class AddLayerNorm:
             and weight.is_contiguous()
             and mean.is_contiguous()
             and rstd.is_contiguous()
+            and residual.get_device() == weight.get_device() == self._index
+            and mean.get_device() == rstd.get_device() == self._index
         )
 
 
-class _Function(torch.autograd.Function):
+class _AddLayerNormFunction(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
@@ -179,7 +182,7 @@ class _Function(torch.autograd.Function):
         # The operator refuses a second gradient, and has rules for what hooks and vmap bring.
         if (
             torch.is_grad_enabled()
-            or not checks.are_light(dy if dresidual is None else dresidual, dy)
+            or not checks.are_light(dy if dresidual is None else dresidual, dy, *saved)
             or not call.fits(*saved)
         ):
             dx, own, both = torch.ops.ast_fast.layer_norm_bwd(dresidual, dy, *saved, call.update)
@@ -196,7 +199,7 @@ class _Function(torch.autograd.Function):
         return None, dx, dupdate, dweight, dbias
 
 
-_apply = function_apply(_Function)
+_apply = function_apply(_AddLayerNormFunction)
 
 
 @lru_cache(maxsize=PREPARED)
