@@ -55,6 +55,7 @@ class StreamingClassifier:
         *,
         every: float = 1.0,
         first: float | None = None,
+        newest_only: bool = False,
         sample_rate: float | None = None,
         quality: str = "hq",
     ) -> None:
@@ -65,6 +66,8 @@ class StreamingClassifier:
             every: Seconds from one decision to the next, at least a frame's shift.
             first: Seconds to the first decision; None waits for a whole window. A window that is
                 not yet whole is padded as a short file is.
+            newest_only: Of decisions that are due in one call, make only the last: where the model
+                is slower than the stream, give it all samples that wait in one chunk.
             sample_rate: Of the stream, a whole number of Hz; None is the model's.
             quality: Of resampling, `"hq"` or `"fast"`, as in `OnlineResample`.
         Raises:
@@ -86,6 +89,7 @@ class StreamingClassifier:
         self.classifier = classifier
         self.every = every
         self.first = length if first is None else first
+        self.newest_only = newest_only
         self._window = fbank.num_frames(clip.num_samples)
         self._shortest = clip.num_samples if classifier.shortest is None else classifier.shortest
         self._resample = OnlineResample(int(rate), self._rate, quality=quality)
@@ -164,11 +168,15 @@ class StreamingClassifier:
         return round((self.first + number * self.every) * self._rate)
 
     def _decide_at(self, ends: list[int]) -> list[Decision]:
-        """Decide at each end and compute the features beyond, so that chunks do not matter."""
-        for end in ends:
+        """Decide at each end, or the last, and compute the features beyond.
+
+        Samples are taken up to each decision, so that chunks do not matter.
+        """
+        step = len(ends) if self.newest_only else 1
+        for end in ends[step - 1 :]:
             self._keep(end - self._num_samples)
             self._made.append(self._decide())
-            self._next += 1
+            self._next += step
             self._decided = end
         self._keep(len(self._waiting))
         made, self._made = self._made, []

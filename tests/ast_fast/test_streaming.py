@@ -253,6 +253,29 @@ def test_a_call_without_samples_repeats_a_decision_and_reset_forgets_it() -> Non
         np.testing.assert_array_equal(ours.probabilities, wanted.probabilities)
 
 
+def test_a_stream_that_is_behind_can_make_the_newest_decision_alone() -> None:
+    classifier, waveform = build(kind=FailsOnce), sound(12007)
+    stream = StreamingClassifier(classifier, every=0.1, newest_only=True)
+    calls.clear()
+    fails_at[0] = 2
+    found = stream.accept_waveform(waveform[:4000])
+    assert found == []
+    found += stream.accept_waveform(waveform[4000:7000])  # due at 0.3 and 0.4 s
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stream.accept_waveform(waveform[7000:8100])  # at 0.5 s
+    found += stream.accept_waveform(waveform[8100:9700])  # at 0.5 and 0.6 s
+    assert stream.accept_waveform(waveform[9700:11000]) == []
+    found += stream.accept_waveform(waveform[11000:])  # at 0.7 s
+    found += stream.finish()
+    ends = [0.4, 0.6, 0.7, 12007 / RATE]
+    assert [decision.end for decision in found] == pytest.approx(ends)
+    assert len(calls) == 5
+    check(found, classifier, waveform)
+    stream.reset()
+    assert stream.accept_waveform(waveform[:100]) == []
+    assert [decision.end for decision in stream.finish()] == [100 / RATE]
+
+
 def test_times_of_a_stream_of_years_are_those_of_its_samples() -> None:
     stream = StreamingClassifier(build(), every=0.1)
     number = 10**9  # three years
