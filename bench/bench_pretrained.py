@@ -12,9 +12,8 @@ row of the page, so that a page can be made of what this writes.
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,14 @@ from torch import Tensor
 from ast_fast import pretrained
 from ast_fast.classifier import load_any_classifier
 from ast_fast.export import export_model
+from ast_fast.exporting.compared import difference
 from ast_fast.features import model_input
 from ast_fast.inference import InferenceModel
 from ast_fast_kernels._cpu.simd import has_bfloat16_dots
 from ast_fast_kernels.testing.timing import interleaved_medians
 from bench import page_pretrained
 from bench.model_cost import multiply_adds, multiply_adds_per_second
-from bench.turns import settle
+from bench.turns import medians_of_calls
 
 transformers = pytest.importorskip("transformers")
 
@@ -130,9 +130,8 @@ def test_forward(
     ways["ours"] = model
     with torch.inference_mode():
         rounds = 1 if glance or clips > 1 else ROUNDS
-        logits, medians = take_turns(benchmark, ways, features, rounds)
-    error = difference(logits["ours"], logits["transformers"])
-    assert error <= (2**-5 if lowered else WITHIN)
+        medians, errors = time_ways(benchmark, ways, features, rounds)
+    assert errors["ours"] <= (2**-5 if lowered else WITHIN)
     settings, patches = loaded.config.model, loaded.model.num_patches
     tokens = patches + settings.num_class_tokens
     # A step's count has each product three times but the features' projection, which it has twice.
@@ -143,47 +142,29 @@ def test_forward(
         "seconds": medians,
         "rounds": rounds,
         "ours_is_faster_by": {name: medians[name] / medians["ours"] for name in medians},
-        "error": error,
+        "error": errors["ours"],
         "gflops": 2e-9 * work / medians["ours"],
         "every_token_at_best_rate": work / rate,
     }
     page_pretrained.forward_table([benchmark.params | benchmark.extra_info])
 
 
-def take_turns(
+def time_ways(
     benchmark: Any, ways: Mapping[str, Run], inputs: Tensor, rounds: int
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Time ways in turns, the last of them by pytest-benchmark too.
-
-    A pass may take a minute, so each warms up on the first clip alone.
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Time ways in turns; a pass may take a minute, so each warms up on the first clip alone.
 
     Returns:
-        What each gave at last, and its median seconds.
+        Median seconds, and how far each one's logits are from those of transformers, as a share of
+        the largest.
     """
-    *others, last = ways
-    outputs: dict[str, Tensor] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-
-    def turn(name: str) -> None:
-        begin = time.perf_counter()
-        outputs[name] = ways[name](inputs)
-        seconds[name].append(time.perf_counter() - begin)
-
-    def before_the_last() -> None:
-        for name in others:
-            settle()
-            turn(name)
-        settle()
-
     for run in ways.values():
         run(inputs[:1])
-    benchmark.pedantic(turn, args=(last,), setup=before_the_last, rounds=rounds)
-    return outputs, {name: statistics.median(times) for name, times in seconds.items()}
-
-
-def difference(logits: Tensor, theirs: Tensor) -> float:
-    """Return the largest difference, as a share of the largest of their logits."""
-    return ((logits - theirs).abs().max() / theirs.abs().max()).item()
+    calls = {name: partial(run, inputs) for name, run in ways.items()}
+    medians, logits = medians_of_calls(benchmark, calls, rounds)
+    theirs = logits["transformers"].numpy()
+    errors = {name: difference(logits[name].numpy(), theirs).relative for name in ways}
+    return medians, errors
 
 
 @pytest.mark.benchmark(group="pretrained-extractor")
@@ -252,8 +233,7 @@ def test_export(
              for name, found in own_files.items()}  # fmt: skip
     rounds = 1 if glance else ROUNDS
     with torch.inference_mode():
-        logits, medians = take_turns(benchmark, {"transformers": run, **files}, waveform, rounds)
-    errors = {name: difference(logits[name], logits["transformers"]) for name in files}
+        medians, errors = time_ways(benchmark, {"transformers": run, **files}, waveform, rounds)
     assert all(errors[name] <= WITHIN_FROM_WAVEFORM[name] for name in files)
     benchmark.extra_info |= {
         "seconds": medians,
@@ -261,7 +241,7 @@ def test_export(
         "faster_than_transformers_by": {
             name: medians["transformers"] / medians[name] for name in files
         },
-        "error": errors,
+        "error": {name: errors[name] for name in files},
         "megabytes": {name: found.num_bytes / 1e6 for name, found in own_files.items()},
         "clip_seconds": num_samples / 16_000,
     }

@@ -9,6 +9,7 @@ many times as fast ours is, and the share of time that one decision a second tak
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +94,9 @@ def test_decision(
     def decide() -> None:
         (_,) = deciding.accept_waveform(chunk)
 
-    ways = {"ours": decide, "transformers": lambda: on_whole_windows(window)}
-    slow = classifier.config.model.embed_dim >= 768  # seconds a decision: fewer turns
-    medians = medians_of_calls(ways, min(rounds, 3) if slow else rounds)
-    benchmark.pedantic(decide, rounds=1 if slow else rounds)
+    ways = {"transformers": lambda: on_whole_windows(window), "ours": decide}
+    rounds = 1 if classifier.config.model.embed_dim >= 768 else rounds  # seconds a decision
+    medians, _ = medians_of_calls(benchmark, ways, rounds)
     features = interleaved_medians({"chunk": lambda: waiting.accept_waveform(chunk)}, rounds=50)
     benchmark.extra_info |= {
         "milliseconds": {name: 1e3 * seconds for name, seconds in medians.items()},
@@ -119,10 +119,8 @@ def test_batch(
 
     for batch in BATCHES:
         torch.testing.assert_close(run(batch), run(1))
-    medians = medians_of_calls(
-        {str(batch): lambda batch=batch: run(batch) for batch in BATCHES}, rounds
-    )
-    benchmark.pedantic(lambda: run(max(BATCHES)), rounds=rounds)
+    calls = {str(batch): partial(run, batch) for batch in BATCHES}
+    medians, _ = medians_of_calls(benchmark, calls, rounds)
     benchmark.extra_info |= {
         "clips_per_second": {batch: len(windows) / medians[batch] for batch in medians},
         "faster_than_one_at_a_time": {batch: medians["1"] / medians[batch] for batch in medians},
