@@ -6,6 +6,7 @@ import math
 from collections import deque
 from copy import copy
 from dataclasses import dataclass
+from itertools import count, takewhile
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ class StreamingClassifier:
         *,
         every: float = 1.0,
         first: float | None = None,
+        newest_only: bool = False,
         sample_rate: float | None = None,
         quality: str = "hq",
     ) -> None:
@@ -64,6 +66,8 @@ class StreamingClassifier:
             every: Seconds from one decision to the next, at least a frame's shift.
             first: Seconds to the first decision; None waits for a whole window. A window that is
                 not yet whole is padded as a short file is.
+            newest_only: Of decisions that are due in one call, make only the last: where the model
+                is slower than the stream, give it all samples that wait in one chunk.
             sample_rate: Of the stream, a whole number of Hz; None is the model's.
             quality: Of resampling, `"hq"` or `"fast"`, as in `OnlineResample`.
         Raises:
@@ -85,6 +89,7 @@ class StreamingClassifier:
         self.classifier = classifier
         self.every = every
         self.first = length if first is None else first
+        self.newest_only = newest_only
         self._window = fbank.num_frames(clip.num_samples)
         self._shortest = clip.num_samples if classifier.shortest is None else classifier.shortest
         self._resample = OnlineResample(int(rate), self._rate, quality=quality)
@@ -95,14 +100,20 @@ class StreamingClassifier:
         """Begin a new stream."""
         self._resample.reset()
         self._fbank.reset()
+        self._waiting = np.zeros(0, np.int16)  # samples at the model's rate, not yet features
         self._frames: deque[NDArray[Any]] = deque()  # a latest window of them, in pieces
         self._spare = -self._window  # frames held beyond a window
-        self._num_samples = 0  # since the stream began, at the model's rate
-        self._num_decisions = 0
-        self._decided = 0  # samples at the latest decision
+        self._num_samples = 0  # that are features, since the stream began
+        self._next = 0  # number of the next decision
+        self._decided = -1  # samples at the latest decision
+        self._made: list[Decision] = []  # not yet returned
+        self._finishing = False
 
     def accept_waveform(self, waveform: Tensor | NDArray[Any]) -> list[Decision]:
         """Take the next samples and return the decisions that they complete, oldest first.
+
+        An error of the model loses nothing: the samples are taken, and the next call, which may
+        bring none, begins with the decision that failed and also returns those made before it.
 
         Args:
             waveform: Shape (num_samples,), of any length, int16 or floating in [-1, 1]: an array,
@@ -116,41 +127,66 @@ class StreamingClassifier:
             raise ValueError(f"waveform must be (num_samples,), of one channel, got {shape}")
         if not np.isfinite(np.asarray(waveform)).all():
             raise ValueError("waveform must be finite, got NaN or infinity")
-        return self._take(np.asarray(self._resample.accept_waveform(waveform)))
+        self._wait(self._resample.accept_waveform(waveform))
+        return self._decide_at(self._due())
 
     def finish(self) -> list[Decision]:
         """End the stream and return what is left to decide: at least the window that ends with it.
 
         That window is left out where a decision was made just there. A stream shorter than a window
-        is padded as a file is.
+        is padded as a file is. After an error of the model, call `finish` again.
 
         Raises:
             RuntimeError: No chunk was ever taken, or the stream is finished already.
         """
-        decisions = self._take(np.asarray(self._resample.finish()))
-        if not self._num_decisions or self._decided < self._num_samples:
-            decisions.append(self._decide())
+        if not self._finishing:
+            self._wait(self._resample.finish())
+            self._finishing = True
+        ends = self._due()
+        if self._arrived > max([self._decided, *ends]):
+            ends.append(self._arrived)
+        decisions = self._decide_at(ends)
+        self._finishing = False
         return decisions
 
-    def _take(self, waveform: NDArray[Any]) -> list[Decision]:
-        """Take samples at the model's rate: up to each decision, so that chunks do not matter."""
-        samples, decisions = as_int16(waveform), []
-        while len(samples) >= (wanted := self._due - self._num_samples):
-            self._keep(samples[:wanted])
-            decisions.append(self._decide())
-            samples = samples[wanted:]
-        self._keep(samples)
-        return decisions
+    def _wait(self, waveform: Tensor | NDArray[Any]) -> None:
+        """Let samples at the model's rate wait."""
+        self._waiting = np.concatenate((self._waiting, as_int16(np.asarray(waveform))))
 
     @property
-    def _due(self) -> int:
-        """Samples at which the next decision is made."""
-        return round((self.first + self._num_decisions * self.every) * self._rate)
+    def _arrived(self) -> int:
+        """Samples since the stream began, at the model's rate."""
+        return self._num_samples + len(self._waiting)
 
-    def _keep(self, samples: NDArray[np.int16]) -> None:
-        """Add the frames that samples complete, and forget those before the latest window."""
-        frames = np.asarray(self._fbank.accept_waveform(samples))
-        self._num_samples += len(samples)
+    def _due(self) -> list[int]:
+        """Return the samples at which decisions are due that are not yet made."""
+        ends = takewhile(lambda end: end <= self._arrived, map(self._end, count(self._next)))
+        return list(ends)
+
+    def _end(self, number: int) -> int:
+        """Return the samples at which a decision is made."""
+        return round((self.first + number * self.every) * self._rate)
+
+    def _decide_at(self, ends: list[int]) -> list[Decision]:
+        """Decide at each end, or the last, and compute the features beyond.
+
+        Samples are taken up to each decision, so that chunks do not matter.
+        """
+        step = len(ends) if self.newest_only else 1
+        for end in ends[step - 1 :]:
+            self._keep(end - self._num_samples)
+            self._made.append(self._decide())
+            self._next += step
+            self._decided = end
+        self._keep(len(self._waiting))
+        made, self._made = self._made, []
+        return made
+
+    def _keep(self, num_samples: int) -> None:
+        """Add the frames that waiting samples complete; forget those before the latest window."""
+        frames = np.asarray(self._fbank.accept_waveform(self._waiting[:num_samples]))
+        self._waiting = self._waiting[num_samples:]
+        self._num_samples += num_samples
         if len(frames):
             self._frames.append(frames)
             self._spare += len(frames)
@@ -165,8 +201,6 @@ class StreamingClassifier:
         frames = np.concatenate((*self._frames, *map(np.asarray, last)))[-self._window :]
         before = ending.config.num_frames(num_samples) - len(frames)
         embeddings, probabilities = self.classifier.outputs(torch.from_numpy(frames[None]))
-        self._num_decisions += 1
-        self._decided = self._num_samples
         return Decision(
             before * ending.config.window_shift / self._rate,
             self._num_samples / self._rate,

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from ast_fast_kernels.errors import InputError
-from bench import board, page_extract, page_pretrained, records
+from bench import board, page_extract, page_pretrained, page_streaming, records
 from bench.records import group_of
 from bench.table import (
     MACHINE,
@@ -46,8 +46,8 @@ RECORDS = {
 """The record of each part of the page.
 
 `projects` (bench_projects.py), `half` (test_half_precision), `pretrained` (bench_pretrained.py),
-`extract` (bench_extract.py), `corpus` (corpus_rates.py) and `fbank-…` (the filterbank on another
-machine) have sections of their own where they are named.
+`streaming` (bench_streaming.py), `extract` (bench_extract.py), `corpus` (corpus_rates.py) and
+`fbank-…` (the filterbank on another machine) have sections of their own where they are named.
 """
 
 
@@ -292,10 +292,13 @@ def extraction() -> str:
 
 
 def pretrained() -> str:
-    """Return the section of bench_pretrained.py."""
-    if "pretrained" not in RECORDS:
-        return ""
-    return page_pretrained.section(partial(cases, "pretrained"), on("pretrained"))
+    """Return the sections of bench_pretrained.py and bench_streaming.py."""
+    sections = {"pretrained": page_pretrained.section, "streaming": page_streaming.section}
+    return "".join(
+        section(partial(cases, name), on(name))
+        for name, section in sections.items()
+        if name in RECORDS
+    )
 
 
 def _dtype(case: dict[str, Any]) -> str:

@@ -27,16 +27,33 @@ def settle() -> None:
             return
 
 
-def medians_of_calls(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Return the median seconds of calls that have run before; a round may take minutes."""
+def medians_of_calls(
+    benchmark: Any, calls: Mapping[str, Callable[[], Any]], rounds: int
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """Time calls that have run before, in turns, the last of them by pytest-benchmark too.
+
+    A round may take minutes, so that nothing runs beside the turns.
+
+    Returns:
+        The median seconds of each, and what it returned at last.
+    """
+    *others, last = calls
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+    outputs: dict[str, Any] = {}
+
+    def turn(name: str) -> None:
+        begin = time.perf_counter()
+        outputs[name] = calls[name]()
+        seconds[name].append(time.perf_counter() - begin)
+
+    def before_the_last() -> None:
+        for name in others:
             settle()
-            begin = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+            turn(name)
+        settle()
+
+    benchmark.pedantic(turn, args=(last,), setup=before_the_last, rounds=rounds)
+    return {name: statistics.median(times) for name, times in seconds.items()}, outputs
 
 
 @dataclass(frozen=True)

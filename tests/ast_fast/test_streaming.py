@@ -194,6 +194,95 @@ def test_reset_begins_another_stream() -> None:
     check(again, classifier, waveform)
 
 
+class FailsOnce(Classifier):
+    """A classifier whose n-th call fails, as where memory runs out."""
+
+    def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
+        """Classify, unless this is the call that fails."""
+        calls.append(len(calls))
+        if len(calls) == fails_at[0]:
+            raise RuntimeError("out of memory")
+        return super().outputs(windows)
+
+
+calls: list[int] = []
+fails_at = [0]
+
+
+@pytest.mark.parametrize(("number", "chunk"), [(1, 4000), (2, 12007), (5, 12007), (6, 4000)])
+def test_a_decision_that_fails_is_made_by_the_next_call(number: int, chunk: int) -> None:
+    """Six decisions, the last of which is the stream's end; none is lost, moved or made twice."""
+    waveform, found = sound(12007), []
+    stream = StreamingClassifier(build(kind=FailsOnce), every=0.1)
+    calls.clear()
+    fails_at[0] = number
+    errors = []
+    pieces = [waveform[first : first + chunk] for first in range(0, len(waveform), chunk)]
+    for call in [*(lambda piece=piece: stream.accept_waveform(piece) for piece in pieces),
+                 stream.finish]:  # fmt: skip
+        try:
+            found += call()
+        except RuntimeError as error:
+            errors.append(str(error))
+    if number == 6:
+        found += stream.finish()
+    assert errors == ["out of memory"]
+    assert len(calls) == 7
+    ends = [0.3, 0.4, 0.5, 0.6, 0.7, 12007 / RATE]
+    assert [decision.end for decision in found] == pytest.approx(ends)
+    check(found, build(), waveform)
+    with pytest.raises(RuntimeError, match="finished"):
+        stream.finish()
+
+
+def test_a_call_without_samples_repeats_a_decision_and_reset_forgets_it() -> None:
+    stream = StreamingClassifier(build(kind=FailsOnce), every=0.1, sample_rate=48000)
+    waveform = np.repeat(sound(8000), 3)
+    for fails in (2, 0):
+        calls.clear()
+        fails_at[0] = fails
+        stream.reset()
+        if fails:
+            with pytest.raises(RuntimeError, match="out of memory"):
+                stream.accept_waveform(waveform)
+            again = stream.accept_waveform(waveform[:0])
+        else:
+            whole = stream.accept_waveform(waveform)
+    assert [decision.end for decision in again] == [0.3, 0.4] == [one.end for one in whole]
+    for ours, wanted in zip(again, whole, strict=True):
+        np.testing.assert_array_equal(ours.probabilities, wanted.probabilities)
+
+
+def test_a_stream_that_is_behind_can_make_the_newest_decision_alone() -> None:
+    classifier, waveform = build(kind=FailsOnce), sound(12007)
+    stream = StreamingClassifier(classifier, every=0.1, newest_only=True)
+    calls.clear()
+    fails_at[0] = 2
+    found = stream.accept_waveform(waveform[:4000])
+    assert found == []
+    found += stream.accept_waveform(waveform[4000:7000])  # due at 0.3 and 0.4 s
+    with pytest.raises(RuntimeError, match="out of memory"):
+        stream.accept_waveform(waveform[7000:8100])  # at 0.5 s
+    found += stream.accept_waveform(waveform[8100:9700])  # at 0.5 and 0.6 s
+    assert stream.accept_waveform(waveform[9700:11000]) == []
+    found += stream.accept_waveform(waveform[11000:])  # at 0.7 s
+    found += stream.finish()
+    ends = [0.4, 0.6, 0.7, 12007 / RATE]
+    assert [decision.end for decision in found] == pytest.approx(ends)
+    assert len(calls) == 5
+    check(found, classifier, waveform)
+    stream.reset()
+    assert stream.accept_waveform(waveform[:100]) == []
+    assert [decision.end for decision in stream.finish()] == [100 / RATE]
+
+
+def test_times_of_a_stream_of_years_are_those_of_its_samples() -> None:
+    stream = StreamingClassifier(build(), every=0.1)
+    number = 10**9  # three years
+    assert stream._end(number) == CLIP + 1600 * number
+    assert (CLIP + 1600 * number) / RATE == 0.3 + 10.0**8
+
+
 def test_a_long_stream_holds_a_window_of_frames() -> None:
     stream = StreamingClassifier(build(), every=60.0)
     for _ in range(500):

@@ -130,7 +130,9 @@ def forward_case(clips: int, threads: int, precision: str, seconds: dict[str, fl
 
 PRETRAINED = [
     forward_case(3, 2, "float32", {"transformers": 9.0, "onnxruntime": 9.9, "ours": 6.0}),
-    forward_case(1, 2, "bfloat16", {"transformers": 2.5, "ours": 2.0}),
+    forward_case(
+        1, 2, "bfloat16", {"transformers": 24.5, "transformers in float32": 4.5, "ours": 3.6}
+    ),
     forward_case(1, 2, "float32", {"transformers": 4.5, "onnxruntime": 5.0, "ours": 3.6}),
     {
         "name": "test_export[2-threads]",
@@ -169,9 +171,10 @@ def test_the_section_of_a_pretrained_model_comes_with_its_record(
     monkeypatch.setitem(page.RECORDS, "pretrained", str(path))
     with_it = page.benchmarks()
     for rows in (
-        "| float32 | 1 | 2 | 3 | 4.50 | 5.00 | 3.60 | 1.25 × | 1.39 × | 70 | 3.32 |\n"
-        "| float32 | 3 | 2 | 1 | 9.00 | 9.90 | 6.00 | 1.50 × | 1.65 × | 70 | 3.32 |\n"
-        "| bfloat16 | 1 | 2 | 3 | 2.50 | – | 2.00 | 1.25 × | – | 70 | 3.32 |\n",
+        "| ours, s | than transformers | than transformers in float32 | than onnxruntime |",
+        "| float32 | 1 | 2 | 3 | 4.50 | – | 5.00 | 3.60 | 1.25 × | – | 1.39 × | 70 | 3.32 |\n"
+        "| float32 | 3 | 2 | 1 | 9.00 | – | 9.90 | 6.00 | 1.50 × | – | 1.65 × | 70 | 3.32 |\n"
+        "| bfloat16 | 1 | 2 | 3 | 24.50 | 4.50 | – | 3.60 | 6.81 × | 1.25 × | – | 70 | 3.32 |\n",
         "| float32 | 347 | 2 | 3 | 4.50 | 5.00 | 0.90 × | 2e-06 |\n"
         "| int8 | 91 | 2 | 3 | 4.50 | 2.50 | 1.80 × | 1e-02 |\n",
         "| 2 | 62.0 | 1.38 | 45.1 × | 6e-06 |\n",
@@ -182,6 +185,60 @@ def test_the_section_of_a_pretrained_model_comes_with_its_record(
         assert line in with_it
     path.write_text(json.dumps({"benchmarks": PRETRAINED[:-1], "machine_info": info}))
     with pytest.raises(InputError, match="must have cases of pretrained-extractor, got none"):
+        page.benchmarks()
+
+
+def decision_case(folder: str, threads: int, theirs: float, ours: float) -> Any:
+    extra = {"rounds": 7, "milliseconds": {"transformers": theirs, "ours": ours}}
+    extra |= {"ours_is_faster_by": {"transformers": theirs / ours}}
+    return {
+        "name": f"test_decision[{folder}-{threads}-threads]",
+        "group": "streaming",
+        "params": {"folder": folder, "threads": threads},
+        "extra_info": extra | {"milliseconds_of_a_chunk": 0.314, "busy_at_one_a_second": 0.04},
+    }
+
+
+STREAMING = [
+    decision_case("base-10s", 2, 4500.0, 3600.0),
+    decision_case("our-default-5s", 2, 87.2, 40.1),
+    decision_case("our-default-5s", 1, 75.9, 38.1),
+    {
+        "name": "test_batch[2-threads-our-default-5s]",
+        "group": "batches",
+        "params": {"folder": "our-default-5s", "threads": 2},
+        "extra_info": {
+            "clips_per_second": {"1": 40.04, "8": 57.12},
+            "faster_than_one_at_a_time": {"1": 1.0, "8": 1.427},
+        },
+    },
+]
+
+
+def test_the_section_of_a_stream_comes_with_its_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(page.RECORDS, "streaming", raising=False)
+    without = page.benchmarks()
+    assert "A model on a stream" not in without
+    info = table.read_record(page.RECORDS["training"])["machine_info"]
+    path = tmp_path / "2026-11-30-a.json"
+    path.write_text(json.dumps({"benchmarks": STREAMING, "machine_info": info}))
+    monkeypatch.setitem(page.RECORDS, "streaming", str(path))
+    with_it = page.benchmarks()
+    for rows in (
+        "## A model on a stream\n",
+        "| default size, 5 s | 1 | 7 | 76 | 38 | 1.99 × | 0.31 |\n"
+        "| default size, 5 s | 2 | 7 | 87 | 40 | 2.17 × | 0.31 |\n"
+        "| AST-base, 10 s | 2 | 7 | 4,500 | 3,600 | 1.25 × | 0.31 |\n",
+        "| threads | 1 | 8 | gain of 8 |\n|---|---|---|---|\n| 2 | 40.0 | 57.1 | 1.43 × |\n",
+        "Measured on the EPYC (Zen 5) with AVX-512",
+    ):
+        assert rows in with_it
+    for line in without.splitlines():
+        assert line in with_it
+    path.write_text(json.dumps({"benchmarks": STREAMING[:-1], "machine_info": info}))
+    with pytest.raises(InputError, match="must have cases of batches, got none"):
         page.benchmarks()
 
 

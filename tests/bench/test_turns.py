@@ -32,10 +32,23 @@ def test_settle_waits_until_threads_sleep() -> None:
 
 def test_calls_take_turns() -> None:
     turns: list[str] = []
-    calls = {"a": lambda: turns.append("a"), "b": lambda: (turns.append("b"), time.sleep(0.01))}
-    medians = medians_of_calls(calls, rounds=3)
-    assert turns == ["a", "b"] * 3
-    assert medians["a"] < 0.01 <= medians["b"]
+
+    def call(name: str, seconds: float) -> int:
+        turns.append(name)
+        time.sleep(seconds)
+        return len(turns)
+
+    def pedantic(target, args: tuple[str], setup, rounds: int) -> None:
+        for _ in range(rounds):
+            setup()
+            turns.append("timed")
+            target(*args)
+
+    calls = {"a": lambda: call("a", 0), "b": lambda: call("b", 0), "c": lambda: call("c", 0.01)}
+    medians, outputs = medians_of_calls(SimpleNamespace(pedantic=pedantic), calls, rounds=3)
+    assert turns == ["a", "b", "timed", "c"] * 3
+    assert outputs == {"a": 9, "b": 10, "c": 12}
+    assert max(medians["a"], medians["b"]) < 0.01 <= medians["c"]
 
 
 def test_a_way_that_has_its_own_clock_is_believed() -> None:
