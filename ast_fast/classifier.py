@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +47,7 @@ class Classifier:
         On a CPU it takes over this one's model, as `InferenceModel` does: its weights can no longer
         be trained, saved or exported.
         """
-        if self.placement.device.type != "cpu":
+        if self.frozen is not None or self.placement.device.type != "cpu":
             return self
         precision = self.placement.amp or torch.float32
         return replace(self, frozen=InferenceModel(self.model, precision=precision))
@@ -57,15 +58,11 @@ class Classifier:
 
     def embeddings(self, windows: Tensor) -> Tensor:
         """Return what the model's head classifies, on the CPU: float32, (batch, embed_dim)."""
-        with torch.inference_mode(), self.placement.autocast():
-            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
-        return embeddings.float().cpu()
+        return self._run(windows, lambda features: [self._runs.embed(features)])[0]
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return the logits of all classes for clips, on the CPU: float32, (batch, num_classes)."""
-        with torch.inference_mode(), self.placement.autocast():
-            logits: Tensor = self._runs(self.features(windows.to(self.placement.device)))
-        return logits.float().cpu()
+        return self._run(windows, lambda features: [self._runs(features)])[0]
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
@@ -73,12 +70,18 @@ class Classifier:
 
     def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings and the probabilities of clips, by one pass of the model."""
+        embeddings, logits = self._run(windows, self._embed_and_classify)
+        return embeddings, logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def _embed_and_classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self._runs.embed(features)
+        return embeddings, self._runs.classify(embeddings)
+
+    def _run(self, windows: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        """Return what the model computes of clips' features, on the CPU, in float32."""
         with torch.inference_mode(), self.placement.autocast():
-            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
-            logits = self._runs.classify(embeddings)
-        logits = logits.float().cpu()
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
-        return embeddings.float().cpu(), probabilities
+            found = compute(self.features(windows.to(self.placement.device)))
+        return [tensor.float().cpu() for tensor in found]
 
     @property
     def _runs(self) -> AudioSpectrogramTransformer | InferenceModel:
