@@ -41,7 +41,7 @@ MAY_IMPORT = {
         "cv": "machine settings data model pretrained training report run",
         "classifier": "machine settings features model pretrained training inference",
         "streaming": "data features classifier",
-        "exporting": "data features model classifier",
+        "exporting": "data features model inference classifier",
         "export": "machine data pretrained classifier exporting",
         "embeddings": "",
         "predict": "machine settings data pretrained explain classifier embeddings",
