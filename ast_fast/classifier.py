@@ -19,6 +19,7 @@ from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import Config
 from ast_fast.training.trained import load_trained
+from ast_fast_kernels.cores import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.sealed import digest_of_file
 
@@ -41,6 +42,7 @@ class Classifier:
     frozen: InferenceModel | None = None
     """The model made ready for a CPU; None runs it as it is."""
 
+    @on_one_thread_if_forked
     def ready(self) -> Classifier:
         """Return a classifier that runs as fast as this device can.
 
@@ -70,18 +72,19 @@ class Classifier:
 
     def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings and the probabilities of clips, by one pass of the model."""
-        embeddings, logits = self._run(windows, self._embed_and_classify)
-        return embeddings, logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        embeddings, probabilities = self._run(windows, self._embed_and_classify)
+        return embeddings, probabilities
 
     def _embed_and_classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self._runs.embed(features)
-        return embeddings, self._runs.classify(embeddings)
+        logits = self._runs.classify(embeddings).float().cpu()
+        return embeddings, logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
 
     def _run(self, windows: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """Return what the model computes of clips' features, on the CPU, in float32."""
-        with torch.inference_mode(), self.placement.autocast():
+        with one_thread_if_forked(), torch.inference_mode(), self.placement.autocast():
             found = compute(self.features(windows.to(self.placement.device)))
-        return [tensor.float().cpu() for tensor in found]
+            return [tensor.float().cpu() for tensor in found]
 
     @property
     def _runs(self) -> AudioSpectrogramTransformer | InferenceModel:
@@ -100,6 +103,7 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
+@on_one_thread_if_forked
 def load_any_classifier(
     path: Path, device: torch.device, *, needs_classes: bool = True
 ) -> Classifier:

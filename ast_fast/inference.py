@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from ast_fast.machine.device import multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer, Linear
+from ast_fast_kernels.cores import on_one_thread_if_forked
 from ast_fast_kernels.linear.packed import linear_packed, pack, packs_faster_here
 
 ROWS_OF_A_THREAD = 768
@@ -60,12 +61,14 @@ class InferenceModel(nn.Module):
         """Return the logits of every clip, as the model's own `forward`."""
         return self.classify(self.embed(features))
 
+    @on_one_thread_if_forked
     @torch.no_grad()
     def classify(self, embeddings: Tensor) -> Tensor:
         """Return the logits of clips from their embeddings, as the model's own `classify`."""
         with self._autocast():
             return self.model.classify(embeddings)
 
+    @on_one_thread_if_forked
     @torch.no_grad()
     def embed(self, features: Tensor) -> Tensor:
         """Return the embedding of every clip, as the model's own `embed`."""

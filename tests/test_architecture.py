@@ -51,9 +51,9 @@ MAY_IMPORT = {
     "ast_fast_kernels": {
         "errors": "",
         "files": "",
-        "cores": "",
         "console": "errors files",
         "_torch": "",
+        "cores": "_torch",
         "_gpu": "",
         "_cpu": "_torch",
         "_dispatch": "_torch",

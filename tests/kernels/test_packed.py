@@ -9,6 +9,7 @@ import torch
 
 from ast_fast_kernels._torch import onednn
 from ast_fast_kernels.linear.packed import linear_packed, pack, packs_faster_here
+from ast_fast_kernels.testing.processes import run_program
 
 needs_onednn = pytest.mark.skipif(not onednn.IS_THERE, reason="this torch is built without oneDNN")
 
@@ -92,3 +93,22 @@ def test_weights_are_packed_where_mkl_leaves_something(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name}, raising=False)
     assert packs_faster_here() == faster
     assert not packs_faster_here(torch.float64)
+
+
+@needs_onednn
+def test_a_forked_process_packs_and_projects() -> None:
+    """Without the threads of its parent, for which oneDNN would wait for ever."""
+    run_program("""
+import os, signal, torch
+from ast_fast_kernels.linear.packed import linear_packed, pack
+
+torch.set_num_threads(2)
+tokens, weight = torch.randn(1024, 320), torch.randn(1280, 320)
+expected = linear_packed(tokens, pack(weight, 1024), None)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    found = linear_packed(tokens, pack(weight, 1024), None)
+    os._exit(not (found.numpy() == expected.numpy()).all() or torch.get_num_threads() != 2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+""")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch import checks, onednn
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked
 
 
 def packs_faster_here(dtype: torch.dtype = torch.float32) -> bool:
@@ -32,6 +33,7 @@ def multiplies_bfloat16_here() -> bool:
     return onednn.IS_THERE and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@on_one_thread_if_forked
 def pack(weight: Tensor, rows: int) -> Tensor:
     """Return a copy of a weight as oneDNN reads it, which `linear_packed` alone takes.
 
@@ -61,6 +63,7 @@ def pack(weight: Tensor, rows: int) -> Tensor:
     return packed
 
 
+@on_one_thread_if_forked
 def linear_packed(tokens: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     """Compute tokens · weightᵀ + bias, without a gradient.
 
