@@ -57,7 +57,7 @@ MAY_IMPORT = {
         "_gpu": "",
         "_cpu": "_torch",
         "_dispatch": "_torch",
-        "linear": OPERATION,
+        "linear": f"{OPERATION} _cpu",
         "gelu": f"{OPERATION} _gpu",
         "layer_norm": f"{OPERATION} _gpu",
         "mix": f"{OPERATION} _cpu",
