@@ -50,7 +50,7 @@ MAY_IMPORT = {
     },
     "ast_fast_kernels": {
         "errors": "",
-        "files": "",
+        "files": "errors",
         "console": "errors files",
         "_torch": "",
         "cores": "_torch",
