@@ -72,7 +72,7 @@ def test_autocast_around_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_onednn
-def test_a_clip_has_the_same_bits_alone_and_on_any_number_of_threads(
+def test_a_clip_in_a_turn_has_the_same_bits_alone_and_on_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With all packed and a clip in a turn, as a model of the original's size and classes has."""
@@ -86,6 +86,29 @@ def test_a_clip_has_the_same_bits_alone_and_on_any_number_of_threads(
             torch.set_num_threads(threads)
             assert torch.equal(ready(features), expected)
             assert torch.equal(ready(features[7:8]), expected[7:8])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_onednn
+def test_turns_of_many_clips_differ_by_the_order_of_sums_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As shipped: 76 clips in a turn of a thread; unpacked products sum in an order of their own.
+
+    Within what rounding takes of the longest sum, the 1,280 products of `mlp.2`.
+    """
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
+    ready, features, before = InferenceModel(build()), clips(160), torch.get_num_threads()
+    exact = build().double()(features.double()).detach()
+    within = 1280 * torch.finfo(torch.float32).eps / 2 * exact.abs().max().item()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for rows in (slice(None), slice(7, 8)):
+                torch.testing.assert_close(
+                    ready(features[rows]).double(), exact[rows], rtol=0, atol=within
+                )
     finally:
         torch.set_num_threads(before)
 
