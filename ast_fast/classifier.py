@@ -10,14 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ast_fast.data.cache import decode_settings
 from ast_fast.features import Statistics, model_input
 from ast_fast.inference import InferenceModel
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.pretrained.checkpoint import load
+from ast_fast.pretrained.checkpoint import find, load
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
-from ast_fast.settings.config import Config
+from ast_fast.settings.config import AudioConfig, Config
+from ast_fast.settings.rules import MAX_CLIP_SECONDS
 from ast_fast.training.trained import load_trained
 from ast_fast_kernels.cores import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels.errors import InputError
@@ -105,7 +107,11 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
 
 @on_one_thread_if_forked
 def load_any_classifier(
-    path: Path, device: torch.device, *, needs_classes: bool = True
+    path: Path,
+    device: torch.device,
+    *,
+    needs_classes: bool = True,
+    seconds: float | None = None,
 ) -> Classifier:
     """Return the model of a finished fold, or one that others trained.
 
@@ -113,12 +119,23 @@ def load_any_classifier(
         path: A fold's model.safetensors, a folder of transformers, or a `.pth` of the original AST.
         device: Where the model is to run.
         needs_classes: Whether to refuse one without a head, which gives embeddings alone.
+        seconds: Length of a clip, for a model that others trained: its positions are cut or
+            interpolated. None is that of training.
     Raises:
-        InputError: The file is missing, damaged, or no such model.
+        InputError: The file is missing, damaged, or no such model; or `seconds` is out of range,
+            or given for a finished fold's.
     """
     if not _is_of_others(path):
-        return load_classifier(path, device)
-    others = load(path)
+        classifier = load_classifier(path, device)
+        if seconds is None:
+            return classifier
+        raise InputError(
+            f"--seconds must not be given for {path}, a model of this program, whose clips have "
+            f"{classifier.config.audio.clip_seconds:g} seconds"
+        )
+    audio = None if seconds is None else AudioConfig(clip_seconds=seconds)
+    others = load(path, num_frames=None if audio is None else _frames_of(path, audio))
+    config = others.config if audio is None else replace(others.config, audio=audio)
     if needs_classes and not others.class_names:
         raise InputError(
             f"CHECKPOINT must have a head that classifies, which {path} lacks: fine-tune it by "
@@ -126,13 +143,25 @@ def load_any_classifier(
         )
     return Classifier(
         others.model.to(device).requires_grad_(False),
-        others.config,
+        config,
         others.class_names,
         others.statistics,
-        Placement(device, nearest_amp(others.config.training.amp, device)),
+        Placement(device, nearest_amp(config.training.amp, device)),
         multi_label=others.multi_label,
-        shortest=others.config.fbank.window_size,
+        shortest=config.fbank.window_size,
     )
+
+
+def _frames_of(path: Path, audio: AudioConfig) -> int:
+    """Return the frames of such clips, by the features of a model that others trained."""
+    if not 0 < audio.clip_seconds <= MAX_CLIP_SECONDS:
+        raise InputError(
+            f"--seconds must be above 0 and at most {MAX_CLIP_SECONDS:g}, got "
+            f"{audio.clip_seconds:g}"
+        )
+    found = find(path)
+    config = replace(found.preprocessor.config(found.model), audio=audio)
+    return config.fbank.num_frames(decode_settings(config).num_samples)
 
 
 def digest_of_any(path: Path) -> str:

@@ -39,7 +39,7 @@ MAY_IMPORT = {
         "explain": "model",
         "inference": "machine model",
         "cv": "machine settings data model pretrained training report run",
-        "classifier": "machine settings features model pretrained training inference",
+        "classifier": "machine settings data features model pretrained training inference",
         "streaming": "data features classifier",
         "exporting": "data features model inference classifier",
         "export": "machine data pretrained classifier exporting",
