@@ -17,6 +17,7 @@ from ast_fast.extract import ModelExtractor
 from ast_fast.predict import main
 from ast_fast.pretrained.checkpoint import load
 from ast_fast.pretrained.digest import digest_of_model
+from ast_fast.streaming import StreamingClassifier
 from ast_fast_kernels.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -185,6 +186,7 @@ def test_clips_of_another_length_have_their_positions_cut(
     short = load_any_classifier(folder, torch.device("cpu"), seconds=0.6)
     cut = load(folder, num_frames=58)
     assert short.config.features.target_frames == 58
+    assert StreamingClassifier(short).first == 0.6
     assert torch.equal(
         short.model.patch_embedding.position, cut.model.patch_embedding.position
     )  # of 12 x 5 patches
