@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from ast_fast.data.cache import decode_settings
 from ast_fast.features import Statistics, model_input
 from ast_fast.inference import InferenceModel
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.pretrained.checkpoint import load
+from ast_fast.pretrained.checkpoint import find, load
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
-from ast_fast.settings.config import Config
+from ast_fast.settings.config import AudioConfig, Config
+from ast_fast.settings.rules import MAX_CLIP_SECONDS
 from ast_fast.training.trained import load_trained
+from ast_fast_kernels.cores import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.sealed import digest_of_file
 
@@ -40,13 +44,14 @@ class Classifier:
     frozen: InferenceModel | None = None
     """The model made ready for a CPU; None runs it as it is."""
 
+    @on_one_thread_if_forked
     def ready(self) -> Classifier:
         """Return a classifier that runs as fast as this device can.
 
         On a CPU it takes over this one's model, as `InferenceModel` does: its weights can no longer
         be trained, saved or exported.
         """
-        if self.placement.device.type != "cpu":
+        if self.frozen is not None or self.placement.device.type != "cpu":
             return self
         precision = self.placement.amp or torch.float32
         return replace(self, frozen=InferenceModel(self.model, precision=precision))
@@ -57,15 +62,11 @@ class Classifier:
 
     def embeddings(self, windows: Tensor) -> Tensor:
         """Return what the model's head classifies, on the CPU: float32, (batch, embed_dim)."""
-        with torch.inference_mode(), self.placement.autocast():
-            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
-        return embeddings.float().cpu()
+        return self._run(windows, lambda features: [self._runs.embed(features)])[0]
 
     def logits(self, windows: Tensor) -> Tensor:
         """Return the logits of all classes for clips, on the CPU: float32, (batch, num_classes)."""
-        with torch.inference_mode(), self.placement.autocast():
-            logits: Tensor = self._runs(self.features(windows.to(self.placement.device)))
-        return logits.float().cpu()
+        return self._run(windows, lambda features: [self._runs(features)])[0]
 
     def probabilities(self, windows: Tensor) -> Tensor:
         """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
@@ -73,12 +74,19 @@ class Classifier:
 
     def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings and the probabilities of clips, by one pass of the model."""
-        with torch.inference_mode(), self.placement.autocast():
-            embeddings = self._runs.embed(self.features(windows.to(self.placement.device)))
-            logits = self._runs.classify(embeddings)
-        logits = logits.float().cpu()
-        probabilities = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
-        return embeddings.float().cpu(), probabilities
+        embeddings, probabilities = self._run(windows, self._embed_and_classify)
+        return embeddings, probabilities
+
+    def _embed_and_classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        embeddings = self._runs.embed(features)
+        logits = self._runs.classify(embeddings).float().cpu()
+        return embeddings, logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+
+    def _run(self, windows: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
+        """Return what the model computes of clips' features, on the CPU, in float32."""
+        with one_thread_if_forked(), torch.inference_mode(), self.placement.autocast():
+            found = compute(self.features(windows.to(self.placement.device)))
+            return [tensor.float().cpu() for tensor in found]
 
     @property
     def _runs(self) -> AudioSpectrogramTransformer | InferenceModel:
@@ -97,8 +105,13 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
 
 
+@on_one_thread_if_forked
 def load_any_classifier(
-    path: Path, device: torch.device, *, needs_classes: bool = True
+    path: Path,
+    device: torch.device,
+    *,
+    needs_classes: bool = True,
+    seconds: float | None = None,
 ) -> Classifier:
     """Return the model of a finished fold, or one that others trained.
 
@@ -106,12 +119,23 @@ def load_any_classifier(
         path: A fold's model.safetensors, a folder of transformers, or a `.pth` of the original AST.
         device: Where the model is to run.
         needs_classes: Whether to refuse one without a head, which gives embeddings alone.
+        seconds: Length of a clip, for a model that others trained: its positions are cut or
+            interpolated. None is that of training.
     Raises:
-        InputError: The file is missing, damaged, or no such model.
+        InputError: The file is missing, damaged, or no such model; or `seconds` is out of range,
+            or given for a finished fold's.
     """
     if not _is_of_others(path):
-        return load_classifier(path, device)
-    others = load(path)
+        classifier = load_classifier(path, device)
+        if seconds is None:
+            return classifier
+        raise InputError(
+            f"--seconds must not be given for {path}, a model of this program, whose clips have "
+            f"{classifier.config.audio.clip_seconds:g} seconds"
+        )
+    audio = None if seconds is None else AudioConfig(clip_seconds=seconds)
+    others = load(path, num_frames=None if audio is None else _frames_of(path, audio))
+    config = others.config if audio is None else replace(others.config, audio=audio)
     if needs_classes and not others.class_names:
         raise InputError(
             f"CHECKPOINT must have a head that classifies, which {path} lacks: fine-tune it by "
@@ -119,13 +143,25 @@ def load_any_classifier(
         )
     return Classifier(
         others.model.to(device).requires_grad_(False),
-        others.config,
+        config,
         others.class_names,
         others.statistics,
-        Placement(device, nearest_amp(others.config.training.amp, device)),
+        Placement(device, nearest_amp(config.training.amp, device)),
         multi_label=others.multi_label,
-        shortest=others.config.fbank.window_size,
+        shortest=config.fbank.window_size,
     )
+
+
+def _frames_of(path: Path, audio: AudioConfig) -> int:
+    """Return the frames of such clips, by the features of a model that others trained."""
+    if not 0 < audio.clip_seconds <= MAX_CLIP_SECONDS:
+        raise InputError(
+            f"--seconds must be above 0 and at most {MAX_CLIP_SECONDS:g}, got "
+            f"{audio.clip_seconds:g}"
+        )
+    found = find(path)
+    config = replace(found.preprocessor.config(found.model), audio=audio)
+    return config.fbank.num_frames(decode_settings(config).num_samples)
 
 
 def digest_of_any(path: Path) -> str:

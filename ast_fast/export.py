@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +23,7 @@ from ast_fast.exporting.compared import (
 from ast_fast.exporting.graph import OPSET, Graph, build_graph, check_model, check_packages
 from ast_fast.exporting.int8 import quantise
 from ast_fast.machine.device import is_out_of_memory
-from ast_fast.pretrained.checkpoint import load
-from ast_fast.pretrained.hub import checkpoint_here
+from ast_fast.pretrained.located import Checkpoint
 from ast_fast_kernels.console import check_paths, fail, parse_options
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, check_out_file
@@ -37,7 +36,7 @@ WITHIN = 1e-5
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checkpoint):
     """Write a trained model as one ONNX file, from the waveform to the logits.
 
     Its input is `waveform`, float32 in [-1, 1], shape (batch, num_samples); its output is `logits`,
@@ -46,23 +45,11 @@ class Options:
     its name.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
-    transformers or a .pth of the original AST; with --download, owner/name or owner/name@revision
-    of the Hugging Face Hub."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File to write, .onnx; an earlier one is replaced."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Round weights to int8: a quarter of the size, and faster on CPUs with integer products; the
     largest difference of its logits is printed."""
-    seconds: float | None = None
-    """Length of a clip, for a model that others trained: its positions are cut or interpolated.
-    None is that of training."""
-    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Fetch CHECKPOINT from the Hugging Face Hub, into the Hub's own cache, unless it is here."""
-    sha256: str = ""
-    """SHA-256 that CHECKPOINT's weights must have; if empty, the Hub's own is checked where they
-    are fetched."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_paths(arguments, "--seconds")
         check_packages()
         check_out_file(options.out, "OUT", ".onnx")
-        classifier = _load(options)
+        classifier = load_any_classifier(
+            options.located(), torch.device("cpu"), seconds=options.seconds
+        )
         _print(export_model(classifier, options.out, int8=options.int8))
     except InputError as error:
         return fail(*error.problems)
@@ -158,27 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\ninterrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _load(options: Options) -> Classifier:
-    checkpoint = checkpoint_here(
-        options.checkpoint, download=options.download, sha256=options.sha256
-    )
-    classifier = load_any_classifier(checkpoint, torch.device("cpu"))
-    seconds = options.seconds
-    if seconds is None:
-        return classifier
-    if classifier.shortest is None:
-        raise InputError(
-            f"--seconds must not be given for {options.checkpoint}, a model of this program, "
-            f"whose clips have {classifier.config.audio.clip_seconds:g} seconds"
-        )
-    config = classifier.config
-    audio = replace(config.audio, clip_seconds=seconds)
-    num_samples = decode_settings(replace(config, audio=audio)).num_samples
-    num_frames = config.fbank.num_frames(num_samples)
-    others = load(checkpoint, num_frames=num_frames)
-    return replace(classifier, model=others.model, config=replace(others.config, audio=audio))
 
 
 def _write(graph: Graph, path: Path) -> None:

@@ -18,7 +18,7 @@ from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
-from ast_fast.pretrained.hub import checkpoint_here
+from ast_fast.pretrained.located import Checkpoint
 from ast_fast_kernels.corpus.command import run_command
 from ast_fast_kernels.corpus.extractor import Samples
 from ast_fast_kernels.corpus.formats.shard import DtypeName
@@ -31,17 +31,7 @@ What = Literal["embeddings", "probabilities", "logits"]
 
 
 @dataclass(frozen=True)
-class _Model:
-    """The argument that comes before the corpus."""
-
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
-    transformers or a .pth of the original AST; with --download, owner/name or owner/name@revision
-    of the Hugging Face Hub."""
-
-
-@dataclass(frozen=True)
-class Options(Corpus, _Model):
+class Options(Corpus, Checkpoint):
     """Extract what a trained model makes of audio files, of any number, into shards.
 
     A file of any length is cut into clips of the model's length, as ast_fast.predict does. Bad
@@ -60,11 +50,6 @@ class Options(Corpus, _Model):
     """Clips that go through the model at once."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device of the model; auto takes CUDA if this machine has it."""
-    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Fetch CHECKPOINT from the Hugging Face Hub, into the Hub's own cache, unless it is here."""
-    sha256: str = ""
-    """SHA-256 that CHECKPOINT's weights must have; if empty, the Hub's own is checked where they
-    are fetched."""
 
 
 class ModelExtractor:
@@ -80,6 +65,7 @@ class ModelExtractor:
         per_window: Whether a row is (num_windows, width); False is their mean, (width,).
         device: Where the model runs.
         batch_size: Windows at once. Sums are rounded in another order where it differs.
+        seconds: Length of a window, as in `load_any_classifier`.
     Raises:
         InputError: The checkpoint cannot be used, or the machine lacks the device.
     """
@@ -96,6 +82,7 @@ class ModelExtractor:
         per_window: bool = False,
         device: Literal["auto", "cpu", "cuda"] = "auto",
         batch_size: int = 32,
+        seconds: float | None = None,
     ) -> None:
         if batch_size < 1:
             raise InputError(f"--batch-size must be at least 1, got {batch_size}")
@@ -103,7 +90,7 @@ class ModelExtractor:
         self.ragged, self.batch_size = per_window, batch_size
         self.device = resolve_device(device).type
         self.needs_gpu = self.device == "cuda"
-        self.digest = ""
+        self.digest, self.seconds = "", seconds
         classifier = self._load()
         clips = decode_settings(classifier.config)
         self.sample_rate, self.window_size = clips.sample_rate, clips.num_samples
@@ -178,14 +165,16 @@ class ModelExtractor:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
         needs = self.what != "embeddings"
-        classifier = load_any_classifier(self.checkpoint, device, needs_classes=needs).ready()
+        torch.set_num_threads(1)  # before the model is packed, which each process does
+        keep_freed_memory()
+        classifier = load_any_classifier(
+            self.checkpoint, device, needs_classes=needs, seconds=self.seconds
+        ).ready()
         digest = digest_of_any(self.checkpoint)
         if self.digest not in ("", digest):
             raise InputError(
                 f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"
             )
-        torch.set_num_threads(1)
-        keep_freed_memory()
         self._classifier, self.digest = classifier, digest
         return classifier
 
@@ -197,11 +186,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _extractor(options: Options) -> ModelExtractor:
     return ModelExtractor(
-        checkpoint_here(options.checkpoint, download=options.download, sha256=options.sha256),
+        options.located(),
         options.what,
         per_window=options.per_window,
         device=options.device,
         batch_size=options.batch_size,
+        seconds=options.seconds,
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NoReturn, Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ast_fast.machine.device import multiplies_bfloat16
 from ast_fast.model import AudioSpectrogramTransformer, Linear
+from ast_fast_kernels.cores import on_one_thread_if_forked
 from ast_fast_kernels.linear.packed import linear_packed, pack, packs_faster_here
 
 ROWS_OF_A_THREAD = 768
@@ -15,6 +18,9 @@ ROWS_OF_A_THREAD = 768
 
 LEAST_VALUES = 2**18
 """Smallest weight to pack in float32, in values: smaller ones take little of a large model."""
+
+
+NONE_TO_GIVE = "one made ready for a CPU (InferenceModel, Classifier.ready) has none to give"
 
 
 class InferenceModel(nn.Module):
@@ -37,11 +43,12 @@ class InferenceModel(nn.Module):
             precision: Of products, float32 or bfloat16. A CPU that would only emulate bfloat16
                 multiplies in float32: several times as fast, and more exact.
         Raises:
-            ValueError: The model is in training mode, on another device or in another precision;
-                or `precision` is another.
+            ValueError: `precision` is another, or the model is not as `check_plain` wants it.
         """
         super().__init__()
-        _check(model, precision)
+        if precision not in (torch.float32, torch.bfloat16):
+            raise ValueError(f"precision must be torch.float32 or torch.bfloat16, got {precision}")
+        check_plain(model)
         self.lowered = precision == torch.bfloat16 and multiplies_bfloat16(torch.device("cpu"))
         rows = model.num_patches + model.num_class_tokens
         if self.lowered:
@@ -54,12 +61,14 @@ class InferenceModel(nn.Module):
         """Return the logits of every clip, as the model's own `forward`."""
         return self.classify(self.embed(features))
 
+    @on_one_thread_if_forked
     @torch.no_grad()
     def classify(self, embeddings: Tensor) -> Tensor:
         """Return the logits of clips from their embeddings, as the model's own `classify`."""
         with self._autocast():
             return self.model.classify(embeddings)
 
+    @on_one_thread_if_forked
     @torch.no_grad()
     def embed(self, features: Tensor) -> Tensor:
         """Return the embedding of every clip, as the model's own `embed`."""
@@ -69,6 +78,16 @@ class InferenceModel(nn.Module):
         with self._autocast():
             parts = [self.model.embed(features[first : first + clips]) for first in starts]
         return torch.cat(parts)
+
+    def train(self, mode: bool = True) -> Self:
+        """Refuse training mode, which would switch dropout on."""
+        if mode:
+            raise ValueError("a model made ready for inference must stay in eval mode")
+        return super().train(mode)
+
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled or copied: packed weights can be read by oneDNN alone."""
+        _refuse_copies()
 
     def _autocast(self) -> torch.autocast:
         """Return the context that lowers what is not frozen, or keeps all in float32."""
@@ -97,18 +116,42 @@ class FrozenLinear(nn.Module):
         hidden: Tensor = torch.ops.aten.gelu_(self(tokens))
         return hidden
 
+    def _save_to_state_dict(self, destination: object, prefix: str, keep_vars: bool) -> NoReturn:
+        """Refuse a state_dict of a model, which would lack this weight."""
+        raise ValueError(
+            f"model must have all its weights to be saved, lacks {prefix}weight; {NONE_TO_GIVE}"
+        )
 
-def _check(model: nn.Module, precision: torch.dtype) -> None:
-    if precision not in (torch.float32, torch.bfloat16):
-        raise ValueError(f"precision must be torch.float32 or torch.bfloat16, got {precision}")
+    def __getstate__(self) -> NoReturn:
+        """Refuse to be pickled or copied, as the model that it is part of."""
+        _refuse_copies()
+
+
+def check_plain(model: nn.Module) -> None:
+    """Raise unless a model has all its weights, in float32 on the CPU, and is in eval mode.
+
+    Raises:
+        ValueError: It is not so.
+    """
     if model.training:
         raise ValueError("model must be in eval mode, got one in training mode")
+    for name, module in model.named_modules():
+        if isinstance(module, FrozenLinear):
+            raise ValueError(
+                f"model must have all its weights, lacks {name}.weight; {NONE_TO_GIVE}"
+            )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
             raise ValueError(
                 f"model must be in float32 on the CPU, got {name} in {parameter.dtype} on "
                 f"{parameter.device}"
             )
+
+
+def _refuse_copies() -> NoReturn:
+    raise TypeError(
+        "a model made ready for inference cannot be pickled or copied; load it in each process"
+    )
 
 
 def _freeze(model: nn.Module, rows: int, precision: torch.dtype, *, least: int) -> None:

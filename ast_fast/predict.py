@@ -27,7 +27,7 @@ from ast_fast.embeddings import write_embeddings
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
-from ast_fast.pretrained.hub import checkpoint_here
+from ast_fast.pretrained.located import Checkpoint
 from ast_fast.settings.rules import clips_that_fit
 from ast_fast_kernels.audio.errors import BadAudioError
 from ast_fast_kernels.audio.find import find_audio
@@ -52,7 +52,7 @@ MOST_NAME_BYTES = 200
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checkpoint):
     """Classify audio files with a trained model.
 
     A file of any length is cut into clips of the model's length, and their probabilities are
@@ -60,10 +60,6 @@ class Options:
     then 1.
     """
 
-    checkpoint: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="CHECKPOINT")]
-    """Model: fold-N/model.safetensors in a run's folder; or one that others trained, a folder of
-    transformers or a .pth of the original AST; with --download, owner/name or owner/name@revision
-    of the Hugging Face Hub."""
     audio: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="AUDIO ...")]
     """Audio files, or folders to search for them, subfolders included."""
     top: int = 5
@@ -79,11 +75,6 @@ class Options:
     """Clips classified at once; fewer if this machine's memory would not hold them."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Device to run on; auto takes CUDA if available."""
-    download: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Fetch CHECKPOINT from the Hugging Face Hub, into the Hub's own cache, unless it is here."""
-    sha256: str = ""
-    """SHA-256 that CHECKPOINT's weights must have; if empty, the Hub's own is checked where they
-    are fetched."""
 
 
 @dataclass
@@ -233,10 +224,9 @@ def _classify_all(options: Options) -> int:
     if options.embeddings is not None:
         check_out_file(options.embeddings, "--embeddings", ".npy")
     paths = find_audio(options.audio)
-    checkpoint = checkpoint_here(
-        options.checkpoint, download=options.download, sha256=options.sha256
-    )
-    classifier = load_any_classifier(checkpoint, resolve_device(options.device)).ready()
+    classifier = load_any_classifier(
+        options.located(), resolve_device(options.device), seconds=options.seconds
+    ).ready()
     _say_if_less_precise(classifier)
     if classifier.multi_label:
         complain("note", "a clip can be of several classes: probabilities need not sum to 1")

@@ -103,7 +103,8 @@ def options_table(options: type) -> str:
     """Return the arguments and flags of one of the smaller programs."""
     words, hints = words_of(options), _annotations(options)
     rows = [row("argument", "default", ""), "|---|---|---|"]
-    for field in dataclasses.fields(options):
+    fields = dataclasses.fields(options)
+    for field in sorted(fields, key=lambda field: "Positional" not in str(hints[field.name])):
         name = field.name.replace("_", "-")
         positional = "Positional" in str(hints[field.name])
         default = "" if field.default is dataclasses.MISSING else shown(field.default)

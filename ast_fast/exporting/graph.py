@@ -18,6 +18,7 @@ from ast_fast import __version__
 from ast_fast.classifier import Classifier
 from ast_fast.data.cache import decode_settings
 from ast_fast.features import model_input
+from ast_fast.inference import check_plain
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast_kernels import use_backend
 from ast_fast_kernels.compat.onnx import translations
@@ -68,20 +69,13 @@ def check_model(model: nn.Module) -> None:
     """Raise if a model cannot be exported.
 
     Raises:
-        ValueError: It is another model, in training mode, not on the CPU, or not in float32.
+        ValueError: It is another model, or not as `check_plain` wants it.
         InputError: Its weights do not fit into one file.
     """
     if not isinstance(model, AudioSpectrogramTransformer):
         kind = type(model).__name__
         raise ValueError(f"model must be an AudioSpectrogramTransformer to be exported, got {kind}")
-    if model.training:
-        raise ValueError("model must be in eval mode, got one in training mode")
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype != torch.float32:
-            raise ValueError(
-                f"model must be in float32 on the CPU, got {name} in {parameter.dtype} on "
-                f"{parameter.device}"
-            )
+    check_plain(model)
     size = sum(4 * parameter.numel() for parameter in model.parameters())
     if size > MOST_BYTES:
         raise InputError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -10,12 +10,10 @@ from typing import Any, Literal
 import torch
 
 from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.linear.packed import multiplies_bfloat16_here
 
 DeviceName = Literal["auto", "cpu", "cuda"]
 AmpName = Literal["auto", "off", "bfloat16", "float16"]
-
-CPU_BFLOAT16_UNITS = ("amx_bf16", "avx512_bf16")
-"""CPU capabilities, by torch's names, that multiply bfloat16 in hardware."""
 
 
 @dataclass(frozen=True)
@@ -72,13 +70,7 @@ def multiplies_bfloat16(device: torch.device) -> bool:
     """
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return any(cpu_capabilities().get(unit, False) for unit in CPU_BFLOAT16_UNITS)
-
-
-def cpu_capabilities() -> Mapping[str, Any]:
-    """Return what torch knows of this CPU: nothing in torch 2.9, which cannot say."""
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return capabilities
+    return multiplies_bfloat16_here()
 
 
 def resolve_amp(name: AmpName, device: torch.device) -> torch.dtype | None:

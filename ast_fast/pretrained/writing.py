@@ -35,6 +35,7 @@ def save(
     Raises:
         InputError: The folder holds something or cannot be written, or transformers has no such
             model.
+        ValueError: The model was made ready for inference, and has not all its weights.
     """
     folder = Path(folder)
     config = pretrained.config

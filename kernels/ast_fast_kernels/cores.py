@@ -1,8 +1,12 @@
-"""The CPU cores that this process may use."""
+"""The CPU cores and threads that this process may use."""
 
 from __future__ import annotations
 
 import os
+
+from ast_fast_kernels._torch.forks import on_one_thread_if_forked, one_thread_if_forked
+
+__all__ = ["available_cores", "on_one_thread_if_forked", "one_thread_if_forked"]
 
 
 def available_cores() -> int:

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from ast_fast.classifier import load_classifier
+from ast_fast.classifier import Classifier, load_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.extract import ModelExtractor, main
 from ast_fast.model import AudioSpectrogramTransformer
@@ -125,6 +125,26 @@ def test_a_model_that_changes_during_a_run_is_refused(tmp_path: Path) -> None:
     write_model(path, seed=1)
     with pytest.raises(InputError, match=r"must stay as it was when the run began, and differs"):
         pickle.loads(sent)([noise(1600)])
+
+
+def test_the_length_of_a_run_s_own_model_stays(model: Path) -> None:
+    with pytest.raises(InputError, match=r"^--seconds must not be given for .* whose clips have 0"):
+        ModelExtractor(model, "logits", device="cpu", seconds=1.0)
+
+
+def test_each_process_loads_and_packs_on_one_thread(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads, before, ready = [], torch.get_num_threads(), Classifier.ready
+    monkeypatch.setattr(
+        Classifier, "ready", lambda self: threads.append(torch.get_num_threads()) or ready(self)
+    )
+    torch.set_num_threads(2)
+    try:
+        ModelExtractor(model, "logits", device="cpu")
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]
 
 
 def test_settings_name_the_model_its_classes_and_its_precision(model: Path) -> None:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ast_fast.explain import attention_rollout
+from ast_fast.exporting.graph import check_model
+from ast_fast.features import Statistics
 from ast_fast.inference import FrozenLinear, InferenceModel
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.settings.config import ModelConfig
+from ast_fast.pretrained import Pretrained, save
+from ast_fast.settings.config import Config, FbankConfig, FeatureConfig, ModelConfig
 from ast_fast_kernels._torch import onednn
 
 needs_onednn = pytest.mark.skipif(not onednn.IS_THERE, reason="torch without oneDNN")
@@ -65,7 +72,7 @@ def test_autocast_around_it_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @needs_onednn
-def test_a_clip_has_the_same_bits_alone_and_on_any_number_of_threads(
+def test_a_clip_in_a_turn_has_the_same_bits_alone_and_on_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With all packed and a clip in a turn, as a model of the original's size and classes has."""
@@ -79,6 +86,29 @@ def test_a_clip_has_the_same_bits_alone_and_on_any_number_of_threads(
             torch.set_num_threads(threads)
             assert torch.equal(ready(features), expected)
             assert torch.equal(ready(features[7:8]), expected[7:8])
+    finally:
+        torch.set_num_threads(before)
+
+
+@needs_onednn
+def test_turns_of_many_clips_differ_by_the_order_of_sums_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As shipped: 76 clips in a turn of a thread; unpacked products sum in an order of their own.
+
+    Within what rounding takes of the longest sum, the 1,280 products of `mlp.2`.
+    """
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
+    ready, features, before = InferenceModel(build()), clips(160), torch.get_num_threads()
+    exact = build().double()(features.double()).detach()
+    within = 1280 * torch.finfo(torch.float32).eps / 2 * exact.abs().max().item()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            for rows in (slice(None), slice(7, 8)):
+                torch.testing.assert_close(
+                    ready(features[rows]).double(), exact[rows], rtol=0, atol=within
+                )
     finally:
         torch.set_num_threads(before)
 
@@ -133,3 +163,53 @@ def test_a_model_that_is_not_ready_is_refused() -> None:
         ValueError, match=r"model must be in float32 on the CPU, got .* in torch.float64 on cpu"
     ):
         InferenceModel(build().double())
+
+
+LACKS = (
+    r"model must have all its weights(?: to be saved)?, lacks blocks\.0\..*weight; one made ready "
+    r"for a CPU \(InferenceModel, Classifier\.ready\) has none to give"
+)
+
+
+@needs_onednn
+def test_what_would_lose_packed_weights_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: True)
+    config = Config(
+        features=FeatureConfig(target_frames=64, norm_per_sample=False, padding="zero"),
+        fbank=FbankConfig(num_mel_bins=32),
+        model=ModelConfig(
+            embed_dim=320, num_heads=5, depth=1, pool="distilled", token_positions=True,
+            head_norm=True,
+        ),
+    )  # fmt: skip
+    model = AudioSpectrogramTransformer.of(config, 5).eval()
+    names = [f"sound {number}" for number in range(5)]
+    ast = Pretrained(model, config, names, Statistics(0.0, 0.5), multi_label=False)
+    save(ast, tmp_path / "whole", layer_norm_eps=1e-12)
+    ready = InferenceModel(model)
+    assert packed_parts(model)
+    with pytest.raises(ValueError, match=LACKS):
+        save(ast, tmp_path / "model", layer_norm_eps=1e-12)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+    for take in (check_model, InferenceModel, lambda model: model.state_dict()):
+        with pytest.raises(ValueError, match=LACKS):
+            take(model)
+    for part in (ready, model):
+        for take in (copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="cannot be pickled or copied; load it in each"):
+                take(part)
+
+
+def test_one_that_packs_nothing_is_as_little_copied_and_never_trained(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ast_fast.inference.packs_faster_here", lambda *_: False)
+    ready = InferenceModel(build())
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        pickle.dumps(ready)
+    with pytest.raises(ValueError, match="made ready for inference must stay in eval mode"):
+        ready.train()
+    assert not ready.eval().training
+    assert not any(part.training for part in ready.modules())

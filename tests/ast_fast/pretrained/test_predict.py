@@ -12,9 +12,12 @@ import pytest
 import soundfile
 import torch
 
+from ast_fast.classifier import load_any_classifier
 from ast_fast.extract import ModelExtractor
 from ast_fast.predict import main
+from ast_fast.pretrained.checkpoint import load
 from ast_fast.pretrained.digest import digest_of_model
+from ast_fast.streaming import StreamingClassifier
 from ast_fast_kernels.errors import InputError
 
 transformers = pytest.importorskip("transformers")
@@ -172,3 +175,41 @@ def test_a_damaged_model_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert line.endswith("must hold preprocessor_config.json, which is missing")
+
+
+@pytest.mark.filterwarnings("ignore:At least one mel filter")
+def test_clips_of_another_length_have_their_positions_cut(
+    folder: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By predict and extract alike, whose settings say it, so that --resume compares it."""
+    found = predicted(capsys, folder, audio, "--seconds", "0.6")
+    short = load_any_classifier(folder, torch.device("cpu"), seconds=0.6)
+    cut = load(folder, num_frames=58)
+    assert short.config.features.target_frames == 58
+    assert StreamingClassifier(short).first == 0.6
+    assert torch.equal(
+        short.model.patch_embedding.position, cut.model.patch_embedding.position
+    )  # of 12 x 5 patches
+    waveforms = [soundfile.read(audio / f"{name}.wav", dtype="int16")[0] for name in SECONDS]
+    extractor, whole = (
+        ModelExtractor(folder, "probabilities", device="cpu", seconds=seconds)
+        for seconds in (0.6, None)
+    )
+    for name, row in zip(SECONDS, extractor(waveforms), strict=True):
+        expected = [found[name][label] for label in extractor.class_names]
+        np.testing.assert_allclose(row, expected, atol=1e-6)
+    clip = torch.from_numpy(waveforms[2][None, :9600])
+    np.testing.assert_allclose(
+        extractor([waveforms[2][:9600]])[0], short.probabilities(clip)[0], atol=1e-6
+    )
+    assert extractor.settings()["model"]["window_seconds"] == 0.6
+    assert whole.settings() != extractor.settings()
+
+
+@pytest.mark.parametrize("seconds", ["0", "nan", "-1", "1e9", "0.01"])
+def test_a_length_that_no_clip_has_is_one_line(
+    seconds: str, folder: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(folder), str(audio), f"--seconds={seconds}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
