@@ -184,7 +184,7 @@ def test_a_model_in_another_mode_or_precision_is_refused(tmp_path: Path) -> None
         ("none/model.onnx", "OUT must be a file in a folder to write in, got"),
         ("folder.onnx", "OUT must be a file in a folder to write in, got"),
         ("n" * 300 + "/model.onnx", "cannot be written: File name too long"),
-        ("model.onnx", "CHECKPOINT must be a run's fold-N/model.safetensors, got"),
+        ("model.onnx", "CHECKPOINT must be a run's fold-N/model.safetensors, a folder with "),
     ],
 )
 def test_a_path_that_cannot_be_used_is_one_error(
