@@ -130,7 +130,7 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
         else:
             commit, checksums = _listed(hub, repo, revision)
             _check_same(name, checksums, sha256)
-            folder = _fetched(hub, repo, commit, checksums)
+            folder = _fetched(hub, repo, revision, commit, checksums)
     _check_same(name, checksums, sha256)
     weights = checksums.get(MODEL, "")
     if not (sha256 and revision == folder.name):
@@ -154,11 +154,11 @@ def _library() -> ModuleType:
 
 def _listed(hub: Any, repo: str, revision: str) -> tuple[str, Checksums]:
     """Return a revision's commit, and the checksums of the files to fetch, as the Hub has them."""
-    api, name = hub.HfApi(), f"{repo}@{revision}"
-    commit = api.resolve_revision(repo, revision=revision).resolved  # the cache keeps it too
+    name = f"{repo}@{revision}"
+    info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    commit = info.sha or ""
     if not _COMMIT.fullmatch(commit):
         raise InputError(f"{name}: the Hub must name its commit, got {shown(commit)}")
-    info = api.model_info(repo, revision=commit, files_metadata=True, timeout=TIMEOUT)
     has = {
         one.rfilename: (one.lfs.sha256 if one.lfs else one.blob_id) or ""
         for one in info.siblings or []
@@ -175,11 +175,13 @@ def _listed(hub: Any, repo: str, revision: str) -> tuple[str, Checksums]:
     return commit, {file: has[file].lower() for file in wanted}
 
 
-def _fetched(hub: Any, repo: str, commit: str, checksums: Checksums) -> Path:
+def _fetched(hub: Any, repo: str, revision: str, commit: str, checksums: Checksums) -> Path:
     """Fetch the files of a commit that the cache lacks: those that say what it is, then the rest.
 
     Weights of another model, which may be a thousand times as large, are not fetched.
     """
+    if revision != commit:
+        hub.hf_hub_download(repo, CONFIG, revision=revision)  # the cache keeps the branch's commit
     documents = [file for file in checksums if file.endswith(".json")]
     for files in (documents, [*checksums]):
         paths = [Path(hub.hf_hub_download(repo, file, revision=commit)) for file in files]
@@ -273,15 +275,15 @@ def _one_line_errors(hub: Any, name: str) -> Iterator[None]:
         problem = "must be a model of the Hub that is public or that HF_TOKEN may read; none is"
     except errors.RevisionNotFoundError:
         problem = "must be a commit, tag or branch of it, but there is none of this name"
-    except errors.HfHubHTTPError as error:
-        response = error.response
-        problem = f"cannot be fetched: HTTP {response.status_code} of {response.url}"
-    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
+    except errors.LocalEntryNotFoundError as error:  # before 1.0, one of HTTP without a response
         if hub.constants.HF_HUB_OFFLINE:
             cache = hub.constants.HF_HUB_CACHE
             problem = f"must be in {cache}, because HF_HUB_OFFLINE is set, and is not, or not whole"
         else:
             problem = f"cannot be fetched: {_first_line(error.__cause__ or error)}"
+    except errors.HfHubHTTPError as error:
+        response = error.response
+        problem = f"cannot be fetched: HTTP {response.status_code} of {response.url}"
     except (OSError, ValueError, any_of_http) as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             problem = f"cannot be written to {hub.constants.HF_HUB_CACHE}: {error.strerror}"
