@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,7 @@ TIMEOUT = 30.0
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
+_CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _PART = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 _GIT_DIGITS = 40
 """Of the SHA-1 by which git names a file; large files have a SHA-256 instead."""
@@ -103,7 +105,8 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
     Only what `load` reads is fetched: config.json, preprocessor_config.json and safetensors, the
     weights last. Every file has the checksum that the Hub has of it, or is removed. A note on
     standard error names the commit and the checksum, unless both were given. With HF_HUB_OFFLINE,
-    the cache alone is asked. Needs huggingface_hub (`pip install 'ast-fast[hub]'`).
+    the cache alone is asked, and nothing is removed. Needs huggingface_hub (`pip install
+    'ast-fast[hub]'`).
 
     Args:
         repo: Owner and name, such as `MIT/ast-finetuned-audioset-10-10-0.4593`.
@@ -114,7 +117,8 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
         The folder, whose name is the commit.
     Raises:
         InputError: The Hub cannot be reached, or has no such checkpoint; one of another model, or
-            with pickled weights alone; a checksum differs; or the cache cannot be written.
+            with pickled weights alone; a checksum differs, or there is none to compare; or the
+            cache cannot be written.
     """
     if not _REPO.fullmatch(repo) or not revision:
         raise InputError(
@@ -172,7 +176,9 @@ def _listed(hub: Any, repo: str, revision: str) -> tuple[str, Checksums]:
     for file in wanted:
         if file not in has:
             raise InputError(f"{name} must have {file}, which is missing")
-    return commit, {file: has[file].lower() for file in wanted}
+    checksums = {file: has[file].lower() for file in wanted}
+    _check_checksums(name, checksums)
+    return commit, checksums
 
 
 def _fetched(hub: Any, repo: str, revision: str, commit: str, checksums: Checksums) -> Path:
@@ -194,32 +200,73 @@ def _fetched(hub: Any, repo: str, revision: str, commit: str, checksums: Checksu
 
 
 def _cached(hub: Any, repo: str, revision: str) -> tuple[Path, Checksums]:
-    """Return a checkpoint's folder in the cache, verified by the checksums that its links name."""
+    """Return a checkpoint's folder in the cache, verified by the checksums that its links name.
+
+    On systems without links, and from mirrors with names of their own, there are none to compare.
+    """
+    name = f"{repo}@{revision}"
     files = [CONFIG, PREPROCESSOR, MODEL, INDEX, "model-*-of-*.safetensors"]
     folder = Path(
         hub.snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=True)
     )
-    links = [path for path in folder.iterdir() if path.is_symlink()]
     checksums = {
-        path.name: path.readlink().name
-        for path in links
+        path.name: path.readlink().name if path.is_symlink() else ""
+        for path in folder.iterdir()
         if path.name in files or _PART.fullmatch(path.name)
     }
-    _verify(f"{repo}@{revision}", folder, checksums)
+    _check_checksums(name, checksums, folder)
+    if found := _differing(folder, checksums):
+        raise InputError(f"{name}: {found}; without HF_HUB_OFFLINE, it is fetched again")
     return folder, checksums
+
+
+def _check_checksums(name: str, checksums: Checksums, folder: Path | None = None) -> None:
+    """Raise if a file has no checksum that can be compared.
+
+    Args:
+        name: Of the checkpoint.
+        checksums: As the Hub lists them, or the cache's links.
+        folder: Of the cache, if they are those of its links.
+    """
+    for file, checksum in checksums.items():
+        if not _CHECKSUM.fullmatch(checksum):
+            got = shown(checksum) if checksum else "none"
+            instead = f"give {folder}" if folder else "download it yourself and give its folder"
+            raise InputError(
+                f"{name}: {file} must have a SHA-1 or SHA-256 to be verified by, got {got}; "
+                f"{instead}"
+            )
 
 
 def _verify(name: str, folder: Path, checksums: Checksums) -> None:
     """Raise if a file is not the one that the Hub has; it is removed from the cache."""
+    if found := _differing(folder, checksums):
+        _remove(folder / found.file)
+        raise InputError(f"{name}: {found}; it was removed, and the same command fetches it again")
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A file with another checksum than its own."""
+
+    file: str
+    wanted: str
+    got: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} must have the checksum {self.wanted}, as the Hub has it, got {self.got}"
+        )
+
+
+def _differing(folder: Path, checksums: Checksums) -> _Difference | None:
+    """Return the first file that is not the one that the Hub has, if any."""
     for file, checksum in checksums.items():
         path = folder / file
         got = _git_digest(path) if len(checksum) == _GIT_DIGITS else digest_of_file(path)
         if got != checksum:
-            _remove(path)
-            raise InputError(
-                f"{name}: {file} must have the checksum {checksum}, as the Hub has it, got {got}; "
-                "it was removed, and the same command fetches it again"
-            )
+            return _Difference(file, checksum, got)
+    return None
 
 
 def _git_digest(path: Path) -> str:

@@ -236,8 +236,51 @@ def test_a_damaged_cache_is_noticed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert checkpoint_here(Path(REPO), download=True, sha256=digest) == path.parent
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(InputError, match=f"{MODEL} must have the checksum {digest}, "):
+    message = f"{MODEL} must have the checksum {digest}, .*; without HF_HUB_OFFLINE, it is fetched"
+    for _ in range(2):  # nothing is removed that could not be fetched again
+        with pytest.raises(InputError, match=message):
+            fetch(REPO)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="it was removed, and the same command fetches it again"):
         fetch(REPO)
+    assert sha256_of((fetch(REPO) / MODEL).read_bytes()) == digest
+
+
+@pytest.mark.parametrize("checksum", ["", "5d41402abc4b2a76b9719d911017c592", f"{'0' * 32}-2"])
+def test_what_the_hub_lists_no_checksum_of_is_not_fetched(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, checksum: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "git_digest", lambda _: checksum)
+    got = f"'{checksum}'" if checksum else "none"
+    message = f"{REPO}@main: {CONFIG} must have a SHA-1 or SHA-256 to be verified by, got {got}; "
+    with pytest.raises(InputError, match=f"{message}download it yourself and give its folder"):
+        fetch(REPO)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_cache_without_checksums_is_refused_and_kept(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """Names of a mirror's own, which are no checksums, or systems that have no links."""
+    path = fetch(REPO) / name
+    blob = path.resolve()
+    path.unlink()
+    tag, got = f"{'5d41' * 8}-2", "none"
+    if kind == "link":
+        blob = blob.rename(blob.with_name(tag))
+        path.symlink_to(blob)
+        got = f"'{tag}'"
+    else:
+        path.write_bytes(blob.read_bytes())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = (
+        f"{name} must have a SHA-1 or SHA-256 to be verified by, got {got}; give {path.parent}"
+    )
+    with pytest.raises(InputError, match=message):
+        fetch(REPO)
+    assert path.read_bytes() == server.files[name]
 
 
 @pytest.mark.parametrize(
