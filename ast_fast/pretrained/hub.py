@@ -137,7 +137,8 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
             folder = _fetched(hub, repo, revision, commit, checksums)
     _check_same(name, checksums, sha256)
     weights = checksums.get(MODEL, "")
-    if not (sha256 and revision == folder.name):
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one says it
+    if is_first and not (sha256 and revision == folder.name):
         and_sha256 = f" with the SHA-256 {weights}" if weights else ""
         complain("note", f"{name} is {repo}@{folder.name}{and_sha256}, in {folder}")
     return folder

@@ -201,6 +201,15 @@ def test_a_model_is_fetched_once_with_what_it_needs_alone(
     assert "note" not in capsys.readouterr().err  # all that it says was given
 
 
+def test_one_of_several_processes_says_what_was_fetched(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        fetch(REPO)
+        assert capsys.readouterr().err.count("note: ") == (rank == "0")
+
+
 def test_a_cut_transfer_goes_on_where_it_ended(
     server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
