@@ -178,9 +178,10 @@ class ModelExtractor:
         """Load the model into this process, the very file that the run began with."""
         device = resolve_device("cuda" if self.device == "cuda" else "cpu")
         needs = self.what != "embeddings"
+        before = digest_of_any(self.checkpoint)
         classifier = load_any_classifier(self.checkpoint, device, needs_classes=needs).ready()
         digest = digest_of_any(self.checkpoint)
-        if self.digest not in ("", digest):
+        if before != digest or self.digest not in ("", digest):
             raise InputError(
                 f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"
             )

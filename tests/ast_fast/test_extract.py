@@ -6,6 +6,7 @@ import json
 import pickle
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from ast_fast.classifier import load_classifier
+from ast_fast.classifier import Classifier, load_any_classifier, load_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.extract import ModelExtractor, main
 from ast_fast.model import AudioSpectrogramTransformer
@@ -125,6 +126,22 @@ def test_a_model_that_changes_during_a_run_is_refused(tmp_path: Path) -> None:
     write_model(path, seed=1)
     with pytest.raises(InputError, match=r"must stay as it was when the run began, and differs"):
         pickle.loads(sent)([noise(1600)])
+
+
+def test_a_model_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows of one model would have the digest of another."""
+    path = write_model(tmp_path / "model.safetensors")
+
+    def load_and_change(*given: Any, **more: Any) -> Classifier:
+        classifier = load_any_classifier(*given, **more)
+        write_model(path, seed=1)
+        return classifier
+
+    monkeypatch.setattr("ast_fast.extract.load_any_classifier", load_and_change)
+    with pytest.raises(InputError, match=r"must stay as it was when the run began, and differs"):
+        ModelExtractor(path, "logits", device="cpu")
 
 
 def test_settings_name_the_model_its_classes_and_its_precision(model: Path) -> None:
