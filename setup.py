@@ -30,7 +30,7 @@ EXTRACT = f"ast-fast-kernels[extract]=={VERSION}"  # features of a corpus; bring
 
 RAY = f"ast-fast-kernels[ray]=={VERSION}"  # a corpus on a cluster; brings ray, jsonschema, protobuf
 
-HUB = "huggingface_hub>=1.31"  # fetches checkpoints, if asked; transformers has it and its cache
+HUB = "huggingface_hub>=0.34"  # fetches checkpoints, if asked; transformers has it and its cache
 
 ONNX = [
     "onnx>=1.19",  # checks an exported file; torch's exporter needs it too

@@ -180,14 +180,13 @@ def prepare(settled: Settled) -> Prepared:
     )
     model = AudioSpectrogramTransformer.of(config, num_classes)
     kernels = kernels_in_use(config, placement)
-    pretrained = config.model.pretrained
     facts = describe_run(
         settled.arguments.tokens,
         placement,
         ranks,
         kernels=kernels,
         data_key=dataset.key,
-        pretrained_sha256=None if pretrained is None else digest_of_model(pretrained),
+        pretrained_sha256=digest_of_pretrained(config, ranks),
     )
     warm_up_seconds = warm_up(config, dataset, placement, model, settled.console)
     ranks.same(None)  # all have checked the folder
@@ -206,6 +205,36 @@ def prepare(settled: Settled) -> Prepared:
         facts=facts,
         warm_up_seconds=warm_up_seconds,
     )
+
+
+def digest_of_pretrained(config: Config, ranks: Ranks) -> str | None:
+    """Return the digest of the model that a run begins with, if any; every process must call it.
+
+    Raises:
+        InputError: The model cannot be read, or differs from the first process's.
+    """
+    path = config.model.pretrained
+    digest = None if path is None else digest_of_model(path)
+    if digest != (first := ranks.same(digest)):
+        raise InputError(
+            f"model.pretrained {path} must be the same in every process, got the SHA-256 {digest} "
+            f"in one and {first} in the first"
+        )
+    return digest
+
+
+def check_pretrained_unchanged(run: Prepared) -> None:
+    """Check, before a fold reads it, that the model is the one that the run began with.
+
+    Raises:
+        InputError: It cannot be read, or differs.
+    """
+    if digest_of_pretrained(run.config, run.ranks) != run.facts.pretrained_sha256:
+        problem = (
+            f"model.pretrained {run.config.model.pretrained} must stay as it was when the run "
+            "began, and differs"
+        )
+        raise InputError(*([problem] if run.ranks.is_first else []))  # one says it
 
 
 def choose_threads(settled: Settled) -> int:
@@ -241,6 +270,7 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
         for fold in run.folds:
             stages = Stages(synchronise=True, elapsed=elapsed)
             elapsed = 0.0
+            check_pretrained_unchanged(run)
             with use_backends_of(run.config, run.placement.device):
                 result = train_fold(
                     run.config,

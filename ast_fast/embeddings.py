@@ -11,7 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ast_fast_kernels.errors import InputError
-from ast_fast_kernels.files.atomic import atomic_write
+from ast_fast_kernels.files.atomic import atomic_write, check_out_file
+
+FLAG = "--embeddings"
+
+
+def check_embeddings_out(path: Path) -> None:
+    """Raise if the files cannot be written, before the work that makes them.
+
+    A .jsonl without its .npy is somebody else's file, such as a list of inputs, and is not
+    replaced.
+
+    Raises:
+        InputError: A file's suffix or folder is wrong, or there is such a .jsonl.
+    """
+    check_out_file(path, FLAG, ".npy")
+    names = path.with_suffix(".jsonl")
+    check_out_file(names, FLAG, ".jsonl")
+    if names.exists() and not path.exists():
+        raise InputError(
+            f"{FLAG} must not replace a .jsonl that has no .npy beside it, got {path}, whose names "
+            f"would go to {names}"
+        )
 
 
 def write_embeddings(
@@ -36,4 +57,4 @@ def write_embeddings(
         with atomic_write(path) as temporary:
             np.save(temporary, table)
     except OSError as error:
-        raise InputError(f"--embeddings {path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{FLAG} {path} cannot be written: {error.strerror}") from error

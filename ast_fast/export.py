@@ -48,8 +48,8 @@ class Options(Checkpoint):
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
     """File to write, .onnx; an earlier one is replaced."""
     int8: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Round weights to int8: a quarter of the size, and faster on CPUs with integer products; the
-    largest difference of its logits is printed."""
+    """Round weights to int8: about a quarter of the size; the largest difference of its logits is
+    printed."""
 
 
 @dataclass(frozen=True)

@@ -167,11 +167,12 @@ class ModelExtractor:
         needs = self.what != "embeddings"
         torch.set_num_threads(1)  # before the model is packed, which each process does
         keep_freed_memory()
+        before = digest_of_any(self.checkpoint)
         classifier = load_any_classifier(
             self.checkpoint, device, needs_classes=needs, seconds=self.seconds
         ).ready()
         digest = digest_of_any(self.checkpoint)
-        if self.digest not in ("", digest):
+        if before != digest or self.digest not in ("", digest):
             raise InputError(
                 f"CHECKPOINT {self.checkpoint} must stay as it was when the run began, and differs"
             )

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ast_fast.classifier import Classifier, load_any_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
-from ast_fast.embeddings import write_embeddings
+from ast_fast.embeddings import check_embeddings_out, write_embeddings
 from ast_fast.explain import attention_rollout, save_explanation
 from ast_fast.machine.device import is_out_of_memory, resolve_device
 from ast_fast.machine.malloc import keep_freed_memory
@@ -42,7 +42,7 @@ from ast_fast_kernels.console import (
     show_progress,
 )
 from ast_fast_kernels.errors import InputError
-from ast_fast_kernels.files.atomic import check_out_file, remove_leftovers
+from ast_fast_kernels.files.atomic import remove_leftovers
 from ast_fast_kernels.files.text import is_visible, one_line, one_name
 
 PROGRAM = "python -m ast_fast.predict"
@@ -222,7 +222,7 @@ def _classify_all(options: Options) -> int:
     if not options.audio:
         raise InputError("AUDIO must name at least one file or folder, got none")
     if options.embeddings is not None:
-        check_out_file(options.embeddings, "--embeddings", ".npy")
+        check_embeddings_out(options.embeddings)
     paths = find_audio(options.audio)
     classifier = load_any_classifier(
         options.located(), resolve_device(options.device), seconds=options.seconds
@@ -232,7 +232,8 @@ def _classify_all(options: Options) -> int:
         complain("note", "a clip can be of several classes: probabilities need not sum to 1")
     num_bad = 0
     drawn: set[str] = set()
-    rows: list[tuple[ClassifiedFile, NDArray[np.float32]]] = []
+    names: list[dict[str, Any]] = []
+    rows: list[NDArray[np.float32]] = []
     with (
         _drawing_in(options.explain),
         show_progress(RunConsole(stderr=True), "classifying", len(paths)) as advance,
@@ -248,7 +249,8 @@ def _classify_all(options: Options) -> int:
             _print_result(file, classifier.class_names, options)
             if options.embeddings is not None:
                 assert file.embedding is not None
-                rows.append((file, (file.embedding / file.count).astype(np.float32)))
+                names.append({**_named(file.path), "clips": file.count})
+                rows.append((file.embedding / file.count).astype(np.float32))
             if options.explain is not None:
                 try:
                     _draw(file, classifier, options.explain, drawn)
@@ -256,9 +258,8 @@ def _classify_all(options: Options) -> int:
                     num_bad += 1
                     complain("error", f"{file.path} cannot be drawn: {error.strerror or error}")
     if options.embeddings is not None:
-        names = [{**_named(file.path), "clips": file.count} for file, _ in rows]
         width = classifier.config.model.embed_dim
-        write_embeddings(options.embeddings, names, [row for _, row in rows], width)
+        write_embeddings(options.embeddings, names, rows, width)
     return 1 if num_bad else 0
 
 

@@ -35,7 +35,7 @@ class Difference:
 def sounds(sample_rate: int, num_samples: int) -> NDArray[np.float32]:
     """Return clips to compare by, (6, num_samples): noises and falling tones, loud and quiet.
 
-    Each has a floor of noise, as every recording has.
+    The second half of one is digital zero, as the end of a padded clip.
     """
     rng = np.random.default_rng(0)
     shape = (sum(BATCHES), num_samples)
@@ -44,6 +44,7 @@ def sounds(sample_rate: int, num_samples: int) -> NDArray[np.float32]:
     for clip, pitch in zip(clips[1::2], (220.0, 880.0, 2500.0), strict=True):
         since = seconds % 0.5  # a stroke each half second
         clip += 0.5 * np.exp(-8 * since) * np.sin(2 * np.pi * pitch * since)
+    clips[2, num_samples // 2 :] = 0
     return np.clip(clips, -1, 1).astype(np.float32)
 
 

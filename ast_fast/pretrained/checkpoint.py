@@ -54,11 +54,10 @@ def load(
     """Return a pre-trained AST from transformers' files or from the original project's.
 
     A folder is transformers': config.json, preprocessor_config.json and model.safetensors (or
-    several files with an index), with the names of its version 4 or 5; of an `ASTModel`, which has
-    no head, too. A file is a `.pth` of
-    YuanGongND/ast; nothing in it is executed. Nothing is downloaded. A `.pth` says neither labels,
-    frames nor normalisation: these follow from its sizes, for the models that the project
-    published. Weights in half precision become float32.
+    several files with an index), with the names of its version 4 or 5. An `ASTModel`, without a
+    head, is read too. A file is a `.pth` of YuanGongND/ast; nothing in it is executed. Nothing is
+    downloaded. A `.pth` says neither labels, frames nor normalisation: these follow from its sizes,
+    for the models that the project published. Weights in half precision become float32.
 
     Args:
         path: The folder or the file.

@@ -14,7 +14,8 @@ from ast_fast_kernels.files.sealed import digest_of, digest_of_file
 def digest_of_model(path: Path) -> str:
     """Return the SHA-256 of a `.pth`, or one of the names and digests of a folder's files.
 
-    Files beside those that `load` reads do not count, nor does where the folder is.
+    Other files of a folder do not count, nor does where it is. The labels beside a `.pth` do not
+    count.
 
     Raises:
         InputError: A file is missing or cannot be read.

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,6 +34,7 @@ TIMEOUT = 30.0
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 _COMMIT = re.compile("[0-9a-f]{40}")
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
+_CHECKSUM = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 _PART = re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors")
 _GIT_DIGITS = 40
 """Of the SHA-1 by which git names a file; large files have a SHA-256 instead."""
@@ -103,7 +105,8 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
     Only what `load` reads is fetched: config.json, preprocessor_config.json and safetensors, the
     weights last. Every file has the checksum that the Hub has of it, or is removed. A note on
     standard error names the commit and the checksum, unless both were given. With HF_HUB_OFFLINE,
-    the cache alone is asked. Needs huggingface_hub (`pip install 'ast-fast[hub]'`).
+    the cache alone is asked, and nothing is removed. Needs huggingface_hub (`pip install
+    'ast-fast[hub]'`).
 
     Args:
         repo: Owner and name, such as `MIT/ast-finetuned-audioset-10-10-0.4593`.
@@ -114,7 +117,8 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
         The folder, whose name is the commit.
     Raises:
         InputError: The Hub cannot be reached, or has no such checkpoint; one of another model, or
-            with pickled weights alone; a checksum differs; or the cache cannot be written.
+            with pickled weights alone; a checksum differs, or there is none to compare; or the
+            cache cannot be written.
     """
     if not _REPO.fullmatch(repo) or not revision:
         raise InputError(
@@ -130,10 +134,11 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
         else:
             commit, checksums = _listed(hub, repo, revision)
             _check_same(name, checksums, sha256)
-            folder = _fetched(hub, repo, commit, checksums)
+            folder = _fetched(hub, repo, revision, commit, checksums)
     _check_same(name, checksums, sha256)
     weights = checksums.get(MODEL, "")
-    if not (sha256 and revision == folder.name):
+    is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one says it
+    if is_first and not (sha256 and revision == folder.name):
         and_sha256 = f" with the SHA-256 {weights}" if weights else ""
         complain("note", f"{name} is {repo}@{folder.name}{and_sha256}, in {folder}")
     return folder
@@ -154,11 +159,11 @@ def _library() -> ModuleType:
 
 def _listed(hub: Any, repo: str, revision: str) -> tuple[str, Checksums]:
     """Return a revision's commit, and the checksums of the files to fetch, as the Hub has them."""
-    api, name = hub.HfApi(), f"{repo}@{revision}"
-    commit = api.resolve_revision(repo, revision=revision).resolved  # the cache keeps it too
+    name = f"{repo}@{revision}"
+    info = hub.HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=TIMEOUT)
+    commit = info.sha or ""
     if not _COMMIT.fullmatch(commit):
         raise InputError(f"{name}: the Hub must name its commit, got {shown(commit)}")
-    info = api.model_info(repo, revision=commit, files_metadata=True, timeout=TIMEOUT)
     has = {
         one.rfilename: (one.lfs.sha256 if one.lfs else one.blob_id) or ""
         for one in info.siblings or []
@@ -172,14 +177,18 @@ def _listed(hub: Any, repo: str, revision: str) -> tuple[str, Checksums]:
     for file in wanted:
         if file not in has:
             raise InputError(f"{name} must have {file}, which is missing")
-    return commit, {file: has[file].lower() for file in wanted}
+    checksums = {file: has[file].lower() for file in wanted}
+    _check_checksums(name, checksums)
+    return commit, checksums
 
 
-def _fetched(hub: Any, repo: str, commit: str, checksums: Checksums) -> Path:
+def _fetched(hub: Any, repo: str, revision: str, commit: str, checksums: Checksums) -> Path:
     """Fetch the files of a commit that the cache lacks: those that say what it is, then the rest.
 
     Weights of another model, which may be a thousand times as large, are not fetched.
     """
+    if revision != commit:
+        hub.hf_hub_download(repo, CONFIG, revision=revision)  # the cache keeps the branch's commit
     documents = [file for file in checksums if file.endswith(".json")]
     for files in (documents, [*checksums]):
         paths = [Path(hub.hf_hub_download(repo, file, revision=commit)) for file in files]
@@ -192,32 +201,73 @@ def _fetched(hub: Any, repo: str, commit: str, checksums: Checksums) -> Path:
 
 
 def _cached(hub: Any, repo: str, revision: str) -> tuple[Path, Checksums]:
-    """Return a checkpoint's folder in the cache, verified by the checksums that its links name."""
+    """Return a checkpoint's folder in the cache, verified by the checksums that its links name.
+
+    On systems without links, and from mirrors with names of their own, there are none to compare.
+    """
+    name = f"{repo}@{revision}"
     files = [CONFIG, PREPROCESSOR, MODEL, INDEX, "model-*-of-*.safetensors"]
     folder = Path(
         hub.snapshot_download(repo, revision=revision, allow_patterns=files, local_files_only=True)
     )
-    links = [path for path in folder.iterdir() if path.is_symlink()]
     checksums = {
-        path.name: path.readlink().name
-        for path in links
+        path.name: path.readlink().name if path.is_symlink() else ""
+        for path in folder.iterdir()
         if path.name in files or _PART.fullmatch(path.name)
     }
-    _verify(f"{repo}@{revision}", folder, checksums)
+    _check_checksums(name, checksums, folder)
+    if found := _differing(folder, checksums):
+        raise InputError(f"{name}: {found}; without HF_HUB_OFFLINE, it is fetched again")
     return folder, checksums
+
+
+def _check_checksums(name: str, checksums: Checksums, folder: Path | None = None) -> None:
+    """Raise if a file has no checksum that can be compared.
+
+    Args:
+        name: Of the checkpoint.
+        checksums: As the Hub lists them, or the cache's links.
+        folder: Of the cache, if they are those of its links.
+    """
+    for file, checksum in checksums.items():
+        if not _CHECKSUM.fullmatch(checksum):
+            got = shown(checksum) if checksum else "none"
+            instead = f"give {folder}" if folder else "download it yourself and give its folder"
+            raise InputError(
+                f"{name}: {file} must have a SHA-1 or SHA-256 to be verified by, got {got}; "
+                f"{instead}"
+            )
 
 
 def _verify(name: str, folder: Path, checksums: Checksums) -> None:
     """Raise if a file is not the one that the Hub has; it is removed from the cache."""
+    if found := _differing(folder, checksums):
+        _remove(folder / found.file)
+        raise InputError(f"{name}: {found}; it was removed, and the same command fetches it again")
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """A file with another checksum than its own."""
+
+    file: str
+    wanted: str
+    got: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.file} must have the checksum {self.wanted}, as the Hub has it, got {self.got}"
+        )
+
+
+def _differing(folder: Path, checksums: Checksums) -> _Difference | None:
+    """Return the first file that is not the one that the Hub has, if any."""
     for file, checksum in checksums.items():
         path = folder / file
         got = _git_digest(path) if len(checksum) == _GIT_DIGITS else digest_of_file(path)
         if got != checksum:
-            _remove(path)
-            raise InputError(
-                f"{name}: {file} must have the checksum {checksum}, as the Hub has it, got {got}; "
-                "it was removed, and the same command fetches it again"
-            )
+            return _Difference(file, checksum, got)
+    return None
 
 
 def _git_digest(path: Path) -> str:
@@ -273,15 +323,15 @@ def _one_line_errors(hub: Any, name: str) -> Iterator[None]:
         problem = "must be a model of the Hub that is public or that HF_TOKEN may read; none is"
     except errors.RevisionNotFoundError:
         problem = "must be a commit, tag or branch of it, but there is none of this name"
-    except errors.HfHubHTTPError as error:
-        response = error.response
-        problem = f"cannot be fetched: HTTP {response.status_code} of {response.url}"
-    except (errors.LocalEntryNotFoundError, errors.RevisionResolutionError) as error:
+    except errors.LocalEntryNotFoundError as error:  # before 1.0, one of HTTP without a response
         if hub.constants.HF_HUB_OFFLINE:
             cache = hub.constants.HF_HUB_CACHE
             problem = f"must be in {cache}, because HF_HUB_OFFLINE is set, and is not, or not whole"
         else:
             problem = f"cannot be fetched: {_first_line(error.__cause__ or error)}"
+    except errors.HfHubHTTPError as error:
+        response = error.response
+        problem = f"cannot be fetched: HTTP {response.status_code} of {response.url}"
     except (OSError, ValueError, any_of_http) as error:
         if isinstance(error, OSError) and error.errno in OF_THE_DISK:
             problem = f"cannot be written to {hub.constants.HF_HUB_CACHE}: {error.strerror}"

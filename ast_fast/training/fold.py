@@ -196,7 +196,9 @@ class _FoldTraining:
         num_classes = len(dataset.class_names)
         self.model = AudioSpectrogramTransformer.of(config, num_classes)
         if config.model.pretrained is not None:
-            self.model.load_state_dict(pretrained_weights(config), strict=False)
+            fresh = self.model.state_dict().items()
+            head = {name: tensor for name, tensor in fresh if name.startswith("head")}
+            self.model.load_state_dict(head | pretrained_weights(config))
         self.model.to(placement.device)
         self.trained: nn.Module = self.model
         if ranks.count > 1:

@@ -95,6 +95,7 @@ def test_int8_has_the_error_that_is_reported(tmp_path: Path) -> None:
     exported = export_model(classifier, path, int8=True)
     assert exported.float32.relative <= 1e-5
     clips = sounds(exported.sample_rate, exported.num_samples)
+    assert not clips[2, exported.num_samples // 2 :].any()  # as a padded clip
     with torch.inference_mode():
         model = classifier.model
         wanted = model(classifier.features(torch.from_numpy(clips))).numpy()
@@ -184,7 +185,7 @@ def test_a_model_in_another_mode_or_precision_is_refused(tmp_path: Path) -> None
         ("none/model.onnx", "OUT must be a file in a folder to write in, got"),
         ("folder.onnx", "OUT must be a file in a folder to write in, got"),
         ("n" * 300 + "/model.onnx", "cannot be written: File name too long"),
-        ("model.onnx", "CHECKPOINT must be a run's fold-N/model.safetensors, got"),
+        ("model.onnx", "CHECKPOINT must be a run's fold-N/model.safetensors, a folder with "),
     ],
 )
 def test_a_path_that_cannot_be_used_is_one_error(

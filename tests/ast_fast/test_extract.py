@@ -6,6 +6,7 @@ import json
 import pickle
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -13,7 +14,7 @@ import pytest
 import soundfile
 import torch
 
-from ast_fast.classifier import Classifier, load_classifier
+from ast_fast.classifier import Classifier, load_any_classifier, load_classifier
 from ast_fast.data.audio import windows_of
 from ast_fast.extract import ModelExtractor, main
 from ast_fast.model import AudioSpectrogramTransformer
@@ -145,6 +146,22 @@ def test_each_process_loads_and_packs_on_one_thread(
     finally:
         torch.set_num_threads(before)
     assert threads == [1]
+
+
+def test_a_model_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows of one model would have the digest of another."""
+    path = write_model(tmp_path / "model.safetensors")
+
+    def load_and_change(*given: Any, **more: Any) -> Classifier:
+        classifier = load_any_classifier(*given, **more)
+        write_model(path, seed=1)
+        return classifier
+
+    monkeypatch.setattr("ast_fast.extract.load_any_classifier", load_and_change)
+    with pytest.raises(InputError, match=r"must stay as it was when the run began, and differs"):
+        ModelExtractor(path, "logits", device="cpu")
 
 
 def test_settings_name_the_model_its_classes_and_its_precision(model: Path) -> None:

@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file
 
 from ast_fast import pretrained
-from ast_fast.cv import main
+from ast_fast.cv import digest_of_pretrained, main
+from ast_fast.machine.distributed import ALONE, Ranks
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.finetune import finetuning_defaults, pretrained_weights
 from ast_fast.settings.command_line import parse_config
+from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_memory
 from ast_fast.training.fold import _FoldTraining
 from ast_fast.training.trained import load_trained
@@ -155,6 +157,55 @@ def test_a_resumed_run_keeps_its_model(
     assert main(resume) == 2
     assert "must keep the facts of the run" in (error := capsys.readouterr().err)
     assert "pretrained_sha256 was" in error
+
+
+def test_a_model_that_changes_before_a_fold_is_refused(
+    theirs: Path,
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Each fold reads it again, hours after the run's digest of it was taken."""
+    copied = shutil.copytree(theirs, tmp_path / "copied")
+    settings = json.loads((copied / "preprocessor_config.json").read_text())
+
+    def change(*_: object) -> None:
+        (copied / "preprocessor_config.json").write_text(json.dumps(settings | {"mean": 1.0}))
+
+    monkeypatch.setattr("ast_fast.cv.say_what_runs", change)
+    given = ["--model.pretrained", str(copied), "--out", str(tmp_path / "run")]
+    assert main([*flags, *given]) == 2
+    message = (
+        f"error: model.pretrained {copied} must stay as it was when the run began, and differs"
+    )
+    assert message in capsys.readouterr().err.splitlines()
+
+
+def test_every_process_begins_with_the_same_model(theirs: Path) -> None:
+    config = parse_config([*CLIPS, "--model.pretrained", str(theirs)], finetuning_defaults)
+
+    class Second(Ranks):
+        def same(self, value: object) -> object:
+            return "0" * 64
+
+    assert digest_of_pretrained(config, ALONE) == digest_of_model(theirs)
+    with pytest.raises(InputError, match=r"must be the same in every process, .* and 0{64} in the"):
+        digest_of_pretrained(config, Second(1, 2))
+
+
+def test_a_fold_begins_with_no_fresh_weights_but_the_heads(
+    theirs: Path, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_the_last_norm(config: Config) -> dict[str, torch.Tensor]:
+        weights = pretrained_weights(config)
+        del weights["norm.weight"]
+        return weights
+
+    monkeypatch.setattr("ast_fast.training.fold.pretrained_weights", without_the_last_norm)
+    given = ["--model.pretrained", str(theirs), "--out", str(tmp_path / "run")]
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"norm.weight\""):
+        main([*flags, *given])
 
 
 def test_a_run_that_was_interrupted_ends_with_the_same_bits(

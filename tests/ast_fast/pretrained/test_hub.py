@@ -89,7 +89,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_file(name)
         elif path.startswith((info, tree)) and path.partition(f"{name}/")[2] == "":
             self.send_list(path.removeprefix(info).removeprefix(tree), path.startswith(tree))
-        elif path == f"/{REPO}/resolve/{COMMIT}/{name}" and name in hub.files:
+        elif name in hub.files and path in (f"/{REPO}/resolve/{one}/{name}" for one in REVISIONS):
             self.resolve(name)
         else:
             self.answer(404, {"X-Error-Code": "RepoNotFound"})
@@ -164,13 +164,16 @@ def server(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         here = f"http://127.0.0.1:{server.server_port}"
+        url = here + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in (
             ("ENDPOINT", here),
-            ("HUGGINGFACE_CO_URL_TEMPLATE", here + "/{repo_id}/resolve/{revision}/{filename}"),
+            ("HUGGINGFACE_CO_URL_TEMPLATE", url),
             ("HF_HUB_CACHE", str(tmp_path / "cache")),
             ("HF_HUB_OFFLINE", False),
         ):
             monkeypatch.setattr(huggingface_hub.constants, name, value)
+        in_0_x = huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", url
+        monkeypatch.setattr(*in_0_x, raising=False)
         yield server
         server.shutdown()
         thread.join()
@@ -198,11 +201,23 @@ def test_a_model_is_fetched_once_with_what_it_needs_alone(
     assert "note" not in capsys.readouterr().err  # all that it says was given
 
 
+def test_one_of_several_processes_says_what_was_fetched(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        fetch(REPO)
+        assert capsys.readouterr().err.count("note: ") == (rank == "0")
+
+
 def test_a_cut_transfer_goes_on_where_it_ended(
     server: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "DOWNLOAD_CHUNK_SIZE", 1000)  # 10 MB are kept
     server.cut = 5000
+    if huggingface_hub.__version__.startswith("0."):
+        with pytest.raises(InputError, match=f"{REPO}@main cannot be fetched: .*Incomplete"):
+            fetch(REPO)
     found = fetch(REPO)
     assert server.asked[-2:] == [f"{MODEL} from 0", f"{MODEL} from 5000"]
     assert (found / MODEL).read_bytes() == (folder / MODEL).read_bytes()
@@ -230,8 +245,51 @@ def test_a_damaged_cache_is_noticed(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert checkpoint_here(Path(REPO), download=True, sha256=digest) == path.parent
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(InputError, match=f"{MODEL} must have the checksum {digest}, "):
+    message = f"{MODEL} must have the checksum {digest}, .*; without HF_HUB_OFFLINE, it is fetched"
+    for _ in range(2):  # nothing is removed that could not be fetched again
+        with pytest.raises(InputError, match=message):
+            fetch(REPO)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(InputError, match="it was removed, and the same command fetches it again"):
         fetch(REPO)
+    assert sha256_of((fetch(REPO) / MODEL).read_bytes()) == digest
+
+
+@pytest.mark.parametrize("checksum", ["", "5d41402abc4b2a76b9719d911017c592", f"{'0' * 32}-2"])
+def test_what_the_hub_lists_no_checksum_of_is_not_fetched(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, checksum: str
+) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "git_digest", lambda _: checksum)
+    got = f"'{checksum}'" if checksum else "none"
+    message = f"{REPO}@main: {CONFIG} must have a SHA-1 or SHA-256 to be verified by, got {got}; "
+    with pytest.raises(InputError, match=f"{message}download it yourself and give its folder"):
+        fetch(REPO)
+    assert server.asked == []
+
+
+@pytest.mark.parametrize("kind", ["link", "file"])
+@pytest.mark.parametrize("name", FILES)
+def test_a_cache_without_checksums_is_refused_and_kept(
+    server: Hub, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    """Names of a mirror's own, which are no checksums, or systems that have no links."""
+    path = fetch(REPO) / name
+    blob = path.resolve()
+    path.unlink()
+    tag, got = f"{'5d41' * 8}-2", "none"
+    if kind == "link":
+        blob = blob.rename(blob.with_name(tag))
+        path.symlink_to(blob)
+        got = f"'{tag}'"
+    else:
+        path.write_bytes(blob.read_bytes())
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    message = (
+        f"{name} must have a SHA-1 or SHA-256 to be verified by, got {got}; give {path.parent}"
+    )
+    with pytest.raises(InputError, match=message):
+        fetch(REPO)
+    assert path.read_bytes() == server.files[name]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ast_fast.classifier import load_any_classifier
 from ast_fast.extract import ModelExtractor
-from ast_fast.predict import main
+from ast_fast.predict import ClassifiedFile, main
 from ast_fast.pretrained.checkpoint import load
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.streaming import StreamingClassifier
@@ -119,14 +120,34 @@ def test_embeddings_have_a_row_for_each_classified_file(
     np.testing.assert_allclose(rows[2], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["out.txt", "missing/out.npy"])
+def test_embeddings_keep_no_audio(
+    folder: Path, audio: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file's clearest clip is a whole window: of 10,000 files, 3 GB."""
+    alive: list[int] = []
+
+    def write(path: Path, names: Any, *_: Any) -> None:
+        assert len(names) == len(SECONDS)
+        alive.append(sum(type(one) is ClassifiedFile for one in gc.get_objects()))
+
+    monkeypatch.setattr("ast_fast.predict.write_embeddings", write)
+    out = tmp_path / "out.npy"
+    assert main([str(folder), str(audio), "--device", "cpu", "--embeddings", str(out)]) == 0
+    assert alive[0] <= 1  # the last one
+
+
+@pytest.mark.parametrize("name", ["out.txt", "missing/out.npy", "clips.npy", "folder.npy"])
 def test_a_place_that_takes_no_embeddings_is_refused_first(
     folder: Path, audio: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
+    """A list of inputs is no list of rows, and may have any name."""
+    (tmp_path / "clips.jsonl").write_text("{}")
+    (tmp_path / "folder.jsonl").mkdir()
     assert main([str(folder), str(audio), "--embeddings", str(tmp_path / name)]) == 2
     captured = capsys.readouterr()
     assert captured.err.startswith("error: --embeddings must ")
     assert not captured.out
+    assert (tmp_path / "clips.jsonl").read_text() == "{}"
 
 
 def test_a_corpus_gets_the_probabilities_of_predict(
