@@ -20,7 +20,7 @@ from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import AudioConfig, Config
 from ast_fast.settings.rules import MAX_CLIP_SECONDS
-from ast_fast.training.trained import load_trained
+from ast_fast.training.trained import check_is_file, load_trained
 from ast_fast_kernels.cores import on_one_thread_if_forked, one_thread_if_forked
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.sealed import digest_of_file
@@ -168,9 +168,15 @@ def digest_of_any(path: Path) -> str:
     """Return the SHA-256 of a model that `load_any_classifier` takes.
 
     Raises:
-        InputError: A file of one that others trained cannot be read.
+        InputError: A file of it cannot be read.
     """
-    return digest_of_model(path) if _is_of_others(path) else digest_of_file(path)
+    if _is_of_others(path):
+        return digest_of_model(path)
+    check_is_file(path)
+    try:
+        return digest_of_file(path)
+    except OSError as error:
+        raise InputError(f"CHECKPOINT {path} cannot be read: {error.strerror}") from error
 
 
 def _is_of_others(path: Path) -> bool:

@@ -39,12 +39,11 @@ class TrainedModel:
     statistics: Statistics | None
 
 
-def load_trained(path: Path) -> TrainedModel:
-    """Return the model of a finished fold.
+def check_is_file(path: Path) -> None:
+    """Raise if a checkpoint is no file.
 
     Raises:
-        InputError: The file is missing or damaged, is no model of this program, or would need more
-            than this machine has. One line says what must hold.
+        InputError: It is not; the message says what a checkpoint can be.
     """
     try:
         found = path.is_file()
@@ -55,6 +54,16 @@ def load_trained(path: Path) -> TrainedModel:
             "CHECKPOINT must be a run's fold-N/model.safetensors, a folder with transformers' "
             f"config.json or a .pth of the original AST, got {path}"
         )
+
+
+def load_trained(path: Path) -> TrainedModel:
+    """Return the model of a finished fold.
+
+    Raises:
+        InputError: The file is missing or damaged, is no model of this program, or would need more
+            than this machine has. One line says what must hold.
+    """
+    check_is_file(path)
     in_fold = path.name == MODEL and path.absolute().parent.name.startswith("fold-")
     files = read_manifest(path.parent) if in_fold else None
     if files is not None:
