@@ -34,6 +34,8 @@ RECORDS = {
     "fbank-xeon": f"{HISTORY}/2026-11-24-xeon-avx512-2core.json",
     "projects": f"{HISTORY}/2026-11-29-drop-ins-epyc-avx2-l1d32-2core.json",
     "files": f"{HISTORY}/2026-11-30-files-epyc-avx2-l1d32-2core.json",
+    "pretrained": f"{HISTORY}/2026-11-30-pretrained-epyc-avx2-l1d32-2core.json",
+    "streaming": f"{HISTORY}/2026-11-30-pretrained-epyc-avx2-l1d32-2core.json",
     "attention-avx512": f"{HISTORY}/2026-11-27-attention-epyc-avx512-2core.json",
     "attention-avx2": f"{HISTORY}/2026-11-27-attention-epyc-avx2-2core.json",
     "attention-l1d32": f"{HISTORY}/2026-11-29-attention-epyc-avx2-l1d32-2core.json",
