@@ -15,7 +15,7 @@ from ast_fast.features import Statistics, model_input
 from ast_fast.inference import InferenceModel
 from ast_fast.machine.device import Placement, nearest_amp
 from ast_fast.model import AudioSpectrogramTransformer
-from ast_fast.pretrained.checkpoint import find, load
+from ast_fast.pretrained.checkpoint import find, load_found
 from ast_fast.pretrained.digest import digest_of_model
 from ast_fast.pretrained.folder import CONFIG
 from ast_fast.settings.config import AudioConfig, Config
@@ -133,9 +133,17 @@ def load_any_classifier(
             f"--seconds must not be given for {path}, a model of this program, whose clips have "
             f"{classifier.config.audio.clip_seconds:g} seconds"
         )
-    audio = None if seconds is None else AudioConfig(clip_seconds=seconds)
-    others = load(path, num_frames=None if audio is None else _frames_of(path, audio))
-    config = others.config if audio is None else replace(others.config, audio=audio)
+    if seconds is not None and not 0 < seconds <= MAX_CLIP_SECONDS:
+        raise InputError(
+            f"--seconds must be above 0 and at most {MAX_CLIP_SECONDS:g}, got {seconds:g}"
+        )
+    found = find(path)
+    config, num_frames = found.preprocessor.config(found.model), None
+    if seconds is not None:
+        config = replace(config, audio=AudioConfig(clip_seconds=seconds))
+        num_frames = config.fbank.num_frames(decode_settings(config).num_samples)
+    others = load_found(found, num_frames=num_frames)
+    config = replace(others.config, audio=config.audio)
     if needs_classes and not others.class_names:
         raise InputError(
             f"CHECKPOINT must have a head that classifies, which {path} lacks: fine-tune it by "
@@ -150,18 +158,6 @@ def load_any_classifier(
         multi_label=others.multi_label,
         shortest=config.fbank.window_size,
     )
-
-
-def _frames_of(path: Path, audio: AudioConfig) -> int:
-    """Return the frames of such clips, by the features of a model that others trained."""
-    if not 0 < audio.clip_seconds <= MAX_CLIP_SECONDS:
-        raise InputError(
-            f"--seconds must be above 0 and at most {MAX_CLIP_SECONDS:g}, got "
-            f"{audio.clip_seconds:g}"
-        )
-    found = find(path)
-    config = replace(found.preprocessor.config(found.model), audio=audio)
-    return config.fbank.num_frames(decode_settings(config).num_samples)
 
 
 def digest_of_any(path: Path) -> str:

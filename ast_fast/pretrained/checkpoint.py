@@ -76,6 +76,24 @@ def load(
     Source: Gong, Chung, Glass, "AST: Audio Spectrogram Transformer" (Interspeech 2021).
     """
     found = find(Path(path), statistics=statistics, patch_stride=patch_stride)
+    return load_found(
+        found,
+        num_frames=num_frames,
+        num_mel_bins=num_mel_bins,
+        labels=labels,
+        statistics=statistics,
+    )
+
+
+def load_found(
+    found: Found,
+    *,
+    num_frames: int | None = None,
+    num_mel_bins: int | None = None,
+    labels: Path | Sequence[str] | None = None,
+    statistics: Statistics | None = None,
+) -> Pretrained:
+    """Return the model of a checkpoint that `find` has looked at; arguments are those of `load`."""
     class_names = found.class_names
     if labels is not None:
         class_names = given_labels(labels, len(class_names))

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ast_fast.pretrained.checkpoint import check_found, find, load
+from ast_fast.pretrained.checkpoint import check_found, find, load_found
 from ast_fast.pretrained.found import Found
 from ast_fast.pretrained.preprocessor import UNCHANGED
 from ast_fast.settings.config import Config
@@ -77,21 +77,8 @@ def check_pretrained(config: Config) -> None:
         InputError: The model cannot be read; or the message names the setting, its rule and its
             value.
     """
-    path = config.model.pretrained
-    if path is None:
-        return
-    found = _find(path, config.model.patch_stride)
-    check_found(found)
-    for table, there, here, free in (
-        ("model", found.model, config.model, FREE),
-        ("fbank", found.preprocessor.fbank, config.fbank, FREE_FBANK),
-    ):
-        for name, value in dataclasses.asdict(there).items():
-            got = getattr(here, name)
-            if name not in free and got != value:
-                raise InputError(
-                    f"{table}.{name} must be {shown(value)}, as in {path}, got {shown(got)}"
-                )
+    if config.model.pretrained is not None:
+        _find_for(config)
 
 
 def pretrained_weights(config: Config) -> dict[str, Tensor]:
@@ -105,17 +92,31 @@ def pretrained_weights(config: Config) -> dict[str, Tensor]:
     Raises:
         InputError: The model cannot be read, or is not that of the settings.
     """
-    check_pretrained(config)
-    path = config.model.pretrained
-    assert path is not None
-    model = load(
-        path,
+    model = load_found(
+        _find_for(config),
         num_frames=config.features.target_frames,
         num_mel_bins=config.fbank.num_mel_bins,
-        statistics=UNCHANGED,
-        patch_stride=_given_stride(path, config.model.patch_stride),
     ).model
     return {name: t for name, t in model.state_dict().items() if not name.startswith("head")}
+
+
+def _find_for(config: Config) -> Found:
+    """Return what a run's model says of itself; raise if the settings contradict it."""
+    path = config.model.pretrained
+    assert path is not None
+    found = _find(path, config.model.patch_stride)
+    check_found(found)
+    for table, there, here, free in (
+        ("model", found.model, config.model, FREE),
+        ("fbank", found.preprocessor.fbank, config.fbank, FREE_FBANK),
+    ):
+        for name, value in dataclasses.asdict(there).items():
+            got = getattr(here, name)
+            if name not in free and got != value:
+                raise InputError(
+                    f"{table}.{name} must be {shown(value)}, as in {path}, got {shown(got)}"
+                )
+    return found
 
 
 def _find(path: Path, patch_stride: tuple[int, int] | None) -> Found:
@@ -123,12 +124,9 @@ def _find(path: Path, patch_stride: tuple[int, int] | None) -> Found:
 
     Those of the run's training clips normalise its input.
     """
+    if path.suffix != ".pth":
+        patch_stride = None  # a folder says it
     try:
-        return find(path, statistics=UNCHANGED, patch_stride=_given_stride(path, patch_stride))
+        return find(path, statistics=UNCHANGED, patch_stride=patch_stride)
     except OSError as error:  # a name longer than the system takes, or no permission
         raise InputError(f"{KEY} {path} cannot be read: {error.strerror}") from error
-
-
-def _given_stride(path: Path, patch_stride: tuple[int, int] | None) -> tuple[int, int] | None:
-    """Return the step between patches for a `.pth`, which may not say it."""
-    return patch_stride if path.suffix == ".pth" else None
