@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ast_fast.data.cache import decode_settings
@@ -158,6 +160,16 @@ def load_any_classifier(
         multi_label=others.multi_label,
         shortest=config.fbank.window_size,
     )
+
+
+def batches_of_one_length(
+    windows: Sequence[NDArray[np.int16]],
+) -> Iterator[tuple[NDArray[np.intp], Tensor]]:
+    """Yield clips in batches, one for each length: their places, and (num_clips, num_samples)."""
+    lengths = np.array([len(window) for window in windows])
+    for length in np.unique(lengths):
+        places = np.flatnonzero(lengths == length)
+        yield places, torch.from_numpy(np.stack([windows[place] for place in places.tolist()]))
 
 
 def digest_of_any(path: Path) -> str:

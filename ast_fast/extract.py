@@ -13,7 +13,12 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from ast_fast.classifier import Classifier, digest_of_any, load_any_classifier
+from ast_fast.classifier import (
+    Classifier,
+    batches_of_one_length,
+    digest_of_any,
+    load_any_classifier,
+)
 from ast_fast.data.audio import windows_of
 from ast_fast.data.cache import decode_settings
 from ast_fast.machine.device import is_out_of_memory, resolve_device
@@ -129,8 +134,8 @@ class ModelExtractor:
         if not waveforms:
             return []
         size, shortest = self.window_size, self.shortest
-        windows = [np.stack([*windows_of([one], size, shortest)]) for one in waveforms]
-        vectors = self._vectors(windows)
+        windows = [list(windows_of([one], size, shortest)) for one in waveforms]
+        vectors = self._vectors([window for of_one in windows for window in of_one])
         ends = np.cumsum([len(of_one) for of_one in windows])
         rows = np.split(vectors, ends[:-1])
         if self.ragged:
@@ -140,14 +145,11 @@ class ModelExtractor:
     def _vectors(self, windows: Sequence[NDArray[np.int16]]) -> NDArray[np.float32]:
         """Return the vector of each window, (num_windows, width); each length has its batches."""
         compute = getattr(self._loaded(), self.what)
-        lengths = np.repeat([part.shape[1] for part in windows], [len(part) for part in windows])
-        vectors = np.empty((len(lengths), self.width), np.float32)
+        vectors = np.empty((len(windows), self.width), np.float32)
         try:
-            for length in np.unique(lengths):
-                same = np.concatenate([part for part in windows if part.shape[1] == length])
-                batches = torch.split(torch.from_numpy(same), self.batch_size)
-                found = torch.cat([compute(batch) for batch in batches])
-                vectors[lengths == length] = found.numpy()
+            for rows, same in batches_of_one_length(windows):
+                batches = torch.split(same, self.batch_size)
+                vectors[rows] = torch.cat([compute(batch) for batch in batches]).numpy()
         except ValueError as error:
             raise InputError(
                 f"CHECKPOINT's settings give no features of a clip: {error}"

@@ -20,7 +20,7 @@ import tyro
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from ast_fast.classifier import Classifier, load_any_classifier
+from ast_fast.classifier import Classifier, batches_of_one_length, load_any_classifier
 from ast_fast.data.audio import read_windows
 from ast_fast.data.cache import decode_settings
 from ast_fast.embeddings import check_embeddings_out, write_embeddings
@@ -172,12 +172,9 @@ def _outputs(
     classifier: Classifier, windows: Sequence[NDArray[np.int16]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return clips' probabilities and embeddings, a row for each; each length is a batch."""
-    lengths = np.array([len(window) for window in windows])
     results = np.empty((len(windows), len(classifier.class_names)))
     embeddings = np.empty((len(windows), classifier.config.model.embed_dim))
-    for length in np.unique(lengths):
-        rows = np.flatnonzero(lengths == length)
-        batch = torch.from_numpy(np.stack([windows[row] for row in rows.tolist()]))
+    for rows, batch in batches_of_one_length(windows):
         embeddings[rows], results[rows] = (part.numpy() for part in classifier.outputs(batch))
     return results, embeddings
 
