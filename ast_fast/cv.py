@@ -230,11 +230,16 @@ def check_pretrained_unchanged(run: Prepared) -> None:
         InputError: It cannot be read, or differs.
     """
     if digest_of_pretrained(run.config, run.ranks) != run.facts.pretrained_sha256:
-        problem = (
+        raise said_once(
+            run.ranks,
             f"model.pretrained {run.config.model.pretrained} must stay as it was when the run "
-            "began, and differs"
+            "began, and differs",
         )
-        raise InputError(*([problem] if run.ranks.is_first else []))  # one says it
+
+
+def said_once(ranks: Ranks, problem: str) -> InputError:
+    """Return the error of a problem that every process has found: the first says it."""
+    return InputError(*([problem] if ranks.is_first else []))
 
 
 def choose_threads(settled: Settled) -> int:
@@ -289,7 +294,7 @@ def train(run: Prepared, interrupts: Interrupts) -> tuple[list[FoldResult], dict
                     folder = run.folder.of_fold(fold)
                     problem = wrong_kernel(fold, measured[fold].kernels, folder)
                 if problem := run.ranks.same(problem):
-                    raise InputError(*([problem] if run.ranks.is_first else []))  # one says it
+                    raise said_once(run.ranks, problem)
     return results, measured
 
 

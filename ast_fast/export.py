@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parse_options(Options, PROGRAM, arguments)
     try:
-        check_paths(arguments, "--seconds")
+        check_paths(arguments)
         check_packages()
         check_out_file(options.out, "OUT", ".onnx")
         classifier = load_any_classifier(

@@ -195,8 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse_options(Options, PROGRAM, arguments)
     keep_freed_memory()
     try:
-        check_paths(arguments, "--explain")
-        check_paths(arguments, "--embeddings")
+        check_paths(arguments, "--explain", "--embeddings")
         return _classify_all(options)
     except InputError as error:
         return fail(*error.problems)

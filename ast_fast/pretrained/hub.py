@@ -131,11 +131,11 @@ def fetch(repo: str, *, revision: str = "main", sha256: str = "") -> Path:
     with _one_line_errors(hub, name):
         if hub.constants.HF_HUB_OFFLINE:
             folder, checksums = _cached(hub, repo, revision)
+            _check_same(name, checksums, sha256)
         else:
             commit, checksums = _listed(hub, repo, revision)
             _check_same(name, checksums, sha256)
             folder = _fetched(hub, repo, revision, commit, checksums)
-    _check_same(name, checksums, sha256)
     weights = checksums.get(MODEL, "")
     is_first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one says it
     if is_first and not (sha256 and revision == folder.name):

@@ -154,11 +154,11 @@ def parse_options(kind: type[Options], program: str, arguments: Sequence[str]) -
     return tyro.cli(kind, prog=program, args=list(arguments))
 
 
-def check_paths(arguments: Sequence[str], flag: str) -> None:
-    """Raise if an argument, or the value of a flag, is an empty path: the current folder to Path.
+def check_paths(arguments: Sequence[str], *flags: str) -> None:
+    """Raise if an argument, or a flag's value, is an empty path: the current folder to Path.
 
     Raises:
         InputError: One is.
     """
-    if not {"", f"{flag}="}.isdisjoint(arguments):
+    if not {"", *(f"{flag}=" for flag in flags)}.isdisjoint(arguments):
         raise InputError("a path must not be empty, got ''")
