@@ -1,4 +1,4 @@
-"""Arithmetic that keeps its precision even if the caller has told torch to lower it."""
+"""Autocast's dtype, and arithmetic that keeps its precision even if torch is told to lower it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     if not _has_autocast(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
+    """Return the dtype that autocast would give a matrix product on the tensor's device."""
+    device = "cuda" if tensor.is_cuda else "cpu" if tensor.is_cpu else tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 @constant_in_graphs  # torch 2.9 cannot trace the question

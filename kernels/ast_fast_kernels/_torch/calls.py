@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 MOST = 256
 """Calls that are kept for an operation."""
@@ -28,12 +27,6 @@ class Calls:
         if len(self.known) >= MOST:
             self.known.clear()
         self.known[key] = call
-
-
-def autocast_dtype(tensor: Tensor) -> torch.dtype | None:
-    """Return the dtype that autocast would give a matrix product on the tensor's device."""
-    device = "cuda" if tensor.is_cuda else "cpu" if tensor.is_cpu else tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def function_apply(function: type[torch.autograd.Function]) -> Callable[..., Any]:

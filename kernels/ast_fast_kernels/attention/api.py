@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
-from ast_fast_kernels._torch.autocast import lowers_float32
-from ast_fast_kernels._torch.calls import Calls, autocast_dtype
+from ast_fast_kernels._torch.autocast import autocast_dtype, lowers_float32
+from ast_fast_kernels._torch.calls import Calls
 from ast_fast_kernels._torch.tracing import constant_in_graphs
 
 if TYPE_CHECKING:
@@ -186,9 +186,7 @@ def _triton_obstacle(qkv: Tensor, scale: float) -> str | None:
     obstacle = checks.triton_obstacle("qkv", qkv)
     if obstacle is not None:
         return obstacle
-    dtype, device = qkv.dtype, qkv.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
+    dtype = autocast_dtype(qkv) or qkv.dtype
     if dtype == torch.float32 and not lowers_float32("cuda"):
         return (
             "triton computes float32 qkv only in TF32, which "

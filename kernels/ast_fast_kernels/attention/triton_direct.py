@@ -148,15 +148,5 @@ class _AttentionFunction(torch.autograd.Function):
 
 _apply = function_apply(_AttentionFunction)
 
-
-@lru_cache(maxsize=PREPARED)
-def prepare(
-    shape: torch.Size,
-    strides: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    scale: float,
-    has_lengths: bool,
-) -> Attention:
-    """Return what runs calls of that layout; arguments as in `Attention`."""
-    return Attention(shape, strides, device, dtype, scale, has_lengths)
+prepare = lru_cache(maxsize=PREPARED)(Attention)
+"""Returns what runs calls of one layout; arguments as in `Attention`."""

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import Launch, architecture, on_its_device
-from ast_fast_kernels._torch.calls import autocast_dtype
+from ast_fast_kernels._torch.autocast import autocast_dtype
 from ast_fast_kernels.attention.ops import define_attention
 
 LOG2_E: tl.constexpr = tl.constexpr(math.log2(math.e))

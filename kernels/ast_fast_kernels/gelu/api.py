@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks, onednn
-from ast_fast_kernels._torch.calls import Calls, autocast_dtype
+from ast_fast_kernels._torch.autocast import autocast_dtype
+from ast_fast_kernels._torch.calls import Calls
 
 
 def linear_gelu(tokens: Tensor, weight: Tensor, bias: Tensor, *, backend: str = "auto") -> Tensor:

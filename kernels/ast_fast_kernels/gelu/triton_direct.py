@@ -118,10 +118,5 @@ class _BiasGeluFunction(torch.autograd.Function):
 
 _apply = function_apply(_BiasGeluFunction)
 
-
-@lru_cache(maxsize=PREPARED)
-def prepare(
-    shape: torch.Size, device: torch.device, product: torch.dtype, bias: torch.dtype
-) -> LinearGelu:
-    """Return what runs calls of that layout; arguments as in `LinearGelu`."""
-    return LinearGelu(shape, device, product, bias)
+prepare = lru_cache(maxsize=PREPARED)(LinearGelu)
+"""Returns what runs calls of one layout; arguments as in `LinearGelu`."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
-from ast_fast_kernels._torch.calls import Calls, autocast_dtype
+from ast_fast_kernels._torch.autocast import autocast_dtype
+from ast_fast_kernels._torch.calls import Calls
 
 if TYPE_CHECKING:
     from ast_fast_kernels.layer_norm.triton_direct import AddLayerNorm

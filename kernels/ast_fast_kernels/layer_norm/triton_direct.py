@@ -201,14 +201,5 @@ class _AddLayerNormFunction(torch.autograd.Function):
 
 _apply = function_apply(_AddLayerNormFunction)
 
-
-@lru_cache(maxsize=PREPARED)
-def prepare(
-    shape: torch.Size,
-    device: torch.device,
-    dtypes: tuple[torch.dtype, torch.dtype | None, torch.dtype, torch.dtype],
-    normed: torch.dtype,
-    eps: float,
-) -> AddLayerNorm:
-    """Return what runs calls of that layout; arguments as in `AddLayerNorm`."""
-    return AddLayerNorm(shape, device, dtypes, normed, eps)
+prepare = lru_cache(maxsize=PREPARED)(AddLayerNorm)
+"""Returns what runs calls of one layout; arguments as in `AddLayerNorm`."""

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import Launch, on_its_device
-from ast_fast_kernels._torch.calls import autocast_dtype
+from ast_fast_kernels._torch.autocast import autocast_dtype
 from ast_fast_kernels.layer_norm.ops import define_add_layer_norm
 
 STRIP = 64
