@@ -11,9 +11,10 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch import Tensor
 from bench.gpu_file import RecordFile, Row
 
 Candidates = dict[str, Callable[[], object]]
+Call = Callable[..., Any]
 NO_GRAPH = ("clip by clip", "torch eager", "torchaudio kaldi")
 """Parts of candidates' names: these make tables on the host at each call, which no graph takes."""
 EMPTYING_BYTES = 256 << 20
@@ -224,6 +226,14 @@ def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
         for _ in range(calls):
             run()
     return graph.replay
+
+
+def both_ways(call: Call, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the results of a call and, for gradients of ones, those of its arguments."""
+    results = call(*leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    ones = [torch.ones_like(result) for result in results]
+    return [*results, *torch.autograd.grad(results, leaves, ones)]
 
 
 @contextmanager
