@@ -15,6 +15,7 @@ import pytest
 
 from bench import gpu_record
 from bench.gpu_file import RecordFile, failures, table
+from bench.gpu_tests import pieces
 
 ROOT = Path(__file__).parents[2]
 TINY = [sys.executable, "-m", "bench.gpu_record", "--tiny"]
@@ -61,6 +62,13 @@ def test_every_comparison_has_its_candidates(ran: tuple[dict, str]) -> None:
     for name in ("training step", "fold's epoch"):
         assert times[name]["called"].keys() == {"triton", "torch", "transformers"}
     assert len(ran[0]["sweep"]) == 2
+
+
+def test_a_process_gets_neighbours_in_one_file() -> None:
+    names = [f"a.py::{test}" for test in range(5)] + ["b.py::x", "b.py::y"]
+    assert pieces(names, 3) == [names[:3], names[3:5], names[5:]]
+    assert pieces(names, 100) == [[name] for name in names]
+    assert pieces([], 3) == []
 
 
 def test_a_time_is_warm_and_cold_and_has_its_spread(ran: tuple[dict, str]) -> None:
