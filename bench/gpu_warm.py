@@ -30,8 +30,8 @@ WARMED = ("errors", "hazards", "attention", "block", "fbank", "training", "sweep
 """Stages whose kernels are compiled."""
 
 
-def _small(tokens: int) -> int:
-    return 16 + tokens % 16
+def _small(number: int) -> int:
+    return 16 + number % 16
 
 
 # Triton tells apart whether a number is 1, and whether it is a multiple of 16; else sizes do not
@@ -39,7 +39,8 @@ def _small(tokens: int) -> int:
 SIZES = replace(
     FULL,
     attention=tuple((2, _small(tokens), *heads) for _, tokens, *heads in FULL.attention),
-    rows=16 + FULL.rows % 16,
+    block=tuple((_small(rows), width) for rows, width in FULL.block),
+    rows=_small(FULL.rows),
     clips=(2, 1),
     clip_samples=8000,
     batch=16,
