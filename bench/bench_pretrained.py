@@ -29,7 +29,7 @@ from ast_fast.export import export_model
 from ast_fast.exporting.compared import difference
 from ast_fast.features import model_input
 from ast_fast.inference import InferenceModel
-from ast_fast_kernels._cpu.simd import has_bfloat16_dots
+from ast_fast_kernels.linear.packed import multiplies_bfloat16_here
 from ast_fast_kernels.testing.timing import interleaved_medians
 from bench import page_pretrained
 from bench.model_cost import multiply_adds, multiply_adds_per_second
@@ -42,7 +42,7 @@ WITHIN = 1e-5
 WITHIN_FROM_WAVEFORM = {"float32": 1e-4, "int8": 0.1}
 """The same from the waveform on, by exported file: two filterbanks differ in quiet bins."""
 CASES = [(1, "float32"), (8, "float32"), (1, "bfloat16")]
-if has_bfloat16_dots():  # else transformers takes minutes
+if multiplies_bfloat16_here():  # else transformers takes minutes
     CASES.append((8, "bfloat16"))
 NUM_LABELS = 527
 ROUNDS = 3
@@ -126,7 +126,7 @@ def test_forward(
     features = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     baseline = copy.deepcopy(theirs).to(dtype) if lowered else theirs
     ways: dict[str, Run] = {"transformers": lambda x: baseline(x.to(dtype)).logits.float()}
-    emulated = lowered and not has_bfloat16_dots()
+    emulated = lowered and not multiplies_bfloat16_here()
     if emulated:
         ways["transformers in float32"] = lambda x: theirs(x).logits
     if not lowered:

@@ -54,6 +54,34 @@ class RecordFile:
             print(f"kept {section}: {name}", flush=True)
 
 
+def choice(row: Row) -> Row:
+    """Return which way is faster, ours or torch's, and what auto takes.
+
+    Args:
+        row: A comparison of which `auto` is the backend that auto takes, and `torch` the name of
+            the candidate that it could take instead of `triton`.
+    Returns:
+        `auto`; by what is timed, how many times as fast ours is, and which is `faster`: `ours`,
+        `torch's`, or `neither` if their quartiles meet; and `wrong`, where auto takes the slower.
+    """
+    found: Row = {"auto": row["auto"]}
+    for kind in KINDS:
+        times = row.get(kind, {})
+        if "triton" in times and row["torch"] in times:
+            ours, torchs = times["triton"], times[row["torch"]]
+            ratio = torchs["median"] / ours["median"]
+            found[kind] = {"ours is faster by": ratio, "faster": _faster(ours, torchs)}
+    slower = "torch's" if row["auto"] == "triton" else "ours"
+    wrong = [kind for kind in KINDS if found.get(kind, {}).get("faster") == slower]
+    return {**found, "wrong": wrong}
+
+
+def _faster(ours: Row, torchs: Row) -> str:
+    if ours["high"] < torchs["low"]:
+        return "ours"
+    return "torch's" if torchs["high"] < ours["low"] else "neither"
+
+
 def failures(record: Row) -> list[str]:
     """Return a line for everything that is not as it should be."""
     lines = [
@@ -103,11 +131,27 @@ def table(record: Row) -> str:
     for section in ("times", "sweep"):
         for name, row in record.get(section, {}).items():
             lines += _lines_of_times(name, row)
+    lines += _lines_of_choices(record.get("auto", {}))
     for name, reason in record.get("skipped", {}).items():
         lines.append(f"skipped {name}: {reason}")
     for name, row in record.get("tests", {}).items():
         lines.append(f"tests {name}: {row['counts']} of {row['collected']}")
     return "\n".join([*lines, *(f"FAILED {line}" for line in failures(record))])
+
+
+def _lines_of_choices(choices: Row) -> Iterator[str]:
+    """Yield a table: how many times as fast ours is as torch's way, and which is faster."""
+    if choices:
+        titles = "".join(f"{said:<26}" for said in KINDS.values())
+        yield f"{'auto, and ours against torch':<52} {'takes':<10} {titles}"
+    for name, row in choices.items():
+        cells = ""
+        for kind in KINDS:
+            found = row.get(kind)
+            cell = f"{found['ours is faster by']:.2f} ×, {found['faster']}" if found else "–"
+            cells += f"{cell:<26}"
+        wrong = ", ".join(KINDS[kind] for kind in row["wrong"])
+        yield f"{name:<52} {row['auto']:<10} {cells}{f'WRONG {wrong}' if wrong else ''}".rstrip()
 
 
 def _lines_of_times(name: str, row: Row) -> Iterator[str]:

@@ -15,7 +15,7 @@ from ast_fast_kernels import FbankConfig, add_layer_norm, attention, fbank, line
 from ast_fast_kernels.attention import triton_gpu as attention_gpu
 from ast_fast_kernels.gelu import triton_gpu as gelu_gpu
 from ast_fast_kernels.layer_norm import triton_gpu as layer_norm_gpu
-from bench.gpu_timer import Recorder, captured
+from bench.gpu_timer import Call, Recorder, both_ways, captured
 
 Hazard = Callable[[Recorder], bool]
 
@@ -113,9 +113,9 @@ def without_operators(recorder: Recorder) -> bool:
     """Say whether later calls, which start compiled kernels themselves, give operators' bits."""
     for call, leaves in _calls(recorder):
         with ByOperators():
-            expected = _both_ways(call, leaves)
+            expected = both_ways(call, leaves)
         for _ in range(3):
-            if not all(map(torch.equal, _both_ways(call, leaves), expected)):
+            if not all(map(torch.equal, both_ways(call, leaves), expected)):
                 return False
     return True
 
@@ -123,24 +123,21 @@ def without_operators(recorder: Recorder) -> bool:
 def without_operators_beside(recorder: Recorder) -> bool:
     """The same on a stream of their own, and in a graph's capture and replay."""
     for call, leaves in _calls(recorder):
-        expected, side = _both_ways(call, leaves), torch.cuda.Stream()
+        expected, side = both_ways(call, leaves), torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            beside = _both_ways(call, leaves)
+            beside = both_ways(call, leaves)
         torch.cuda.current_stream().wait_stream(side)
         in_graph: list[list[Tensor]] = []
 
         def run(call: Call = call, leaves: list[Tensor] = leaves, to: list[Any] = in_graph) -> None:
-            to.append(_both_ways(call, leaves))
+            to.append(both_ways(call, leaves))
 
         captured(run)()
         torch.cuda.synchronize()
         if not all(map(torch.equal, [*beside, *in_graph[-1]], [*expected, *expected])):
             return False
     return True
-
-
-Call = Callable[..., Any]
 
 
 def _calls(recorder: Recorder) -> list[tuple[Call, list[Tensor]]]:
@@ -157,14 +154,6 @@ def _calls(recorder: Recorder) -> list[tuple[Call, list[Tensor]]]:
         (partial(call, backend="triton"), [leaf.requires_grad_() for leaf in leaves])
         for call, leaves in given
     ]
-
-
-def _both_ways(call: Call, leaves: list[Tensor]) -> list[Tensor]:
-    """Return the results of a call and the gradients of its arguments."""
-    results = call(*leaves)
-    results = results if isinstance(results, tuple) else (results,)
-    ones = [torch.ones_like(result) for result in results]
-    return [*results, *torch.autograd.grad(results, leaves, ones)]
 
 
 def _repeats(recorder: Recorder, run: Callable[[], list[Tensor]]) -> bool:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ast_fast_kernels import FbankConfig, fbank
-from ast_fast_kernels._gpu.launch import Launch, architecture
+from ast_fast_kernels._gpu.launch import Launch
 from ast_fast_kernels.attention import triton_gpu as attention_gpu
 from ast_fast_kernels.fbank import triton_gpu as fbank_gpu
 from bench.gpu_timer import Recorder
@@ -52,6 +52,6 @@ def _fbank(recorder: Recorder, waveform: Tensor, programs: int) -> Tensor:
 def _attention(qkv: Tensor, form: tuple[int, int, int, int]) -> Tensor:
     block_m, block_n, warps, stages = form
     launch = Launch.of(BLOCK_M=block_m, BLOCK_N=block_n, num_warps=warps, num_stages=stages)
-    key = "fwd", architecture(qkv.device), qkv.shape[-1], False
+    key = "fwd", attention_gpu.architecture(qkv.device), qkv.shape[-1], False
     with mock.patch.dict(attention_gpu.LAUNCHES, {key: launch}):
         return attention_gpu.launch_attention_fwd(qkv, None, qkv.shape[-1] ** -0.5)[0]

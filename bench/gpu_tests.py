@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby
 from pathlib import Path
 from threading import Lock
 
@@ -35,6 +36,7 @@ class Outcomes:
     def __init__(self, recorder: Recorder) -> None:
         self._file, self._lock, self._kept_at = recorder.file, Lock(), 0.0
         self._processes = min(recorder.sizes.processes, os.cpu_count() or 1)
+        self._pieces = recorder.sizes.pieces
         self._counts: Counter[str] = Counter()
         # One test needs differences finer than a GPU's products; another needs real clips.
         self._row = {
@@ -52,9 +54,8 @@ class Outcomes:
         if process.returncode != 0:  # a module that is missing here, or no test
             self._row["codes"].append(process.returncode)
             self._row["said"] += lines[-40:]
-        shards = [names[place :: self._processes] for place in range(self._processes)]
         with ThreadPoolExecutor(self._processes) as pool:
-            list(pool.map(self._run, filter(None, shards)))
+            list(pool.map(self._run, pieces(names, self._processes * self._pieces)))
         self._keep(silent=False)
 
     def _run(self, names: list[str]) -> None:
@@ -84,6 +85,17 @@ class Outcomes:
         self._kept_at = time.monotonic()
         self._row["counts"] = dict(self._counts)
         self._file.keep("tests", "gpu", self._row, silent=silent)
+
+
+def pieces(names: list[str], number: int) -> list[list[str]]:
+    """Cut tests into about so many pieces, each of neighbours in one file.
+
+    Those share compiled kernels, and processes take pieces as they come free, so that a limit cuts
+    little.
+    """
+    size = -(-len(names) // number)
+    files = [list(tests) for _, tests in groupby(names, lambda name: name.partition("::")[0])]
+    return [tests[at : at + size] for tests in files for at in range(0, len(tests), size)]
 
 
 def _pytest(arguments: list[str]) -> subprocess.Popen[str]:

@@ -11,16 +11,18 @@ from __future__ import annotations
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.gpu_file import RecordFile, Row
+from bench.gpu_file import RecordFile, Row, choice
 
 Candidates = dict[str, Callable[[], object]]
+Call = Callable[..., Any]
 NO_GRAPH = ("clip by clip", "torch eager", "torchaudio kaldi")
 """Parts of candidates' names: these make tables on the host at each call, which no graph takes."""
 EMPTYING_BYTES = 256 << 20
@@ -33,6 +35,7 @@ class Sizes:
 
     attention: tuple[tuple[int, int, int, int], ...]  # (batch, tokens, heads, head_dim)
     compiled: tuple[tuple[int, int, int, int], ...]  # those beside FlexAttention: long to compile
+    block: tuple[tuple[int, int], ...]  # (rows, width)
     rows: int
     width: int
     clips: tuple[int, ...]
@@ -50,23 +53,25 @@ class Sizes:
     mel_bins: int
     tests: tuple[str, ...]
     processes: int  # that run tests at a time: each holds a CUDA context
+    pieces: int  # of the tests for each of these
 
 
 FULL = Sizes(
     attention=(
         (32, 250, 3, 64), (32, 512, 12, 64), (32, 256, 4, 32), (32, 128, 4, 32), (8, 600, 12, 64),
-        (8, 1212, 12, 64),
+        (8, 1212, 12, 64), (1, 250, 3, 64),
     ),
     compiled=((32, 250, 3, 64), (32, 512, 12, 64)),
-    rows=8000, width=192, clips=(64, 1, 1024), clip_samples=80000, batch=32, steps=50, rounds=30,
-    calls=20, repeats=20, square=8192, copied=1 << 28, sweep=100, model=(), frames=512,
-    mel_bins=128, tests=("tests",), processes=16,
+    block=((8000, 192), (250, 192), (9696, 768)), rows=8000, width=192,
+    clips=(64, 1, 1024), clip_samples=80000, batch=32, steps=50, rounds=30, calls=20,
+    repeats=20, square=8192, copied=1 << 28, sweep=100, model=(), frames=512,
+    mel_bins=128, tests=("tests",), processes=16, pieces=3,
 )  # fmt: skip
 TINY = Sizes(
-    attention=((1, 17, 2, 16),), compiled=((1, 17, 2, 16),), rows=5, width=32, clips=(1,),
-    clip_samples=600, batch=2, steps=1, rounds=1, calls=1, repeats=1, square=16, copied=1 << 10,
-    sweep=1, model=(("embed_dim", 32), ("num_heads", 2), ("depth", 1)), frames=32, mel_bins=32,
-    tests=("tests/kernels/test_triton_gelu.py",), processes=1,
+    attention=((1, 17, 2, 16),), compiled=((1, 17, 2, 16),), block=((5, 32),), rows=5, width=32,
+    clips=(1,), clip_samples=600, batch=2, steps=1, rounds=1, calls=1, repeats=1, square=16,
+    copied=1 << 10, sweep=1, model=(("embed_dim", 32), ("num_heads", 2), ("depth", 1)), frames=32,
+    mel_bins=32, tests=("tests/kernels/test_triton_gelu.py",), processes=1, pieces=1,
 )  # fmt: skip
 
 
@@ -104,7 +109,7 @@ class Recorder:
         graphs: bool = True,
         part: int = 1,
         section: str = "times",
-        **facts: float,
+        **facts: float | str,
     ) -> None:
         """Time candidates in turns; record the reason of one that cannot run.
 
@@ -114,7 +119,7 @@ class Recorder:
             graphs: Whether to time them in CUDA graphs too.
             part: Divides the number of rounds, for candidates that take long.
             section: Of the record.
-            facts: Recorded beside the times.
+            facts: Recorded beside the times; `auto` and `torch` as in `gpu_file.choice`.
         """
         with self.step(name):
             row: Row = {"cannot": {}, **facts}
@@ -174,6 +179,8 @@ class Recorder:
             for candidate, times in self._turns(runs, rounds or self.sizes.rounds, empties).items()
         }
         self.file.keep(section, name, row)
+        if "auto" in row:
+            self.file.keep("auto", name, choice(row), silent=True)
 
     def _turns(self, runs: Candidates, rounds: int, empties: bool) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {candidate: [] for candidate in runs}
@@ -224,6 +231,14 @@ def captured(run: Callable[[], object], calls: int = 1) -> Callable[[], object]:
         for _ in range(calls):
             run()
     return graph.replay
+
+
+def both_ways(call: Call, leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Return the results of a call and, for gradients of ones, those of its arguments."""
+    results = call(*leaves)
+    results = results if isinstance(results, tuple) else (results,)
+    ones = [torch.ones_like(result) for result in results]
+    return [*results, *torch.autograd.grad(results, leaves, ones)]
 
 
 @contextmanager

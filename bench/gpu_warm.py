@@ -3,8 +3,9 @@
 `TRITON_CACHE_DIR=warm python -m bench.gpu_warm --arch 90`, by the Python, torch and Triton of the
 machine that has the GPU; there, `make gpu-record` with that folder as TRITON_CACHE_DIR finds the
 kernels. A kernel whose key differs there is compiled there, no more. The stages run as they do on
-a GPU, through the same launchers and on tensors of the same kinds; each launch ends after its
-compilation, so tensors hold what they held.
+a GPU, through the same launchers and on tensors of the same kinds, fewer clips at a time; a launch
+ends before the device would begin (`ast_fast_kernels.testing.no_gpu`), so tensors hold what they
+held. The tests' kernels are not compiled: the tests are many, and each has few.
 """
 
 from __future__ import annotations
@@ -14,48 +15,54 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from contextlib import contextmanager
+from dataclasses import replace
 from unittest import mock
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-from ast_fast_kernels._gpu.launch import ARCHITECTURES
-from ast_fast_kernels._torch import checks
-from ast_fast_kernels.attention import triton_gpu as attention_gpu
-from bench import gpu_sweep
+from ast_fast_kernels.testing import no_gpu
 from bench.gpu_record import function_of
 from bench.gpu_timer import FULL, Candidates, Recorder
 
-WARMED = ("errors", "attention", "block", "fbank", "sweep")
-"""Stages whose kernels are compiled; the others launch the same ones."""
+WARMED = ("errors", "hazards", "attention", "block", "fbank", "training", "sweep")
+"""Stages whose kernels are compiled."""
 
 
-class NoDevice:
-    """What a launch asks of a driver before it launches."""
+def _small(number: int) -> int:
+    return 16 + number % 16
 
-    def __init__(self, arch: int) -> None:
-        self._target = GPUTarget("cuda", arch, 32)
 
-    def get_current_target(self) -> GPUTarget:
-        return self._target
+# Triton tells apart whether a number is 1, and whether it is a multiple of 16; else sizes do not
+# matter to a kernel, and what torch computes beside it need not take long.
+SIZES = replace(
+    FULL,
+    attention=tuple((2, _small(tokens), *heads) for _, tokens, *heads in FULL.attention),
+    block=tuple((_small(rows), width) for rows, width in FULL.block),
+    rows=_small(FULL.rows),
+    clips=(2, 1),
+    clip_samples=8000,
+    batch=16,
+    steps=1,
+    repeats=1,
+    model=(("depth", 2),),
+)
 
-    def get_current_device(self) -> int:
-        return 0
 
-    def get_current_stream(self, device: int) -> int:
-        return 0
+class NoFile:
+    """Stands for the record."""
+
+    def keep(self, section: str, name: str, row: object, *, silent: bool = False) -> None:
+        """Keep nothing: nothing was computed."""
 
 
 class Compiler(Recorder):
     """Calls what a recorder would measure, once, on the CPU; keeps nothing."""
 
     def __init__(self) -> None:
-        self.device, self.sizes, self.on_gpu = torch.device("cpu"), FULL, False
+        self.file, self.device, self.sizes = NoFile(), torch.device("cpu"), SIZES
+        self.on_gpu = False
         self.cannot: list[str] = []
 
     def noise(self, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
@@ -64,9 +71,6 @@ class Compiler(Recorder):
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         yield
-
-    def check(self, name: str, error: float, bound: float) -> None:
-        """Leave out the error: nothing was computed."""
 
     def compare(self, name: str, candidates: Candidates, **facts: object) -> None:
         """Call what launches kernels of ours."""
@@ -90,23 +94,18 @@ class Compilations:
         self.compiled += not cache_hit
 
 
-@contextmanager
-def launching_nothing(arch: int) -> Iterator[Compilations]:
-    """Let launches on CPU tensors compile for an architecture, and end there."""
-    run, counted = JITFunction.run, Compilations()
-
-    def compile_only(self: Any, *args: Any, warmup: bool, **options: Any) -> None:
-        run(self, *args, warmup=True, **options)  # gives nothing that a later call could start
-
-    driver.set_active(NoDevice(arch))  # of this process, which has no other
-    triton.knobs.compilation.listener = counted
-    with ExitStack() as stack:
-        enter = stack.enter_context
-        enter(mock.patch.object(JITFunction, "run", compile_only))
-        enter(mock.patch.object(checks, "triton_obstacle", return_value=None))
-        for module in (attention_gpu, gpu_sweep):
-            enter(mock.patch.object(module, "architecture", return_value=arch))
-        yield counted
+def compile_stages(stages: list[str]) -> list[str]:
+    """Call what the stages launch; return what cannot be compiled, and why."""
+    compiler = Compiler()
+    for name in stages:
+        try:
+            run = function_of(name)
+        except ModuleNotFoundError as error:
+            compiler.cannot.append(f"{name}: {error.name} is not installed")
+            continue
+        with mock.patch.object(torch, "equal", return_value=True):  # hazards go on
+            run(compiler)
+    return compiler.cannot
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,19 +113,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_warm", description=__doc__)
     add = parser.add_argument
     add(
-        "--arch", type=int, choices=ARCHITECTURES, default=90, help="compute capability; default 90"
-    )
+        "--arch", type=int, choices=tuple(no_gpu.MULTIPROCESSORS), default=90,
+        help="compute capability; default 90",
+    )  # fmt: skip
     add("--stages", nargs="+", choices=WARMED, default=WARMED, help="default: all of these")
     options = parser.parse_args(arguments)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 compiles nothing")
     if "TRITON_CACHE_DIR" not in os.environ:
         parser.error("TRITON_CACHE_DIR must name the folder to fill")
-    begin, compiler = time.monotonic(), Compiler()
-    with launching_nothing(options.arch) as counted:
-        for name in options.stages:
-            function_of(name)(compiler)
-    for line in compiler.cannot:
+    begin, counted = time.monotonic(), Compilations()
+    no_gpu.install(options.arch)
+    triton.knobs.compilation.listener = counted
+    for line in compile_stages(options.stages):
         print(f"cannot be compiled: {line}")
     seconds = time.monotonic() - begin
     print(

@@ -27,6 +27,7 @@ from torch.nn import functional
 from ast_fast_kernels import FbankConfig, add_layer_norm, attention, fbank, linear_gelu
 from ast_fast_kernels.testing import no_gpu
 from ast_fast_kernels.testing.timing import interleaved_medians
+from bench.gpu_timer import both_ways
 
 Operation = Callable[..., Tensor | tuple[Tensor, ...]]
 
@@ -79,12 +80,6 @@ def operations() -> dict[str, tuple[Operation, Operation, list[Tensor]]]:
 
 def forward(run: Operation, tensors: list[Tensor]) -> object:
     return run(*tensors)
-
-
-def both_ways(run: Operation, tensors: list[Tensor]) -> object:
-    results = run(*tensors)
-    results = results if isinstance(results, tuple) else (results,)
-    return torch.autograd.grad(results, tensors, [torch.ones_like(r) for r in results])
 
 
 def repeated(run: Callable[[], object], calls: int) -> Callable[[], None]:

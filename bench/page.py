@@ -17,6 +17,7 @@ from bench.records import group_of
 from bench.table import (
     MACHINE,
     ROOT,
+    Cases,
     header,
     library_table,
     line,
@@ -283,23 +284,10 @@ Measured on {on("half")}.
 """
 
 
-def extraction() -> str:
-    """Return the sections of bench_extract.py and corpus_rates.py."""
-    sections = {"extract": page_extract.extraction, "corpus": page_extract.corpus}
+def sections(**of: Callable[[Cases, str], str]) -> str:
+    """Return the sections of the records that are named, by the names of these."""
     return "".join(
-        section(cases(name, name), on(name))
-        for name, section in sections.items()
-        if name in RECORDS
-    )
-
-
-def pretrained() -> str:
-    """Return the sections of bench_pretrained.py and bench_streaming.py."""
-    sections = {"pretrained": page_pretrained.section, "streaming": page_streaming.section}
-    return "".join(
-        section(partial(cases, name), on(name))
-        for name, section in sections.items()
-        if name in RECORDS
+        section(partial(cases, name), on(name)) for name, section in of.items() if name in RECORDS
     )
 
 
@@ -522,7 +510,7 @@ HQ and torchaudio's `kaldi.fbank`, one thread, files in the page cache, 128 bins
 {on("files")}.
 
 {files_table()}
-{extraction()}
+{sections(extract=page_extract.extraction, corpus=page_extract.corpus)}
 ### Resampling
 
 `resample` of 5 s of audio against soxr's HQ, which gets float32, and of stereo the mean, which it
@@ -591,7 +579,7 @@ of that width on all patches. The recipe keeps a quarter of the patches and adds
 Measured on {on("training")}.
 
 {recipe_table()}
-{pretrained()}
+{sections(pretrained=page_pretrained.section, streaming=page_streaming.section)}
 ## Where the time of a fold goes
 
 Features are everything from int16 samples to what the model sees: mixing, filterbank, normalising

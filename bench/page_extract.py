@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.table import header, line, times
+from bench.table import Cases, header, line, times
 
 
-def extraction(found: list[dict[str, Any]], where: str) -> str:
-    """Return the section of bench_extract.py, from its cases and words for its machine."""
+def extraction(cases: Cases, where: str) -> str:
+    """Return the section of bench_extract.py.
+
+    Args:
+        cases: Of the record.
+        where: The machine, and a link to the record.
+    Raises:
+        InputError: The record lacks them.
+    """
     return f"""
 ### Extraction of a corpus
 
@@ -18,7 +25,7 @@ digests, shards, their verification and flushing, and the manifest. Its rate is 
 the work alone; by CPU is where every core has a process of its own. The flush of a run's last
 shard comes once and is apart. Measured on {where}.
 
-{extraction_table(found)}
+{extraction_table(cases("extract"))}
 """
 
 
@@ -36,8 +43,15 @@ def extraction_table(found: list[dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
-def corpus(found: list[dict[str, Any]], where: str) -> str:
-    """Return the section of corpus_rates.py, from its cases and words for its machine."""
+def corpus(cases: Cases, where: str) -> str:
+    """Return the section of corpus_rates.py.
+
+    Args:
+        cases: Of the record.
+        where: The machine, and a link to the record.
+    Raises:
+        InputError: The record lacks them.
+    """
     return f"""
 ### Processes and Ray
 
@@ -46,7 +60,7 @@ Milliseconds a file while as many processes as cores are at work, those of one m
 there; ranges of the turns. A file costs Ray so much more, by the median of the turns.
 Measured on {where}.
 
-{corpus_table(found)}
+{corpus_table(cases("corpus"))}
 """
 
 

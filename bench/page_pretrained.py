@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from bench.table import header, line, times
-
-Cases = Callable[[str], list[dict[str, Any]]]
-"""The cases of a group, each with its parameters and measurements."""
+from bench.table import Cases, header, line, times
 
 
 def section(cases: Cases, where: str) -> str:

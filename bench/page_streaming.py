@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from bench.table import header, line, times
+from bench.table import Cases, header, line, times
 
-Cases = Callable[[str], list[dict[str, Any]]]
-"""The cases of a group, each with its parameters and measurements."""
 MODELS = {"our-default-5s": "default size, 5 s", "base-10s": "AST-base, 10 s"}
 """The names of models and their windows."""
 

@@ -18,6 +18,9 @@ from bench.records import group_of, number
 
 ROOT = Path(__file__).parents[1]
 
+Cases = Callable[[str], list[dict[str, Any]]]
+"""A record's cases of a group, each with its parameters and measurements."""
+
 
 class Column(NamedTuple):
     """Clips of a call, and threads."""

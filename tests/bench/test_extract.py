@@ -48,6 +48,8 @@ def test_sections_of_extraction_come_with_their_records(
         monkeypatch.delitem(page.RECORDS, name, raising=False)
     without = page.benchmarks()
     record = corpus_rates.record_of({"wav": RATES}, 2)
+    # This machine's would know more of a machine that is on the page already.
+    record["machine_info"] = table.read_record(page.RECORDS["training"])["machine_info"]
     figures = bench_extract.figures_of([Spent(700.0, 690.0)], [Spent(800.0, 766.7, 40.0)])
     case = {"name": "a", "group": "extract", "extra_info": figures}
     case["params"] = {"kind": "OGG 44.1 kHz", "convention": "AST, 128 bins", "form": "npy"}

@@ -159,18 +159,43 @@ PRETRAINED = [
 ]
 
 
+class Section:
+    """Makes the page with a section and without it."""
+
+    def __init__(self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._name, self._monkeypatch = name, monkeypatch
+        self._path = tmp_path / "2026-11-30-a.json"
+
+    def without(self) -> str:
+        self._monkeypatch.delitem(page.RECORDS, self._name, raising=False)
+        return page.benchmarks()
+
+    def of(self, benchmarks: list[Any]) -> str:
+        """Return the page with the section of a record of these cases."""
+        info = table.read_record(page.RECORDS["training"])["machine_info"]
+        self._path.write_text(json.dumps({"benchmarks": benchmarks, "machine_info": info}))
+        self._monkeypatch.setitem(page.RECORDS, self._name, str(self._path))
+        return page.benchmarks()
+
+
+def check_section(section: Section, title: str, benchmarks: list[Any], parts: list[str]) -> None:
+    """Check that it comes with its record, whole, and that the last group is asked for."""
+    without = section.without()
+    assert title not in without
+    with_it = section.of(benchmarks)
+    for rows in (title, *parts, "Measured on the EPYC (Zen 5) with AVX-512"):
+        assert rows in with_it
+    for line in without.splitlines():
+        assert line in with_it
+    missing = benchmarks[-1]["group"]
+    with pytest.raises(InputError, match=f"must have cases of {missing}, got none"):
+        section.of(benchmarks[:-1])
+
+
 def test_the_section_of_a_pretrained_model_comes_with_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(page.RECORDS, "pretrained", raising=False)
-    without = page.benchmarks()
-    assert "A pre-trained AST" not in without
-    info = table.read_record(page.RECORDS["training"])["machine_info"]
-    path = tmp_path / "2026-11-30-a.json"
-    path.write_text(json.dumps({"benchmarks": PRETRAINED, "machine_info": info}))
-    monkeypatch.setitem(page.RECORDS, "pretrained", str(path))
-    with_it = page.benchmarks()
-    for rows in (
+    parts = [
         "| ours, s | than transformers | than transformers in float32 | than onnxruntime |",
         "| float32 | 1 | 2 | 3 | 4.50 | – | 5.00 | 3.60 | 1.25 × | – | 1.39 × | 70 | 3.32 |\n"
         "| float32 | 3 | 2 | 1 | 9.00 | – | 9.90 | 6.00 | 1.50 × | – | 1.65 × | 70 | 3.32 |\n"
@@ -178,14 +203,9 @@ def test_the_section_of_a_pretrained_model_comes_with_its_record(
         "| float32 | 347 | 2 | 3 | 4.50 | 5.00 | 0.90 × | 2e-06 |\n"
         "| int8 | 91 | 2 | 3 | 4.50 | 2.50 | 1.80 × | 1e-02 |\n",
         "| 2 | 62.0 | 1.38 | 45.1 × | 6e-06 |\n",
-        "Measured on the EPYC (Zen 5) with AVX-512",
-    ):
-        assert rows in with_it
-    for line in without.splitlines():
-        assert line in with_it
-    path.write_text(json.dumps({"benchmarks": PRETRAINED[:-1], "machine_info": info}))
-    with pytest.raises(InputError, match="must have cases of pretrained-extractor, got none"):
-        page.benchmarks()
+    ]
+    section = Section("pretrained", tmp_path, monkeypatch)
+    check_section(section, "## A pre-trained AST\n", PRETRAINED, parts)
 
 
 def decision_case(folder: str, threads: int, theirs: float, ours: float) -> Any:
@@ -218,28 +238,14 @@ STREAMING = [
 def test_the_section_of_a_stream_comes_with_its_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delitem(page.RECORDS, "streaming", raising=False)
-    without = page.benchmarks()
-    assert "A model on a stream" not in without
-    info = table.read_record(page.RECORDS["training"])["machine_info"]
-    path = tmp_path / "2026-11-30-a.json"
-    path.write_text(json.dumps({"benchmarks": STREAMING, "machine_info": info}))
-    monkeypatch.setitem(page.RECORDS, "streaming", str(path))
-    with_it = page.benchmarks()
-    for rows in (
-        "## A model on a stream\n",
+    parts = [
         "| default size, 5 s | 1 | 7 | 76 | 38 | 1.99 × | 0.31 |\n"
         "| default size, 5 s | 2 | 7 | 87 | 40 | 2.17 × | 0.31 |\n"
         "| AST-base, 10 s | 2 | 7 | 4,500 | 3,600 | 1.25 × | 0.31 |\n",
         "| threads | 1 | 8 | gain of 8 |\n|---|---|---|---|\n| 2 | 40.0 | 57.1 | 1.43 × |\n",
-        "Measured on the EPYC (Zen 5) with AVX-512",
-    ):
-        assert rows in with_it
-    for line in without.splitlines():
-        assert line in with_it
-    path.write_text(json.dumps({"benchmarks": STREAMING[:-1], "machine_info": info}))
-    with pytest.raises(InputError, match="must have cases of batches, got none"):
-        page.benchmarks()
+    ]
+    section = Section("streaming", tmp_path, monkeypatch)
+    check_section(section, "## A model on a stream\n", STREAMING, parts)
 
 
 def test_a_machine_is_named_by_its_maker_vectors_and_caches() -> None:

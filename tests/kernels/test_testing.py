@@ -34,6 +34,13 @@ def test_unknown_signal_is_refused() -> None:
         make_signal("music", 10)
 
 
+def test_no_gpu_stands_for_those_with_launch_tables() -> None:
+    no_gpu = pytest.importorskip("ast_fast_kernels.testing.no_gpu", exc_type=ImportError)
+    assert no_gpu.NoGpu(80).get_current_target().arch == 80
+    with pytest.raises(ValueError, match="arch must be 80 or 90, got 75"):
+        no_gpu.install(75)
+
+
 def test_relative_norm_is_the_ratio_of_norms() -> None:
     reference = torch.tensor([3.0, 4.0])
     assert relative_norm(reference + torch.tensor([0.0, 0.5]), reference) == pytest.approx(0.1)
