@@ -43,6 +43,8 @@ class Classifier:
     shortest: int | None = None
     """Samples to which a shorter clip is padded with zeros; None is those of a whole clip. Of what
     is longer, missing frames are padded, by `config.features.padding`."""
+    temperature: float | None = None
+    """What logits are divided by before the softmax; None is 1."""
     frozen: InferenceModel | None = None
     """The model made ready for a CPU; None runs it as it is."""
 
@@ -71,7 +73,10 @@ class Classifier:
         return self._run(windows, lambda features: [self._runs(features)])[0]
 
     def probabilities(self, windows: Tensor) -> Tensor:
-        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes)."""
+        """Return the probabilities of all classes for clips, on the CPU: (batch, num_classes).
+
+        They are the softmax of the logits divided by `temperature`, or their sigmoids.
+        """
         return self.outputs(windows)[1]
 
     def outputs(self, windows: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +87,9 @@ class Classifier:
     def _embed_and_classify(self, features: Tensor) -> tuple[Tensor, Tensor]:
         embeddings = self._runs.embed(features)
         logits = self._runs.classify(embeddings).float().cpu()
-        return embeddings, logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        if self.multi_label:
+            return embeddings, logits.sigmoid()
+        return embeddings, (logits / (self.temperature or 1.0)).softmax(dim=1)
 
     def _run(self, windows: Tensor, compute: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """Return what the model computes of clips' features, on the CPU, in float32."""
@@ -104,7 +111,14 @@ def load_classifier(path: Path, device: torch.device) -> Classifier:
     trained = load_trained(path)
     model = trained.model.to(device).eval().requires_grad_(False)
     placement = Placement(device, nearest_amp(trained.config.training.amp, device))
-    return Classifier(model, trained.config, trained.class_names, trained.statistics, placement)
+    return Classifier(
+        model,
+        trained.config,
+        trained.class_names,
+        trained.statistics,
+        placement,
+        temperature=trained.temperature,
+    )
 
 
 @on_one_thread_if_forked

@@ -13,6 +13,7 @@ import tyro
 from rich.table import Table
 from scipy import stats
 
+from ast_fast.report.build import calibrated_loss
 from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import page_environment
 from ast_fast.run.verified import read_finished
@@ -65,6 +66,8 @@ class Row:
     std: float
     per_fold: dict[int, float]
     seconds: float
+    loss: float | None
+    """Calibrated; None if its report has none."""
     difference: Difference | None
     """None for the first run itself."""
 
@@ -112,7 +115,8 @@ def compare(paths: Sequence[Path]) -> tuple[list[Row], dict[str, list[str]]]:
         mean, std = mean_and_std(list(accuracy.values()))
         difference = paired_difference(accuracy, accuracies[0]) if index else None
         seconds = float(report["timing"]["total_seconds"])
-        rows.append(Row(one_line(str(path)), mean, std, accuracy, seconds, difference))
+        loss = calibrated_loss(report)
+        rows.append(Row(one_line(str(path)), mean, std, accuracy, seconds, loss, difference))
     settings = [_settings(report) for report in reports]
     keys = sorted(set().union(*settings) - NOT_COMPARED)
     values = {key: [one_name(config.get(key, UNKNOWN)) for config in settings] for key in keys}
@@ -148,14 +152,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     console = RunConsole()
     table = Table()
     table.add_column("run", overflow="fold")  # paths often differ only at their end
-    for title in ("accuracy", "difference", "95 % interval", "minutes"):
+    has_losses = any(row.loss is not None for row in rows)
+    losses = ("calibrated loss",) if has_losses else ()
+    for title in ("accuracy", "difference", "95 % interval", *losses, "minutes"):
         table.add_column(title)
     for row in rows:
         difference = ("–", "–")
         if row.difference is not None:
             difference = (f"{100 * row.difference.mean:+.1f}", row.difference.shown)
         accuracy = f"{100 * row.mean:.1f} % ± {100 * row.std:.1f}"
-        table.add_row(row.name, accuracy, *difference, f"{row.seconds / 60:.0f}")
+        loss = "–" if row.loss is None else f"{row.loss:.3f}"
+        cells = (*difference, *((loss,) if has_losses else ()), f"{row.seconds / 60:.0f}")
+        table.add_row(row.name, accuracy, *cells)
     console.print(table)
     if settings:
         table = Table("setting")

@@ -54,6 +54,7 @@ from ast_fast.settings.agree import check_resumed_settings
 from ast_fast.settings.command_line import Arguments, MergeJob, SeedsJob, parse_config, read_job
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_memory
+from ast_fast.training.calibration import calibrate
 from ast_fast.training.fold import train_fold
 from ast_fast.training.observers import Observer
 from ast_fast.training.progress import TrainingProgress
@@ -317,7 +318,7 @@ def measure(run: Prepared, result: FoldResult, stages: Stages) -> Measured:
 
 
 def report(run: Prepared, results: Sequence[FoldResult], measured: Mapping[int, Measured]) -> None:
-    """Write the report and print its figures, in the first process only."""
+    """Calibrate the models, write the report and print its figures, in the first process only."""
     (peak,) = run.ranks.sum(peak_memory_gib())
     if not run.ranks.is_first:
         return
@@ -327,7 +328,7 @@ def report(run: Prepared, results: Sequence[FoldResult], measured: Mapping[int, 
         run.folder.path,
         run.config,
         run.dataset,
-        results,
+        calibrate(run.folder.path, run.dataset, results),
         measured=measured,
         run=facts.to_json(),
     )

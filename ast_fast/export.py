@@ -40,9 +40,9 @@ class Options(Checkpoint):
     """Write a trained model as one ONNX file, from the waveform to the logits.
 
     Its input is `waveform`, float32 in [-1, 1], shape (batch, num_samples); its output is `logits`,
-    shape (batch, num_classes). The file has the class names, the sample rate and the number of
-    samples as metadata. It is read back by onnxruntime and compared with the model before it gets
-    its name.
+    shape (batch, num_classes), divided by the model's temperature if it has one. The file has the
+    class names, the sample rate and the number of samples as metadata. It is read back by
+    onnxruntime and compared with the model before it gets its name.
     """
 
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]

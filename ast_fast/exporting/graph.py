@@ -38,17 +38,18 @@ Graph = Any
 
 
 class WaveformModel(nn.Module):
-    """A classifier as one module: waveforms in, logits out."""
+    """A classifier as one module: waveforms in, logits out, divided by its temperature."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.model = classifier.model
         self.settings = classifier.config, classifier.statistics
+        self.temperature = classifier.temperature
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Return the logits, (batch, num_classes), of waveforms, (batch, num_samples)."""
         logits: Tensor = self.model(model_input(waveform, *self.settings))
-        return logits
+        return logits if self.temperature is None else logits / self.temperature
 
 
 def check_packages() -> None:
@@ -115,13 +116,14 @@ def build_graph(classifier: Classifier) -> Graph:
 def described(classifier: Classifier) -> dict[str, str]:
     """Return what the file says of itself, as text by name."""
     settings = decode_settings(classifier.config)
+    temperature = classifier.temperature
     return {
         "class_names": json.dumps(classifier.class_names, ensure_ascii=False),
         "sample_rate": str(settings.sample_rate),
         "num_samples": str(settings.num_samples),
         "multi_label": json.dumps(classifier.multi_label),
         "ast_fast_version": __version__,
-    }
+    } | ({} if temperature is None else {"temperature": str(temperature)})
 
 
 def _attention(

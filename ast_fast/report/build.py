@@ -18,8 +18,10 @@ from ast_fast.machine.records import known_fields
 from ast_fast.report import metrics
 from ast_fast.report.kernel_check import KernelChecks
 from ast_fast.report.page import render_page
+from ast_fast.report.wrong import MOST_SHOWN, WrongClip, wrong_clips
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import DIGEST, config_values
+from ast_fast.training.calibration import at_temperature
 from ast_fast.training.results import FoldResult
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
@@ -119,6 +121,18 @@ def read_report(out_dir: Path) -> dict[str, Any]:
     return report
 
 
+def calibrated_loss(report: Mapping[str, Any]) -> float | None:
+    """Return the calibrated loss of a report; None if it has none.
+
+    That of one fold alone has none, nor has that of an earlier version.
+    """
+    match report:
+        case {"calibration": {"calibrated": {"loss": int() | float() as loss}}}:
+            return float(loss)
+        case _:
+            return None
+
+
 def build_report(
     config: Config,
     dataset: Dataset,
@@ -129,8 +143,10 @@ def build_report(
 ) -> dict[str, Any]:
     """Return report.json's content: accuracy, classes, kernels, times, settings and machine.
 
-    The deviation over folds is the sample standard deviation (n - 1), 0 for one fold. Numbers that
-    are not finite become null, because JSON has only finite ones.
+    The deviation over folds is the sample standard deviation (n - 1), 0 for one fold. Calibration
+    is of the tested clips of all folds, each at its own fold's temperature; without temperatures,
+    `calibrated` is null. Numbers that are not finite become null, because JSON has only finite
+    ones.
     """
     labels, predicted = _pooled(dataset, results)
     names = dataset.class_names
@@ -141,6 +157,8 @@ def build_report(
         "classes": [asdict(row) for row in metrics.class_metrics(labels, predicted, names)],
         "confusion": matrix.tolist(),
         "most_confused": [asdict(pair) for pair in metrics.most_confused(matrix, names)],
+        "calibration": _calibration(dataset, results),
+        "wrong_clips": [_wrong(clip) for clip in wrong_clips(dataset, [results])[:MOST_SHOWN]],
         "kernels": _kernels(measured),
         "timing": _timing(dataset, results, measured),
         "data": _data(config, dataset),
@@ -163,10 +181,45 @@ def _fold(dataset: Dataset, result: FoldResult) -> dict[str, Any]:
     return {
         "accuracy": result.accuracy,
         "loss": result.loss,
+        "temperature": result.temperature,
+        "calibrated_loss": _calibrated_loss(dataset, result),
         "num_train": int(np.sum(dataset.folds != result.fold)),
         "num_test": len(result.test_indices),
         "confusion": matrix.tolist(),
         "history": [asdict(row) for row in result.history],
+    }
+
+
+def _calibrated_loss(dataset: Dataset, result: FoldResult) -> float | None:
+    if result.temperature is None:
+        return None
+    probabilities = at_temperature(result.probabilities, result.temperature)
+    return metrics.calibration(probabilities, dataset.labels[result.test_indices]).loss
+
+
+def _calibration(dataset: Dataset, results: Sequence[FoldResult]) -> dict[str, Any]:
+    labels, _ = _pooled(dataset, results)
+    as_is = np.concatenate([result.probabilities for result in results])
+    found: dict[str, Any] = {
+        "as_is": asdict(metrics.calibration(as_is, labels)),
+        "calibrated": None,
+    }
+    if all(result.temperature is not None for result in results):
+        calibrated = np.concatenate(
+            [at_temperature(result.probabilities, result.temperature) for result in results]
+        )
+        found["calibrated"] = asdict(metrics.calibration(calibrated, labels))
+    return found
+
+
+def _wrong(clip: WrongClip) -> dict[str, Any]:
+    (predicted,) = clip.taken_for
+    return {
+        "filename": clip.filename,
+        "fold": clip.fold,
+        "label": clip.label,
+        "predicted": predicted,
+        "probability": clip.probability,
     }
 
 

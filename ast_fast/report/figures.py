@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.image import imsave
 from numpy.typing import NDArray
 
+from ast_fast.report.metrics import ReliabilityBin
 from ast_fast_kernels.files.text import one_line, one_name
 
 NUM_COLOURS = 8
@@ -45,7 +46,7 @@ def line_chart(
     for tick in y_ticks:
         parts += plane.y_tick(tick, f"{100 * tick:.0f} %" if percent else f"{tick:g}")
     for tick in _ticks(min(xs), max(xs), 6, whole=True):
-        parts.append(plane.x_tick(tick))
+        parts.append(plane.x_tick(tick, f"{tick:g}"))
     parts.append(plane.x_title(x_label))
     for index, (_, points) in enumerate(kept):
         parts += plane.line(points, _colour(index))
@@ -87,10 +88,10 @@ class _Plane:
         ends = f'x1="{self.left}" x2="{self.width - self.right}" y1="{y:.1f}" y2="{y:.1f}"'
         return [f'<line class="grid" {ends}/>', _text(self.left - 6, y + 3.5, label, "end")]
 
-    def x_tick(self, value: float) -> str:
+    def x_tick(self, value: float, label: str) -> str:
         """Draw a label below the x axis."""
         x, _ = self.place(value, 0)
-        return _text(x, self.height - self.bottom + 16, f"{value:g}", "middle")
+        return _text(x, self.height - self.bottom + 16, label, "middle")
 
     def x_title(self, title: str) -> str:
         """Draw what x counts."""
@@ -121,6 +122,53 @@ def legend(names: Iterable[str]) -> Markup:
         for index, name in enumerate(names)
     )
     return Markup('<ul class="legend">') + Markup("").join(items) + Markup("</ul>")
+
+
+def reliability_diagram(bins: Sequence[ReliabilityBin], *, title: str) -> Markup:
+    """Return the share of right clips by the probability of their class, and the clips' number.
+
+    A bar is the share that is right, the mark across it the mean probability: where the two meet,
+    probabilities can be taken at their word.
+
+    Args:
+        bins: Bins from 0 to 1; those without clips are left out.
+        title: What the probabilities are.
+    """
+    plane, strip, most = _Plane(0.0, 1.0, 1.0), 44, max(row.count for row in bins)
+    foot = plane.height + 22 + strip
+    parts = []
+    for tick in (0.0, 0.2, 0.4, 0.6, 0.8, 1.0):
+        parts += plane.y_tick(tick, f"{100 * tick:.0f} %")
+        parts.append(plane.x_tick(tick, f"{100 * tick:.0f}"))
+    (left, bottom), (right, top) = plane.place(0, 0), plane.place(1, 1)
+    diagonal = f'x1="{left}" y1="{bottom}" x2="{right}" y2="{top}"'
+    parts.append(f'<line class="chance" {diagonal}/>')
+    parts.append(plane.x_title("probability of the predicted class, %"))
+    parts.append(_text(left - 6, foot - 2, "clips", "end", "axis"))
+    for row in bins:
+        if row.confidence is None or row.accuracy is None:
+            continue
+        (x, y), (end, mark) = (
+            plane.place(row.low, row.accuracy),
+            plane.place(row.high, row.confidence),
+        )
+        tall = strip * row.count / most
+        level = f'x1="{x:.1f}" x2="{end:.1f}" y1="{mark:.1f}" y2="{mark:.1f}"'
+        parts.append(
+            _titled(
+                f"{row.count} clips from {100 * row.low:.0f} to {100 * row.high:.0f} %: mean "
+                f"probability {100 * row.confidence:.1f} %, right {100 * row.accuracy:.1f} %",
+                _rect("bar", x + 1, y, end - x - 2, bottom - y, style="fill-opacity:0.6"),
+                f'<line class="mean" {level}/>',
+                _rect("count", x + 1, foot - tall, end - x - 2, tall),
+                _text((x + end) / 2, foot - tall - 3, str(row.count), "middle", size=9),
+            )
+        )
+    return (
+        Markup('<div class="chart"><div class="chart-title">{}</div>').format(title)
+        + _svg(plane.width, foot + 2, parts, f"{title}: share of right clips by probability")
+        + Markup("</div>")
+    )
 
 
 def fold_chart(accuracies: dict[int, float], mean: float, chance: float) -> Markup:

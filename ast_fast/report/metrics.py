@@ -9,6 +9,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sklearn_metrics
 
+from ast_fast.training.calibration import log_probabilities
+
+NUM_BINS = 15
+"""Of confidence, as many as in Guo et al., ICML 2017, section 5."""
+
 
 @dataclass(frozen=True)
 class ClassMetrics:
@@ -34,6 +39,31 @@ class ConfusedPair:
     count: int
     share: float
     """`count` over the clips of the actual class."""
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Clips whose most probable class has a probability in (`low`, `high`]."""
+
+    low: float
+    high: float
+    count: int
+    confidence: float | None
+    """Mean of these probabilities; None without clips."""
+    accuracy: float | None
+    """Share of these clips that are right; None without clips."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well probabilities fit what came true."""
+
+    loss: float
+    """Mean cross-entropy of the clips."""
+    expected_error: float
+    """Mean over the clips of the distance between their bin's confidence and accuracy (ECE)."""
+    bins: list[ReliabilityBin]
+    """From 0 to 1, all of one width."""
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -94,3 +124,34 @@ def most_confused(
         share = count / int(matrix[row].sum())
         pairs.append(ConfusedPair(class_names[row], class_names[column], count, share))
     return pairs
+
+
+def calibration(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64], *, num_bins: int = NUM_BINS
+) -> Calibration:
+    """Return the loss, the expected calibration error and its bins.
+
+    Only the most probable class of each clip counts for the bins; they are of equal width.
+
+    Args:
+        probabilities: Shape (num_clips, num_classes), at least one clip.
+        labels: Shape (num_clips,).
+        num_bins: Bins from 0 to 1.
+    Source: Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI
+        2015 (ECE).
+    """
+    right = probabilities.argmax(axis=1) == labels
+    confidences = probabilities.max(axis=1).astype(np.float64)
+    places = np.clip(np.ceil(confidences * num_bins) - 1, 0, num_bins - 1)
+    bins, error = [], 0.0
+    for index in range(num_bins):
+        inside = places == index
+        count = int(inside.sum())
+        confidence = float(confidences[inside].mean()) if count else None
+        accuracy = float(right[inside].mean()) if count else None
+        if confidence is not None and accuracy is not None:
+            error += count / len(labels) * abs(accuracy - confidence)
+        low, high = index / num_bins, (index + 1) / num_bins
+        bins.append(ReliabilityBin(low, high, count, confidence, accuracy))
+    logs = log_probabilities(probabilities)[np.arange(len(labels)), labels]
+    return Calibration(-float(logs.mean()), error, bins)

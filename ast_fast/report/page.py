@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from numpy.typing import NDArray
 
 from ast_fast.data.dataset import Dataset
 from ast_fast.features import log_mel
 from ast_fast.report import figures
+from ast_fast.report.metrics import ReliabilityBin
+from ast_fast.report.wrong import MOST_SHOWN, WrongClip, wrong_clips
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import config_values
+from ast_fast.training.calibration import at_temperature
 from ast_fast.training.results import FoldResult
 from ast_fast_kernels.audio.flaws import flaw_lines
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -26,6 +30,9 @@ LISTED_BAD_FILES = 50
 
 FBANK_ERRORS = ("reference_max_abs_error", "max_abs_difference", "relative_norm_before_log")
 """Columns of the kernel table that only the filterbank fills."""
+
+SMALL = (160, 64)
+"""Frames and mel bins of a wrong clip's figure, about: the page has many."""
 
 MOST_ROWS = 16
 """Most classes in one column of the page's table; more take two columns."""
@@ -41,6 +48,7 @@ def render_page(
     environment = page_environment()
     chance = 1 / len(dataset.class_names)
     examples, value_range = _examples(config, dataset, results)
+    wrong = wrong_clips(dataset, [results])
     accuracies = {result.fold: result.accuracy for result in results}
     return environment.get_template("report.html").render(
         report=report,
@@ -55,13 +63,49 @@ def render_page(
         stage_bar=figures.stage_bar(_shares(report["timing"])),
         shares=_shares(report["timing"]),
         classes=_in_columns(sorted(report["classes"], key=lambda row: (row["f1"], row["name"]))),
+        reliability=_reliability(report["calibration"]),
         examples=examples,
         value_range=value_range,
+        wrong=drawn_clips(config, dataset, wrong[:MOST_SHOWN], value_range),
+        num_wrong=len(wrong),
         kernel_rows=_kernel_rows(report["kernels"]),
         fbank_errors=FBANK_ERRORS,
         settings=_settings(report["config"], config_values(Config())),
         listed_bad_files=LISTED_BAD_FILES,
         flaw_lines=flaw_lines(dataset.flaws),
+    )
+
+
+def render_seeds(
+    summary: Mapping[str, Any],
+    drawn: Sequence[tuple[WrongClip, Markup]],
+    *,
+    num_wrong: int,
+    num_always: int,
+    not_drawn: str | None = None,
+) -> str:
+    """Return seeds.html: the runs of several seeds, and the clips that they got wrong.
+
+    Args:
+        summary: The content of seeds.json.
+        drawn: The clips most often wrong, with their figures.
+        num_wrong: Clips wrong with at least one seed.
+        num_always: Clips wrong with every seed.
+        not_drawn: Why there are none, if what it takes is not at hand.
+    """
+    accuracies = next(iter(summary["accuracy"]["per_seed"].values()))
+    return (
+        page_environment()
+        .get_template("seeds.html")
+        .render(
+            summary=summary,
+            folds=list(accuracies),
+            num_runs=len(summary["accuracy"]["per_seed"]),
+            wrong=drawn,
+            num_wrong=num_wrong,
+            num_always=num_always,
+            not_drawn=not_drawn,
+        )
     )
 
 
@@ -108,29 +152,108 @@ def _curves(results: Sequence[FoldResult]) -> list[Any]:
     return charts
 
 
+def _reliability(calibration: Mapping[str, Any]) -> list[tuple[str, list[ReliabilityBin], Any]]:
+    """Return title, bins and diagram of the probabilities as they are, and of the calibrated."""
+    shown = []
+    for key, title in (("as_is", "As they are"), ("calibrated", "Calibrated")):
+        if calibration[key] is not None:
+            bins = [ReliabilityBin(**row) for row in calibration[key]["bins"]]
+            of = f"{title}: calibration error {_percent(calibration[key]['expected_error'])}"
+            shown.append((title, bins, figures.reliability_diagram(bins, title=of)))
+    return shown
+
+
+def drawn_clips(
+    config: Config,
+    dataset: Dataset,
+    clips: Sequence[WrongClip],
+    value_range: tuple[float, float] | None = None,
+) -> list[tuple[WrongClip, Markup]]:
+    """Return clips, each with its log-mel features drawn from about `SMALL` values.
+
+    Args:
+        config: The run's settings.
+        dataset: All clips.
+        clips: Those to draw.
+        value_range: Ends of the colour scale; None is that of these clips.
+    """
+    if not clips:
+        return []
+    pictures, _ = _spectrograms(
+        config, dataset, [clip.index for clip in clips], value_range, most=SMALL
+    )
+    return list(zip(clips, pictures, strict=True))
+
+
+def _spectrograms(
+    config: Config,
+    dataset: Dataset,
+    indices: Sequence[int],
+    value_range: tuple[float, float] | None = None,
+    *,
+    most: tuple[int, int] | None = None,
+) -> tuple[list[Markup], tuple[float, float]]:
+    """Return the figures of clips and the ends of their colour scale.
+
+    Args:
+        config: The run's settings.
+        dataset: All clips.
+        indices: Those to draw.
+        value_range: Ends of the scale; None takes them from these clips.
+        most: About how many frames and mel bins to draw; None is all.
+    """
+    waveforms = torch.from_numpy(np.array(dataset.waveforms[list(indices)]))
+    features = log_mel(waveforms, config).float().cpu().numpy()
+    if value_range is None:
+        low, high = (float(value) for value in np.percentile(features, [2, 99.8]))
+        value_range = low, high
+    seconds = dataset.num_samples / dataset.sample_rate
+    centres = mel_centres(config.fbank)
+    pictures = [
+        figures.spectrogram(
+            clip if most is None else _shrunk(clip, most),
+            seconds=seconds,
+            centres=centres,
+            value_range=value_range,
+        )
+        for clip in features
+    ]
+    return pictures, value_range
+
+
+def _shrunk(features: NDArray[np.float32], most: tuple[int, int]) -> NDArray[np.float32]:
+    """Return features, (num_frames, num_mel_bins), as means over equal blocks."""
+    frames, bins = (max(1, size // limit) for size, limit in zip(features.shape, most, strict=True))
+    whole = features[: len(features) // frames * frames, : features.shape[1] // bins * bins]
+    blocks = whole.reshape(len(whole) // frames, frames, -1, bins)
+    means: NDArray[np.float32] = blocks.mean(axis=(1, 3))
+    return means
+
+
 def _examples(
     config: Config, dataset: Dataset, results: Sequence[FoldResult]
 ) -> tuple[list[dict[str, Any]], tuple[float, float]]:
     """Return an example for each class, its first tested clip, and the ends of the colour scale.
 
-    An example has the clip's figure and the predicted class.
+    An example has the clip's figure, the predicted class and its probability, calibrated if the
+    fold has a temperature.
     """
     tested = {
         int(index): (result.fold, probabilities)
         for result in results
-        for index, probabilities in zip(result.test_indices, result.probabilities, strict=True)
+        for index, probabilities in zip(
+            result.test_indices,
+            at_temperature(result.probabilities, result.temperature),
+            strict=True,
+        )
     }
     chosen: dict[int, int] = {}
     for index in sorted(tested):
         chosen.setdefault(int(dataset.labels[index]), index)
     order = [chosen[label] for label in sorted(chosen)]
-    waveforms = torch.from_numpy(np.array(dataset.waveforms[order]))
-    features = log_mel(waveforms, config).float().cpu().numpy()
-    low, high = (float(value) for value in np.percentile(features, [2, 99.8]))
-    seconds = dataset.num_samples / dataset.sample_rate
-    centres = mel_centres(config.fbank)
+    pictures, value_range = _spectrograms(config, dataset, order)
     examples = []
-    for index, log_mel_features in zip(order, features, strict=True):
+    for index, picture in zip(order, pictures, strict=True):
         fold, probabilities = tested[index]
         guess = int(np.argmax(probabilities))
         examples.append(
@@ -141,15 +264,10 @@ def _examples(
                 "guess": dataset.class_names[guess],
                 "right": guess == dataset.labels[index],
                 "probability": float(probabilities[guess]),
-                "figure": figures.spectrogram(
-                    log_mel_features,
-                    seconds=seconds,
-                    centres=centres,
-                    value_range=(low, high),
-                ),
+                "figure": picture,
             }
         )
-    return examples, (low, high)
+    return examples, value_range
 
 
 def mel_centres(config: FbankConfig) -> NDArray[np.float64]:

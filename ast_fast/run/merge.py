@@ -41,6 +41,7 @@ from ast_fast.settings.toml import (
     recorded_config,
     settings_digest,
 )
+from ast_fast.training.calibration import calibrate
 from ast_fast.training.fold import split_fold
 from ast_fast.training.manifest import describe, read_manifest, write_manifest
 from ast_fast.training.results import RESULTS, FoldResult, load_result
@@ -139,7 +140,12 @@ def merge_runs(paths: Sequence[Path], out: Path, argv: Sequence[str]) -> dict[st
             (whole / RUN).write_text(run_json(facts), encoding="utf-8")
             (whole / CONFIG).write_text(settings, encoding="utf-8")
             return write_report(
-                whole, config, dataset, results, measured=measured, run=facts.to_json()
+                whole,
+                config,
+                dataset,
+                calibrate(whole, dataset, results),
+                measured=measured,
+                run=facts.to_json(),
             )
     except (OSError, shutil.Error) as error:
         reason = exhausted_resource(error) or f"--out {out} cannot be made from these runs: {error}"

@@ -83,6 +83,10 @@ def say_results(
     spread = f" ± {100 * accuracy['std']:.1f} over folds" if len(accuracy["per_fold"]) > 1 else ""
     of = ", on synthesised data" if synthesised else ""
     console.print(f"\naccuracy {100 * accuracy['mean']:.1f} %{spread}{of}")
+    calibration = report["calibration"]
+    if calibration["calibrated"] is not None:
+        losses = (calibration[key]["loss"] for key in ("as_is", "calibrated"))
+        console.print("loss     {:.3f}, calibrated {:.3f}".format(*losses))
     stages = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in timing["stages"].items())
     console.print(f"time     {timing['total_seconds']:.1f} s: {stages}")
     console.print(f"report   {one_line(str(folder / 'report.html'))}")

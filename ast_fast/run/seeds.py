@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from ast_fast.data.dataset import Dataset, open_dataset
 from ast_fast.machine.device import resolve_device
 from ast_fast.machine.distributed import join_ranks
+from ast_fast.report.build import calibrated_loss, read_report
 from ast_fast.report.metrics import mean_and_std
+from ast_fast.report.page import drawn_clips, render_seeds
+from ast_fast.report.wrong import MOST_SHOWN, wrong_clips
 from ast_fast.run.folder import LOCK, choose_out
 from ast_fast.run.verified import read_finished
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
 from ast_fast.settings.config import Config
-from ast_fast.settings.toml import CONFIG, config_values, recorded_values
+from ast_fast.settings.toml import CONFIG, config_values, recorded_config, recorded_values
+from ast_fast.training.fold import split_fold
+from ast_fast.training.results import FoldResult, load_result
+from ast_fast_kernels.console import RunConsole
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
 from ast_fast_kernels.files.text import one_line
 
 SUMMARY = "seeds.json"
+PAGE = "seeds.html"
 
 
 def run_seeds(job: SeedsJob, run: Callable[[Sequence[str]], int]) -> int:
@@ -60,7 +69,7 @@ def run_seeds(job: SeedsJob, run: Callable[[Sequence[str]], int]) -> int:
         if code:
             return code
     if ranks.is_first:
-        _write_summary(out)
+        _write_summary(out, config)
     return 0
 
 
@@ -87,26 +96,84 @@ def arguments_of_new_runs(arguments: Arguments) -> Arguments:
     return Arguments(("--config", str(existing[0]), *given.tokens))
 
 
-def _write_summary(out: Path) -> None:
-    """Summarise the finished runs of all seeds, in seeds.json and on the console."""
+def _write_summary(out: Path, config: Config) -> None:
+    """Summarise the finished runs of all seeds, in seeds.json, seeds.html and on the console."""
     folders = _finished(out)
     summary = summarise(folders)
+    page = _page(folders, summary, config)
     with FileLock(out / LOCK):
         remove_leftovers(out)
         with atomic_write(out / SUMMARY) as path:
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        with atomic_write(out / PAGE) as path:
+            path.write_text(page, encoding="utf-8")
     accuracy = summary["accuracy"]
     spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(folders) > 1 else ""
     print(
         f"\naccuracy {accuracy['mean']:.1%}{spread} over seed{'s' * (len(folders) > 1)} "
         f"{' '.join(map(str, folders))} "
         f"(± {accuracy['std_over_folds_and_seeds']:.1%} over folds and seeds)\n"
-        f"summary  {one_line(str(out / SUMMARY))}"
+        f"summary  {one_line(str(out / SUMMARY))}\n"
+        f"page     {one_line(str(out / PAGE))}"
     )
 
 
+def _page(folders: Mapping[int, Path], summary: Mapping[str, Any], config: Config) -> str:
+    """Return seeds.html; without the runs' folds or their data it says that they are missing."""
+    try:
+        dataset, runs = _tests(folders, config)
+    except InputError as error:
+        return render_seeds(summary, [], num_wrong=0, num_always=0, not_drawn=str(error))
+    wrong = wrong_clips(dataset, runs)
+    return render_seeds(
+        summary,
+        drawn_clips(config, dataset, wrong[:MOST_SHOWN]),
+        num_wrong=len(wrong),
+        num_always=sum(clip.times == len(runs) for clip in wrong),
+    )
+
+
+def _tests(folders: Mapping[int, Path], config: Config) -> tuple[Dataset, list[list[FoldResult]]]:
+    """Return the clips, and the results of every seed with their temperatures.
+
+    Args:
+        folders: Folders of the finished runs, by seed.
+        config: Settings that name their data.
+    Raises:
+        InputError: A fold or the data is not there, or the data is another.
+    """
+    reports = {folder: read_report(folder) for folder in folders.values()}
+    for folder, report in reports.items():
+        for fold in report["accuracy"]["per_fold"]:
+            if not (folder / f"fold-{fold}").is_dir():
+                raise InputError(f"{folder} has no fold-{fold}")
+    dataset = open_dataset(config, console=RunConsole(stderr=True))
+    runs = []
+    for folder, report in reports.items():
+        if report["data"]["key"] != dataset.key:
+            raise InputError(f"{dataset.root} no longer holds the clips of {folder}")
+        rows = report.get("folds", {})
+        runs.append(
+            [
+                _test(folder, dataset, int(fold), rows.get(fold, {}).get("temperature"))
+                for fold in report["accuracy"]["per_fold"]
+            ]
+        )
+    return dataset, runs
+
+
+def _test(folder: Path, dataset: Dataset, fold: int, temperature: float | None) -> FoldResult:
+    """Return the result of a finished fold, with its temperature."""
+    home = folder / f"fold-{fold}"
+    indices = split_fold(dataset, fold)[1]
+    result = load_result(recorded_config(folder), dataset, fold, home, indices)
+    if result is None:
+        raise InputError(f"{home} must be a finished fold; its files are missing or incomplete")
+    return replace(result, temperature=temperature)
+
+
 def summarise(folders: dict[int, Path]) -> dict[str, Any]:
-    """Return the accuracies of finished runs, by seed, with their means and deviations.
+    """Return accuracies and calibrated losses of finished runs, by seed, with means and deviations.
 
     Standard deviations are the sample's (n - 1): over the seeds' means, and over all folds of all
     seeds.
@@ -117,10 +184,12 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
         InputError: Two differ in their clips, their folds or a setting.
     """
     per_seed: dict[str, dict[str, float]] = {}
+    losses: dict[str, float | None] = {}
     first: dict[str, Any] = {}
     for seed, folder in folders.items():
         report = read_finished(folder)
         per_seed[str(seed)] = report["accuracy"]["per_fold"]
+        losses[str(seed)] = calibrated_loss(report)
         facts = {"the clips": report["data"]["key"], "the folds": sorted(per_seed[str(seed)])}
         first = first or facts | report["config"]
         _check_alike(folder, facts | report["config"], first)
@@ -132,8 +201,18 @@ def summarise(folders: dict[int, Path]) -> dict[str, Any]:
             "std_over_seeds": over_seeds,
             "std_over_folds_and_seeds": mean_and_std(every)[1],
             "per_seed": per_seed,
-        }
+        },
+        "calibrated_loss": _summarised(losses),
     }
+
+
+def _summarised(losses: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Return the losses by seed, with their mean and deviation; None if a seed has none."""
+    known = [loss for loss in losses.values() if loss is not None]
+    if len(known) < len(losses):
+        return None
+    mean, std = mean_and_std(known)
+    return {"mean": mean, "std_over_seeds": std, "per_seed": dict(losses)}
 
 
 def _check_alike(folder: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

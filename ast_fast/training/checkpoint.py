@@ -48,12 +48,18 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
         tensors: On any device; the file holds them as CPU tensors.
         facts: Anything JSON can hold. Floats come back equal to the bit.
     """
+    with atomic_write(path) as temporary:
+        # Not save_file: on a full disk it raises an error that names neither disk nor file.
+        temporary.write_bytes(serialised(tensors, facts))
+
+
+def serialised(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """Return the content of the file that `save` writes."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(facts)
     header = {"facts": text, "checksum": str(_checksum(text, plain))}
-    with atomic_write(path) as temporary:
-        # Not save_file: on a full disk it raises an error that names neither disk nor file.
-        temporary.write_bytes(serialise(plain, metadata=header))
+    content: bytes = serialise(plain, metadata=header)
+    return content
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -2,13 +2,18 @@
 
 It is the last file that a fold's training writes, so it marks the fold as finished. Its checkpoint
 stays until then: a process killed before that resumes from it and finishes the fold again.
+
+A file that is replaced later is announced first, under `next`: until the manifest is written again,
+either of the two is the one listed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
@@ -34,8 +39,37 @@ def describe(folder: Path, names: Sequence[str]) -> Files:
 
 def write_manifest(folder: Path, files: Files) -> None:
     """Write the manifest of files that are on disk already."""
+    _write(folder, {"files": files})
+
+
+def replace_listed(folder: Path, name: str, content: bytes) -> None:
+    """Replace a file of a finished fold, and list it anew if the fold has a manifest.
+
+    A process killed at any moment leaves a file that the manifest lists; `settle` ends its work.
+    """
+    files = read_manifest(folder)
+    if files is not None:
+        new: dict[str, int | str] = {
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        _write(folder, {"files": files, "next": {name: new}})
+    with atomic_write(folder / name) as path:
+        path.write_bytes(content)
+    if files is not None:
+        write_manifest(folder, files | {name: new})
+
+
+def settle(folder: Path) -> None:
+    """List once what a process killed in `replace_listed` left announced."""
+    document, files = _read(folder), read_manifest(folder)
+    if document is not None and files is not None and "next" in document:
+        write_manifest(folder, files)
+
+
+def _write(folder: Path, document: Mapping[str, Files]) -> None:
     with atomic_write(folder / MANIFEST) as path:
-        path.write_text(json.dumps(sealed({"files": files}), indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(sealed(document), indent=2) + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Files | None:
@@ -44,6 +78,23 @@ def read_manifest(folder: Path) -> Files | None:
     Raises:
         InputError: It is damaged.
     """
+    document = _read(folder)
+    if document is None:
+        return None
+    try:
+        files, replaced = (
+            {name: {key: of[key] for key in ("bytes", "sha256")} for name, of in listed.items()}
+            for listed in (document["files"], document.get("next", {}))
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{folder / MANIFEST} must list files, but does not; {remedy(folder)}"
+        ) from error
+    return files | {name: of for name, of in replaced.items() if _is_there(folder / name, of)}
+
+
+def _read(folder: Path) -> dict[str, Any] | None:
+    """Return what a manifest holds, if it is intact; None if there is no manifest."""
     path = folder / MANIFEST
     try:
         document = json.loads(read_document(path))
@@ -57,13 +108,17 @@ def read_manifest(folder: Path) -> Files | None:
         raise InputError(
             f"{path} is damaged or was changed: its checksum does not match; {remedy(folder)}"
         )
+    return document
+
+
+def _is_there(path: Path, listed: Mapping[str, int | str]) -> bool:
+    """Return whether a file is the one listed."""
     try:
-        return {
-            name: {key: of[key] for key in ("bytes", "sha256")}
-            for name, of in document["files"].items()
-        }
-    except (KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} must list files, but does not; {remedy(folder)}") from error
+        return bool(
+            path.stat().st_size == listed["bytes"] and digest_of_file(path) == listed["sha256"]
+        )
+    except OSError:
+        return False
 
 
 def check_files(folder: Path, files: Files, names: Sequence[str]) -> None:

@@ -67,7 +67,10 @@ class FoldResult:
     test_indices: NDArray[np.int64]
     """Clips of the test fold, as indices into the data set, shape (num_test,)."""
     probabilities: NDArray[np.float32]
-    """Shape (num_test, num_classes)."""
+    """Softmax of the logits as they are, shape (num_test, num_classes)."""
+    temperature: float | None = None
+    """Of the fold's model, by the tests of the run's other folds; None until `calibrate`, or if
+    there is no other fold."""
 
 
 def load_result(

@@ -23,10 +23,14 @@ from ast_fast.settings.rules import check_prediction
 from ast_fast.settings.toml import config_from_settings
 from ast_fast.settings.values import checked_names, shown
 from ast_fast.training import checkpoint
+from ast_fast.training.calibration import TEMPERATURE
 from ast_fast.training.manifest import check_files, read_manifest
 from ast_fast.training.results import MODEL
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import one_name
+
+LARGEST_TEMPERATURE = 1e9
+"""Its reciprocal is the least."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class TrainedModel:
     config: Config
     class_names: list[str]
     statistics: Statistics | None
+    temperature: float | None
+    """What logits are divided by before the softmax; None if the file has none."""
 
 
 def check_is_file(path: Path) -> None:
@@ -75,6 +81,7 @@ def load_trained(path: Path) -> TrainedModel:
     class_names = _class_names(facts["class_names"], path)
     config = _config(facts.get("run"), len(class_names), path)
     statistics = _statistics(facts.get("statistics"), config, path)
+    temperature = _temperature(facts.get(TEMPERATURE), path)
     shapes = AudioSpectrogramTransformer.weight_shapes(config, len(class_names))
     checkpoint.check_shapes(path, stored, shapes)
     tensors = checkpoint.load_tensors(path, stored)
@@ -82,7 +89,7 @@ def load_trained(path: Path) -> TrainedModel:
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: tensor {name} must be finite, and holds NaN or infinity")
     model = AudioSpectrogramTransformer.from_weights(config, len(class_names), tensors)
-    return TrainedModel(model, config, class_names, statistics)
+    return TrainedModel(model, config, class_names, statistics, temperature)
 
 
 def _class_names(names: Any, path: Path) -> list[str]:
@@ -120,3 +127,16 @@ def _statistics(stored: Any, config: Config, path: Path) -> Statistics | None:
     if stored["std"] <= 0:
         raise InputError(f"{path}: statistics.std must be above 0, got {one_name(stored['std'])}")
     return Statistics(float(stored["mean"]), float(stored["std"]))
+
+
+def _temperature(stored: Any, path: Path) -> float | None:
+    if stored is None:
+        return None
+    if type(stored) not in (int, float) or not (
+        1 / LARGEST_TEMPERATURE <= stored <= LARGEST_TEMPERATURE
+    ):
+        raise InputError(
+            f"{path}: {TEMPERATURE} must be a number from {1 / LARGEST_TEMPERATURE:g} to "
+            f"{LARGEST_TEMPERATURE:g}, got {shown(stored)}"
+        )
+    return float(stored)

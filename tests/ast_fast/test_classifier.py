@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -54,6 +55,23 @@ def build() -> Classifier:
     model = AudioSpectrogramTransformer.of(CONFIG, 5).eval().requires_grad_(False)
     placement = Placement(torch.device("cpu"), None)
     return Classifier(model, CONFIG, ["a", "b", "c", "d", "e"], Statistics(-6.0, 4.0), placement)
+
+
+def test_a_temperature_divides_logits_before_the_softmax_alone() -> None:
+    windows = torch.randint(-9999, 9999, (3, 11200), dtype=torch.int16)
+    plain = build()
+    cooler = replace(plain, temperature=0.4)
+    for ours, ready in ((cooler, cooler), (replace(build(), temperature=0.4).ready(), cooler)):
+        embeddings, probabilities = ours.outputs(windows)
+        assert torch.equal(ready.embeddings(windows), plain.embeddings(windows))
+        assert torch.equal(ready.logits(windows), plain.logits(windows))
+        torch.testing.assert_close(embeddings, plain.embeddings(windows), rtol=1e-4, atol=1e-5)
+        expected = (plain.logits(windows) / 0.4).softmax(dim=1)
+        torch.testing.assert_close(probabilities, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(ours.probabilities(windows), probabilities)
+    assert not torch.allclose(plain.probabilities(windows), probabilities)
+    several = replace(cooler, multi_label=True)
+    torch.testing.assert_close(several.probabilities(windows), plain.logits(windows).sigmoid())
 
 
 def test_a_forked_process_classifies() -> None:

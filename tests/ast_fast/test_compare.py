@@ -51,6 +51,20 @@ def test_others_are_compared_with_the_first(tmp_path: Path) -> None:
     assert settings == {"training.epochs": ["10", "20"]}  # not where a run was written
 
 
+def test_calibrated_losses_are_shown_where_they_are_known(tmp_path: Path, capsys) -> None:
+    a, b, c = (write_run(tmp_path / name, {1: 0.5, 2: 0.6}) for name in "abc")
+    for folder, calibrated in ((b, {"loss": 0.8125}), (c, None)):
+        report = json.loads((folder / "report.json").read_text())
+        report["calibration"] = {"as_is": {"loss": 0.9}, "calibrated": calibrated}
+        (folder / "report.json").write_text(json.dumps(report))
+    assert [row.loss for row in compare([a, b, c])[0]] == [None, 0.8125, None]
+    assert main([str(a), str(b), "--html", str(tmp_path / "page.html")]) == 0
+    assert "0.812" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert '<td class="right">–</td><td class="right">2</td>' in page
+    assert '<td class="right">0.812</td><td class="right">2</td>' in page
+
+
 def test_a_setting_that_a_run_did_not_know_is_told_as_that(tmp_path: Path) -> None:
     a = write_run(tmp_path / "a", {1: 0.5})
     b = write_run(tmp_path / "b", {1: 0.6}, **{"model.stem_widths": []})

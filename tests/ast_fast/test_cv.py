@@ -18,16 +18,19 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file
 
-from ast_fast import cv
+from ast_fast import cv, predict
+from ast_fast.classifier import load_classifier
 from ast_fast.cv import main
 from ast_fast.data import synth
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.run import folder, kernels
 from ast_fast.run.endings import exhausted_resource
 from ast_fast.training import checkpoint
+from ast_fast.training.calibration import at_temperature, fit_temperature
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import EpochRow
 from ast_fast_kernels._cpu import simd
@@ -187,6 +190,36 @@ def test_predictions_list_every_test_clip_with_its_probabilities(finished: Path)
         assert report["accuracy"]["per_fold"][str(fold)] == right
 
 
+def test_a_model_carries_the_temperature_that_the_report_has(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = read_report(finished)
+    for fold, other in (("1", "2"), ("2", "1")):
+        row = report["folds"][fold]
+        at = finished / f"fold-{fold}"
+        model = load_classifier(at / "model.safetensors", torch.device("cpu"))
+        assert model.temperature == row["temperature"]
+        shares, labels, _ = tested(finished / f"fold-{other}")
+        assert row["temperature"] == fit_temperature(shares, labels)
+        shares, labels, files = tested(at)
+        calibrated = at_temperature(shares, row["temperature"])
+        losses = -np.log(calibrated[np.arange(len(labels)), labels])
+        assert row["calibrated_loss"] == pytest.approx(losses.mean())
+        clip = Path(report["data"]["path"]) / "audio" / files[0]
+        command = [str(at / "model.safetensors"), str(clip), "--json", "--device", "cpu"]
+        assert predict.main(command) == 0
+        found = json.loads(capsys.readouterr().out)["probabilities"]
+        np.testing.assert_allclose([found[name] for name in CLASSES], calibrated[0], atol=1e-4)
+
+
+def tested(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+    """Return the probabilities, labels and files of a fold's predictions."""
+    with (folder / "predictions.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    shares = np.array([row[4:] for row in rows], np.float32)
+    return shares, np.array([int(row[2]) for row in rows]), [row[0] for row in rows]
+
+
 def test_run_json_says_what_ran_where(finished: Path) -> None:
     run = json.loads((finished / "run.json").read_text())
     assert run["command"].startswith("python -m ast_fast.cv --data ")
@@ -323,9 +356,12 @@ def test_resuming_a_finished_run_rewrites_the_report_alone(
     assert "finished earlier" in capsys.readouterr().out
     assert (out / "report.html").is_file()
     after = read_report(out)
-    unchanged = ("folds", "classes", "confusion", "kernels", "data")
+    unchanged = ("folds", "classes", "confusion", "kernels", "data", "calibration", "wrong_clips")
     assert {key: after[key] for key in unchanged} == {key: before[key] for key in unchanged}
     same_results(out, finished)
+    for fold in ("fold-1", "fold-2"):
+        for name in ("model.safetensors", "manifest.json"):
+            assert (out / fold / name).read_bytes() == (finished / fold / name).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,28 @@ def test_a_file_has_the_logits_of_its_model(config: Config, tmp_path: Path) -> N
         assert difference(logits, wanted).relative <= 1e-5
 
 
+def test_the_softmax_of_a_file_s_logits_is_calibrated(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    plain = replace(classifier_of(CONVOLUTIONS), multi_label=False)
+    classifier = replace(plain, temperature=0.3)
+    export_model(classifier, path)
+    waveforms = noise(CONVOLUTIONS, 3)
+    logits = run(path, waveforms)
+    assert difference(logits, logits_of_model(plain, waveforms) / np.float32(0.3)).relative <= 1e-5
+    shares = torch.from_numpy(logits).softmax(dim=1)
+    expected = classifier.probabilities(torch.from_numpy(waveforms))
+    torch.testing.assert_close(shares, expected, rtol=1e-3, atol=1e-5)
+    assert facts_of(path)["temperature"] == "0.3"
+    export_model(plain, path)
+    assert "temperature" not in facts_of(path)
+
+
+def facts_of(path: Path) -> dict[str, str]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    facts: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return facts
+
+
 def test_int8_has_the_error_that_is_reported(tmp_path: Path) -> None:
     classifier, path = classifier_of(DISTILLED), tmp_path / "model.onnx"
     path.write_text("an earlier file")

@@ -21,6 +21,7 @@ from ast_fast.explain import attention_rollout
 from ast_fast.predict import classify, main
 from ast_fast.settings.config import Config
 from ast_fast.training import checkpoint
+from ast_fast.training.calibration import at_temperature
 from ast_fast_kernels.audio.find import SUFFIXES, find_audio
 
 RATE = 16000
@@ -106,6 +107,23 @@ def test_it_agrees_with_the_run_s_own_predictions(model: Path, capsys) -> None:
     for name, probability in ours.items():
         column = next(key for key in header if key.endswith(name) and key != "category")
         assert probability == pytest.approx(float(file[column]), abs=1e-5)
+
+
+def test_a_temperature_changes_how_sure_it_is_and_nothing_else(
+    model: Path, audio: Path, tmp_path: Path, capsys
+) -> None:
+    tensors, facts = checkpoint.load(model)
+    assert "temperature" not in facts  # one fold alone
+    found = []
+    for given in ({}, {"temperature": 3.0}):
+        checkpoint.save(tmp_path / "one.safetensors", tensors, facts | given)
+        command = [str(tmp_path / "one.safetensors"), str(audio / "a-low.wav"), "--json"]
+        assert main([*command, "--device", "cpu"]) == 0
+        found.append(json.loads(capsys.readouterr().out)["probabilities"])
+    assert list(found[0]) == list(found[1])
+    shares = np.array([[*of.values()] for of in found])
+    assert shares[1].max() < shares[0].max()
+    np.testing.assert_allclose(at_temperature(shares[:1], 3.0), shares[1:], atol=1e-5)
 
 
 def test_a_model_of_a_version_without_a_setting_is_used(

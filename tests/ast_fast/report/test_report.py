@@ -14,9 +14,11 @@ import pytest
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.metadata import BadFile, Clip
 from ast_fast.report.build import Measured, build_report, write_report
-from ast_fast.report.figures import line_chart, stage_bar
+from ast_fast.report.figures import line_chart, reliability_diagram, stage_bar
 from ast_fast.report.kernel_check import BothWays, FbankCheck, GradientCheck, KernelChecks
-from ast_fast.report.page import mel_centres
+from ast_fast.report.metrics import ReliabilityBin
+from ast_fast.report.page import _shrunk, mel_centres
+from ast_fast.report.wrong import wrong_clips
 from ast_fast.settings.config import AudioConfig, Config, FeatureConfig, TrainingConfig
 from ast_fast.training.results import EpochRow, FoldResult
 
@@ -240,6 +242,108 @@ def test_each_fold_has_a_confusion_matrix_of_its_own(write: Callable[..., Page])
     assert "Fold 1 alone" not in page
 
 
+def test_folds_with_temperatures_have_a_calibrated_loss(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    results = [replace(result, temperature=2.0) for result in make_results(dataset, wrong=3)]
+    report, page = write(dataset, results=results)
+    check_page(page)
+    as_is, calibrated = (report["calibration"][key] for key in ("as_is", "calibrated"))
+    assert calibrated["loss"] < as_is["loss"]
+    assert calibrated["expected_error"] < as_is["expected_error"]
+    for table in (as_is, calibrated):
+        assert sum(row["count"] for row in table["bins"]) == 12
+        assert len(table["bins"]) == 15
+    largest = 90**0.5 / (90**0.5 + 2)  # 0.9, 0.01 and 0.01 at temperature 2
+    others = 1 / (90**0.5 + 2)
+    fold = report["folds"]["1"]
+    assert fold["temperature"] == 2
+    assert fold["calibrated_loss"] == pytest.approx(-(math.log(largest) + math.log(others)) / 2)
+    assert "temperature, which is fitted on the tests of the other folds only" in page
+    assert page.count("share of right clips by probability") == 2
+    assert report["wrong_clips"][0]["probability"] == pytest.approx(largest)
+
+
+def test_without_temperatures_the_page_says_why(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    report, page = write(dataset, results=make_results(dataset)[:1])
+    assert report["calibration"]["calibrated"] is None
+    assert report["folds"]["1"]["temperature"] is None
+    assert report["folds"]["1"]["calibrated_loss"] is None
+    assert "this run has one fold: its model file has none" in page
+    assert page.count("share of right clips by probability") == 1
+
+
+def test_a_reliability_diagram_says_its_bins() -> None:
+    bins = [
+        ReliabilityBin(0.0, 0.5, 0, None, None),
+        ReliabilityBin(0.5, 1.0, 41, 0.75, 0.5),
+    ]
+    diagram = str(reliability_diagram(bins, title="As they are"))
+    ElementTree.fromstring(re.findall(r"<svg.*?</svg>", diagram, re.DOTALL)[0])
+    assert "41 clips from 50 to 100 %: mean probability 75.0 %, right 50.0 %" in diagram
+    assert diagram.count('class="bar"') == 1
+    (top,) = re.findall(
+        r'class="bar" x="[\d.]+" y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', diagram
+    )
+    (mark,) = re.findall(r'class="mean" .* y1="([\d.]+)"', diagram)
+    assert float(top[1]) == pytest.approx(108)  # half of the plane's height
+    assert float(mark) == pytest.approx(float(top[0]) - 54)
+
+
+def test_wrong_clips_are_drawn_the_surest_first(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    first, second = make_results(dataset, wrong=2)
+    surer = second.probabilities.copy()
+    surer[0] = [0.01, 0.98, 0.01]
+    report, page = write(dataset, results=[first, replace(second, probabilities=surer)])
+    names = [clip["filename"] for clip in report["wrong_clips"]]
+    assert names == ["2-0-0.wav", "1-0-0.wav", "1-0-1.wav", "2-0-1.wav"]
+    assert report["wrong_clips"][0] == {
+        "filename": "2-0-0.wav",
+        "fold": 2,
+        "label": "class_0",
+        "predicted": "class_1",
+        "probability": pytest.approx(0.98),
+    }
+    section = page.partition("Taken for something else")[2].partition("<h2>")[0]
+    assert section.count("data:image/webp") == 4
+    assert section.index("2-0-0.wav, fold 2") < section.index("1-0-0.wav, fold 1")
+    assert "✗ 98 %" in section
+    assert '<span class="file">as class_1</span>' in section
+    assert "The clips that were taken for another class" in section
+
+
+def test_of_many_wrong_clips_the_page_counts_the_rest(write: Callable[..., Page]) -> None:
+    dataset = make_dataset(20)
+    report, page = write(dataset, results=make_results(dataset, wrong=30))
+    section = page.partition("Taken for something else")[2].partition("<h2>")[0]
+    assert "Of 60 clips that were taken for another class, the 24 whose" in section
+    assert section.count("data:image/webp") == len(report["wrong_clips"]) == 24
+    _, page = write(dataset, results=make_results(dataset, wrong=0))
+    assert "<p>No clip was.</p>" in page
+
+
+def test_clips_wrong_with_most_seeds_come_first() -> None:
+    dataset = make_dataset()
+    always, once = make_results(dataset, wrong=1), make_results(dataset, wrong=2)
+    elsewhere = [replace(result, probabilities=result.probabilities.copy()) for result in always]
+    elsewhere[0].probabilities[0] = [0.0, 0.1, 0.9]
+    clips = wrong_clips(dataset, [always, once, elsewhere])
+    assert [(clip.filename, clip.times) for clip in clips] == [
+        *(("1-0-0.wav", 3), ("2-0-0.wav", 3), ("1-0-1.wav", 1), ("2-0-1.wav", 1)),
+    ]
+    assert clips[0].taken_for == {"class_1": 2, "class_2": 1}
+    assert clips[0].probability == pytest.approx((0.9 / 1 + 0.9 / 1 + 0.9) / 3)
+
+
+def test_a_small_figure_is_of_means() -> None:
+    features = np.arange(40, dtype=np.float32).reshape(10, 4)
+    small = _shrunk(features, (4, 2))
+    np.testing.assert_array_equal(small, features.reshape(5, 2, 2, 2).mean(axis=(1, 3)))
+    np.testing.assert_array_equal(_shrunk(features, (160, 64)), features)
+    assert _shrunk(np.zeros((498, 128), np.float32), (160, 64)).shape == (166, 64)
+
+
 def test_numbers_that_are_not_finite_become_null() -> None:
     dataset = make_dataset()
     results = [replace(result, loss=math.nan) for result in make_results(dataset)]
@@ -252,10 +356,10 @@ def test_numbers_that_are_not_finite_become_null() -> None:
 def test_the_page_is_whole_and_needs_nothing_else(
     num_classes: int, write: Callable[..., Page]
 ) -> None:
-    _, page = write(make_dataset(num_classes))
+    report, page = write(make_dataset(num_classes))
     check_page(page)
     assert len(page) < 3e6
-    assert page.count("data:image/webp") == num_classes
+    assert page.count("data:image/webp") == num_classes + len(report["wrong_clips"])
     assert all(f">class_{index}<" in page for index in range(num_classes))
 
 

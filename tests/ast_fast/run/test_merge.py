@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ast_fast.cv import main
+from ast_fast.training.checkpoint import read_header
 from ast_fast_kernels.files.sealed import CHECKSUM, sealed
 
 TINY = [
@@ -49,6 +50,14 @@ def test_merged_folds_are_the_run_of_them_all(jobs: Path, tmp_path: Path, capsys
     whole = json.loads((jobs / "all" / "report.json").read_text())
     assert merged["accuracy"] == whole["accuracy"]
     assert merged["confusion"] == whole["confusion"]
+    for fold, row in whole["folds"].items():
+        assert row["temperature"] == merged["folds"][fold]["temperature"] > 0
+        found = [
+            read_header(home / f"fold-{fold}" / "model.safetensors").facts.get("temperature")
+            for home in (tmp_path / "merged", jobs / ("b" if fold == "3" else "a"))
+        ]
+        assert found[0] == row["temperature"]
+        assert found[1] != row["temperature"]  # by fewer folds, or none; it stays
     runs = [json.loads((jobs / name / "run.json").read_text()) for name in "ab"]
     for run in runs:
         del run[CHECKSUM]

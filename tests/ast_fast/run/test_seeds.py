@@ -55,7 +55,11 @@ def test_each_seed_has_a_folder_and_the_same_flags(tmp_path: Path, capsys) -> No
     assert runs.calls == [
         [*rest, "--seed", seed, "--out", str(tmp_path / "x" / f"seed-{seed}")] for seed in "30"
     ]
-    summary = json.loads((tmp_path / "x" / "seeds.json").read_text())["accuracy"]
+    written = json.loads((tmp_path / "x" / "seeds.json").read_text())
+    assert written["calibrated_loss"] is None  # these reports have none
+    page = (tmp_path / "x" / "seeds.html").read_text()
+    assert f"not at hand: {tmp_path / 'x' / 'seed-0'} has no fold-1." in page
+    summary = written["accuracy"]
     assert summary["mean"] == pytest.approx(0.65)
     assert summary["std_over_seeds"] == pytest.approx(0.05 * 2**0.5)
     assert summary["std_over_folds_and_seeds"] == pytest.approx((0.05 / 3) ** 0.5)
@@ -161,7 +165,7 @@ def test_help_lists_it(capsys) -> None:
 @pytest.mark.slow
 def test_two_real_runs(tmp_path: Path) -> None:
     flags = [
-        *("--seeds", "0", "1", "--folds", "1", "--training.epochs", "1", "--threads", "1"),
+        *("--seeds", "0", "1", "--folds", "1", "2", "--training.epochs", "1", "--threads", "1"),
         *("--model.embed-dim", "16", "--model.num-heads", "2", "--model.depth", "1"),
         *("--backend", "reference", "--cache", str(tmp_path / "cache")),
         *("--out", str(tmp_path / "out")),
@@ -176,5 +180,12 @@ def test_two_real_runs(tmp_path: Path) -> None:
         for seed in (0, 1)
     ]
     assert [report["config"]["seed"] for report in reports] == [0, 1]
-    summary = json.loads((tmp_path / "out" / "seeds.json").read_text())["accuracy"]
-    assert summary["per_seed"]["1"] == reports[1]["accuracy"]["per_fold"]
+    summary = json.loads((tmp_path / "out" / "seeds.json").read_text())
+    assert summary["accuracy"]["per_seed"]["1"] == reports[1]["accuracy"]["per_fold"]
+    losses = [report["calibration"]["calibrated"]["loss"] for report in reports]
+    assert summary["calibrated_loss"]["per_seed"] == dict(zip("01", losses, strict=True))
+    assert summary["calibrated_loss"]["mean"] == pytest.approx(sum(losses) / 2)
+    page = (tmp_path / "out" / "seeds.html").read_text()
+    assert page.count("data:image/webp") == 24
+    assert "of them with every seed" in page
+    assert "✗ 2 of 2, " in page

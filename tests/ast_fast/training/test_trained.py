@@ -332,6 +332,14 @@ CRAFTED: dict[str, tuple[Callable[[Crafted], object], str]] = {
         put("class_names", [f"{n}" for n in range(100_000)]),
         "must be F32 of shape (100000, 4)",
     ),
+    **{
+        f"temperature-{name}": (put("temperature", got), rule)
+        for name, got in (
+            *(("zero", 0.0), ("below", -1.0), ("text", "2"), ("bool", True), ("nan", math.nan)),
+            *(("infinite", math.inf), ("huge", 1e300), ("list", [1.0])),
+        )
+        for rule in ["temperature must be a number from 1e-09 to 1e+09, got"]
+    },
     "statistics-missing": (setting("features", "norm_per_sample", False), "must have mean and std"),
     **{
         f"statistics-{name}": (
