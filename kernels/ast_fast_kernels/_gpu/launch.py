@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,12 @@ PREPARED = 256
 
 ALIGNMENT = 16
 """Bytes of which Triton asks whether an address is a multiple when it compiles a kernel."""
+
+RESIDENT_VALUES = 4096
+"""Values that the programs of a loop over rows have in work at once, on each multiprocessor.
+
+By 8 or more to a thread these are at most 512 threads, so no program waits for another to end.
+"""
 
 ARCHITECTURES = (80, 90)
 """Compute capabilities that have launch tables of their own; others take the nearest below."""
@@ -49,6 +55,23 @@ class Launch:
             "num_warps": self.num_warps,
             "num_stages": self.num_stages,
         }
+
+
+class Plan(NamedTuple):
+    """A launch of which only the tensors are open."""
+
+    kernel: Any
+    """What `triton.jit` gave: tensors first, then numbers, then constants."""
+    grid: int
+    """Programs."""
+    numbers: tuple[float, ...]
+    """Its arguments after the tensors."""
+    constants: dict[str, Any]
+    """Its last arguments and Triton's options, by name."""
+
+    def start(self, *tensors: Tensor | None) -> Any:
+        """Launch by Triton, on the current device; return the compiled kernel if there is one."""
+        return self.kernel[self.grid,](*tensors, *self.numbers, **self.constants)
 
 
 class Prepared:
@@ -117,6 +140,15 @@ class Prepared:
 def index_of(device: torch.device) -> int | None:
     """Return what `Tensor.get_device` says of tensors on a device."""
     return -1 if device.type == "cpu" else device.index
+
+
+@cache
+def resident_programs(device: torch.device, values: int) -> int:
+    """Return how many programs with blocks of so many values have RESIDENT_VALUES in work."""
+    if device.type != "cuda":
+        return 2  # the interpreter's: several blocks to a program, as on a GPU
+    multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors * max(1, RESIDENT_VALUES // values)
 
 
 @cache

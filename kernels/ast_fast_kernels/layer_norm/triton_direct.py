@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
@@ -47,31 +46,17 @@ class AddLayerNorm:
         self._index = index_of(device)
         width = shape[-1]
         self._rows = rows = shape.numel() // width
-        launch = triton_gpu.launch_of(width)
-        self._forward = Prepared(
-            triton_gpu._layer_norm_fwd_kernel,
-            triton.cdiv(rows, launch["BLOCK_ROWS"]),
-            (width, 0 if self.update is None else width, rows, width, eps),
-            {"HAS_UPDATE": self.update is not None, **launch.arguments},
-            device,
-        )
+        stride_u = None if self.update is None else width
+        forward = triton_gpu.plan_layer_norm_fwd(rows, width, width, stride_u, eps)
+        self._forward = Prepared(*forward, device)
         own = self.update is not None and self.update != self.stream
         self._own_update = self.update if own else None
-        strips = triton.cdiv(rows, triton_gpu.STRIP)
-        self._partial_shape = (strips, 2, width)
-        self._backward = [
-            Prepared(
-                triton_gpu._layer_norm_bwd_kernel,
-                strips,
-                (width, rows, width),
-                {
-                    "HAS_DRESIDUAL": has_dresidual, "HAS_DUPDATE": own, "STRIP": triton_gpu.STRIP,
-                    **launch.arguments,
-                },
-                device,
-            )
+        backward = [
+            triton_gpu.plan_layer_norm_bwd(rows, width, width, has_dresidual, own, device)
             for has_dresidual in (False, True)
-        ]  # fmt: skip
+        ]
+        self._backward = [Prepared(*plan, device) for plan in backward]
+        self._partial_shape = (backward[0].grid, 2, width)
         # What kernels get for a result that they do not write.
         self._no_residual = torch.empty(0, dtype=self.stream, device=device)
         self._no_dupdate = torch.empty(0, dtype=self.update, device=device)
