@@ -108,9 +108,9 @@ def _layer_norm_cases() -> Iterator[Case]:
             constants: dict[str, Any] = {"HAS_UPDATE": update is not None}
             if update is None:
                 constants["update_ptr"] = None
-            pointers = dict.fromkeys(
-                ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr"), "*fp32"
-            ) | {
+            pointers = {
+                "weight_ptr": "*fp32",
+                "bias_ptr": "*fp32",
                 "x_ptr": f"*{stream}",
                 "update_ptr": f"*{update}",
                 "residual_ptr": f"*{stream}",
@@ -132,9 +132,9 @@ def _layer_norm_cases() -> Iterator[Case]:
             constants = {"HAS_DRESIDUAL": update is not None, "HAS_DUPDATE": own}
             if update is None:
                 constants["dresidual_ptr"] = None
-            pointers = dict.fromkeys(
-                ("weight_ptr", "mean_ptr", "rstd_ptr", "partial_ptr"), "*fp32"
-            ) | {
+            pointers = {
+                "weight_ptr": "*fp32",
+                "partial_ptr": "*fp32",
                 "dresidual_ptr": f"*{stream}",
                 "dy_ptr": f"*{normed}",
                 "residual_ptr": f"*{stream}",
