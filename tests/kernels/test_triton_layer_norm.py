@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ast_fast_kernels import add_layer_norm
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.layer_norm.reference import add_layer_norm_reference
 from ast_fast_kernels.testing.budgets import relative_norm
 
@@ -202,6 +206,16 @@ def test_compiled_code_gives_the_same_bits(device: torch.device) -> None:
         assert torch.equal(mine, true)
 
 
+@pytest.mark.parametrize("pre_dispatch", [False, True], ids=["dispatched", "before dispatch"])
+def test_make_fx_records_the_operator(device: torch.device, pre_dispatch: bool) -> None:
+    args = [x.detach() for x in tensors((3, 20), F32, F32, device)]
+    run = partial(add_layer_norm, backend="triton")
+    graph = make_fx(run, pre_dispatch=pre_dispatch)(*args)
+    assert torch.ops.ast_fast.layer_norm_fwd.default in [node.target for node in graph.graph.nodes]
+    for mine, true in zip(graph(*args), run(*args), strict=True):
+        assert torch.equal(mine, true)
+
+
 def test_a_second_gradient_is_refused(device: torch.device) -> None:
     args = tensors((3, 20), F32, F32, device)
     normed = add_layer_norm(*args, backend="triton")[1]
@@ -230,6 +244,13 @@ def test_what_a_hook_saves_in_another_dtype_is_read_in_it(device: torch.device) 
     for mine, true in zip(ours, theirs, strict=True):
         assert mine.dtype == true.dtype
         torch.testing.assert_close(mine, true)
+
+
+def test_tensors_of_no_device_go_by_the_operator(device: torch.device) -> None:
+    """They say -1 for their device, as the CPU's do, which the interpreter reads."""
+    args = [x.detach() for x in tensors((3, 20), F32, F32, device)]
+    assert checks.are_light(*args)
+    assert not checks.are_light(args[0], args[1].to("meta"))
 
 
 def test_a_tensor_that_outlived_a_transform_is_read(device: torch.device) -> None:
