@@ -102,6 +102,7 @@ def _layer_norm_cases() -> Iterator[Case]:
         ("fp32", "fp32", "fp32"),
     ]
     for width, launch in layer_norm.LAUNCHES.items():
+        backward = layer_norm.BWD_LAUNCHES[width]
         for stream, update, normed in forms if width == 256 else forms[:1]:
             said = f"width {width}, {stream} + {update or 'nothing'} → {normed}"
             kernel = layer_norm._layer_norm_fwd_kernel
@@ -128,7 +129,6 @@ def _layer_norm_cases() -> Iterator[Case]:
             )
             kernel = layer_norm._layer_norm_bwd_kernel
             own = update is not None and update != stream
-            launch = layer_norm.BWD_LAUNCHES[width]
             constants = {"HAS_DRESIDUAL": update is not None, "HAS_DUPDATE": own}
             if update is None:
                 constants["dresidual_ptr"] = None
@@ -149,8 +149,8 @@ def _layer_norm_cases() -> Iterator[Case]:
                 kernel,
                 _types(kernel, constants, width="i32:16", **pointers),
                 constants,
-                launch,
-                bytes=_TRIPS * launch["BLOCK_ROWS"] * width * moved,
+                backward,
+                bytes=_TRIPS * backward["BLOCK_ROWS"] * width * moved,
                 trips=_TRIPS,
             )
 
