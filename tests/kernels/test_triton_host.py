@@ -21,6 +21,7 @@ import json
 from importlib import import_module
 
 import torch
+import triton
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ast_fast_kernels import add_layer_norm, attention, linear_gelu
@@ -33,7 +34,7 @@ def leaf(*shape, dtype=torch.float32, offset=0):
     values = torch.zeros(torch.Size(shape).numel() + offset, dtype=dtype)[offset:]
     return values.view(shape).requires_grad_()
 
-def triton(run, **options):
+def by_triton(run, **options):
     return lambda *tensors: run(*tensors, backend="triton", **options)
 
 class Plain(TorchDispatchMode):
@@ -47,24 +48,24 @@ class Plain(TorchDispatchMode):
 
 lengths = torch.tensor([3, 5], dtype=torch.int32)
 cases = {
-    "norm": (triton(add_layer_norm), leaf(2, 5, 48), leaf(2, 5, 48), leaf(48), leaf(48)),
+    "norm": (by_triton(add_layer_norm), leaf(2, 5, 48), leaf(2, 5, 48), leaf(48), leaf(48)),
     "norm, halves": (
-        triton(add_layer_norm), leaf(2, 5, 48), leaf(2, 5, 48, dtype=half), leaf(48), leaf(48)
+        by_triton(add_layer_norm), leaf(2, 5, 48), leaf(2, 5, 48, dtype=half), leaf(48), leaf(48)
     ),
     "norm, no update": (
         lambda x, w, b: add_layer_norm(x, None, w, b, backend="triton")[1],
         leaf(2, 5, 48, dtype=half), leaf(48), leaf(48, dtype=half),
     ),
     "norm, odd address": (
-        triton(add_layer_norm), leaf(5, 48, offset=1), leaf(5, 48), leaf(48), leaf(48)
+        by_triton(add_layer_norm), leaf(5, 48, offset=1), leaf(5, 48), leaf(48), leaf(48)
     ),
-    "gelu": (triton(linear_gelu), leaf(2, 3, 16), leaf(40, 16), leaf(40)),
+    "gelu": (by_triton(linear_gelu), leaf(2, 3, 16), leaf(40, 16), leaf(40)),
     "gelu, halves": (
-        triton(linear_gelu), leaf(3, 16, dtype=half), leaf(40, 16, dtype=half), leaf(40)
+        by_triton(linear_gelu), leaf(3, 16, dtype=half), leaf(40, 16, dtype=half), leaf(40)
     ),
-    "attention": (triton(attention), leaf(2, 5, 3, 2, 16, dtype=half)),
+    "attention": (by_triton(attention), leaf(2, 5, 3, 2, 16, dtype=half)),
     "attention, lengths": (
-        triton(attention, key_lengths=lengths, scale=0.3), leaf(2, 5, 3, 2, 16, dtype=half)
+        by_triton(attention, key_lengths=lengths, scale=0.3), leaf(2, 5, 3, 2, 16, dtype=half)
     ),
     "attention, view": (
         lambda wide: attention(wide[:, :, :, :2], backend="triton"),
@@ -98,6 +99,14 @@ for name, (run, *tensors) in cases.items():
         key = f"{name}{', graph' if graph else ''}"
         found[key] = {"calls": calls, "operator": operator, "seen": seen}
 
+hooked = []
+run, *tensors = cases["norm"]
+chain = triton.knobs.runtime.launch_enter_hook
+chain.add(hook := lambda metadata: hooked.append(metadata.get()["name"]))
+launched(run, tensors, True)
+chain.remove(hook)
+launched(run, tensors, True)
+
 def refuse(*args):
     raise AssertionError("an operator was called")
 
@@ -107,15 +116,20 @@ for name, module in kernels.items():
     setattr(torch.ops.ast_fast, f"{name}_bwd", refuse)
 for name, (run, *tensors) in cases.items():
     launched(run, tensors, True)
-print(json.dumps(found))
+print(json.dumps({"cases": found, "hooked": hooked}))
 """
 
 
 # The program itself ends by calls that would fail if they reached an operator.
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict:
     cache = str(tmp_path_factory.mktemp("triton"))
     return json.loads(run_program(PROGRAM, timeout=600.0, TRITON_CACHE_DIR=cache))
+
+
+@pytest.fixture(scope="module")
+def found(told: dict) -> dict[str, dict]:
+    return told["cases"]
 
 
 def test_light_calls_launch_what_the_operators_do(found: dict[str, dict]) -> None:
@@ -137,3 +151,7 @@ def test_another_alignment_is_another_kernel(found: dict[str, dict]) -> None:
     name, digest, *_ = found["norm, odd address"]["calls"][2][0]
     assert name == "_layer_norm_fwd_kernel"
     assert digest != found["norm"]["calls"][2][0][1]
+
+
+def test_a_launch_hook_sees_later_calls_until_it_is_removed(told: dict) -> None:
+    assert told["hooked"] == ["_layer_norm_fwd_kernel", "_layer_norm_bwd_kernel"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from ast_fast_kernels import add_layer_norm
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels.layer_norm.reference import add_layer_norm_reference
 from ast_fast_kernels.testing.budgets import relative_norm
 
@@ -96,6 +100,10 @@ def test_own_epsilon(device: torch.device) -> None:
     check(tensors((5, 70), F32, F32, device), eps=0.5)
 
 
+def test_no_epsilon(device: torch.device) -> None:
+    check(tensors((5, 70), F32, F32, device), eps=0.0)  # rows beyond the last have no deviation
+
+
 def test_equal_values_give_the_bias(device: torch.device) -> None:
     tokens, _, weight, bias = tensors((3, 50), F32, None, device)
     tokens = torch.full_like(tokens, 7.0)
@@ -176,13 +184,13 @@ def test_operators_pass_opcheck(device: torch.device) -> None:
     for given in (None, update):
         args = (tokens, given, weight, bias, 1e-5, F32)
         torch.library.opcheck(ops.layer_norm_fwd.default, args)
-        residual, normed, mean, rstd = ops.layer_norm_fwd(
+        residual, normed = ops.layer_norm_fwd(
             *(x.detach() if isinstance(x, Tensor) else x for x in args)
         )
         stored = tokens.detach() if given is None else residual
         kind = None if given is None else BF16
         for dresidual in (None, normed):
-            args = (dresidual, normed, stored, weight.detach(), mean, rstd, kind)
+            args = (dresidual, normed, stored, weight.detach(), 1e-5, kind)
             torch.library.opcheck(ops.layer_norm_bwd.default, args)
 
 
@@ -195,6 +203,16 @@ def test_compiled_code_gives_the_same_bits(device: torch.device) -> None:
         assert torch.equal(mine, true)
     grads = [torch.autograd.grad([r.sum() for r in result], args) for result in results]
     for mine, true in zip(*grads, strict=True):
+        assert torch.equal(mine, true)
+
+
+@pytest.mark.parametrize("pre_dispatch", [False, True], ids=["dispatched", "before dispatch"])
+def test_make_fx_records_the_operator(device: torch.device, pre_dispatch: bool) -> None:
+    args = [x.detach() for x in tensors((3, 20), F32, F32, device)]
+    run = partial(add_layer_norm, backend="triton")
+    graph = make_fx(run, pre_dispatch=pre_dispatch)(*args)
+    assert torch.ops.ast_fast.layer_norm_fwd.default in [node.target for node in graph.graph.nodes]
+    for mine, true in zip(graph(*args), run(*args), strict=True):
         assert torch.equal(mine, true)
 
 
@@ -226,6 +244,13 @@ def test_what_a_hook_saves_in_another_dtype_is_read_in_it(device: torch.device) 
     for mine, true in zip(ours, theirs, strict=True):
         assert mine.dtype == true.dtype
         torch.testing.assert_close(mine, true)
+
+
+def test_tensors_of_no_device_go_by_the_operator(device: torch.device) -> None:
+    """They say -1 for their device, as the CPU's do, which the interpreter reads."""
+    args = [x.detach() for x in tensors((3, 20), F32, F32, device)]
+    assert checks.are_light(*args)
+    assert not checks.are_light(args[0], args[1].to("meta"))
 
 
 def test_a_tensor_that_outlived_a_transform_is_read(device: torch.device) -> None:

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.knobs import runtime
+from triton.runtime import driver
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -20,6 +22,12 @@ PREPARED = 256
 
 ALIGNMENT = 16
 """Bytes of which Triton asks whether an address is a multiple when it compiles a kernel."""
+
+RESIDENT_VALUES = 4096
+"""Values that the programs of a loop over rows have in work at once, on each multiprocessor.
+
+By 8 or more to a thread these are at most 512 threads, so no program waits for another to end.
+"""
 
 ARCHITECTURES = (80, 90)
 """Compute capabilities that have launch tables of their own; others take the nearest below."""
@@ -51,15 +59,32 @@ class Launch:
         }
 
 
+class Plan(NamedTuple):
+    """A launch of which only the tensors are open."""
+
+    kernel: Any
+    """What `triton.jit` gave: tensors first, then numbers, then constants."""
+    grid: int
+    """Programs."""
+    numbers: tuple[float, ...]
+    """Its arguments after the tensors."""
+    constants: dict[str, Any]
+    """Its last arguments and Triton's options, by name."""
+
+    def start(self, *tensors: Tensor | None) -> Any:
+        """Launch by Triton, on the current device; return the compiled kernel if there is one."""
+        return self.kernel[self.grid,](*tensors, *self.numbers, **self.constants)
+
+
 class Prepared:
     """A launch of which only the tensors are open; their dtypes are the same in every call.
 
     Triton's own `kernel[grid](...)` looks every argument and option up again, which takes longer on
     the host than many a kernel on the device. The first call goes that way and gives the compiled
     kernel, which later calls start themselves. It was compiled for addresses that are multiples of
-    16; other addresses go Triton's way each time, as all do in its interpreter. Launch hooks and
-    the current stream are read at each call; Triton's debug switches, its hooks before a run and
-    the tables of launches, only at the first.
+    16; other addresses go Triton's way each time, as all do in its interpreter, and so do calls
+    that a launch hook sees. Hooks and the current stream are read at each call; Triton's debug
+    switches, its hooks before a run and the tables of launches, only at the first.
     """
 
     def __init__(
@@ -84,24 +109,33 @@ class Prepared:
         names = [name for name in kernel.arg_names if name in constants]
         self._rest = (*numbers, *(constants[name] for name in names))
         self._index = device.index if device.type == "cuda" else None
-        self._bound: Callable[..., object] | None = None
+        self._run: Callable[..., object] | None = None
 
     @property
     def is_bound(self) -> bool:
         """Whether later calls start the compiled kernel."""
-        return self._bound is not None
+        return self._run is not None
 
     def __call__(self, *tensors: Tensor | None) -> None:
         """Launch on the tensors' device: Triton uses the current one."""
-        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        addresses: list[int | None] = []
         bits = 0
-        for address in addresses:
-            if address is not None:
+        for tensor in tensors:
+            if tensor is None:
+                addresses.append(None)
+            else:
+                address = tensor.data_ptr()
                 bits |= address
+                addresses.append(address)
         is_aligned = bits % ALIGNMENT == 0
         if self._index is None or torch.cuda.current_device() == self._index:
-            if is_aligned and self._bound is not None:
-                self._bound(*addresses, *self._rest)
+            if is_aligned and self._run is not None and not _has_hooks():
+                # What Triton does between the grid and the launch, but for its empty hooks.
+                stream = self._stream_of(self._index or 0)
+                self._run(
+                    self._grid, 1, 1, stream, *self._compiled, None, None, None,
+                    *addresses, *self._rest,
+                )  # fmt: skip
             else:
                 self._launch(tensors, is_aligned)
         else:
@@ -111,12 +145,30 @@ class Prepared:
     def _launch(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
         compiled = self._kernel[self._grid,](*tensors, *self._numbers, **self._constants)
         if is_aligned and isinstance(compiled, CompiledKernel):
-            self._bound = compiled[self._grid, 1, 1]
+            self._run = compiled.run
+            self._compiled = compiled.function, compiled.packed_metadata
+            self._stream_of = driver.active.get_current_stream
+
+
+def _has_hooks() -> bool:
+    """Say whether Triton has something to call before or after a launch."""
+    enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+    # Chains of calls, as Triton makes them, or functions, as one may set.
+    return bool(getattr(enter, "calls", enter) or getattr(leave, "calls", leave))
 
 
 def index_of(device: torch.device) -> int | None:
     """Return what `Tensor.get_device` says of tensors on a device."""
     return -1 if device.type == "cpu" else device.index
+
+
+@cache
+def resident_programs(device: torch.device, values: int) -> int:
+    """Return how many programs with blocks of so many values have RESIDENT_VALUES in work."""
+    if device.type != "cuda":
+        return 2  # the interpreter's: several blocks to a program, as on a GPU
+    multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return multiprocessors * max(1, RESIDENT_VALUES // values)
 
 
 @cache

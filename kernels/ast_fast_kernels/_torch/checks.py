@@ -14,7 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch._C import (
+    DispatchKey,
     _are_functorch_transforms_active,
+    _dispatch_tls_is_dispatch_key_included,
     _get_tracing_state,
     _has_storage,
     _len_torch_dispatch_stack,
@@ -184,32 +186,42 @@ def is_traced(tensor: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0  # make_fx, FakeTensorMode
+        or _dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or type(tensor) not in (Tensor, torch.nn.Parameter)
         or torch._C._get_tracing_state() is not None  # torch.jit.trace
     )
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_PRE_DISPATCH = (
+    DispatchKey.PreDispatch
+)  # its modes, make_fx's with pre_dispatch, have a stack apart
 
 
 def are_light(*tensors: Tensor) -> bool:
     """Say whether they are plain tensors, and nothing but autograd has to see what a call does.
 
-    Then it needs no operator: no trace, transform or mode records or changes it.
+    Then it needs no operator: no trace, transform or mode records or changes it. They are the CPU's
+    or CUDA's, so `get_device` says on which device each is; other kinds of device count from 0 too.
     """
     if (
         torch.compiler.is_compiling()
         or _len_torch_dispatch_stack() > 0
         or _get_tracing_state() is not None
         or _are_functorch_transforms_active()
+        or _dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
         or forward_ad._current_level >= 0
     ):
         return False
     for tensor in tensors:
         # A batch under vmap and what outlived a transform have no storage of their own.
-        if type(tensor) not in _PLAIN or not _has_storage(tensor):
-            return False
-        if tensor.is_neg() or tensor._is_zerotensor():
+        if (
+            type(tensor) not in _PLAIN
+            or not _has_storage(tensor)
+            or tensor.is_neg()
+            or tensor._is_zerotensor()
+            or not (tensor.is_cuda or tensor.is_cpu)
+        ):
             return False
     return True
 

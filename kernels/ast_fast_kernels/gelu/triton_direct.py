@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 from torch.nn import functional
 
@@ -37,23 +36,10 @@ class LinearGelu:
         self._index = index_of(device)
         hidden = shape[-1]
         rows = shape.numel() // hidden
-        forward, backward = triton_gpu.FWD_LAUNCH, triton_gpu.BWD_LAUNCH
-        self._forward = Prepared(
-            triton_gpu._bias_gelu_fwd_kernel,
-            triton.cdiv(rows, forward["BLOCK_ROWS"]) * triton.cdiv(hidden, forward["BLOCK_H"]),
-            (rows, hidden),
-            forward.arguments,
-            device,
-        )
-        strips = triton.cdiv(rows, triton_gpu.STRIP)
+        self._forward = Prepared(*triton_gpu.plan_bias_gelu_fwd(rows, hidden), device)
+        backward, strips = triton_gpu.plan_bias_gelu_bwd(rows, hidden, device)
+        self._backward = Prepared(*backward, device)
         self._partial_shape = (strips, hidden)
-        self._backward = Prepared(
-            triton_gpu._bias_gelu_bwd_kernel,
-            strips * triton.cdiv(hidden, backward["BLOCK_H"]),
-            (rows, hidden),
-            {"STRIP": triton_gpu.STRIP, **backward.arguments},
-            device,
-        )
 
     @property
     def is_compiled(self) -> bool:

@@ -4,8 +4,10 @@ Cannot avoid: forward reads and writes each value once; backward reads two and w
 memory bounds both. Guess: 85 % of the memory's speed. Measured share: none yet; `docs/triton.md`
 has the compiled kernels and a model of them.
 
-The backward pass needs only the matrix product itself, so forward writes nothing for it. Each
-program sums the bias's gradient over a strip of rows; torch sums over the strips.
+The backward pass needs only the matrix product itself, so forward writes nothing for it. Backward
+runs as many programs as a GPU holds at once. Each goes over its blocks of rows, copies the next two
+to shared memory meanwhile, and sums the bias's gradient over all of its own; torch sums over the
+programs. The order is the same in every run on GPUs with as many multiprocessors.
 """
 
 from __future__ import annotations
@@ -18,17 +20,14 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, resident_programs
 from ast_fast_kernels.gelu.ops import define_bias_gelu
 
 SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
 INV_SQRT_2PI: tl.constexpr = tl.constexpr(1.0 / math.sqrt(2.0 * math.pi))
 
-STRIP = 64
-"""Rows whose gradients of the bias one program sums."""
-
 FWD_LAUNCH = Launch.of(BLOCK_ROWS=8, BLOCK_H=256, num_warps=4)
-BWD_LAUNCH = Launch.of(BLOCK_ROWS=4, BLOCK_H=256, num_warps=4)
+BWD_LAUNCH = Launch.of(BLOCK_ROWS=4, BLOCK_H=256, STAGES=3, num_warps=4)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -51,17 +50,21 @@ def _bias_gelu_fwd_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _bias_gelu_bwd_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, partial_ptr, rows, hidden,
-    STRIP: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_H: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program: STRIP rows of BLOCK_H columns, the bias's gradient summed in registers."""
-    blocks = tl.cdiv(hidden, BLOCK_H)
-    strip = (tl.program_id(0) // blocks).to(tl.int64)
-    offs_h = tl.program_id(0) % blocks * BLOCK_H + tl.arange(0, BLOCK_H)
+    """One program: BLOCK_H columns of every so many blocks of rows, read STAGES - 1 blocks ahead.
+
+    Its sums for the bias stay in registers.
+    """
+    columns = tl.cdiv(hidden, BLOCK_H)
+    strip = tl.program_id(0) // columns
+    offs_h = tl.program_id(0) % columns * BLOCK_H + tl.arange(0, BLOCK_H)
     mask_h = offs_h < hidden
     bias = tl.load(bias_ptr + offs_h, mask=mask_h, other=0.0).to(tl.float32)
     dbias = tl.zeros((BLOCK_ROWS, BLOCK_H), tl.float32)
-    for step in range(0, STRIP, BLOCK_ROWS):
-        offs_m = strip * STRIP + step + tl.arange(0, BLOCK_ROWS)
+    strips = tl.num_programs(0) // columns
+    for block in tl.range(strip, tl.cdiv(rows, BLOCK_ROWS), strips, num_stages=STAGES):
+        offs_m = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask = (offs_m < rows)[:, None] & mask_h[None, :]
         places = offs_m[:, None] * hidden + offs_h[None, :]
         x = tl.load(x_ptr + places, mask=mask, other=0.0).to(tl.float32) + bias[None, :]
@@ -71,7 +74,7 @@ def _bias_gelu_bwd_kernel(
         dx = dy * (below + x * density)
         tl.store(dx_ptr + places, dx.to(dx_ptr.dtype.element_ty), mask=mask)
         dbias += dx
-    tl.store(partial_ptr + strip * hidden + offs_h, tl.sum(dbias, 0), mask=mask_h)
+    tl.store(partial_ptr + strip.to(tl.int64) * hidden + offs_h, tl.sum(dbias, 0), mask=mask_h)
 
 
 @on_its_device
@@ -80,10 +83,7 @@ def launch_bias_gelu_fwd(x: Tensor, bias: Tensor) -> Tensor:
     rows, hidden = x.shape
     y = torch.empty_like(x)
     if y.numel():
-        blocks = triton.cdiv(rows, FWD_LAUNCH["BLOCK_ROWS"]) * triton.cdiv(
-            hidden, FWD_LAUNCH["BLOCK_H"]
-        )
-        _bias_gelu_fwd_kernel[blocks,](x, bias, y, rows, hidden, **FWD_LAUNCH.arguments)
+        plan_bias_gelu_fwd(rows, hidden).start(x, bias, y)
     return y
 
 
@@ -92,13 +92,32 @@ def launch_bias_gelu_bwd(dy: Tensor, x: Tensor, bias: Tensor) -> tuple[Tensor, T
     """Return the gradients of x, in its dtype, and of bias, in float32; all rows contiguous."""
     rows, hidden = x.shape
     dx = torch.empty_like(x)
-    strips = triton.cdiv(rows, STRIP)
+    plan, strips = plan_bias_gelu_bwd(rows, hidden, x.device)
     partial = x.new_empty(strips, hidden, dtype=torch.float32)
     if dx.numel():
-        _bias_gelu_bwd_kernel[strips * triton.cdiv(hidden, BWD_LAUNCH["BLOCK_H"]),](
-            dy, x, bias, dx, partial, rows, hidden, STRIP=STRIP, **BWD_LAUNCH.arguments
-        )
+        plan.start(dy, x, bias, dx, partial)
     return dx, partial.sum(0)
+
+
+def plan_bias_gelu_fwd(rows: int, hidden: int) -> Plan:
+    """Return the forward launch."""
+    blocks = triton.cdiv(rows, FWD_LAUNCH["BLOCK_ROWS"])
+    columns = triton.cdiv(hidden, FWD_LAUNCH["BLOCK_H"])
+    return Plan(_bias_gelu_fwd_kernel, blocks * columns, (rows, hidden), FWD_LAUNCH.arguments)
+
+
+def plan_bias_gelu_bwd(rows: int, hidden: int, device: torch.device) -> tuple[Plan, int]:
+    """Return the backward launch and how many programs go over the rows of one block of columns.
+
+    Each of these writes sums for the bias.
+    """
+    launch = BWD_LAUNCH
+    blocks = triton.cdiv(rows, launch["BLOCK_ROWS"])
+    columns = triton.cdiv(hidden, launch["BLOCK_H"])
+    programs = resident_programs(device, launch["BLOCK_ROWS"] * launch["BLOCK_H"])
+    strips = min(blocks, max(1, programs // max(1, columns)))
+    plan = Plan(_bias_gelu_bwd_kernel, strips * columns, (rows, hidden), launch.arguments)
+    return plan, strips
 
 
 def linear_gelu_triton(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
@@ -79,18 +80,27 @@ def _key(
     tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, backend: str
 ) -> Hashable:
     """Return all that the checks look at; None where an operator may be needed."""
+    if update is None:
+        is_light = checks.are_light(tokens, weight, bias)
+        of_update = None
+    else:
+        is_light = (
+            checks.are_light(tokens, update, weight, bias)
+            and update.is_contiguous()
+            and update.shape == tokens.shape
+        )
+        of_update = update.dtype, update.get_device()
     if not (
-        checks.are_light(tokens, tokens if update is None else update, weight, bias)
+        is_light
         and type(eps) is float
         and tokens.is_contiguous()
         and weight.is_contiguous()
         and bias.is_contiguous()
-        and (update is None or update.is_contiguous())
     ):
         return None
-    of_update = None if update is None else (update.shape, update.dtype, update.get_device())
     return (
-        _dispatch.requested_backend("layer_norm", backend), eps, autocast_dtype(tokens), of_update,
+        _dispatch.requested_backend("layer_norm", backend), eps,
+        autocast_dtype(tokens) if _is_any_autocast_enabled() else None, of_update,
         tokens.shape, tokens.dtype, tokens.get_device(),
         weight.shape, weight.dtype, weight.get_device(),
         bias.shape, bias.dtype, bias.get_device(),

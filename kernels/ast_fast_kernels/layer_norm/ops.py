@@ -12,10 +12,10 @@ from ast_fast_kernels._torch import operators
 
 Forward = Callable[
     [Tensor, Tensor | None, Tensor, Tensor, float, torch.dtype],
-    tuple[Tensor, Tensor, Tensor, Tensor],
+    tuple[Tensor, Tensor],
 ]
 Backward = Callable[
-    [Tensor | None, Tensor, Tensor, Tensor, Tensor, Tensor, torch.dtype | None],
+    [Tensor | None, Tensor, Tensor, Tensor, float, torch.dtype | None],
     tuple[Tensor, Tensor, Tensor],
 ]
 
@@ -26,44 +26,41 @@ def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> An
     Args:
         name: The operators' name.
         forward: Takes rows of tokens, of an update (or None), weight, bias, eps and the result's
-            dtype; gives the sum (empty without an update), its normalisation, its means and
-            1 / deviations.
+            dtype; gives the sum (empty without an update) and its normalisation.
         backward: Takes the gradients of the sum (or None) and of the normalisation, the sum,
-            weight, means, 1 / deviations and the update's dtype (or None); gives the gradients of
+            weight, eps and the update's dtype (or None); gives the gradients of
             the sum, of the update (empty if of the sum's dtype) and of weight and bias, (2, width).
     """
 
     def run_forward(
         x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float,
         dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-        residual, y, mean, rstd = forward(
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        residual, y = forward(
             _rows(x), None if update is None else _rows(update), weight.detach().contiguous(),
             bias.detach().contiguous(), eps, dtype,
         )  # fmt: skip
-        return residual if update is None else residual.view(x.shape), y.view(x.shape), mean, rstd
+        return residual if update is None else residual.view(x.shape), y.view(x.shape)
 
     def run_backward(
-        dresidual: Tensor | None, dy: Tensor, residual: Tensor, weight: Tensor, mean: Tensor,
-        rstd: Tensor, update_dtype: torch.dtype | None,
+        dresidual: Tensor | None, dy: Tensor, residual: Tensor, weight: Tensor, eps: float,
+        update_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         dx, dupdate, both = backward(
             None if dresidual is None else _rows(dresidual).contiguous(), _rows(dy).contiguous(),
-            _rows(residual), weight.detach().contiguous(), mean, rstd, update_dtype,
+            _rows(residual), weight.detach().contiguous(), eps, update_dtype,
         )  # fmt: skip
         return dx.view(residual.shape), dupdate, both
 
-    def gradient(
-        ctx: Any, dresidual: Tensor | None, dy: Tensor | None, *_: None
-    ) -> tuple[Any, ...]:
+    def gradient(ctx: Any, dresidual: Tensor | None, dy: Tensor | None) -> tuple[Any, ...]:
         update_dtype = ctx.update_dtype
         if update_dtype is None:
             dresidual = None  # the sum was not an output: it is the tokens themselves
         if dy is None:
             return *gradients_of_sum(dresidual, update_dtype), None, None, None, None
-        residual, weight, mean, rstd = ctx.saved_tensors
+        residual, weight = ctx.saved_tensors
         dx, dupdate, both = backward_operator(
-            dresidual, dy, residual, weight, mean, rstd, update_dtype
+            dresidual, dy, residual, weight, ctx.eps, update_dtype
         )
         if update_dtype is None:
             dupdate = None
@@ -73,13 +70,13 @@ def define_add_layer_norm(name: str, forward: Forward, backward: Backward) -> An
 
     operators.define(
         f"{name}_fwd(Tensor x, Tensor? update, Tensor weight, Tensor bias, float eps, "
-        "ScalarType dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+        "ScalarType dtype) -> (Tensor, Tensor)",
         run_forward,
         _fake_forward,
     )
     operators.define(
-        f"{name}_bwd(Tensor? dresidual, Tensor dy, Tensor residual, Tensor weight, Tensor mean, "
-        "Tensor rstd, ScalarType? update_dtype) -> (Tensor, Tensor, Tensor)",
+        f"{name}_bwd(Tensor? dresidual, Tensor dy, Tensor residual, Tensor weight, float eps, "
+        "ScalarType? update_dtype) -> (Tensor, Tensor, Tensor)",
         run_backward,
         _fake_backward,
     )
@@ -105,11 +102,9 @@ def _rows(tensor: Tensor) -> Tensor:
 
 def _fake_forward(
     x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rows = x.numel() // x.shape[-1]
+) -> tuple[Tensor, Tensor]:
     residual = x.new_empty(0 if update is None else x.shape)
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
-    return residual, x.new_empty(x.shape, dtype=dtype), mean, rstd
+    return residual, x.new_empty(x.shape, dtype=dtype)
 
 
 def _fake_backward(
@@ -117,8 +112,7 @@ def _fake_backward(
     dy: Tensor,
     residual: Tensor,
     weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    eps: float,
     update_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     own = update_dtype is not None and update_dtype != residual.dtype
@@ -131,10 +125,9 @@ def _fake_backward(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, update, weight, bias, _, _ = inputs
-    residual, _, mean, rstd = output
+    x, update, weight, bias, eps, _ = inputs
     ctx.update_dtype = None if update is None else update.dtype
     ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(x if update is None else residual, weight, mean, rstd)
-    ctx.mark_non_differentiable(mean, rstd)
+    ctx.eps = eps
+    ctx.save_for_backward(x if update is None else output[0], weight)
     ctx.set_materialize_grads(False)

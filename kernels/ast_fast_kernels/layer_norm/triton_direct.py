@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
@@ -44,34 +43,21 @@ class AddLayerNorm:
         """
         self.stream, self.update, self.weight, self.bias = dtypes
         self.normed = normed
+        self.eps = eps
         self._index = index_of(device)
         width = shape[-1]
-        self._rows = rows = shape.numel() // width
-        launch = triton_gpu.launch_of(width)
-        self._forward = Prepared(
-            triton_gpu._layer_norm_fwd_kernel,
-            triton.cdiv(rows, launch["BLOCK_ROWS"]),
-            (width, 0 if self.update is None else width, rows, width, eps),
-            {"HAS_UPDATE": self.update is not None, **launch.arguments},
-            device,
-        )
+        rows = shape.numel() // width
+        stride_u = None if self.update is None else width
+        forward = triton_gpu.plan_layer_norm_fwd(rows, width, width, stride_u, eps)
+        self._forward = Prepared(*forward, device)
         own = self.update is not None and self.update != self.stream
         self._own_update = self.update if own else None
-        strips = triton.cdiv(rows, triton_gpu.STRIP)
-        self._partial_shape = (strips, 2, width)
-        self._backward = [
-            Prepared(
-                triton_gpu._layer_norm_bwd_kernel,
-                strips,
-                (width, rows, width),
-                {
-                    "HAS_DRESIDUAL": has_dresidual, "HAS_DUPDATE": own, "STRIP": triton_gpu.STRIP,
-                    **launch.arguments,
-                },
-                device,
-            )
+        backward = [
+            triton_gpu.plan_layer_norm_bwd(rows, width, width, eps, has_dresidual, own, device)
             for has_dresidual in (False, True)
-        ]  # fmt: skip
+        ]
+        self._backward = [Prepared(*plan, device) for plan in backward]
+        self._partial_shape = (backward[0].grid, 2, width)
         # What kernels get for a result that they do not write.
         self._no_residual = torch.empty(0, dtype=self.stream, device=device)
         self._no_dupdate = torch.empty(0, dtype=self.update, device=device)
@@ -93,30 +79,16 @@ class AddLayerNorm:
         ):
             results = _apply(self, tokens, update, weight, bias)
             return (tokens, results) if update is None else results
-        statistics = self.statistics(tokens)
-        # Nobody reads them: one buffer takes both.
-        return self.forward(tokens, update, weight, bias, statistics, statistics)
-
-    def statistics(self, tokens: Tensor) -> Tensor:
-        """Return memory for one number of each row."""
-        if self.stream is torch.float32:
-            return tokens.new_empty(self._rows)
-        return tokens.new_empty(self._rows, dtype=torch.float32)
+        return self.forward(tokens, update, weight, bias)
 
     def forward(
-        self,
-        tokens: Tensor,
-        update: Tensor | None,
-        weight: Tensor,
-        bias: Tensor,
-        mean: Tensor,
-        rstd: Tensor,
+        self, tokens: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return the sum and its normalisation; fill the statistics."""
+        """Return the sum and its normalisation, without a graph."""
         residual = self._no_residual if update is None else torch.empty_like(tokens)
         same = self.normed is self.stream  # naming a dtype would take longer
         normed = torch.empty_like(tokens) if same else torch.empty_like(tokens, dtype=self.normed)
-        self._forward(tokens, update, weight, bias, residual, normed, mean, rstd)
+        self._forward(tokens, update, weight, bias, residual, normed)
         return tokens if update is None else residual, normed
 
     def backward(
@@ -138,18 +110,14 @@ class AddLayerNorm:
         launch(dresidual, dy.contiguous(), *saved, dx, dupdate, partial)
         return dx, dupdate, partial.sum(0)
 
-    def fits(self, residual: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor) -> bool:
+    def fits(self, residual: Tensor, weight: Tensor) -> bool:
         """Say whether saved tensors, which a hook may have changed, are as they were saved."""
         return (
             residual.dtype is self.stream
             and weight.dtype is self.weight
-            and mean.dtype is rstd.dtype is torch.float32
             and residual.is_contiguous()
             and weight.is_contiguous()
-            and mean.is_contiguous()
-            and rstd.is_contiguous()
             and residual.get_device() == weight.get_device() == self._index
-            and mean.get_device() == rstd.get_device() == self._index
         )
 
 
@@ -163,11 +131,9 @@ class _AddLayerNormFunction(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        mean = call.statistics(tokens)
-        rstd = torch.empty_like(mean)
-        residual, normed = call.forward(tokens, update, weight, bias, mean, rstd)
+        residual, normed = call.forward(tokens, update, weight, bias)
         ctx.call = call
-        ctx.save_for_backward(residual, weight, mean, rstd)
+        ctx.save_for_backward(residual, weight)
         ctx.set_materialize_grads(False)
         return normed if update is None else (residual, normed)
 
@@ -185,7 +151,9 @@ class _AddLayerNormFunction(torch.autograd.Function):
             or not checks.are_light(dy if dresidual is None else dresidual, dy, *saved)
             or not call.fits(*saved)
         ):
-            dx, own, both = torch.ops.ast_fast.layer_norm_bwd(dresidual, dy, *saved, call.update)
+            dx, own, both = torch.ops.ast_fast.layer_norm_bwd(
+                dresidual, dy, *saved, call.eps, call.update
+            )
         else:
             dx, own, both = call.backward(dresidual, dy, saved)
         dupdate = None

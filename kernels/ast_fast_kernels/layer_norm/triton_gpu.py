@@ -4,8 +4,11 @@ Cannot avoid: forward reads tokens and update and writes both results, 4 · widt
 backward reads three and writes one: memory bounds it. Guess: 80 % of the memory's speed.
 Measured share: none yet; `docs/triton.md` has the compiled kernels and a model of them.
 
-Rows are held in registers, so each value is read once. Each program sums the gradients of weight
-and bias over a strip of rows; torch sums over the strips: the same order in every run.
+Rows are held in registers, so each value is read once. Backward computes each row's mean and
+deviation again: it has the whole row anyway, and forward then has nothing else to write or keep. It
+runs as many programs as the GPU holds at once. Each goes over its blocks of rows, copies the next
+one to shared memory meanwhile, and sums the gradients of weight and bias over all its own; torch
+sums over the programs. The order is the same in every run on GPUs with as many multiprocessors.
 """
 
 from __future__ import annotations
@@ -15,12 +18,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, resident_programs
 from ast_fast_kernels._torch.autocast import autocast_dtype
 from ast_fast_kernels.layer_norm.ops import define_add_layer_norm
-
-STRIP = 64
-"""Rows whose gradients of weight and bias one program sums."""
 
 LAUNCHES = {
     width: Launch.of(
@@ -28,12 +28,39 @@ LAUNCHES = {
     )
     for width in (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 }
-"""Rows up to the key's width → their blocks."""
+"""Rows up to the key's width → their blocks forward."""
+
+_BWD_WARPS = {2048: 8, 4096: 16, 8192: 8}  # 16 for the last would spill
+
+BWD_LAUNCHES = {
+    width: Launch.of(
+        BLOCK_D=width,
+        BLOCK_ROWS=launch["BLOCK_ROWS"],
+        STAGES=2,
+        num_warps=_BWD_WARPS.get(width, 4),
+    )
+    for width, launch in LAUNCHES.items()
+}
+"""The same backward; STAGES - 1 blocks are on their way to each program.
+
+That is 30 KiB to a multiprocessor for 192 values in float32 with an update in bfloat16, of which 10
+bytes in 16 are read: at 4.8 TB/s in all, 18 KiB hide 800 ns. Four programs of one more stage would
+not fit GPUs with 100 KiB of shared memory."""
+
+
+@triton.jit
+def _centre(x, mask_d, width, eps, BLOCK_ROWS: tl.constexpr):
+    """Return rows minus their means, and 1 / deviations as a column."""
+    count = tl.zeros((BLOCK_ROWS,), tl.float32) + width
+    mean = tl.div_rn(tl.sum(x, 1), count)  # exact for equal values, as `/` need not be
+    centred = tl.where(mask_d[None, :], x - mean[:, None], 0.0)
+    variance = tl.div_rn(tl.sum(centred * centred, 1), count)
+    return centred, (1.0 / tl.sqrt_rn(variance + eps))[:, None]
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_fwd_kernel(
-    x_ptr, update_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr, mean_ptr, rstd_ptr,
+    x_ptr, update_ptr, weight_ptr, bias_ptr, residual_ptr, y_ptr,
     stride_x, stride_u, rows, width, eps,
     HAS_UPDATE: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -50,44 +77,41 @@ def _layer_norm_fwd_kernel(
         update = tl.load(update_ptrs, mask=mask, other=0.0)
         x = (x.to(tl.float32) + update.to(tl.float32)).to(residual_ptr.dtype.element_ty)
         tl.store(residual_ptr + places, x, mask=mask)
-    x = x.to(tl.float32)
-    count = tl.zeros((BLOCK_ROWS,), tl.float32) + width
-    mean = tl.div_rn(tl.sum(x, 1), count)  # exact for equal values, as `/` need not be
-    centred = tl.where(mask_d[None, :], x - mean[:, None], 0.0)
-    rstd = 1.0 / tl.sqrt_rn(tl.div_rn(tl.sum(centred * centred, 1), count) + eps)
+    centred, rstd = _centre(x.to(tl.float32), mask_d, width, eps, BLOCK_ROWS)
     weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)
-    y = centred * rstd[:, None] * weight[None, :] + bias[None, :]
+    y = centred * rstd * weight[None, :] + bias[None, :]
     tl.store(y_ptr + places, y.to(y_ptr.dtype.element_ty), mask=mask)
-    tl.store(mean_ptr + offs_m, mean, mask=mask_m)
-    tl.store(rstd_ptr + offs_m, rstd, mask=mask_m)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _layer_norm_bwd_kernel(
-    dresidual_ptr, dy_ptr, residual_ptr, weight_ptr, mean_ptr, rstd_ptr, dx_ptr, dupdate_ptr,
-    partial_ptr, stride_r, rows, width,
-    HAS_DRESIDUAL: tl.constexpr, HAS_DUPDATE: tl.constexpr, STRIP: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    dresidual_ptr, dy_ptr, residual_ptr, weight_ptr, dx_ptr, dupdate_ptr, partial_ptr,
+    stride_r, rows, width, eps,
+    HAS_DRESIDUAL: tl.constexpr, HAS_DUPDATE: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """One program: STRIP rows in steps of BLOCK_ROWS, its sums for weight and bias in registers."""
-    first = tl.program_id(0).to(tl.int64) * STRIP
+    """One program: every so many blocks of BLOCK_ROWS rows, read STAGES - 1 blocks ahead.
+
+    Its sums for weight and bias stay in registers.
+    """
     offs_d = tl.arange(0, BLOCK_D)
     mask_d = offs_d < width
     weight = tl.load(weight_ptr + offs_d, mask=mask_d, other=0.0).to(tl.float32)[None, :]
     dweight = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
     dbias = tl.zeros((BLOCK_ROWS, BLOCK_D), tl.float32)
-    for step in range(0, STRIP, BLOCK_ROWS):
-        offs_m = first + step + tl.arange(0, BLOCK_ROWS)
+    blocks = tl.cdiv(rows, BLOCK_ROWS)
+    for block in tl.range(tl.program_id(0), blocks, tl.num_programs(0), num_stages=STAGES):
+        offs_m = (block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
         mask_m = offs_m < rows
         mask = mask_m[:, None] & mask_d[None, :]
         places = offs_m[:, None] * width + offs_d[None, :]
         residual_ptrs = residual_ptr + offs_m[:, None] * stride_r + offs_d[None, :]
         residual = tl.load(residual_ptrs, mask=mask, other=0.0).to(tl.float32)
         dy = tl.load(dy_ptr + places, mask=mask, other=0.0).to(tl.float32)
-        mean = tl.load(mean_ptr + offs_m, mask=mask_m, other=0.0)[:, None]
-        rstd = tl.load(rstd_ptr + offs_m, mask=mask_m, other=0.0)[:, None]
-        normed = (residual - mean) * rstd
+        centred, rstd = _centre(residual, mask_d, width, eps, BLOCK_ROWS)
+        rstd = tl.where(mask_m[:, None], rstd, 0.0)  # infinite beyond the rows if eps is 0
+        normed = centred * rstd
         scaled = dy * weight  # 0 beyond the width, as dy is
         along_normed = tl.sum(scaled * normed, 1)[:, None] / width
         along_ones = tl.sum(scaled, 1)[:, None] / width
@@ -107,8 +131,8 @@ def _layer_norm_bwd_kernel(
 @on_its_device
 def launch_layer_norm_fwd(
     x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the sum (empty without an update), its normalisation, its means and 1 / deviations.
+) -> tuple[Tensor, Tensor]:
+    """Return the sum (empty without an update) and its normalisation.
 
     Args:
         x: Shape (rows, width), rows contiguous.
@@ -123,15 +147,11 @@ def launch_layer_norm_fwd(
         (rows, width) if update is not None else 0, dtype=x.dtype, device=x.device
     )
     y = x.new_empty(rows, width, dtype=dtype)
-    mean, rstd = (x.new_empty(rows, dtype=torch.float32) for _ in range(2))
     if rows:
-        launch = launch_of(width)
-        _layer_norm_fwd_kernel[triton.cdiv(rows, launch["BLOCK_ROWS"]),](
-            x, update, weight, bias, residual, y, mean, rstd,
-            x.stride(0), 0 if update is None else update.stride(0), rows, width, eps,
-            HAS_UPDATE=update is not None, **launch.arguments,
-        )  # fmt: skip
-    return residual, y, mean, rstd
+        stride_u = None if update is None else update.stride(0)
+        plan = plan_layer_norm_fwd(rows, width, x.stride(0), stride_u, eps)
+        plan.start(x, update, weight, bias, residual, y)
+    return residual, y
 
 
 @on_its_device
@@ -140,8 +160,7 @@ def launch_layer_norm_bwd(
     dy: Tensor,
     residual: Tensor,
     weight: Tensor,
-    mean: Tensor,
-    rstd: Tensor,
+    eps: float,
     update_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of the sum, of the update (empty if of that dtype), of weight and bias.
@@ -151,29 +170,59 @@ def launch_layer_norm_bwd(
         dy: Gradient of the normalisation, contiguous.
         residual: The sum, shape (rows, width), rows contiguous.
         weight: Shape (width,), contiguous.
-        mean: Of each row.
-        rstd: Of each row.
+        eps: Added to the variance.
         update_dtype: The update's dtype, or None without one.
     """
     rows, width = residual.shape
     dx = torch.empty((rows, width), dtype=residual.dtype, device=residual.device)
     own = update_dtype is not None and update_dtype != dx.dtype
     dupdate = torch.empty((rows, width) if own else 0, dtype=update_dtype, device=dx.device)
-    strips = triton.cdiv(rows, STRIP)
-    partial = dx.new_empty(strips, 2, width, dtype=torch.float32)
+    plan = plan_layer_norm_bwd(
+        rows, width, residual.stride(0), eps, dresidual is not None, own, residual.device
+    )
+    partial = dx.new_empty(plan.grid, 2, width, dtype=torch.float32)
     if rows:
-        launch = launch_of(width)
-        _layer_norm_bwd_kernel[strips,](
-            dresidual, dy, residual, weight, mean, rstd, dx, dupdate, partial,
-            residual.stride(0), rows, width, HAS_DRESIDUAL=dresidual is not None, HAS_DUPDATE=own,
-            STRIP=STRIP, **launch.arguments,
-        )  # fmt: skip
+        plan.start(dresidual, dy, residual, weight, dx, dupdate, partial)
     return dx, dupdate, partial.sum(0)
 
 
-def launch_of(width: int) -> Launch:
-    """Return the launch of rows of this width."""
-    return LAUNCHES[max(16, triton.next_power_of_2(width))]
+def plan_layer_norm_fwd(
+    rows: int, width: int, stride_x: int, stride_u: int | None, eps: float
+) -> Plan:
+    """Return the forward launch; `stride_u` is None without an update."""
+    launch = LAUNCHES[_padded(width)]
+    return Plan(
+        _layer_norm_fwd_kernel,
+        triton.cdiv(rows, launch["BLOCK_ROWS"]),
+        (stride_x, stride_u or 0, rows, width, eps),
+        {"HAS_UPDATE": stride_u is not None, **launch.arguments},
+    )
+
+
+def plan_layer_norm_bwd(
+    rows: int,
+    width: int,
+    stride_r: int,
+    eps: float,
+    has_dresidual: bool,
+    has_dupdate: bool,
+    device: torch.device,
+) -> Plan:
+    """Return the backward launch, each of whose programs writes sums for weight and bias."""
+    launch = BWD_LAUNCHES[_padded(width)]
+    blocks = triton.cdiv(rows, launch["BLOCK_ROWS"])
+    variants = {"HAS_DRESIDUAL": has_dresidual, "HAS_DUPDATE": has_dupdate}
+    return Plan(
+        _layer_norm_bwd_kernel,
+        min(blocks, resident_programs(device, launch["BLOCK_ROWS"] * launch["BLOCK_D"])),
+        (stride_r, rows, width, eps),
+        {**variants, **launch.arguments},
+    )
+
+
+def _padded(width: int) -> int:
+    padded: int = max(16, triton.next_power_of_2(width))
+    return padded
 
 
 def add_layer_norm_triton(
@@ -181,7 +230,7 @@ def add_layer_norm_triton(
 ) -> tuple[Tensor, Tensor]:
     """Return the sum and its normalisation; arguments as the reference's."""
     dtype = autocast_dtype(tokens) or tokens.dtype
-    residual, normed = _layer_norm_fwd(tokens, update, weight, bias, eps, dtype)[:2]
+    residual, normed = _layer_norm_fwd(tokens, update, weight, bias, eps, dtype)
     return (tokens if update is None else residual), normed
 
 

@@ -67,7 +67,10 @@ class NoGpu:
         kinds = tuple(source.signature.values())
 
         def keep(*given: Any) -> None:
-            grid, arguments = given[:3], given[9:]
+            grid, (metadata_of_launch, enter, leave), arguments = given[:3], given[6:9], given[9:]
+            for hook in (enter, leave):
+                if hook is not None:
+                    hook(metadata_of_launch)
             pairs = list(zip(kinds, arguments, strict=True))
             pointers = [value for kind, value in pairs if kind.startswith("*")]
             self.launches.append(

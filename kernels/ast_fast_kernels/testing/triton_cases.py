@@ -16,6 +16,8 @@ from ast_fast_kernels.testing.ahead_of_time import Case
 
 _FLOAT_BYTES = 4
 _BYTES = {"fp32": 4, "i16": 2}
+_TRIPS = 4
+"""Blocks of a program that goes over its rows, for some 8,000 rows of 192 on a large GPU."""
 _DOTS = {"fwd": 2, "bwd_dkdv": 4, "bwd_dq": 3}
 """Products of (BLOCK_M, head_dim) by (head_dim, BLOCK_N) in a step of each kernel's loop."""
 
@@ -100,15 +102,16 @@ def _layer_norm_cases() -> Iterator[Case]:
         ("fp32", "fp32", "fp32"),
     ]
     for width, launch in layer_norm.LAUNCHES.items():
+        backward = layer_norm.BWD_LAUNCHES[width]
         for stream, update, normed in forms if width == 256 else forms[:1]:
             said = f"width {width}, {stream} + {update or 'nothing'} → {normed}"
             kernel = layer_norm._layer_norm_fwd_kernel
             constants: dict[str, Any] = {"HAS_UPDATE": update is not None}
             if update is None:
                 constants["update_ptr"] = None
-            pointers = dict.fromkeys(
-                ("weight_ptr", "bias_ptr", "mean_ptr", "rstd_ptr"), "*fp32"
-            ) | {
+            pointers = {
+                "weight_ptr": "*fp32",
+                "bias_ptr": "*fp32",
                 "x_ptr": f"*{stream}",
                 "update_ptr": f"*{update}",
                 "residual_ptr": f"*{stream}",
@@ -126,16 +129,12 @@ def _layer_norm_cases() -> Iterator[Case]:
             )
             kernel = layer_norm._layer_norm_bwd_kernel
             own = update is not None and update != stream
-            constants = {
-                "HAS_DRESIDUAL": update is not None,
-                "HAS_DUPDATE": own,
-                "STRIP": layer_norm.STRIP,
-            }
+            constants = {"HAS_DRESIDUAL": update is not None, "HAS_DUPDATE": own}
             if update is None:
                 constants["dresidual_ptr"] = None
-            pointers = dict.fromkeys(
-                ("weight_ptr", "mean_ptr", "rstd_ptr", "partial_ptr"), "*fp32"
-            ) | {
+            pointers = {
+                "weight_ptr": "*fp32",
+                "partial_ptr": "*fp32",
                 "dresidual_ptr": f"*{stream}",
                 "dy_ptr": f"*{normed}",
                 "residual_ptr": f"*{stream}",
@@ -150,9 +149,9 @@ def _layer_norm_cases() -> Iterator[Case]:
                 kernel,
                 _types(kernel, constants, width="i32:16", **pointers),
                 constants,
-                launch,
-                bytes=layer_norm.STRIP * width * moved,
-                trips=layer_norm.STRIP // launch["BLOCK_ROWS"],
+                backward,
+                bytes=_TRIPS * backward["BLOCK_ROWS"] * width * moved,
+                trips=_TRIPS,
             )
 
 
@@ -164,17 +163,16 @@ def _gelu_cases() -> Iterator[Case]:
         types = _types(kernel, {}, hidden="i32:16", **pointers)
         yield Case(f"bias_gelu_fwd, {dtype}", kernel, types, {}, launch, bytes=2 * size * values)
         kernel, launch = gelu._bias_gelu_bwd_kernel, gelu.BWD_LAUNCH
-        constants = {"STRIP": gelu.STRIP}
         pointers = dict.fromkeys(("dy_ptr", "x_ptr", "dx_ptr"), f"*{dtype}")
         pointers |= {"bias_ptr": "*fp32", "partial_ptr": "*fp32"}
         yield Case(
             f"bias_gelu_bwd, {dtype}",
             kernel,
-            _types(kernel, constants, hidden="i32:16", **pointers),
-            constants,
+            _types(kernel, {}, hidden="i32:16", **pointers),
+            {},
             launch,
-            bytes=3 * size * gelu.STRIP * launch["BLOCK_H"],
-            trips=gelu.STRIP // launch["BLOCK_ROWS"],
+            bytes=_TRIPS * 3 * size * launch["BLOCK_ROWS"] * launch["BLOCK_H"],
+            trips=_TRIPS,
         )
 
 
