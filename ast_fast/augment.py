@@ -6,7 +6,8 @@ every device. Tests use nothing from here.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -44,12 +45,23 @@ class Mixtures(NamedTuple):
     """Label shares of the sums, shape (rows, num_classes)."""
 
 
-_Drawn = TypeVar("_Drawn", Mixtures, FeatureChanges)
+_Drawn = TypeVar("_Drawn", bound=tuple[Any, ...])
+
+
+def each_of(drawn: _Drawn, change: Callable[[Tensor], Tensor]) -> _Drawn:
+    """Return what was drawn with every tensor changed, those of tuples in it too; None stays."""
+
+    def changed(values: Any) -> Any:
+        if isinstance(values, tuple):
+            return each_of(values, change)
+        return None if values is None else change(values)
+
+    return type(drawn)(*map(changed, drawn))
 
 
 def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
     """Return what was drawn for some of the rows."""
-    return type(drawn)(*(None if values is None else values[rows] for values in drawn))
+    return each_of(drawn, lambda values: values[rows])
 
 
 def draw_mixtures(

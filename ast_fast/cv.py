@@ -59,6 +59,7 @@ from ast_fast.training.fold import train_fold
 from ast_fast.training.observers import Observer
 from ast_fast.training.progress import TrainingProgress
 from ast_fast.training.results import FoldResult
+from ast_fast.training.step import uses_graphs
 from ast_fast.training.tensorboard import TensorBoardLog
 from ast_fast_kernels.console import RunConsole, fail, send_nowhere
 from ast_fast_kernels.cores import available_cores
@@ -186,6 +187,7 @@ def prepare(settled: Settled) -> Prepared:
         placement,
         ranks,
         kernels=kernels,
+        cuda_graph=uses_graphs(config, placement, ranks),
         data_key=dataset.key,
         pretrained_sha256=digest_of_pretrained(config, ranks),
     )

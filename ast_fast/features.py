@@ -39,7 +39,14 @@ def load_batch(
     device: torch.device,
 ) -> Tensor:
     """Return clips of the memory-mapped data set, as `log_mel` takes them."""
-    return torch.from_numpy(waveforms[indices]).to(device)  # indexing by an array copies
+    return sent(torch.from_numpy(waveforms[indices]), device)  # indexing by an array copies
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Return the host's values on a device; a GPU gets them while the host goes on."""
+    if device.type == "cuda":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
 
 
 def log_mel(waveforms: Tensor, config: Config, *, dither: bool = False) -> Tensor:

@@ -44,12 +44,19 @@ class Stages:
             self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Add the block's wall time to stage `name`, also when it raises."""
+    def __call__(self, name: str, *, on_host: bool = False) -> Iterator[None]:
+        """Add the block's wall time to stage `name`, also when it raises.
+
+        Args:
+            name: The stage.
+            on_host: Whether the block's own work is the host's alone: then it never waits for the
+                GPU, whatever `synchronise` is.
+        """
         begin = perf_counter()
+        waits = self._synchronise and not on_host
         try:
             yield
-            if self._synchronise and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            if waits and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
                 torch.cuda.synchronize()
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + perf_counter() - begin

@@ -23,13 +23,14 @@ from ast_fast.settings.config import Config
 from ast_fast.settings.toml import DIGEST, config_values
 from ast_fast.training.calibration import at_temperature
 from ast_fast.training.results import FoldResult
+from ast_fast.training.step import GRAPH
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
 from ast_fast_kernels.files.sealed import CHECKSUM, is_intact, sealed
 from ast_fast_kernels.files.text import read_document
 
 STAGES = ("decode", "features", "forward", "backward")
-"""Stages that the report names; the rest of the run's time is `other`."""
+"""Stages that the report names, with `GRAPH` where steps were replayed; the rest is `other`."""
 
 
 @dataclass(frozen=True)
@@ -279,9 +280,9 @@ def _timing(
     checkpoint is not counted.
     """
     total = dataset.decode_seconds + sum(fold.seconds for fold in measured.values())
-    stages = {
-        name: sum(fold.stages.get(name, 0.0) for fold in measured.values()) for name in STAGES
-    }
+    replayed = any(GRAPH in fold.stages for fold in measured.values())
+    names = (*STAGES, GRAPH) if replayed else STAGES
+    stages = {name: sum(fold.stages.get(name, 0.0) for fold in measured.values()) for name in names}
     stages["decode"] = dataset.decode_seconds
     stages["other"] = max(0.0, total - sum(stages.values()))
     rows = [row for result in results for row in result.history]

@@ -46,6 +46,8 @@ class RunFacts:
     processes: int
     data_key: str
     """`Dataset.key` of the clips."""
+    cuda_graph: bool | None = None
+    """Whether training steps were replayed as a CUDA graph; None in versions up to 0.5.0."""
     settings_sha256: str | None = None
     """Digest of the values in config.toml; None in versions up to 0.2.0. With it, every finished
     fold has a manifest."""
@@ -79,7 +81,7 @@ class RunFacts:
         """Return the contents of run.json; facts not yet known are left out."""
         document = dataclasses.asdict(self)
         document |= document.pop("unknown")
-        optional = (DIGEST, PRETRAINED, "merged", "ended", "peak_memory_gib")
+        optional = (DIGEST, PRETRAINED, "cuda_graph", "merged", "ended", "peak_memory_gib")
         absent = [name for name in optional if document[name] is None]
         return {name: value for name, value in document.items() if name not in absent}
 
@@ -102,6 +104,7 @@ def describe_run(
     ranks: Ranks,
     *,
     kernels: dict[str, str],
+    cuda_graph: bool,
     data_key: str,
     pretrained_sha256: str | None,
 ) -> RunFacts:
@@ -112,6 +115,7 @@ def describe_run(
         placement: Where it trains.
         ranks: The processes that train it.
         kernels: The backend of each operation.
+        cuda_graph: Whether training steps are replayed as a CUDA graph.
         data_key: `Dataset.key` of the clips.
         pretrained_sha256: Digest of the model that is fine-tuned, if any.
     """
@@ -126,6 +130,7 @@ def describe_run(
         kernels=kernels,
         amp=placement.precision,
         processes=ranks.count,
+        cuda_graph=cuda_graph,
         data_key=data_key,
         pretrained_sha256=pretrained_sha256,
     )

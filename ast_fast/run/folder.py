@@ -298,6 +298,7 @@ FACT_TYPES: tuple[tuple[str, type | UnionType, str], ...] = (
     ("resumed", list, "a list"),
     ("commit", dict | None, "a table or null"),
     (PRETRAINED, str | None, "text or null"),
+    ("cuda_graph", bool | None, "true, false or null"),
     ("merged", list | None, "a list or null"),
     ("ended", str | None, "text or null"),
     ("peak_memory_gib", float | int | None, "a number or null"),

@@ -45,9 +45,10 @@ def say_what_runs(
     for line in flaw_lines(dataset.flaws):
         say(f"         {line}")
     say(f"model    {parameters:,} parameters, {model.num_patches} patches")
+    how = ", steps replayed as a CUDA graph" if facts.cuda_graph else ""
     say(
         f"kernels  FBANK by {facts.kernels['fbank']}, attention by {facts.kernels['attention']}; "
-        f"{facts.device}, {facts.threads} threads"
+        f"{facts.device}{how}, {facts.threads} threads"
     )
     say(f"out      {one_line(str(folder.path))}{' (resumed)' if facts.resumed else ''}")
 

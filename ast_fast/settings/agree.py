@@ -17,6 +17,7 @@ CHANGES_NO_RESULT = frozenset(
         *("data", "out", "cache", "resume", "download", "tensorboard"),
         *("download_model", "download_model_sha256"),
         *("audio.workers", "audio.download_url", "audio.download_sha256"),
+        "training.cuda_graph",
     }
 )
 """Keys of settings that change no result: places, sources and speed. Whether the clips are the same

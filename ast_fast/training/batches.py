@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -15,12 +16,14 @@ from ast_fast.augment import (
     Mixtures,
     draw_feature_changes,
     draw_mixtures,
+    each_of,
     kept_patches,
     rows_of,
 )
 from ast_fast.data.dataset import Dataset
 from ast_fast.data.stored import StoredFeatures
-from ast_fast.features import Statistics, load_batch, model_input
+from ast_fast.features import Statistics, load_batch, model_input, sent
+from ast_fast.machine.distributed import Ranks
 from ast_fast.settings.config import Config
 from ast_fast_kernels import mix
 
@@ -31,7 +34,7 @@ many. Changing the value changes the numbers that a seed gives."""
 
 
 class Drawn(NamedTuple):
-    """The augmentation drawn for the clips of one or more batches."""
+    """The augmentation drawn for the clips of one or more batches, on the model's device."""
 
     mixtures: Mixtures
     changes: FeatureChanges
@@ -39,15 +42,14 @@ class Drawn(NamedTuple):
     """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
 
 
-class Batch(NamedTuple):
-    """Rows of a training batch, on the model's device."""
+class Inputs(NamedTuple):
+    """What rows of a training batch are computed from."""
 
-    features: Tensor
-    """Shape (rows, target_frames, num_mel_bins)."""
-    targets: Tensor
-    """Label shares, shape (rows, num_classes)."""
-    keep: Tensor | None
-    """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
+    clips: NDArray[np.int16] | Tensor
+    """What the mixtures name: the batch's clips on the model's device, or all clips in place. Of
+    stored features the rows, which are never mixed."""
+    drawn: Drawn
+    """For these rows."""
 
 
 class Batches:
@@ -58,6 +60,8 @@ class Batches:
         dataset: The clips.
         statistics: Of the training clips; None if each clip is normalised by its own.
         device: Where the model trains.
+        capturable: Whether a batch's clips are always copied, so that a captured step finds each
+            batch's in one place. Else the CPU reads them in place.
     """
 
     def __init__(
@@ -66,17 +70,40 @@ class Batches:
         dataset: Dataset,
         statistics: Statistics | None,
         device: torch.device,
+        *,
+        capturable: bool = False,
     ) -> None:
         self._config = config
         self._dataset = dataset
         self._statistics = statistics
         self._device = device
+        self._in_place = device.type == "cpu" and not capturable
 
     @property
     def ahead(self) -> int:
         """How many clips one `draw` is for: whole batches, at least one."""
         batch_size = self._config.training.batch_size
         return max(1, DRAWN_AHEAD // batch_size) * batch_size
+
+    def of_epoch(
+        self, order: NDArray[np.int64], generator: torch.Generator, ranks: Ranks
+    ) -> Iterator[tuple[int, Inputs]]:
+        """Draw and load an epoch's batches, each when it is asked for.
+
+        Args:
+            order: Indices of the epoch's clips.
+            generator: Source of randomness, on the CPU.
+            ranks: The processes among which each batch is divided.
+        Yields:
+            The clips of a batch, and what this process's rows of it are computed from.
+        """
+        size = self._config.training.batch_size
+        for begin in range(0, len(order), self.ahead):
+            clips = order[begin : begin + self.ahead]
+            drawn = self.draw(clips, generator)
+            for first in range(0, len(clips), size):
+                batch = clips[first : first + size]
+                yield len(batch), self.load(drawn, batch, first, ranks.part(len(batch)))
 
     def draw(self, clips: NDArray[np.int64], generator: torch.Generator) -> Drawn:
         """Draw the augmentation of the clips of one or more batches.
@@ -107,38 +134,35 @@ class Batches:
             generator,
         )
         keep = kept_patches(len(clips), config.num_patches, config.augment, generator)
-        return Drawn(mixtures, changes, keep)
+        drawn = Drawn(mixtures, changes, keep)
+        return each_of(drawn, lambda values: sent(values, self._device))
 
-    def make(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Batch:
-        """Make rows of one batch.
+    def load(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Inputs:
+        """Load what rows of one batch are computed from.
 
         Args:
             drawn: The result of `draw` for this batch and others.
             clips: Indices of the whole batch's clips.
             first: Row of `drawn` at which the batch begins.
-            rows: Which of the batch's rows to make.
+            rows: Which of the batch's rows to load.
         """
-        among = slice(first + rows.start, first + rows.stop)
-        mixtures, keep = rows_of(drawn.mixtures, among), drawn.keep
-        inputs = self._mixed(mixtures, clips, first, rows)
-        features = model_input(
-            inputs, self._config, self._statistics, changes=rows_of(drawn.changes, among)
-        )
-        if keep is not None:
-            keep = keep[among].to(self._device)
-        return Batch(features, mixtures.targets.to(self._device), keep)
-
-    def _mixed(
-        self, mixtures: Mixtures, clips: NDArray[np.int64], first: int, rows: slice
-    ) -> Tensor:
-        """Return rows of a batch as `model_input` takes them; stored features are never mixed."""
-        clip_data = self._dataset.waveforms
-        if isinstance(clip_data, StoredFeatures):
-            return load_batch(clip_data, clips[rows], self._device)
-        waveforms: Tensor | NDArray[np.int16] = clip_data
-        terms = mixtures.clips - first
-        if self._device.type == "cpu":
+        drawn = rows_of(drawn, slice(first + rows.start, first + rows.stop))
+        data = self._dataset.waveforms
+        if isinstance(data, StoredFeatures):
+            return Inputs(load_batch(data, clips[rows], self._device), drawn)
+        loaded: NDArray[np.int16] | Tensor = data
+        terms = drawn.mixtures.clips - first
+        if self._in_place:
             terms = torch.from_numpy(clips)[terms]  # read from the memory map, without a copy
         else:
-            waveforms = load_batch(clip_data, clips, self._device)
-        return mix(waveforms, terms, mixtures.starts, mixtures.factors)
+            loaded = load_batch(data, clips, self._device)
+        return Inputs(loaded, drawn._replace(mixtures=drawn.mixtures._replace(clips=terms)))
+
+    def features(self, inputs: Inputs) -> Tensor:
+        """Return the model's input, shape (rows, target_frames, num_mel_bins)."""
+        clips, mixtures = inputs.clips, inputs.drawn.mixtures
+        if isinstance(clips, Tensor) and clips.ndim == 3:  # stored features
+            waveforms = clips
+        else:
+            waveforms = mix(clips, mixtures.clips, mixtures.starts, mixtures.factors)
+        return model_input(waveforms, self._config, self._statistics, changes=inputs.drawn.changes)

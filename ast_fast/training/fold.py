@@ -8,7 +8,6 @@ deterministic algorithms, set here, and cuBLAS's, set when the package is import
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ast_fast.data.dataset import Dataset, untrained_classes
 from ast_fast.features import Statistics, compute_statistics, load_batch, model_input
@@ -36,11 +33,10 @@ from ast_fast.settings.agree import check_same_fold, fold_identity
 from ast_fast.settings.config import Config
 from ast_fast.settings.rules import check_config
 from ast_fast.training import checkpoint
-from ast_fast.training.batches import Batches
-from ast_fast.training.checkpoint import CHECKPOINT, prefixed, without_prefix
+from ast_fast.training.batches import Batches, Inputs
+from ast_fast.training.checkpoint import CHECKPOINT
 from ast_fast.training.manifest import MANIFEST, describe, remedy, write_manifest
 from ast_fast.training.observers import Observer, Observers
-from ast_fast.training.optimiser import Optimiser
 from ast_fast.training.results import (
     MODEL,
     RESULTS,
@@ -51,7 +47,16 @@ from ast_fast.training.results import (
     write_history,
     write_predictions,
 )
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate
+from ast_fast.training.step import (
+    Learner,
+    Outcome,
+    ReplayedStep,
+    Step,
+    is_capturable,
+    late,
+    training_step,
+)
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import remove_leftovers
 from ast_fast_kernels.files.text import one_name
@@ -89,8 +94,8 @@ def train_fold(
         fold: The fold to test on.
         out_dir: The run's folder; created if missing.
         observers: Called for every step and epoch.
-        stages: Counts the seconds spent in features, forward, backward and other; with
-            `config.resume`, those of the epochs in the checkpoint too.
+        stages: Counts the seconds spent in features, forward, backward, replayed steps and other;
+            with `config.resume`, those of the epochs in the checkpoint too.
         ranks: The processes that train the fold together; each calls this with the other arguments
             equal. They must see the same `out_dir`; only the first writes to it.
         placement: Where the model trains, if the caller has checked the settings for it. None
@@ -154,7 +159,7 @@ def split_fold(dataset: Dataset, fold: int) -> tuple[NDArray[np.int64], NDArray[
     return train_indices, test_indices
 
 
-class _Outcome(NamedTuple):
+class _Test(NamedTuple):
     """The result of a test."""
 
     probabilities: NDArray[np.float32]
@@ -164,7 +169,7 @@ class _Outcome(NamedTuple):
 
 
 class _FoldTraining:
-    """One fold in training: its data, model, weights' average and optimiser."""
+    """One fold in training: its data, what learns, and what is known of it so far."""
 
     def __init__(
         self,
@@ -190,26 +195,16 @@ class _FoldTraining:
         self.num_steps = self.steps_per_epoch * config.training.epochs
         self.history: list[EpochRow] = []
         self.statistics: Statistics | None = None
-        self.outcome: _Outcome | None = None  # of the last test
+        self.outcome: _Test | None = None  # of the last test
 
         torch.manual_seed(epoch_seeds(config.seed, fold, 0)[1])
         num_classes = len(dataset.class_names)
-        self.model = AudioSpectrogramTransformer.of(config, num_classes)
+        model = AudioSpectrogramTransformer.of(config, num_classes)
         if config.model.pretrained is not None:
-            fresh = self.model.state_dict().items()
+            fresh = model.state_dict().items()
             head = {name: tensor for name, tensor in fresh if name.startswith("head")}
-            self.model.load_state_dict(head | pretrained_weights(config))
-        self.model.to(placement.device)
-        self.trained: nn.Module = self.model
-        if ranks.count > 1:
-            self.trained = DistributedDataParallel(self.model)
-        self.tested = self.model
-        if config.training.ema_decay > 0:
-            self.tested = copy.deepcopy(self.model).requires_grad_(False)
-        self.optimiser = Optimiser(self.model, config.training)
-        self.scaler = torch.amp.GradScaler(
-            placement.device.type, enabled=placement.amp == torch.float16
-        )
+            model.load_state_dict(head | pretrained_weights(config))
+        self.learner = Learner.of(model.to(placement.device), config.training, placement)
 
     def run(self) -> FoldResult:
         """Train from the checkpoint or from scratch, test, and write the files of the fold."""
@@ -221,10 +216,30 @@ class _FoldTraining:
                     self.config,
                     device=self.placement.device,
                 )
-        batches = Batches(self.config, self.dataset, self.statistics, self.placement.device)
+        batches = Batches(
+            self.config,
+            self.dataset,
+            self.statistics,
+            self.placement.device,
+            capturable=is_capturable(self.placement),
+        )
+        with training_step(
+            self.config,
+            self.learner,
+            batches,
+            self.placement,
+            self.stages,
+            self.ranks,
+            min(self.config.training.batch_size, len(self.train_indices)),
+        ) as step:
+            self._train(batches, step)
+        return self._finish()
+
+    def _train(self, batches: Batches, step: Step | ReplayedStep) -> None:
+        """Train the epochs that are left, and test after some of them."""
         last = self.config.training.epochs
         for epoch in range(len(self.history) + 1, last + 1):
-            row = self._train_epoch(epoch, batches)
+            row = self._train_epoch(epoch, batches, step)
             if epoch == last or epoch % max(1, last // CURVE_POINTS) == 0:
                 self.outcome = self._test()
                 row = dataclasses.replace(
@@ -236,48 +251,30 @@ class _FoldTraining:
                     self._save_checkpoint()
                     write_history(self.folder, self.history)
             self.observer.on_epoch(row)
-        return self._finish()
 
-    def _train_epoch(self, epoch: int, batches: Batches) -> EpochRow:
-        training = self.config.training
+    def _train_epoch(self, epoch: int, batches: Batches, step: Step | ReplayedStep) -> EpochRow:
         data_seed, torch_seed = epoch_seeds(self.config.seed, self.fold, epoch, self.ranks.rank)
         torch.manual_seed(torch_seed)  # dropout and dither
         generator = torch.Generator().manual_seed(data_seed)
         order = self.train_indices[torch.randperm(len(self.train_indices), generator=generator)]
-        self.model.train()
-        total_loss, num_right, rate = 0.0, 0, 0.0
+        self.learner.model.train()
+        total_loss, num_right = 0.0, 0
         begin = perf_counter()
-        for index in range(self.steps_per_epoch):
-            first = index * training.batch_size
-            clips = order[first : first + training.batch_size]
-            step = (epoch - 1) * self.steps_per_epoch + index
-            rate = learning_rate(step, self.num_steps, self.steps_per_epoch, training)
-            with self.stages("features"):
-                if first % batches.ahead == 0:
-                    drawn = batches.draw(order[first : first + batches.ahead], generator)
-                rows = self.ranks.part(len(clips))
-                batch = batches.make(drawn, clips, first % batches.ahead, rows)
-            with self.stages("forward"):
-                with self.placement.autocast():
-                    logits = self.trained(batch.features, keep=batch.keep)
-                losses = soft_cross_entropy(logits, batch.targets, training.label_smoothing)
-                right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).sum()
-                loss_sum, right_sum = self.ranks.sum(losses.sum().item(), right.item())
-                loss_value = loss_sum / len(clips)
-            if not math.isfinite(loss_value):
-                raise self._diverged(f"epoch {epoch}, step {index + 1}", loss_value)
-            with self.stages("backward"):
-                # Ranks average their gradients, and their numbers of rows can differ by one.
-                self._update(losses.sum() * (self.ranks.count / len(clips)), rate, step)
+        loaded = batches.of_epoch(order, generator, self.ranks)
+        for number, clips, outcome in late(self._started(epoch, loaded, step), by=step.ahead):
+            with self.stages(outcome.stage, on_host=True):
+                values = outcome.values.read()
+            loss_sum, right_sum = self.ranks.sum(*values)
+            loss = loss_sum / clips
+            if not math.isfinite(loss):
+                raise self._diverged(f"epoch {epoch}, step {number}", loss)
             total_loss += loss_sum
             num_right += int(right_sum)
-            self.observer.on_step(
-                self.fold, epoch, index + 1, self.steps_per_epoch, loss_value, len(clips)
-            )
+            self.observer.on_step(self.fold, epoch, number, self.steps_per_epoch, loss, clips)
         seconds = perf_counter() - begin
         return EpochRow(
             epoch=epoch,
-            learning_rate=rate,
+            learning_rate=self._rate(epoch * self.steps_per_epoch - 1),
             train_loss=total_loss / len(order),
             train_accuracy=num_right / len(order),
             test_loss=None,
@@ -286,21 +283,32 @@ class _FoldTraining:
             clips_per_second=len(order) / seconds,
         )
 
-    def _update(self, loss: Tensor, rate: float, step: int) -> None:
-        """Take one optimiser step and move the average towards the new weights."""
-        training = self.config.training
-        self.optimiser.step(loss, rate, self.scaler)
-        if training.ema_decay > 0:
-            with torch.no_grad():
-                decay = ema_decay(step, training.ema_decay)
-                update = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-                update(list(self.tested.parameters()), list(self.model.parameters()), 0)
+    def _started(
+        self, epoch: int, loaded: Iterator[tuple[int, Inputs]], step: Step | ReplayedStep
+    ) -> Iterator[tuple[int, int, Outcome]]:
+        """Start the steps of an epoch; yield the number of each, from 1, its clips and outcome."""
+        first = (epoch - 1) * self.steps_per_epoch
+        with self.stages("features", on_host=True):
+            upcoming = next(loaded)
+        for number in range(1, self.steps_per_epoch + 1):
+            clips, inputs = upcoming
+            # Ranks average their gradients, and their numbers of rows can differ by one.
+            factor = self.ranks.count / clips
+            decay = ema_decay(first + number - 1, self.config.training.ema_decay)
+            outcome = step(inputs, factor, self._rate(first + number - 1), decay)
+            with self.stages("features", on_host=True):  # while a GPU works on this step
+                upcoming = next(loaded, upcoming)
+            yield number, clips, outcome
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step, from 0."""
+        return learning_rate(step, self.num_steps, self.steps_per_epoch, self.config.training)
 
     @torch.inference_mode()
-    def _test(self) -> _Outcome:
+    def _test(self) -> _Test:
         """Test the weights' average on the test fold, in training's precision."""
-        config, device = self.config, self.placement.device
-        self.tested.eval()
+        config, device, tested = self.config, self.placement.device, self.learner.tested
+        tested.eval()
         mine = self.test_indices[self.ranks.part(len(self.test_indices))]
         logits = []
         for first in range(0, len(mine), config.training.batch_size):
@@ -309,7 +317,7 @@ class _FoldTraining:
                 waveforms = load_batch(self.dataset.waveforms, indices, device)
                 features = model_input(waveforms, config, self.statistics)
             with self.stages("forward"), self.placement.autocast():
-                logits.append(self.tested(features).float().cpu().numpy())
+                logits.append(tested(features).float().cpu().numpy())
         labels = torch.from_numpy(self.dataset.labels[self.test_indices])
         width = (0, len(self.dataset.class_names))  # for a process whose part is empty
         all_logits = torch.from_numpy(
@@ -319,7 +327,7 @@ class _FoldTraining:
         if not math.isfinite(loss):
             raise self._diverged("the test", loss)
         probabilities = all_logits.softmax(dim=1).numpy()
-        return _Outcome(probabilities, loss, accuracy_of(probabilities, labels.numpy()))
+        return _Test(probabilities, loss, accuracy_of(probabilities, labels.numpy()))
 
     def _diverged(self, where: str, loss: float) -> DivergedError:
         training = self.config.training
@@ -339,12 +347,8 @@ class _FoldTraining:
         }
 
     def _save_checkpoint(self) -> None:
-        tensors = prefixed("model", self.model.state_dict())
-        if self.tested is not self.model:
-            tensors |= prefixed("average", self.tested.state_dict())
-        tensors |= prefixed("optimizer", self.optimiser.state())
-        facts = self._facts() | {"scaler": self.scaler.state_dict()}
-        checkpoint.save(self.folder / CHECKPOINT, tensors, facts)
+        facts = self._facts() | {"scaler": self.learner.scaler.state_dict()}
+        checkpoint.save(self.folder / CHECKPOINT, self.learner.tensors(), facts)
 
     def _restore(self) -> bool:
         """Load the checkpoint to resume from, if any; return whether it did."""
@@ -375,13 +379,7 @@ class _FoldTraining:
     def _take_up(self, path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         """Continue from the state in a checkpoint."""
         check_same_fold(path, facts["run"], fold_identity(self.config, self.fold, self.dataset.key))
-        self.model.load_state_dict(without_prefix("model", tensors))
-        if self.tested is not self.model:
-            self.tested.load_state_dict(without_prefix("average", tensors))
-        self.optimiser.load_state(
-            without_prefix("optimizer", tensors), may_be_empty=self.scaler.is_enabled()
-        )
-        self.scaler.load_state_dict(facts["scaler"])
+        self.learner.load(tensors, facts["scaler"])
         self.stages.take_up(facts["stages"])
         self.statistics = facts["statistics"] and Statistics(**facts["statistics"])
         self.history = [EpochRow(**row) for row in facts["history"]]
@@ -397,7 +395,7 @@ class _FoldTraining:
                 )
                 facts = self._facts() | {"accuracy": outcome.accuracy, "loss": outcome.loss}
                 facts |= {"beside": [MANIFEST]}  # so that a lost manifest is missed
-                checkpoint.save(self.folder / MODEL, self.tested.state_dict(), facts)
+                checkpoint.save(self.folder / MODEL, self.learner.tested.state_dict(), facts)
                 write_manifest(self.folder, describe(self.folder, RESULTS))
                 (self.folder / CHECKPOINT).unlink()
         return FoldResult(

@@ -228,3 +228,16 @@ assert fbank(torch.randn(1, 16000), backend="reference").isfinite().all()
     shown = run_program(program).split()
     assert shown[0] == str(lowers)
     assert shown[1] == "True" or not lowers
+
+
+def test_tables_first_used_in_inference_can_be_differentiated_through():
+    """They are kept on the device, for a stream that captures a CUDA graph."""
+    config = FbankConfig(num_mel_bins=21)  # of no other test
+    waveform = torch.rand(1, 800, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = reference.fbank_reference(waveform, config)
+    waveform.requires_grad_()
+    log_mel = reference.fbank_reference(waveform, config)
+    log_mel.sum().backward()
+    assert torch.equal(log_mel.detach(), expected)
+    assert waveform.grad is not None

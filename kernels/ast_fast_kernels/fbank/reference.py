@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch.autocast import exact_product
+from ast_fast_kernels._torch.checks import is_traced
 from ast_fast_kernels.fbank import dither, tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
@@ -49,9 +51,12 @@ def fbank_reference(
         padded = [_padded_row(row[:count], config, num_frames, own) for row, count, own in rows]
         log_mel = torch.stack(padded)
     if config.needs_whole_clip:
-        every = [log_mel.shape[1]] * log_mel.shape[0]
-        frames = every if counts is None else [config.num_frames(count) for count in counts]
-        log_mel = over_whole_clip(log_mel, config, frames)
+        ends: Sequence[int] | Tensor
+        if counts is None:
+            ends = torch.full(log_mel.shape[:1], log_mel.shape[1], device=log_mel.device)
+        else:
+            ends = [config.num_frames(count) for count in counts]
+        log_mel = over_whole_clip(log_mel, config, ends)
     return log_mel if out is None else out.copy_(log_mel)
 
 
@@ -144,7 +149,7 @@ def preemphasise(frames: Tensor, config: FbankConfig) -> Tensor:
 
 def apply_window(frames: Tensor, config: FbankConfig) -> Tensor:
     """Multiply each frame by the window."""
-    return frames * torch.tensor(tables.window(config), dtype=frames.dtype, device=frames.device)
+    return frames * _table(tables.window, config, frames)
 
 
 def spectrum_of_frames(frames: Tensor, config: FbankConfig) -> Tensor:
@@ -162,10 +167,35 @@ def apply_mel_banks(spectrum: Tensor, config: FbankConfig) -> Tensor:
     """
     if not config.mel_filters:
         return spectrum / config.fft_size if config.divide_by_n_fft else spectrum
-    banks = torch.tensor(
-        tables.mel_banks(config), dtype=spectrum.dtype, device=spectrum.device
-    )  # (num_mel_bins, fft_size // 2 + 1)
+    banks = _table(tables.mel_banks, config, spectrum)  # (num_mel_bins, fft_size // 2 + 1)
     return exact_product(spectrum, banks.T)
+
+
+def _table(
+    compute: Callable[[FbankConfig], tables.Float64Array], config: FbankConfig, values: Tensor
+) -> Tensor:
+    """Return a table in the dtype of the values and on their device.
+
+    It is kept there: a stream that captures a CUDA graph cannot copy it, once a call came before.
+    """
+    if is_traced(values):
+        return _rounded(compute(config), values.dtype, values.device)
+    return _kept_table(compute, config, values.dtype, values.device)
+
+
+@lru_cache(maxsize=32)
+def _kept_table(
+    compute: Callable[[FbankConfig], tables.Float64Array],
+    config: FbankConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    with torch.inference_mode(mode=False):  # a gradient may keep it
+        return _rounded(compute(config), dtype, device)
+
+
+def _rounded(table: tables.Float64Array, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(table, dtype=dtype, device=device)
 
 
 def log_energies(energies: Tensor, config: FbankConfig) -> Tensor:

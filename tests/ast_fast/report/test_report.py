@@ -207,6 +207,16 @@ def test_stages_add_up_to_the_whole_time(write: Callable[..., Page]) -> None:
     assert timing["epochs"] == 2 * EPOCHS
 
 
+def test_the_wait_for_replayed_steps_is_a_stage_of_its_own(write: Callable[..., Page]) -> None:
+    dataset = make_dataset()
+    measured = make_measured(make_results(dataset))
+    for fold, own in measured.items():
+        measured[fold] = replace(own, stages={"features": 1.0, "graph": 7.0})
+    timing = write(dataset, measured=measured)[0]["timing"]
+    assert timing["stages"]["graph"] == 7.0 * len(measured)
+    assert sum(timing["stages"].values()) == timing["total_seconds"]
+
+
 def test_a_kernel_is_reported_by_its_worst_error_and_median_ratio() -> None:
     dataset = make_dataset(num_folds=3)
     results = make_results(dataset)

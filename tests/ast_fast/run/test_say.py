@@ -12,7 +12,7 @@ from rich.console import Console
 from ast_fast.run.say import say_what_runs
 
 
-def said(**changes: Any) -> list[str]:
+def said(cuda_graph: bool = False, **changes: Any) -> list[str]:
     data = {
         "synthesised": False,
         "is_stored": False,
@@ -24,7 +24,11 @@ def said(**changes: Any) -> list[str]:
     }
     model: Any = SimpleNamespace(parameters=lambda: [], num_patches=4)
     facts: Any = SimpleNamespace(
-        kernels={"fbank": "numba", "attention": "numba"}, device="cpu", threads=1, resumed=[]
+        kernels={"fbank": "numba", "attention": "numba"},
+        device="cpu",
+        cuda_graph=cuda_graph,
+        threads=1,
+        resumed=[],
     )
     out = io.StringIO()
     console = Console(file=out, soft_wrap=True, markup=False)
@@ -44,3 +48,9 @@ def test_ruined_audio_gets_one_line_for_each_kind() -> None:
         "(a.wav)",
     ]
     assert len(lines) == len(said()) + 2
+
+
+def test_steps_replayed_as_a_graph_are_named() -> None:
+    assert said()[3] == "kernels  FBANK by numba, attention by numba; cpu, 1 threads"
+    replayed = said(cuda_graph=True)[3]
+    assert replayed.endswith("; cpu, steps replayed as a CUDA graph, 1 threads")

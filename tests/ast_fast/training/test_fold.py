@@ -748,6 +748,12 @@ def test_dither_is_for_training_alone(tmp_path):
     assert_same_weights(tmp_path / "killed", tmp_path / "dithered")
 
 
+def make(batches, drawn, clips, first, rows):
+    """Return features, targets and kept patches of rows of a batch."""
+    inputs = batches.load(drawn, clips, first, rows)
+    return batches.features(inputs), inputs.drawn.mixtures.targets, inputs.drawn.keep
+
+
 def test_a_batch_is_made_where_the_model_is():
     """All that is drawn on the CPU must follow; meta stands for a device of its own."""
     meta = torch.device("meta")
@@ -756,29 +762,30 @@ def test_a_batch_is_made_where_the_model_is():
     dataset = fake_dataset()
     batches = Batches(config, dataset, None, meta)
     drawn = batches.draw(np.arange(16), torch.Generator().manual_seed(0))
-    features, targets, keep = batches.make(drawn, np.arange(8, 16), 8, slice(0, 5))
+    features, targets, keep = make(batches, drawn, np.arange(8, 16), 8, slice(0, 5))
     assert keep is not None
     assert (features.device, targets.device, keep.device) == (meta, meta, meta)
     assert features.shape == (5, 32, 32)
     assert keep.shape[0] == 5
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("mix_probability", [0.0, 1.0])
-def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability):
+def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, capturable):
     """Of two batches and one of a single clip, made by one process or by three."""
     augment = AugmentConfig(
         freq_mask=8, time_mask=8, mix_probability=mix_probability, filter_db=3.0
     )
     config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
     dataset = fake_dataset()
-    batches = Batches(config, dataset, None, CPU)
+    batches = Batches(config, dataset, None, CPU, capturable=capturable)
     order = np.arange(17)[::-1].copy()
     drawn = batches.draw(order, torch.Generator().manual_seed(0))
     for first in (0, 8, 16):
         batch = order[first : first + 8]
-        whole = batches.make(drawn, batch, first, slice(0, len(batch)))
+        whole = make(batches, drawn, batch, first, slice(0, len(batch)))
         parts = [
-            batches.make(drawn, batch, first, Ranks(rank, 3).part(len(batch))) for rank in range(3)
+            make(batches, drawn, batch, first, Ranks(rank, 3).part(len(batch))) for rank in range(3)
         ]
         for made, pieces in zip(whole, zip(*parts, strict=True), strict=True):
             assert torch.equal(torch.cat(pieces), made)
@@ -798,16 +805,17 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability):
 @pytest.mark.parametrize("ahead", [1, 16, 10**6])
 def test_every_clip_is_drawn_for_however_far_ahead(tmp_path, monkeypatch, ahead):
     monkeypatch.setattr("ast_fast.training.batches.DRAWN_AHEAD", ahead)
-    dataset, make, seen = fake_dataset(), Batches.make, []
+    dataset, load, seen = fake_dataset(), Batches.load, []
 
     def watched(batches, drawn, batch, first, rows):
-        made = make(batches, drawn, batch, first, rows)
-        assert len(made.features) == len(made.targets) == len(batch)
-        assert made.targets.argmax(dim=1).tolist() == dataset.labels[batch].tolist()
+        inputs = load(batches, drawn, batch, first, rows)
+        targets = inputs.drawn.mixtures.targets
+        assert len(batches.features(inputs)) == len(targets) == len(batch)
+        assert targets.argmax(dim=1).tolist() == dataset.labels[batch].tolist()
         seen.extend(batch)
-        return made
+        return inputs
 
-    monkeypatch.setattr(Batches, "make", watched)
+    monkeypatch.setattr(Batches, "load", watched)
     training = replace(SMALL.training, batch_size=8)
     augment = replace(SMALL.augment, mix_probability=0.0)
     config = replace(SMALL, augment=augment, training=training)

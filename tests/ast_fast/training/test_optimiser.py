@@ -118,6 +118,30 @@ def test_orthogonalising_nothing_gives_nothing():
     assert not orthogonalise(torch.zeros(4, 8), MUON_COEFFICIENTS, 5, 1e-7).any()
 
 
+@pytest.mark.parametrize("shape", [(48, 192), (192, 48), (64, 64)])
+def test_matrices_are_orthogonalised_together_as_alone(shape):
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    matrices[1] *= 1e4
+    together = orthogonalise(matrices, MUON_COEFFICIENTS, 5, 1e-7)
+    for matrix, found in zip(matrices, together, strict=True):
+        alone = orthogonalise(matrix, MUON_COEFFICIENTS, 5, 1e-7)
+        assert (found - alone).norm() < 1e-5 * alone.norm()
+
+
+@pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
+def test_a_step_for_a_graph_is_the_step_but_for_rounding(config, monkeypatch):
+    monkeypatch.setattr("ast_fast.training.optimiser.multiplies_bfloat16", lambda _: False)
+    model, other = small_model(), small_model()
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    optimiser, expected = Optimiser(model, config, capturable=True), Optimiser(other, config)
+    for seed, rate in enumerate((0.01, 0.02, 0.005)):
+        optimiser.step(loss_of(model, seed), torch.tensor(rate), NO_SCALING)
+        expected.step(loss_of(other, seed), rate, NO_SCALING)
+    assert optimiser.state().keys() == expected.state().keys()
+    for (name, here), there in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert (here - there).norm() < 1e-3 * (there - before[name]).norm(), name
+
+
 def test_gradients_are_clipped_together():
     model = small_model()
     optimiser = Optimiser(model, replace(MUON, clip_grad_norm=1e-3))
@@ -129,37 +153,44 @@ def test_gradients_are_clipped_together():
 @pytest.mark.parametrize("where", ["head.weight", "norm.weight", "blocks.0.mlp.0.weight"])
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_an_overflow_in_half_precision_leaves_out_the_whole_step(where, value, clip):
+@pytest.mark.parametrize("capturable", [False, True])
+def test_an_overflow_in_half_precision_leaves_out_the_whole_step(where, value, clip, capturable):
     """Muon's matrices and AdamW's parameters are looked at together, as they are clipped."""
     model = small_model()
-    optimiser = Optimiser(model, replace(MUON, clip_grad_norm=clip))
+    optimiser = Optimiser(model, replace(MUON, clip_grad_norm=clip), capturable=capturable)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    optimiser.step(loss_of(model), 0.01, scaler)
+    rate = torch.tensor(0.01) if capturable else 0.01
+    optimiser.step(loss_of(model), rate, scaler)
+    state = {name: entry.clone() for name, entry in optimiser.state().items()}
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     handle = model.get_parameter(where).register_hook(lambda grad: grad * value)
-    optimiser.step(loss_of(model, 1), 0.01, scaler)
+    optimiser.step(loss_of(model, 1), rate, scaler)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+    for name, entry in optimiser.state().items():
+        assert torch.equal(entry, state[name]), name
     assert scaler.get_scale() == 4.0
     handle.remove()
-    optimiser.step(loss_of(model, 2), 0.01, scaler)
+    optimiser.step(loss_of(model, 2), rate, scaler)
     for name, parameter in model.named_parameters():
         assert parameter.isfinite().all(), name
         assert not torch.equal(parameter, before[name]), name
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("config", [ADAMW, MUON], ids=["adamw", "muon"])
-def test_a_state_taken_up_goes_on_to_the_same_bits(config):
+def test_a_state_taken_up_goes_on_to_the_same_bits(config, capturable):
     model = small_model()
-    optimiser = Optimiser(model, config)
+    optimiser = Optimiser(model, config, capturable=capturable)
+    rate = torch.tensor(0.01) if capturable else 0.01
     for step in range(2):
-        optimiser.step(loss_of(model, step), 0.01, NO_SCALING)
+        optimiser.step(loss_of(model, step), rate, NO_SCALING)
     again = small_model()
     again.load_state_dict(model.state_dict())
-    resumed = Optimiser(again, config)
+    resumed = Optimiser(again, config, capturable=capturable)
     resumed.load_state({name: value.clone() for name, value in optimiser.state().items()})
     for one, its_optimiser in ((model, optimiser), (again, resumed)):
-        its_optimiser.step(loss_of(one, 9), 0.01, NO_SCALING)
+        its_optimiser.step(loss_of(one, 9), rate, NO_SCALING)
     for (name, here), there in zip(model.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(here, there), name
 
