@@ -248,6 +248,8 @@ def _fbank_fused_kernel(
     powers_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * BLOCK_F * (256 + 16)
     middle_ptr = powers_ptr + BLOCK_F * 256
     frame_in_block = tl.arange(0, BLOCK_F)
+    STEP: tl.constexpr = BLOCK_F * 16 // BLOCK_M
+    PARTS: tl.constexpr = BLOCK_F // STEP
     for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
         clip = (block // blocks).to(tl.int64)
         first = block % blocks * BLOCK_F
@@ -344,25 +346,34 @@ def _fbank_fused_kernel(
         tl.store(powers_ptr + frame_in_block[:, None] * 256 + middle_bins[None, :], middle_power)
         tl.debug_barrier()
 
-        used_frames = (first + frame_in_block < frame_count)[:, None]
-        mask_f = (first + frame_in_block < num_frames)[:, None]
-        row_ptrs = powers_ptr + (frame_in_block * 256)[:, None]
-        out_rows = out_ptr + ((clip * num_frames + first + frame_in_block) * num_mel_bins)[:, None]
-        for mel_block in range(tl.cdiv(num_mel_bins, BLOCK_M)):
-            mel = mel_block * BLOCK_M + tl.arange(0, BLOCK_M)
+        # A thread has one filter and every STEP-th frame, so nothing here is exchanged; the
+        # tiles of two dimensions that this could be get another layout from each Triton.
+        out_rows = out_ptr + (clip * num_frames + first) * num_mel_bins
+        for first_mel in range(0, num_mel_bins, BLOCK_M):
+            mel = first_mel + row % BLOCK_M
             mask_m = mel < num_mel_bins
             bins = tl.load(bins_ptr + mel, mask=mask_m, other=0)
-            energies = tl.zeros((BLOCK_F, BLOCK_M), tl.float32)
-            for place in range(tl.load(widths_ptr + mel_block)):
+            bin_ptrs = powers_ptr + row // BLOCK_M * 256 + bins
+            energies = ()
+            for _ in tl.static_range(PARTS):
+                energies = energies + (tl.zeros((BLOCK_F * 16,), tl.float32),)
+            for place in range(tl.load(widths_ptr + first_mel // BLOCK_M)):
                 weights = tl.load(weights_ptr + place * num_mel_bins + mel, mask=mask_m, other=0.0)
-                mask = (bins + place < 256)[None, :]
-                powers = tl.load(row_ptrs + (bins + place)[None, :], mask=mask, other=0.0)
-                energies += weights[None, :] * powers
-            energies = _logarithms(
-                energies, log_floor, log_offset, log_factor, log_shift, USE_LOG, FLOOR_ZEROS_ONLY
-            )
-            energies = tl.where(used_frames, energies, log_silence)
-            tl.store(out_rows + mel[None, :], energies, mask=mask_f & mask_m[None, :])
+                mask_bin = bins + place < 256
+                longer = ()
+                for i in tl.static_range(PARTS):
+                    powers = tl.load(bin_ptrs + i * STEP * 256 + place, mask=mask_bin, other=0.0)
+                    longer = longer + (energies[i] + weights * powers,)
+                energies = longer
+            for i in tl.static_range(PARTS):
+                log_mel = _logarithms(
+                    energies[i], log_floor, log_offset, log_factor, log_shift, USE_LOG,
+                    FLOOR_ZEROS_ONLY,
+                )  # fmt: skip
+                place_f = i * STEP + row // BLOCK_M
+                log_mel = tl.where(first + place_f < frame_count, log_mel, log_silence)
+                mask_out = (first + place_f < num_frames) & mask_m
+                tl.store(out_rows + (place_f * num_mel_bins + mel), log_mel, mask=mask_out)
         tl.debug_barrier()  # before the next block's powers
 
 
