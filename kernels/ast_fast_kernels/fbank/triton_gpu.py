@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ast_fast_kernels._gpu import occupancy
 from ast_fast_kernels._gpu.fft import complex_fft, exchange, real_fft, stack, unstack
-from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import ALIGNMENT, PREPARED, Launch, Prepared, on_its_device
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
@@ -51,13 +52,13 @@ FRAME_LAUNCHES = {
 MEL_LAUNCH = Launch.of(BLOCK_F=32, BLOCK_M=32, num_warps=4)
 
 FUSED_FFT = 512
+FUSED_BLOCK = 8
+"""Frames that a program of the one launch takes at once, with 16 threads each."""
 FUSED_LAUNCHES = {
-    mel_bins: Launch.of(BLOCK_F=8, BLOCK_M=mel_bins, num_warps=4) for mel_bins in (32, 64, 128)
+    mel_bins: Launch.of(BLOCK_F=FUSED_BLOCK, BLOCK_M=mel_bins, num_warps=4)
+    for mel_bins in (32, 64, 128)
 }
 """Mel bins up to the key (the last serves any number) → the blocks of the one launch."""
-
-FUSED_PROGRAMS = 5
-"""Programs of the one launch on each multiprocessor: as many as fit, with 96 registers a thread."""
 
 DEFAULT_CACHE_BYTES = 16 << 20
 """Used if a device does not report the size of its second-level cache."""
@@ -414,7 +415,7 @@ def fbank_triton(
     if counts is not None:
         counts = counts.to(torch.int64).clamp(0, num_samples).contiguous()
         frame_counts = config.num_frames(counts)
-    if config.fft_size == FUSED_FFT and not tables.reach_nyquist(config):  # it has no such bin
+    if is_fused(config):
         launch_fbank_fused(waveform, config, out, counts, frame_counts)
     else:
         _in_chunks(waveform, config, out, counts, frame_counts)
@@ -458,28 +459,134 @@ def launch_fbank_fused(
         counts: Samples that count in each clip, or None.
         frame_counts: Frames that count in each clip, or None.
     """
-    clips, num_frames, num_mel_bins = out.shape
-    launch, constants = fused_launch(config, counts is not None)
-    at_once = clips_of_a_launch(num_frames, launch["BLOCK_F"])
+    clips, num_frames, _ = out.shape
+    at_once = clips_of_a_launch(num_frames, FUSED_BLOCK)
     if clips > at_once:
         for first in range(0, clips, at_once):
             part = slice(first, first + at_once)
             of_part = (None if of is None else of[part] for of in (counts, frame_counts))
             launch_fbank_fused(waveform[part], config, out[part], *of_part)
         return
-    filters = device_tables(config, waveform.device, launch["BLOCK_M"])
-    is_int16 = waveform.dtype == torch.int16
-    factors = fused_tables(config, waveform.device, is_int16)
-    block = launch["BLOCK_F"]
-    programs = min(clips * triton.cdiv(num_frames, block), _fused_programs(waveform.device))
-    scratch = waveform.new_empty(programs, block * (256 + 16), dtype=torch.float32)
-    _fbank_fused_kernel[programs,](
-        waveform, counts, frame_counts, *factors, filters.bins, filters.weights, filters.widths,
-        scratch, out, waveform.stride(0), waveform.stride(1), clips, waveform.shape[1], num_frames,
-        config.window_shift, config.first_sample, config.preemphasis_coefficient, num_mel_bins,
-        config.log_floor, config.log_offset, config.log_factor, config.log_shift,
-        config.log_silence, **constants, **launch.arguments,
-    )  # fmt: skip
+    layout = waveform.shape, waveform.stride(), waveform.dtype, waveform.device
+    prepare_fused(config, *layout, counts is not None)(waveform, out, counts, frame_counts)
+
+
+class FusedForm:
+    """The fused kernel for a config, dtype and device: constants, tables and programs."""
+
+    def __init__(
+        self, config: FbankConfig, dtype: torch.dtype, device: torch.device, has_counts: bool
+    ) -> None:
+        """Put the tables on the device.
+
+        Raises:
+            RuntimeError: The current stream captures a CUDA graph, and they are not there yet.
+        """
+        launch, constants = fused_launch(config, has_counts)
+        filters = device_tables(config, device, launch["BLOCK_M"])
+        factors = fused_tables(config, device, dtype == torch.int16)
+        self.constants = {**constants, **launch.arguments}
+        self.tables = (*factors, filters.bins, filters.weights, filters.widths)
+        self.numbers = (
+            config.window_shift, config.first_sample, config.preemphasis_coefficient,
+            config.num_mel_bins, config.log_floor, config.log_offset, config.log_factor,
+            config.log_shift, config.log_silence,
+        )  # fmt: skip
+        self._device = device
+        self._programs: dict[tuple[bool, ...], int] = {}
+
+    def most_programs(self, tensors: tuple[Tensor | None, ...], numbers: tuple[float, ...]) -> int:
+        """Return how many programs the device holds at once, by the code for these arguments."""
+        gpu = occupancy.gpu_of(self._device)
+        if gpu is None:
+            return 2  # the interpreter's: several blocks to a program, as on a GPU
+        # What Triton compiles other code for, besides this object's own constants.
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        key = (
+            *(address % ALIGNMENT == 0 for address in addresses),
+            *(is_so for stride in numbers[:2] for is_so in (stride == 1, stride % 16 == 0)),
+        )
+        if key not in self._programs:
+            compiled = _fbank_fused_kernel.warmup(*tensors, *numbers, grid=(1,), **self.constants)
+            if compiled is None:  # a hook of Triton's keeps it from compiling, and so from running
+                return 1
+            self._programs[key] = occupancy.programs_at_once(compiled, gpu, self._device)
+        return self._programs[key]
+
+
+fused_form = cache(FusedForm)
+"""Returns a config's form; arguments as in `FusedForm`. Never freed: a captured CUDA graph keeps
+reading its tables."""
+
+
+class Fused:
+    """The one launch for batches of one layout."""
+
+    def __init__(
+        self,
+        config: FbankConfig,
+        shape: torch.Size,
+        strides: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        has_counts: bool,
+        programs: int | None = None,
+    ) -> None:
+        """Prepare the launch.
+
+        Args:
+            config: The conventions, with an FFT of 512.
+            shape: The waveforms', (batch, num_samples), neither of them 0.
+            strides: The same.
+            dtype: The same, float32 or int16.
+            device: The same.
+            has_counts: Whether only a part of each counts.
+            programs: The most to start; None starts as many as the device holds at once.
+        """
+        self._form = fused_form(config, dtype, device, has_counts)
+        clips, num_samples = shape
+        num_frames = config.num_frames(num_samples)
+        self._numbers = (*strides, clips, num_samples, num_frames, *self._form.numbers)
+        self._blocks = clips * triton.cdiv(num_frames, FUSED_BLOCK)
+        self._device, self._most = device, programs
+        self._scratch = 0, 0
+        self._launch: Prepared | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether later calls start the compiled kernel."""
+        return self._launch is not None and self._launch.is_bound
+
+    def __call__(
+        self, samples: Tensor, out: Tensor, counts: Tensor | None, frame_counts: Tensor | None
+    ) -> None:
+        """Fill `out` (batch, num_frames, num_mel_bins); arguments as in `launch_fbank_fused`.
+
+        Leading dimensions are not looked at: a single clip and its energies may have none.
+        """
+        given = samples, counts, frame_counts, *self._form.tables
+        if self._launch is None:
+            self._launch = self._prepared((*given, out, out))
+        scratch = samples.new_empty(self._scratch, dtype=torch.float32)
+        self._launch(*given, scratch, out)
+
+    def _prepared(self, tensors: tuple[Tensor | None, ...]) -> Prepared:
+        most = self._most
+        if most is None:
+            most = self._form.most_programs(tensors, self._numbers)
+        programs = min(self._blocks, most)
+        self._scratch = programs, FUSED_BLOCK * (256 + 16)
+        form = self._form
+        return Prepared(_fbank_fused_kernel, programs, self._numbers, form.constants, self._device)
+
+
+prepare_fused = lru_cache(maxsize=PREPARED)(Fused)
+"""Returns what runs batches of one layout; arguments as in `Fused`."""
+
+
+def is_fused(config: FbankConfig) -> bool:
+    """Say whether the one launch computes a config: it has no bin at Nyquist."""
+    return config.fft_size == FUSED_FFT and not tables.reach_nyquist(config)
 
 
 def clips_of_a_launch(num_frames: int, block: int) -> int:
@@ -652,13 +759,6 @@ def _on_device(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> 
             "device before the capture"
         )
     return [torch.from_numpy(array).to(device) for array in arrays]
-
-
-@lru_cache(maxsize=8)
-def _fused_programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2  # the interpreter's: several blocks to a program, as on a GPU
-    return FUSED_PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=64)

@@ -1,7 +1,7 @@
 """A driver for Triton that compiles for a GPU and launches nothing: what a call does on the host.
 
-Kernels are compiled for sm_90, and a launch goes as far as the function that would pack its
-arguments for CUDA. Tensors are the CPU's, and hold afterwards whatever they held.
+A launch goes as far as the function that would pack its arguments for CUDA. Tensors are the CPU's,
+and hold afterwards whatever they held.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
+from ast_fast_kernels._gpu import occupancy
+from ast_fast_kernels.testing.ahead_of_time import SHARED_MEMORY, read_usage
+
 MODULES = ("attention", "fbank", "gelu", "layer_norm")
+MULTIPROCESSORS = {80: 108, 90: 132}
+"""Of an A100 and an H100, by compute capability: those that can be compiled for."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +39,16 @@ class Launched:
 class NoGpu:
     """What a launch asks of a driver; `launches` has those since it was last cleared, if kept."""
 
-    def __init__(self, *, keeps: bool = False) -> None:
+    def __init__(self, arch: int = 90, *, keeps: bool = False) -> None:
+        self.arch = arch
         self.launches: list[Launched] = []
         self.launcher_cls = self._recorder if keeps else _nothing
-        properties = {"max_shared_mem": 232_448, "multiprocessor_count": 132}
+        properties = {
+            "max_shared_mem": SHARED_MEMORY[arch],
+            "multiprocessor_count": MULTIPROCESSORS[arch],
+        }
         self.utils = SimpleNamespace(
-            load_binary=lambda name, kernel, shared, device: (1, kernel, 32, 0, 1024),
+            load_binary=self._load,
             get_device_properties=lambda device: properties,
         )
 
@@ -52,8 +61,11 @@ class NoGpu:
         return 0
 
     def get_current_target(self) -> GPUTarget:
-        """Return a Hopper."""
-        return GPUTarget("cuda", 90, 32)
+        """Return what kernels are compiled for."""
+        return GPUTarget("cuda", self.arch, 32)
+
+    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        return 1, cubin, read_usage(cubin)["REG"], 0, 1024
 
     def _recorder(self, source: Any, metadata: Any) -> Any:
         kinds = tuple(source.signature.values())
@@ -79,19 +91,29 @@ def _nothing(source: Any, metadata: Any) -> Any:
     return lambda *given: None
 
 
-def install(*, keeps: bool = False) -> NoGpu:
+def install(arch: int = 90, *, keeps: bool = False) -> NoGpu:
     """Load the kernels, give Triton this driver, and have Triton's backends take CPU tensors.
 
+    For good: a process has one.
+
     Args:
+        arch: Compute capability to compile for, with its launch tables: 80 or 90.
         keeps: Whether to keep what would have been launched.
     Raises:
+        ValueError: `arch` is another.
         RuntimeError: The kernels are interpreted (TRITON_INTERPRET).
     """
+    if arch not in MULTIPROCESSORS:
+        raise ValueError(f"arch must be {' or '.join(map(str, MULTIPROCESSORS))}, got {arch}")
     if triton.knobs.runtime.interpret:
         raise RuntimeError("kernels must be compiled, got TRITON_INTERPRET=1")
     for name in MODULES:
-        import_module(f"ast_fast_kernels.{name}.triton_gpu")
-    driver = NoGpu(keeps=keeps)
+        module: Any = import_module(f"ast_fast_kernels.{name}.triton_gpu")
+        if hasattr(module, "architecture"):
+            module.architecture = lambda device: arch
+    gpu = occupancy.Gpu(occupancy.limits_of(*divmod(arch, 10)), MULTIPROCESSORS[arch])
+    occupancy.gpu_of = lambda device: gpu
+    driver = NoGpu(arch, keeps=keeps)
     triton.runtime.driver.set_active(driver)
     # From here on only the checks read it: kernels that are loaded stay compiled.
     os.environ["TRITON_INTERPRET"] = "1"
