@@ -163,7 +163,7 @@ def index_of(device: torch.device) -> int | None:
 
 
 @cache
-def resident_programs(device: torch.device, values: int) -> int:
+def programs_in_work(device: torch.device, values: int) -> int:
     """Return how many programs with blocks of so many values have RESIDENT_VALUES in work."""
     if device.type != "cuda":
         return 2  # the interpreter's: several blocks to a program, as on a GPU

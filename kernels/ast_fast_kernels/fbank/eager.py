@@ -11,7 +11,7 @@ from torch import Tensor
 from ast_fast_kernels import _dispatch
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels.fbank import again, dither
+from ast_fast_kernels.fbank import again, dither, triton_direct
 from ast_fast_kernels.fbank.checks import (
     Lengths,
     check_length,
@@ -81,6 +81,8 @@ def compute(
     if lengths is None and chosen == "numba" and noise is None and len(shape) <= 3:
         requested = _dispatch.requested_backend("fbank", backend)
         again.note(config, requested, waveform.dtype, tuple(waveform.shape))
+    if chosen == "triton" and lengths is None and out is None:
+        triton_direct.note(waveform, config, _dispatch.requested_backend("fbank", backend))
     if out is not None:
         return out
     if len(shape) == 3:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.forks import one_thread_if_forked
-from ast_fast_kernels.fbank import dither, eager
+from ast_fast_kernels.fbank import dither, eager, triton_direct
 from ast_fast_kernels.fbank.checks import Lengths, check_config
 from ast_fast_kernels.fbank.config import FbankConfig
 
@@ -27,6 +27,10 @@ def compute(
         again = compute_again(waveform, config, backend, out)
         if again is not None:
             return again
+        if out is None and not torch.compiler.is_compiling():
+            run = triton_direct.find(waveform, config, backend)
+            if run is not None:
+                return run(waveform)
     check_config(config)
     if out is not None and not isinstance(out, Tensor):
         raise TypeError(f"out must be a tensor, as the waveform is, got {type(out).__name__}")

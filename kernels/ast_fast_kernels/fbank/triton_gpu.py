@@ -21,8 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ast_fast_kernels._gpu import occupancy
 from ast_fast_kernels._gpu.fft import complex_fft, exchange, real_fft, stack, unstack
-from ast_fast_kernels._gpu.launch import Launch, on_its_device
+from ast_fast_kernels._gpu.launch import ALIGNMENT, PREPARED, Launch, Prepared, on_its_device
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
@@ -51,13 +52,13 @@ FRAME_LAUNCHES = {
 MEL_LAUNCH = Launch.of(BLOCK_F=32, BLOCK_M=32, num_warps=4)
 
 FUSED_FFT = 512
+FUSED_BLOCK = 8
+"""Frames that a program of the one launch takes at once, with 16 threads each."""
 FUSED_LAUNCHES = {
-    mel_bins: Launch.of(BLOCK_F=8, BLOCK_M=mel_bins, num_warps=4) for mel_bins in (32, 64, 128)
+    mel_bins: Launch.of(BLOCK_F=FUSED_BLOCK, BLOCK_M=mel_bins, num_warps=4)
+    for mel_bins in (32, 64, 128)
 }
 """Mel bins up to the key (the last serves any number) → the blocks of the one launch."""
-
-FUSED_PROGRAMS = 5
-"""Programs of the one launch on each multiprocessor: as many as fit, with 96 registers a thread."""
 
 DEFAULT_CACHE_BYTES = 16 << 20
 """Used if a device does not report the size of its second-level cache."""
@@ -248,6 +249,8 @@ def _fbank_fused_kernel(
     powers_ptr = scratch_ptr + tl.program_id(0).to(tl.int64) * BLOCK_F * (256 + 16)
     middle_ptr = powers_ptr + BLOCK_F * 256
     frame_in_block = tl.arange(0, BLOCK_F)
+    STEP: tl.constexpr = BLOCK_F * 16 // BLOCK_M
+    PARTS: tl.constexpr = BLOCK_F // STEP
     for block in range(tl.program_id(0), clips * blocks, tl.num_programs(0)):
         clip = (block // blocks).to(tl.int64)
         first = block % blocks * BLOCK_F
@@ -344,25 +347,34 @@ def _fbank_fused_kernel(
         tl.store(powers_ptr + frame_in_block[:, None] * 256 + middle_bins[None, :], middle_power)
         tl.debug_barrier()
 
-        used_frames = (first + frame_in_block < frame_count)[:, None]
-        mask_f = (first + frame_in_block < num_frames)[:, None]
-        row_ptrs = powers_ptr + (frame_in_block * 256)[:, None]
-        out_rows = out_ptr + ((clip * num_frames + first + frame_in_block) * num_mel_bins)[:, None]
-        for mel_block in range(tl.cdiv(num_mel_bins, BLOCK_M)):
-            mel = mel_block * BLOCK_M + tl.arange(0, BLOCK_M)
+        # A thread has one filter and every STEP-th frame, so nothing here is exchanged; the
+        # tiles of two dimensions that this could be get another layout from each Triton.
+        out_rows = out_ptr + (clip * num_frames + first) * num_mel_bins
+        for first_mel in range(0, num_mel_bins, BLOCK_M):
+            mel = first_mel + row % BLOCK_M
             mask_m = mel < num_mel_bins
             bins = tl.load(bins_ptr + mel, mask=mask_m, other=0)
-            energies = tl.zeros((BLOCK_F, BLOCK_M), tl.float32)
-            for place in range(tl.load(widths_ptr + mel_block)):
+            bin_ptrs = powers_ptr + row // BLOCK_M * 256 + bins
+            energies = ()
+            for _ in tl.static_range(PARTS):
+                energies = energies + (tl.zeros((BLOCK_F * 16,), tl.float32),)
+            for place in range(tl.load(widths_ptr + first_mel // BLOCK_M)):
                 weights = tl.load(weights_ptr + place * num_mel_bins + mel, mask=mask_m, other=0.0)
-                mask = (bins + place < 256)[None, :]
-                powers = tl.load(row_ptrs + (bins + place)[None, :], mask=mask, other=0.0)
-                energies += weights[None, :] * powers
-            energies = _logarithms(
-                energies, log_floor, log_offset, log_factor, log_shift, USE_LOG, FLOOR_ZEROS_ONLY
-            )
-            energies = tl.where(used_frames, energies, log_silence)
-            tl.store(out_rows + mel[None, :], energies, mask=mask_f & mask_m[None, :])
+                mask_bin = bins + place < 256
+                longer = ()
+                for i in tl.static_range(PARTS):
+                    powers = tl.load(bin_ptrs + i * STEP * 256 + place, mask=mask_bin, other=0.0)
+                    longer = longer + (energies[i] + weights * powers,)
+                energies = longer
+            for i in tl.static_range(PARTS):
+                log_mel = _logarithms(
+                    energies[i], log_floor, log_offset, log_factor, log_shift, USE_LOG,
+                    FLOOR_ZEROS_ONLY,
+                )  # fmt: skip
+                place_f = i * STEP + row // BLOCK_M
+                log_mel = tl.where(first + place_f < frame_count, log_mel, log_silence)
+                mask_out = (first + place_f < num_frames) & mask_m
+                tl.store(out_rows + (place_f * num_mel_bins + mel), log_mel, mask=mask_out)
         tl.debug_barrier()  # before the next block's powers
 
 
@@ -403,7 +415,7 @@ def fbank_triton(
     if counts is not None:
         counts = counts.to(torch.int64).clamp(0, num_samples).contiguous()
         frame_counts = config.num_frames(counts)
-    if config.fft_size == FUSED_FFT and not tables.reach_nyquist(config):  # it has no such bin
+    if is_fused(config):
         launch_fbank_fused(waveform, config, out, counts, frame_counts)
     else:
         _in_chunks(waveform, config, out, counts, frame_counts)
@@ -447,28 +459,134 @@ def launch_fbank_fused(
         counts: Samples that count in each clip, or None.
         frame_counts: Frames that count in each clip, or None.
     """
-    clips, num_frames, num_mel_bins = out.shape
-    launch, constants = fused_launch(config, counts is not None)
-    at_once = clips_of_a_launch(num_frames, launch["BLOCK_F"])
+    clips, num_frames, _ = out.shape
+    at_once = clips_of_a_launch(num_frames, FUSED_BLOCK)
     if clips > at_once:
         for first in range(0, clips, at_once):
             part = slice(first, first + at_once)
             of_part = (None if of is None else of[part] for of in (counts, frame_counts))
             launch_fbank_fused(waveform[part], config, out[part], *of_part)
         return
-    filters = device_tables(config, waveform.device, launch["BLOCK_M"])
-    is_int16 = waveform.dtype == torch.int16
-    factors = fused_tables(config, waveform.device, is_int16)
-    block = launch["BLOCK_F"]
-    programs = min(clips * triton.cdiv(num_frames, block), _fused_programs(waveform.device))
-    scratch = waveform.new_empty(programs, block * (256 + 16), dtype=torch.float32)
-    _fbank_fused_kernel[programs,](
-        waveform, counts, frame_counts, *factors, filters.bins, filters.weights, filters.widths,
-        scratch, out, waveform.stride(0), waveform.stride(1), clips, waveform.shape[1], num_frames,
-        config.window_shift, config.first_sample, config.preemphasis_coefficient, num_mel_bins,
-        config.log_floor, config.log_offset, config.log_factor, config.log_shift,
-        config.log_silence, **constants, **launch.arguments,
-    )  # fmt: skip
+    layout = waveform.shape, waveform.stride(), waveform.dtype, waveform.device
+    prepare_fused(config, *layout, counts is not None)(waveform, out, counts, frame_counts)
+
+
+class FusedForm:
+    """The fused kernel for a config, dtype and device: constants, tables and programs."""
+
+    def __init__(
+        self, config: FbankConfig, dtype: torch.dtype, device: torch.device, has_counts: bool
+    ) -> None:
+        """Put the tables on the device.
+
+        Raises:
+            RuntimeError: The current stream captures a CUDA graph, and they are not there yet.
+        """
+        launch, constants = fused_launch(config, has_counts)
+        filters = device_tables(config, device, launch["BLOCK_M"])
+        factors = fused_tables(config, device, dtype == torch.int16)
+        self.constants = {**constants, **launch.arguments}
+        self.tables = (*factors, filters.bins, filters.weights, filters.widths)
+        self.numbers = (
+            config.window_shift, config.first_sample, config.preemphasis_coefficient,
+            config.num_mel_bins, config.log_floor, config.log_offset, config.log_factor,
+            config.log_shift, config.log_silence,
+        )  # fmt: skip
+        self._device = device
+        self._programs: dict[tuple[bool, ...], int] = {}
+
+    def most_programs(self, tensors: tuple[Tensor | None, ...], numbers: tuple[float, ...]) -> int:
+        """Return how many programs the device holds at once, by the code for these arguments."""
+        gpu = occupancy.gpu_of(self._device)
+        if gpu is None:
+            return 2  # the interpreter's: several blocks to a program, as on a GPU
+        # What Triton compiles other code for, besides this object's own constants.
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        key = (
+            *(address % ALIGNMENT == 0 for address in addresses),
+            *(is_so for stride in numbers[:2] for is_so in (stride == 1, stride % 16 == 0)),
+        )
+        if key not in self._programs:
+            compiled = _fbank_fused_kernel.warmup(*tensors, *numbers, grid=(1,), **self.constants)
+            if compiled is None:  # a hook of Triton's keeps it from compiling, and so from running
+                return 1
+            self._programs[key] = occupancy.programs_at_once(compiled, gpu, self._device)
+        return self._programs[key]
+
+
+fused_form = cache(FusedForm)
+"""Returns a config's form; arguments as in `FusedForm`. Never freed: a captured CUDA graph keeps
+reading its tables."""
+
+
+class Fused:
+    """The one launch for batches of one layout."""
+
+    def __init__(
+        self,
+        config: FbankConfig,
+        shape: torch.Size,
+        strides: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        has_counts: bool,
+        programs: int | None = None,
+    ) -> None:
+        """Prepare the launch.
+
+        Args:
+            config: The conventions, with an FFT of 512.
+            shape: The waveforms', (batch, num_samples), neither of them 0.
+            strides: The same.
+            dtype: The same, float32 or int16.
+            device: The same.
+            has_counts: Whether only a part of each counts.
+            programs: The most to start; None starts as many as the device holds at once.
+        """
+        self._form = fused_form(config, dtype, device, has_counts)
+        clips, num_samples = shape
+        num_frames = config.num_frames(num_samples)
+        self._numbers = (*strides, clips, num_samples, num_frames, *self._form.numbers)
+        self._blocks = clips * triton.cdiv(num_frames, FUSED_BLOCK)
+        self._device, self._most = device, programs
+        self._scratch = 0, 0
+        self._launch: Prepared | None = None
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether later calls start the compiled kernel."""
+        return self._launch is not None and self._launch.is_bound
+
+    def __call__(
+        self, samples: Tensor, out: Tensor, counts: Tensor | None, frame_counts: Tensor | None
+    ) -> None:
+        """Fill `out` (batch, num_frames, num_mel_bins); arguments as in `launch_fbank_fused`.
+
+        Leading dimensions are not looked at: a single clip and its energies may have none.
+        """
+        given = samples, counts, frame_counts, *self._form.tables
+        if self._launch is None:
+            self._launch = self._prepared((*given, out, out))
+        scratch = samples.new_empty(self._scratch, dtype=torch.float32)
+        self._launch(*given, scratch, out)
+
+    def _prepared(self, tensors: tuple[Tensor | None, ...]) -> Prepared:
+        most = self._most
+        if most is None:
+            most = self._form.most_programs(tensors, self._numbers)
+        programs = min(self._blocks, most)
+        self._scratch = programs, FUSED_BLOCK * (256 + 16)
+        form = self._form
+        return Prepared(_fbank_fused_kernel, programs, self._numbers, form.constants, self._device)
+
+
+prepare_fused = lru_cache(maxsize=PREPARED)(Fused)
+"""Returns what runs batches of one layout; arguments as in `Fused`."""
+
+
+def is_fused(config: FbankConfig) -> bool:
+    """Say whether the one launch computes a config: it has no bin at Nyquist."""
+    return config.fft_size == FUSED_FFT and not tables.reach_nyquist(config)
 
 
 def clips_of_a_launch(num_frames: int, block: int) -> int:
@@ -641,13 +759,6 @@ def _on_device(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> 
             "device before the capture"
         )
     return [torch.from_numpy(array).to(device) for array in arrays]
-
-
-@lru_cache(maxsize=8)
-def _fused_programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 2  # the interpreter's: several blocks to a program, as on a GPU
-    return FUSED_PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=64)

@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, resident_programs
+from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, programs_in_work
 from ast_fast_kernels.gelu.ops import define_bias_gelu
 
 SQRT_HALF: tl.constexpr = tl.constexpr(math.sqrt(0.5))
@@ -114,7 +114,7 @@ def plan_bias_gelu_bwd(rows: int, hidden: int, device: torch.device) -> tuple[Pl
     launch = BWD_LAUNCH
     blocks = triton.cdiv(rows, launch["BLOCK_ROWS"])
     columns = triton.cdiv(hidden, launch["BLOCK_H"])
-    programs = resident_programs(device, launch["BLOCK_ROWS"] * launch["BLOCK_H"])
+    programs = programs_in_work(device, launch["BLOCK_ROWS"] * launch["BLOCK_H"])
     strips = min(blocks, max(1, programs // max(1, columns)))
     plan = Plan(_bias_gelu_bwd_kernel, strips * columns, (rows, hidden), launch.arguments)
     return plan, strips

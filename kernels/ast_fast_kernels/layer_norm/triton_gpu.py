@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, resident_programs
+from ast_fast_kernels._gpu.launch import Launch, Plan, on_its_device, programs_in_work
 from ast_fast_kernels._torch.autocast import autocast_dtype
 from ast_fast_kernels.layer_norm.ops import define_add_layer_norm
 
@@ -214,7 +214,7 @@ def plan_layer_norm_bwd(
     variants = {"HAS_DRESIDUAL": has_dresidual, "HAS_DUPDATE": has_dupdate}
     return Plan(
         _layer_norm_bwd_kernel,
-        min(blocks, resident_programs(device, launch["BLOCK_ROWS"] * launch["BLOCK_D"])),
+        min(blocks, programs_in_work(device, launch["BLOCK_ROWS"] * launch["BLOCK_D"])),
         (stride_r, rows, width, eps),
         {**variants, **launch.arguments},
     )

@@ -95,13 +95,9 @@ def compile_case(case: Case, target: GPUTarget) -> Any:
 
 def read_resources(compiled: Any) -> Resources:
     """Read the resources of a kernel compiled for an NVIDIA GPU from its cubin."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _run("cuobjdump", "--dump-resource-usage", file.name)
-        code = _run("nvdisasm", "-c", file.name)
-    numbers = {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
-    lines = _instructions(code)
+    cubin = compiled.asm["cubin"]
+    numbers = read_usage(cubin)
+    lines = _instructions(_read("nvdisasm", "-c", cubin))
     return Resources(
         registers=numbers["REG"],
         stack=numbers["STACK"],
@@ -110,6 +106,12 @@ def read_resources(compiled: Any) -> Resources:
         loop=Counter(word for _, word, _ in _longest_loop(lines)),
         has_float64=".f64" in compiled.asm["ptx"],
     )
+
+
+def read_usage(cubin: bytes) -> dict[str, int]:
+    """Read REG, STACK and SHARED of the only kernel in a cubin."""
+    usage = _read("cuobjdump", "--dump-resource-usage", cubin)
+    return {name: int(value) for name, value in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
 
 
 _Line = tuple[str, str, str]
@@ -146,7 +148,10 @@ def _longest_loop(lines: Sequence[_Line]) -> Sequence[_Line]:
     return lines[begin:end]
 
 
-def _run(tool: str, *arguments: str) -> str:
-    return subprocess.run(
-        [_TOOLS / tool, *arguments], capture_output=True, text=True, check=True
-    ).stdout
+def _read(tool: str, option: str, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        return subprocess.run(
+            [_TOOLS / tool, option, file.name], capture_output=True, text=True, check=True
+        ).stdout

@@ -15,7 +15,8 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 
-from ast_fast_kernels.testing.ahead_of_time import SHARED_MEMORY
+from ast_fast_kernels._gpu import occupancy
+from ast_fast_kernels.testing.ahead_of_time import SHARED_MEMORY, read_usage
 
 MODULES = ("attention", "fbank", "gelu", "layer_norm")
 MULTIPROCESSORS = {80: 108, 90: 132}
@@ -47,7 +48,7 @@ class NoGpu:
             "multiprocessor_count": MULTIPROCESSORS[arch],
         }
         self.utils = SimpleNamespace(
-            load_binary=lambda name, kernel, shared, device: (1, kernel, 32, 0, 1024),
+            load_binary=self._load,
             get_device_properties=lambda device: properties,
         )
 
@@ -62,6 +63,9 @@ class NoGpu:
     def get_current_target(self) -> GPUTarget:
         """Return what kernels are compiled for."""
         return GPUTarget("cuda", self.arch, 32)
+
+    def _load(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[Any, ...]:
+        return 1, cubin, read_usage(cubin)["REG"], 0, 1024
 
     def _recorder(self, source: Any, metadata: Any) -> Any:
         kinds = tuple(source.signature.values())
@@ -110,6 +114,8 @@ def install(arch: int = 90, *, keeps: bool = False) -> NoGpu:
         module: Any = import_module(f"ast_fast_kernels.{name}.triton_gpu")
         if hasattr(module, "architecture"):
             module.architecture = lambda device: arch
+    gpu = occupancy.Gpu(occupancy.limits_of(*divmod(arch, 10)), MULTIPROCESSORS[arch])
+    vars(occupancy)["gpu_of"] = lambda device: gpu
     driver = NoGpu(arch, keeps=keeps)
     triton.runtime.driver.set_active(driver)
     # From here on only the checks read it: kernels that are loaded stay compiled.

@@ -1,12 +1,14 @@
 """What every compiled Triton kernel needs, and a model of how fast that can be, as a table.
 
 `python -m ast_fast_kernels.testing.triton_table docs/triton.md` compiles every case and writes the
-page; a test compiles them again and compares. The model is arithmetic over instruction counts. It
-has not been checked on a GPU, and the page says so.
+column of the installed Triton into the page; the others stay as they are. A test compiles them
+again and compares. The model is arithmetic over instruction counts. It has not been checked on a
+GPU, and the page says so.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,6 +20,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 
+from ast_fast_kernels._gpu import occupancy
 from ast_fast_kernels.testing.ahead_of_time import Case, Resources, compile_case, read_resources
 from ast_fast_kernels.testing.triton_cases import cases
 
@@ -65,23 +68,32 @@ class Row:
     stack: int
     spills: int
     shared: int
+    programs: int
+    """Programs that a multiprocessor holds at once."""
+    step: int
+    """Instructions of a step of its loop; of the whole kernel where it has no loop."""
+    barriers: int
+    """Those of them at which its threads wait for each other."""
     tensor: str
     """The loop's tensor-core instructions, or none."""
     copies: int
     """Asynchronous copies (LDGSTS) in the whole kernel."""
     loop: str
-    """The loop's commonest instructions; the whole kernel's where it has no loop."""
+    """The step's commonest instructions."""
     model: str
     has_float64: bool
     needs_tensor: bool
 
-    def markdown(self) -> str:
-        """Return the row of the table."""
-        cells = (
-            self.name, self.registers, f"{self.shared:,}", self.tensor, self.copies, self.loop,
-            self.model,
-        )  # fmt: skip
-        return f"| {' | '.join(map(str, cells))} |"
+    @property
+    def needs(self) -> str:
+        """The cell of the Triton that compiled it."""
+        step = f"{self.step:,} ({self.barriers})"
+        return f"{self.registers} · {self.shared:,} · {self.programs} · {step}"
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """The cells that the page has of its newest Triton alone."""
+        return self.tensor, str(self.copies), self.loop, self.model
 
 
 def model_range(case: Case, resources: Resources, arch: int) -> str:
@@ -125,6 +137,8 @@ def row_of(case: Case, arch: int) -> Row:
     loop = resources.loop or resources.instructions
     tensor = [f"{n} {word}" for word, n in sorted(loop.items()) if word in ("HMMA", "HGMMA")]
     common = sorted(loop.items(), key=lambda pair: (-pair[1], pair[0]))[:5]
+    limits = occupancy.limits_of(*divmod(arch, 10))
+    needs = resources.registers, resources.shared, case.launch.num_warps
     return Row(
         name=case.name,
         arch=arch,
@@ -132,6 +146,9 @@ def row_of(case: Case, arch: int) -> Row:
         stack=resources.stack,
         spills=resources.spills,
         shared=resources.shared,
+        programs=occupancy.resident_programs(limits, *needs),
+        step=sum(loop.values()),
+        barriers=loop["BAR"],
         tensor=", ".join(tensor) or "–",
         copies=resources.instructions["LDGSTS"],
         loop=", ".join(f"{n} {word}" for word, n in common),
@@ -167,29 +184,84 @@ def _compile_for_amd(place: int) -> bool:
     return len(compile_case(case, AMD).asm["hsaco"]) > 0
 
 
-def page(made: Iterable[Row]) -> str:
-    """Return the whole page."""
+@dataclass(frozen=True)
+class Line:
+    """A kernel's line of the page: what it needs by each Triton, and details of the newest."""
+
+    needs: Mapping[str, str]
+    details: tuple[str, ...]
+
+
+def page(made: Iterable[Row], before: str = "", version: str = triton.__version__) -> str:
+    """Return the whole page.
+
+    Args:
+        made: What was compiled; the page has these kernels alone.
+        before: The page as it was. It keeps what other Tritons made of the same kernels.
+        version: The Triton that compiled them.
+    """
     made = list(made)
-    parts = [_HEAD.format(version=triton.__version__)]
+    known = read_page(before)
+    versions = {version} | {other for line in known.values() for other in line.needs}
+    in_order = sorted(versions, key=_as_numbers)
+    parts = [_HEAD.format(versions=" and ".join(in_order), newest=in_order[-1])]
+    columns = [*(f"Triton {each}" for each in in_order), *_DETAILS]
     for arch in ARCHITECTURES:
         machine = MACHINES[arch]
         parts.append(
             f"\n## sm_{arch}\n\nThe model's machine: {machine.name}, {machine.multiprocessors} "
             f"multiprocessors at {machine.gigahertz} GHz, {machine.gigabytes_a_second:,.0f} GB/s.\n"
-            "\n| kernel | registers | shared memory | tensor cores, a step | asynchronous copies | "
-            "a step's instructions | model |\n|---|---|---|---|---|---|---|\n"
+            f"\n{_markdown('kernel', *columns)}|{'---|' * (1 + len(columns))}\n"
         )
-        parts += [row.markdown() + "\n" for row in made if row.arch == arch]
+        for row in made:
+            if row.arch == arch:
+                line = known.get((arch, row.name), Line({}, ("–",) * len(_DETAILS)))
+                needs = {**line.needs, version: row.needs}
+                details = row.details if version == in_order[-1] else line.details
+                cells = (needs.get(each, "–") for each in in_order)
+                parts.append(_markdown(row.name, *cells, *details))
     return "".join(parts)
 
 
+def read_page(text: str) -> dict[tuple[int, str], Line]:
+    """Read a page's lines by architecture and kernel; none if its columns are others."""
+    lines: dict[tuple[int, str], Line] = {}
+    arch, versions = 0, list[str]()
+    for given in text.splitlines():
+        cells = [cell.strip() for cell in given.strip("|").split("|")]
+        if match := re.fullmatch(r"## sm_(\d+)", given):
+            arch, versions = int(match[1]), []
+        elif cells[0] == "kernel" and tuple(cells[-len(_DETAILS) :]) == _DETAILS:
+            versions = [cell.removeprefix("Triton ") for cell in cells[1 : -len(_DETAILS)]]
+        elif versions and len(cells) == 1 + len(versions) + len(_DETAILS) and cells[0] != "---":
+            name, *others = cells
+            needs = dict(zip(versions, others, strict=False))
+            lines[arch, name] = Line(needs, tuple(others[len(versions) :]))
+    return lines
+
+
+def _markdown(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _as_numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version)))
+
+
+_DETAILS = ("tensor cores, a step", "asynchronous copies", "a step's instructions", "model")
+
 _HEAD = """# The Triton kernels, compiled
 
-Every kernel in every form that is shipped, compiled ahead of time by Triton {version} and read with
-its own `cuobjdump` and `nvdisasm`: `python -m ast_fast_kernels.testing.triton_table docs/triton.md`
-writes this page on any machine, a test compiles everything again and compares. No kernel here has a
-stack, spills a register or computes in float64; asynchronous copies and tensor cores are asserted
-where there is a matrix product.
+Every kernel in every form that is shipped, compiled ahead of time by Triton {versions} and read
+with its own `cuobjdump` and `nvdisasm`. On any machine,
+`python -m ast_fast_kernels.testing.triton_table docs/triton.md` writes the installed Triton's
+column; a test compiles everything again and compares. No kernel here has a stack, spills a register
+or computes in float64; asynchronous copies and tensor cores are asserted where there is a matrix
+product.
+
+A Triton's column: registers of a thread · bytes of shared memory · programs that a multiprocessor
+holds at once · instructions of a step of the loop (barriers among them). A kernel without a loop is
+one step. The columns after it are of Triton {newest}.
 
 **The last column is a model, not a measurement.** It counts the clocks for which a step of the loop
 keeps each unit busy (tensor cores, special functions, shared memory, arithmetic, the schedulers):
@@ -199,8 +271,10 @@ occupancy are not in it. No figure measured on a GPU is on record yet.
 
 
 def main(path: str) -> None:
-    """Write the page."""
-    Path(path).write_text(page(rows()), encoding="utf-8")
+    """Write the page, or the installed Triton's part of one that is there."""
+    file = Path(path)
+    before = file.read_text(encoding="utf-8") if file.exists() else ""
+    file.write_text(page(rows(), before), encoding="utf-8")
 
 
 if __name__ == "__main__":
