@@ -48,6 +48,24 @@ def test_products_run_on_tensor_cores_with_asynchronous_copies(rows: list) -> No
         assert row.copies > 0, row
 
 
+def test_products_of_an_sm_90_loop_run_beside_other_work(rows: list) -> None:
+    """Where ptxas serialises HGMMA, each has an arrival and a wait of its own."""
+    from triton.backends.compiler import GPUTarget
+
+    from ast_fast_kernels.testing.ahead_of_time import compile_case, read_resources
+    from ast_fast_kernels.testing.triton_cases import cases
+
+    target, serialised, products = GPUTarget("cuda", 90, 32), [], 0
+    for case in cases(90):
+        if case.dot_operations:
+            loop = read_resources(compile_case(case, target)).loop
+            products += loop["HGMMA"]
+            if loop["WARPGROUP"] >= 2 * loop["HGMMA"]:
+                serialised.append(case.name)
+    assert products > 0
+    assert not serialised
+
+
 def test_shared_memory_fits(rows: list) -> None:
     from ast_fast_kernels.testing.ahead_of_time import SHARED_MEMORY
 

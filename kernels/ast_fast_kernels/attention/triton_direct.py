@@ -9,7 +9,6 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
 from ast_fast_kernels._gpu.launch import PREPARED, Prepared, index_of
@@ -45,31 +44,12 @@ class Attention:
         self._index = index_of(device)
         self._out_shape = (batch, tokens, heads, head_dim)
         self._stats_shape = (batch, heads, tokens)
-        scale_log2 = scale * triton_gpu.LOG2_E.value
         self.scale = scale
-        variants = {"HEAD_DIM": head_dim, **triton_gpu.variants(dtype, has_lengths)}
-
-        def prepared(name: str, kernel: Any, block: str, *factors: float) -> Prepared:
-            launch = triton_gpu.launch_of(name, device, head_dim, dtype)
-            programs = batch * heads * triton.cdiv(tokens, launch[block])
-            numbers = (*strides[:4], heads, tokens, *factors)
-            return Prepared(kernel, programs, numbers, {**variants, **launch.arguments}, device)
-
-        self._forward = prepared("fwd", triton_gpu._attention_fwd_kernel, "BLOCK_M", scale_log2)
-        rows = batch * tokens * heads
-        self._delta = Prepared(
-            triton_gpu._attention_bwd_delta_kernel,
-            triton.cdiv(rows, triton_gpu.DELTA_LAUNCH["BLOCK_M"]),
-            (heads, tokens, rows),
-            {"HEAD_DIM": head_dim, **triton_gpu.DELTA_LAUNCH.arguments},
-            device,
-        )
-        self._dkdv = prepared(
-            "bwd_dkdv", triton_gpu._attention_bwd_dkdv_kernel, "BLOCK_N", scale, scale_log2
-        )
-        self._dq = prepared(
-            "bwd_dq", triton_gpu._attention_bwd_dq_kernel, "BLOCK_M", scale, scale_log2
-        )
+        layout = triton_gpu.Layout(shape, strides, device, dtype, scale, has_lengths)
+        self._forward = Prepared(*layout.fwd(), device)
+        self._delta = Prepared(*layout.bwd_delta(), device)
+        self._dkdv = Prepared(*layout.bwd_dkdv(), device)
+        self._dq = Prepared(*layout.bwd_dq(), device)
 
     @property
     def is_compiled(self) -> bool:

@@ -13,6 +13,7 @@ output element, so results are the same in every run.
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -28,13 +29,14 @@ LN_2: tl.constexpr = tl.constexpr(math.log(2.0))
 
 _TABLE = {
     # (BLOCK_M, BLOCK_N, num_warps, num_stages) of head_dim 16, 32, 64 and 128; a kernel without the
-    # last would spill its float32 accumulators and operands at any block size.
+    # last would spill its float32 accumulators and operands at any block size. With two stages a
+    # step waits for the copy that the step before it began last, and little hides that.
     ("fwd", 80, False): ((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 3)),
-    ("fwd", 90, False): ((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 2)),
-    ("bwd_dkdv", 80, False): ((64, 64, 4, 3), (64, 64, 4, 3), (32, 128, 8, 2), (64, 32, 8, 2)),
-    ("bwd_dkdv", 90, False): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 8, 2)),
-    ("bwd_dq", 80, False): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (32, 64, 8, 2)),
-    ("bwd_dq", 90, False): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2)),
+    ("fwd", 90, False): ((128, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 3), (128, 64, 8, 3)),
+    ("bwd_dkdv", 80, False): ((64, 64, 4, 3), (64, 64, 4, 3), (32, 128, 8, 3), (64, 32, 8, 3)),
+    ("bwd_dkdv", 90, False): ((64, 64, 4, 3), (64, 64, 4, 3), (32, 64, 4, 3), (32, 128, 8, 3)),
+    ("bwd_dq", 80, False): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (32, 64, 8, 3)),
+    ("bwd_dq", 90, False): ((64, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 3), (128, 64, 8, 3)),
     ("fwd", 80, True): ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     ("fwd", 90, True): ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 2)),
     ("bwd_dkdv", 80, True): ((64, 64, 4, 2), (32, 64, 4, 2), (64, 32, 8, 2)),
@@ -312,6 +314,70 @@ def _attention_bwd_dq_kernel(
     tl.store(dq_ptrs, (dq * scale).to(dqkv_ptr.dtype.element_ty), mask=mask_m[:, None])
 
 
+class Work(NamedTuple):
+    """One launch, but for its tensors."""
+
+    kernel: Any
+    programs: int
+    numbers: tuple[float, ...]
+    """The kernel's arguments after its tensors."""
+    constants: dict[str, Any]
+    """Its last arguments and Triton's options."""
+
+    def run(self, *tensors: Tensor | None) -> None:
+        """Launch."""
+        self.kernel[self.programs,](*tensors, *self.numbers, **self.constants)
+
+
+class Layout(NamedTuple):
+    """What decides the launches for projections: their layout, and what is asked of them."""
+
+    shape: torch.Size
+    """qkv's."""
+    strides: tuple[int, ...]
+    device: torch.device
+    dtype: torch.dtype
+    scale: float
+    """Factor on the scores."""
+    has_lengths: bool
+
+    def fwd(self) -> Work:
+        """Return forward's launch: qkv, key_lengths, out, lse."""
+        return self._over_blocks("fwd", _attention_fwd_kernel, "BLOCK_M")
+
+    def bwd_delta(self) -> Work:
+        """Return the launch of backward's sums: out, grad, delta."""
+        batch, tokens, _, heads, head_dim = self.shape
+        rows = batch * tokens * heads
+        programs = triton.cdiv(rows, DELTA_LAUNCH["BLOCK_M"])
+        constants = {"HEAD_DIM": head_dim, **DELTA_LAUNCH.arguments}
+        return Work(_attention_bwd_delta_kernel, programs, (heads, tokens, rows), constants)
+
+    def bwd_dkdv(self) -> Work:
+        """Return the launch for keys and values: qkv, key_lengths, grad, lse, delta, dqkv."""
+        return self._over_blocks("bwd_dkdv", _attention_bwd_dkdv_kernel, "BLOCK_N", self.scale)
+
+    def bwd_dq(self) -> Work:
+        """Return the launch for queries; tensors as those for keys and values."""
+        return self._over_blocks("bwd_dq", _attention_bwd_dq_kernel, "BLOCK_M", self.scale)
+
+    def _over_blocks(self, name: str, kernel: Any, block: str, *factors: float) -> Work:
+        batch, tokens, _, heads, head_dim = self.shape
+        is_float32 = self.dtype == torch.float32
+        launch = LAUNCHES[name, architecture(self.device), head_dim, is_float32]
+        return Work(
+            kernel,
+            batch * heads * triton.cdiv(tokens, launch[block]),
+            (*self.strides[:4], heads, tokens, *factors, self.scale * LOG2_E.value),
+            {
+                "HEAD_DIM": head_dim,
+                "HAS_LENGTHS": self.has_lengths,
+                "PRECISION": "tf32" if is_float32 else "ieee",
+                **launch.arguments,
+            },
+        )
+
+
 @on_its_device
 def launch_attention_fwd(
     qkv: Tensor, key_lengths: Tensor | None, scale: float
@@ -333,11 +399,8 @@ def launch_attention_fwd(
     lse = qkv.new_empty(batch, heads, tokens, dtype=torch.float32)
     if batch == 0:
         return out, lse
-    launch = launch_of("fwd", qkv.device, head_dim, qkv.dtype)
-    _attention_fwd_kernel[batch * heads * triton.cdiv(tokens, launch["BLOCK_M"]),](
-        qkv, key_lengths, out, lse, *qkv.stride()[:4], heads, tokens, scale * LOG2_E.value,
-        HEAD_DIM=head_dim, **variants(qkv.dtype, key_lengths is not None), **launch.arguments,
-    )  # fmt: skip
+    layout = Layout(qkv.shape, qkv.stride(), qkv.device, qkv.dtype, scale, key_lengths is not None)
+    layout.fwd().run(qkv, key_lengths, out, lse)
     return out, lse
 
 
@@ -355,27 +418,16 @@ def launch_attention_bwd(
         key_lengths: What the forward was given.
         scale: What the forward was given.
     """
-    batch, tokens, _, heads, head_dim = qkv.shape
     qkv, grad = _readable(qkv), grad.contiguous()
-    key_lengths = _dense_lengths(key_lengths, tokens)
+    key_lengths = _dense_lengths(key_lengths, qkv.shape[1])
     dqkv = torch.empty(qkv.shape, dtype=qkv.dtype, device=qkv.device)
-    if batch == 0:
+    if qkv.shape[0] == 0:
         return dqkv
     delta = torch.empty_like(lse)
-    rows = batch * tokens * heads
-    _attention_bwd_delta_kernel[triton.cdiv(rows, DELTA_LAUNCH["BLOCK_M"]),](
-        out, grad, delta, heads, tokens, rows, HEAD_DIM=head_dim, **DELTA_LAUNCH.arguments
-    )
-    for kernel, name, block in (
-        (_attention_bwd_dkdv_kernel, "bwd_dkdv", "BLOCK_N"),
-        (_attention_bwd_dq_kernel, "bwd_dq", "BLOCK_M"),
-    ):
-        launch = launch_of(name, qkv.device, head_dim, qkv.dtype)
-        kernel[batch * heads * triton.cdiv(tokens, launch[block]),](
-            qkv, key_lengths, grad, lse, delta, dqkv, *qkv.stride()[:4], heads, tokens,
-            scale, scale * LOG2_E.value, HEAD_DIM=head_dim,
-            **variants(qkv.dtype, key_lengths is not None), **launch.arguments,
-        )  # fmt: skip
+    layout = Layout(qkv.shape, qkv.stride(), qkv.device, qkv.dtype, scale, key_lengths is not None)
+    layout.bwd_delta().run(out, grad, delta)
+    for work in (layout.bwd_dkdv(), layout.bwd_dq()):
+        work.run(qkv, key_lengths, grad, lse, delta, dqkv)
     return dqkv
 
 
@@ -396,19 +448,6 @@ def _dense_lengths(key_lengths: Tensor | None, tokens: int) -> Tensor | None:
     if key_lengths.dtype == torch.int64:
         key_lengths = key_lengths.clamp(0, tokens)  # a larger one may not fit into 32 bits
     return key_lengths.to(torch.int32).contiguous()
-
-
-def launch_of(kernel: str, device: torch.device, head_dim: int, dtype: torch.dtype) -> Launch:
-    """Return how a kernel is cut."""
-    return LAUNCHES[kernel, architecture(device), head_dim, dtype == torch.float32]
-
-
-def variants(dtype: torch.dtype, has_lengths: bool) -> dict[str, object]:
-    """Return the constants of the kernels' code that dtype and key lengths decide."""
-    return {
-        "HAS_LENGTHS": has_lengths,
-        "PRECISION": "tf32" if dtype == torch.float32 else "ieee",
-    }
 
 
 def attention_triton(qkv: Tensor, key_lengths: Tensor | None, scale: float) -> Tensor:
