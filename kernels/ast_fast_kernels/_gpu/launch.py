@@ -87,27 +87,17 @@ class Prepared:
     switches, its hooks before a run and the tables of launches, only at the first.
     """
 
-    def __init__(
-        self,
-        kernel: Any,
-        grid: int,
-        numbers: tuple[float, ...],
-        constants: dict[str, Any],
-        device: torch.device,
-    ) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         """Prepare a launch.
 
         Args:
-            kernel: What `triton.jit` gave: tensors first, then numbers, then constants.
-            grid: Programs.
-            numbers: Its arguments after the tensors.
-            constants: Its last arguments and Triton's options, by name.
+            plan: All but its tensors.
             device: Where the tensors are.
         """
-        self._kernel, self._grid = kernel, grid
-        self._numbers, self._constants = numbers, constants
-        names = [name for name in kernel.arg_names if name in constants]
-        self._rest = (*numbers, *(constants[name] for name in names))
+        self._plan = plan
+        names = [name for name in plan.kernel.arg_names if name in plan.constants]
+        self._rest = (*plan.numbers, *(plan.constants[name] for name in names))
+        self._grid = plan.grid
         self._index = device.index if device.type == "cuda" else None
         self._run: Callable[..., object] | None = None
 
@@ -143,7 +133,7 @@ class Prepared:
                 self._launch(tensors, is_aligned)
 
     def _launch(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
-        compiled = self._kernel[self._grid,](*tensors, *self._numbers, **self._constants)
+        compiled = self._plan.start(*tensors)
         if is_aligned and isinstance(compiled, CompiledKernel):
             self._run = compiled.run
             self._compiled = compiled.function, compiled.packed_metadata

@@ -46,10 +46,10 @@ class Attention:
         self._stats_shape = (batch, heads, tokens)
         self.scale = scale
         layout = triton_gpu.Layout(shape, strides, device, dtype, scale, has_lengths)
-        self._forward = Prepared(*layout.fwd(), device)
-        self._delta = Prepared(*layout.bwd_delta(), device)
-        self._dkdv = Prepared(*layout.bwd_dkdv(), device)
-        self._dq = Prepared(*layout.bwd_dq(), device)
+        self._forward = Prepared(layout.fwd(), device)
+        self._delta = Prepared(layout.bwd_delta(), device)
+        self._dkdv = Prepared(layout.bwd_dkdv(), device)
+        self._dq = Prepared(layout.bwd_dq(), device)
 
     @property
     def is_compiled(self) -> bool:

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ast_fast_kernels._gpu.launch import Launch, architecture, on_its_device
+from ast_fast_kernels._gpu.launch import Launch, Plan, architecture, on_its_device
 from ast_fast_kernels._torch.autocast import autocast_dtype
 from ast_fast_kernels.attention.ops import define_attention
 
@@ -314,21 +314,6 @@ def _attention_bwd_dq_kernel(
     tl.store(dq_ptrs, (dq * scale).to(dqkv_ptr.dtype.element_ty), mask=mask_m[:, None])
 
 
-class Work(NamedTuple):
-    """One launch, but for its tensors."""
-
-    kernel: Any
-    programs: int
-    numbers: tuple[float, ...]
-    """The kernel's arguments after its tensors."""
-    constants: dict[str, Any]
-    """Its last arguments and Triton's options."""
-
-    def run(self, *tensors: Tensor | None) -> None:
-        """Launch."""
-        self.kernel[self.programs,](*tensors, *self.numbers, **self.constants)
-
-
 class Layout(NamedTuple):
     """What decides the launches for projections: their layout, and what is asked of them."""
 
@@ -341,31 +326,31 @@ class Layout(NamedTuple):
     """Factor on the scores."""
     has_lengths: bool
 
-    def fwd(self) -> Work:
+    def fwd(self) -> Plan:
         """Return forward's launch: qkv, key_lengths, out, lse."""
         return self._over_blocks("fwd", _attention_fwd_kernel, "BLOCK_M")
 
-    def bwd_delta(self) -> Work:
+    def bwd_delta(self) -> Plan:
         """Return the launch of backward's sums: out, grad, delta."""
         batch, tokens, _, heads, head_dim = self.shape
         rows = batch * tokens * heads
         programs = triton.cdiv(rows, DELTA_LAUNCH["BLOCK_M"])
         constants = {"HEAD_DIM": head_dim, **DELTA_LAUNCH.arguments}
-        return Work(_attention_bwd_delta_kernel, programs, (heads, tokens, rows), constants)
+        return Plan(_attention_bwd_delta_kernel, programs, (heads, tokens, rows), constants)
 
-    def bwd_dkdv(self) -> Work:
+    def bwd_dkdv(self) -> Plan:
         """Return the launch for keys and values: qkv, key_lengths, grad, lse, delta, dqkv."""
         return self._over_blocks("bwd_dkdv", _attention_bwd_dkdv_kernel, "BLOCK_N", self.scale)
 
-    def bwd_dq(self) -> Work:
+    def bwd_dq(self) -> Plan:
         """Return the launch for queries; tensors as those for keys and values."""
         return self._over_blocks("bwd_dq", _attention_bwd_dq_kernel, "BLOCK_M", self.scale)
 
-    def _over_blocks(self, name: str, kernel: Any, block: str, *factors: float) -> Work:
+    def _over_blocks(self, name: str, kernel: Any, block: str, *factors: float) -> Plan:
         batch, tokens, _, heads, head_dim = self.shape
         is_float32 = self.dtype == torch.float32
         launch = LAUNCHES[name, architecture(self.device), head_dim, is_float32]
-        return Work(
+        return Plan(
             kernel,
             batch * heads * triton.cdiv(tokens, launch[block]),
             (*self.strides[:4], heads, tokens, *factors, self.scale * LOG2_E.value),
@@ -400,7 +385,7 @@ def launch_attention_fwd(
     if batch == 0:
         return out, lse
     layout = Layout(qkv.shape, qkv.stride(), qkv.device, qkv.dtype, scale, key_lengths is not None)
-    layout.fwd().run(qkv, key_lengths, out, lse)
+    layout.fwd().start(qkv, key_lengths, out, lse)
     return out, lse
 
 
@@ -425,9 +410,9 @@ def launch_attention_bwd(
         return dqkv
     delta = torch.empty_like(lse)
     layout = Layout(qkv.shape, qkv.stride(), qkv.device, qkv.dtype, scale, key_lengths is not None)
-    layout.bwd_delta().run(out, grad, delta)
-    for work in (layout.bwd_dkdv(), layout.bwd_dq()):
-        work.run(qkv, key_lengths, grad, lse, delta, dqkv)
+    layout.bwd_delta().start(out, grad, delta)
+    for plan in (layout.bwd_dkdv(), layout.bwd_dq()):
+        plan.start(qkv, key_lengths, grad, lse, delta, dqkv)
     return dqkv
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ast_fast_kernels._gpu import occupancy
 from ast_fast_kernels._gpu.fft import complex_fft, exchange, real_fft, stack, unstack
-from ast_fast_kernels._gpu.launch import ALIGNMENT, PREPARED, Launch, Prepared, on_its_device
+from ast_fast_kernels._gpu.launch import ALIGNMENT, PREPARED, Launch, Plan, Prepared, on_its_device
 from ast_fast_kernels.fbank import tables
 from ast_fast_kernels.fbank.config import FbankConfig
 from ast_fast_kernels.fbank.whole_clip import over_whole_clip
@@ -576,8 +576,8 @@ class Fused:
             most = self._form.most_programs(tensors, self._numbers)
         programs = min(self._blocks, most)
         self._scratch = programs, FUSED_BLOCK * (256 + 16)
-        form = self._form
-        return Prepared(_fbank_fused_kernel, programs, self._numbers, form.constants, self._device)
+        plan = Plan(_fbank_fused_kernel, programs, self._numbers, self._form.constants)
+        return Prepared(plan, self._device)
 
 
 prepare_fused = lru_cache(maxsize=PREPARED)(Fused)

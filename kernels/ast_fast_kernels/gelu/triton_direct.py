@@ -36,9 +36,9 @@ class LinearGelu:
         self._index = index_of(device)
         hidden = shape[-1]
         rows = shape.numel() // hidden
-        self._forward = Prepared(*triton_gpu.plan_bias_gelu_fwd(rows, hidden), device)
+        self._forward = Prepared(triton_gpu.plan_bias_gelu_fwd(rows, hidden), device)
         backward, strips = triton_gpu.plan_bias_gelu_bwd(rows, hidden, device)
-        self._backward = Prepared(*backward, device)
+        self._backward = Prepared(backward, device)
         self._partial_shape = (strips, hidden)
 
     @property

@@ -49,14 +49,14 @@ class AddLayerNorm:
         rows = shape.numel() // width
         stride_u = None if self.update is None else width
         forward = triton_gpu.plan_layer_norm_fwd(rows, width, width, stride_u, eps)
-        self._forward = Prepared(*forward, device)
+        self._forward = Prepared(forward, device)
         own = self.update is not None and self.update != self.stream
         self._own_update = self.update if own else None
         backward = [
             triton_gpu.plan_layer_norm_bwd(rows, width, width, eps, has_dresidual, own, device)
             for has_dresidual in (False, True)
         ]
-        self._backward = [Prepared(*plan, device) for plan in backward]
+        self._backward = [Prepared(plan, device) for plan in backward]
         self._partial_shape = (backward[0].grid, 2, width)
         # What kernels get for a result that they do not write.
         self._no_residual = torch.empty(0, dtype=self.stream, device=device)
