@@ -219,6 +219,9 @@ class TrainingConfig:
     """Epochs of linear warm-up before the cosine."""
     final_learning_rate: float = 1e-5
     """Learning rate at the end of the cosine."""
+    loss: Literal["shares", "presence"] = "shares"
+    """Labels of a mixture: each sound's share, by cross-entropy; or whether each is present, by
+    binary cross-entropy. In tests and predictions probabilities are a softmax with either."""
     label_smoothing: float = 0.1
     """Share of each label spread over all classes; 0 is off."""
     clip_grad_norm: float = 1.0

@@ -95,6 +95,11 @@ def check_training(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             raise InputError(f"training.{name} must be from 0 to below 1, got {value}")
+    if config.loss == "presence" and config.label_smoothing:
+        raise InputError(
+            "training.label_smoothing must be 0 where training.loss is presence, "
+            f"got {config.label_smoothing:g}"
+        )
 
 
 def check_memory(

@@ -51,7 +51,13 @@ from ast_fast.training.results import (
     write_history,
     write_predictions,
 )
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+from ast_fast.training.schedule import (
+    clip_losses,
+    ema_decay,
+    epoch_seeds,
+    learning_rate,
+    presence_bias,
+)
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import remove_leftovers
 from ast_fast_kernels.files.text import one_name
@@ -195,6 +201,8 @@ class _FoldTraining:
         torch.manual_seed(epoch_seeds(config.seed, fold, 0)[1])
         num_classes = len(dataset.class_names)
         self.model = AudioSpectrogramTransformer.of(config, num_classes)
+        if config.training.loss == "presence":
+            nn.init.constant_(self.model.head.bias, presence_bias(num_classes))
         if config.model.pretrained is not None:
             fresh = self.model.state_dict().items()
             head = {name: tensor for name, tensor in fresh if name.startswith("head")}
@@ -260,7 +268,7 @@ class _FoldTraining:
             with self.stages("forward"):
                 with self.placement.autocast():
                     logits = self.trained(batch.features, keep=batch.keep)
-                losses = soft_cross_entropy(logits, batch.targets, training.label_smoothing)
+                losses = clip_losses(logits, batch.targets, training)
                 right = (logits.argmax(dim=1) == batch.targets.argmax(dim=1)).sum()
                 loss_sum, right_sum = self.ranks.sum(losses.sum().item(), right.item())
                 loss_value = loss_sum / len(clips)

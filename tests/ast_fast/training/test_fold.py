@@ -31,7 +31,14 @@ from ast_fast.training.fold import DivergedError, split_fold, train_fold
 from ast_fast.training.observers import Observer
 from ast_fast.training.optimiser import parameter_groups
 from ast_fast.training.results import EpochRow, FoldResult
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+from ast_fast.training.schedule import (
+    clip_losses,
+    ema_decay,
+    epoch_seeds,
+    learning_rate,
+    presence_bias,
+    soft_cross_entropy,
+)
 from ast_fast_kernels import mix
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -157,19 +164,29 @@ class Recorder(Observer):
         self.events.append(("end", result.fold))
 
 
-def test_a_small_model_learns_twenty_clips_by_heart(tmp_path):
+@pytest.mark.parametrize("loss", ["shares", "presence"])
+def test_a_small_model_learns_twenty_clips_by_heart(tmp_path, loss):
     config = replace(
         SMALL,
         augment=NO_AUGMENTATION,
         model=ModelConfig(embed_dim=32, num_heads=2, depth=2),
         training=TrainingConfig(
-            epochs=50, batch_size=10, learning_rate=5e-3, warmup_epochs=2.0, label_smoothing=0
+            epochs=50,
+            batch_size=10,
+            learning_rate=5e-3,
+            warmup_epochs=2.0,
+            label_smoothing=0,
+            loss=loss,
         ),
     )
     result = train_fold(config, fake_dataset(), 1, tmp_path)
     assert result.history[-1].train_accuracy == 1.0
-    assert result.history[-1].train_loss < 0.1
+    assert result.history[-1].train_loss < (0.1 if loss == "shares" else 0.2)  # the sum of five
     assert result.accuracy == 1.0  # the tones of the test fold are easy
+    if loss == "presence":  # at first about that of even odds: one class in five is there
+        assert result.history[0].train_loss == pytest.approx(
+            math.log(5) + 4 * math.log(5 / 4), rel=0.1
+        )
 
 
 def test_training_with_all_augmentation_is_better_than_chance(tmp_path):
@@ -616,6 +633,26 @@ def test_the_loss_of_soft_labels_is_linear_in_them():
     torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
 
 
+def test_a_presence_is_learnt_for_every_class_of_a_mixture():
+    """Hand-computed: −log σ(z) where a sound is present, −log σ(−z) where it is not."""
+    logits = torch.tensor([[0.0, math.log(3.0), -math.log(3.0)]])
+    config = TrainingConfig(loss="presence", label_smoothing=0)
+    of_first = -math.log(1 / 2) - math.log(1 / 4) - math.log(3 / 4)
+    of_both = -math.log(1 / 2) - math.log(3 / 4) - math.log(3 / 4)
+    for shares, expected in (
+        ([1.0, 0.0, 0.0], of_first),
+        ([0.5, 0.5, 0.0], of_both),
+        ([0.9, 0.1, 0.0], of_both),
+        ([0.91, 0.09, 0.0], of_first),  # too quiet to count
+    ):
+        loss = clip_losses(logits, torch.tensor([shares]), config)
+        torch.testing.assert_close(loss, torch.tensor([expected]))
+
+
+def test_a_head_begins_with_each_class_as_likely():
+    assert torch.tensor(presence_bias(50)).sigmoid().item() == pytest.approx(1 / 50)
+
+
 def test_epochs_folds_and_seeds_have_seeds_of_their_own():
     seeds = [
         epoch_seeds(seed, fold, epoch)
@@ -664,6 +701,10 @@ def test_a_class_without_training_clip_is_named():
         ({"warmup_epochs": math.nan}, "training.warmup_epochs must be finite and at least 0, got"),
         ({"clip_grad_norm": -1.0}, "training.clip_grad_norm must be finite and at least 0"),
         ({"label_smoothing": 1.0}, "training.label_smoothing must be from 0 to below 1, got 1.0"),
+        (
+            {"loss": "presence"},
+            "training.label_smoothing must be 0 where training.loss is presence, got 0.1",
+        ),
         ({"ema_decay": 1.0}, "training.ema_decay must be from 0 to below 1, got 1.0"),
         ({"amp": "float16"}, "training.amp must be auto, off or bfloat16 on the CPU, got float16"),
     ],
