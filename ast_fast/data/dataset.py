@@ -103,8 +103,13 @@ class Dataset:
         """RMS of every clip, 1 at full scale, shape (num_clips,). Reads every clip once."""
         if isinstance(self.waveforms, StoredFeatures):
             raise ValueError("stored features have no sound levels: their waveforms are gone")
-        norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
-        return np.array(norms, np.float32) / np.float32(32768 * self.num_samples**0.5)
+        return sound_levels(self.waveforms)
+
+
+def sound_levels(waveforms: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return the RMS of every clip, 1 at full scale, shape (num_clips,)."""
+    norms = [np.linalg.norm(clip.astype(np.float32)) for clip in waveforms]
+    return np.array(norms, np.float32) / np.float32(32768 * waveforms.shape[1] ** 0.5)
 
 
 def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:

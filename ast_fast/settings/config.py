@@ -183,6 +183,9 @@ class AugmentConfig:
     """Rotate the waveform by a random number of samples."""
     gain_db: float = 6.0
     """Random gain, uniform within ± this many dB; 0 is off."""
+    speeds: tuple[float, ...] = ()
+    """Speeds at which half of the clips are heard, such as 0.8 and 1.25, with the pitch that they
+    bring; a copy of all clips at each lies in memory; none: off."""
     polarity: bool = True
     """Flip the waveform's sign with probability one half."""
     mix_probability: float = 0.5

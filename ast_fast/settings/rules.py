@@ -261,6 +261,14 @@ def _memory_needs(
             8 * filters,
         ),
     ]
+    if config.augment.speeds:
+        copies = 1 + len(config.augment.speeds)
+        needs.append(
+            _Need(
+                f"augment.speeds {_numbers(config.augment.speeds)}",
+                2 * copies * num_clips * num_samples,
+            )
+        )
     if model.stem_widths:
         stages = model.stem_stages
         stem_weights = sum(stage.values * stage.width for stage in stages)
@@ -386,8 +394,8 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
 
 
-def _numbers(numbers: tuple[int, ...]) -> str:
-    return " ".join(str(number) for number in numbers)
+def _numbers(numbers: tuple[float, ...]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 MOST_GAIN_DB = 100.0
@@ -414,6 +422,13 @@ def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) ->
         raise InputError(
             f"augment.mix_probability must be from 0 to 1, got {config.mix_probability}"
         )
+    for speed in config.speeds:
+        hertz = speed * fbank.sample_frequency
+        if not 0.5 <= speed <= 2 or abs(hertz - round(hertz)) > 1e-6:
+            raise InputError(
+                "augment.speeds must be from 0.5 to 2 and give whole numbers of Hz times "
+                f"fbank.sample_frequency ({fbank.sample_frequency:g}), got {speed:g}"
+            )
     if not 0 <= config.patch_drop < 1:
         raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
     for name in ("gain_db", "filter_db"):

@@ -15,10 +15,12 @@ from ast_fast.augment import (
     Mixtures,
     draw_feature_changes,
     draw_mixtures,
+    draw_speeds,
     kept_patches,
     rows_of,
 )
-from ast_fast.data.dataset import Dataset
+from ast_fast.data.dataset import Dataset, sound_levels
+from ast_fast.data.speeds import with_speeds
 from ast_fast.data.stored import StoredFeatures
 from ast_fast.features import Statistics, load_batch, model_input
 from ast_fast.settings.config import Config
@@ -37,6 +39,8 @@ class Drawn(NamedTuple):
     changes: FeatureChanges
     keep: Tensor | None
     """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
+    sources: NDArray[np.int64]
+    """Where the waveform of each row lies: the clip's index, or that of its copy at a speed."""
 
 
 class Batch(NamedTuple):
@@ -71,6 +75,16 @@ class Batches:
         self._dataset = dataset
         self._statistics = statistics
         self._device = device
+        self._waveforms = dataset.waveforms
+        self._levels: NDArray[np.float32] | None = None
+        if config.augment.mix_probability > 0:
+            self._levels = dataset.sound_levels
+        if config.augment.speeds and not isinstance(self._waveforms, StoredFeatures):
+            self._waveforms = with_speeds(
+                self._waveforms, config.augment.speeds, dataset.sample_rate
+            )
+            if self._levels is not None:
+                self._levels = sound_levels(self._waveforms)
 
     @property
     def ahead(self) -> int:
@@ -87,9 +101,11 @@ class Batches:
         """
         config, dataset = self._config, self._dataset
         num_samples = dataset.num_samples
-        levels = None
-        if config.augment.mix_probability > 0:
-            levels = torch.from_numpy(dataset.sound_levels[clips])
+        sources = clips
+        if config.augment.speeds:
+            speeds = draw_speeds(len(clips), config.augment, generator)
+            sources = clips + len(dataset.clips) * speeds.numpy()
+        levels = None if self._levels is None else torch.from_numpy(self._levels[sources])
         labels = torch.from_numpy(dataset.labels[clips])
         mixtures = draw_mixtures(
             num_samples,
@@ -107,7 +123,7 @@ class Batches:
             generator,
         )
         keep = kept_patches(len(clips), config.num_patches, config.augment, generator)
-        return Drawn(mixtures, changes, keep)
+        return Drawn(mixtures, changes, keep, sources)
 
     def make(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Batch:
         """Make rows of one batch.
@@ -120,7 +136,8 @@ class Batches:
         """
         among = slice(first + rows.start, first + rows.stop)
         mixtures, keep = rows_of(drawn.mixtures, among), drawn.keep
-        inputs = self._mixed(mixtures, clips, first, rows)
+        sources = drawn.sources[first : first + len(clips)]
+        inputs = self._mixed(mixtures, sources, first, rows)
         features = model_input(
             inputs, self._config, self._statistics, changes=rows_of(drawn.changes, among)
         )
@@ -129,16 +146,16 @@ class Batches:
         return Batch(features, mixtures.targets.to(self._device), keep)
 
     def _mixed(
-        self, mixtures: Mixtures, clips: NDArray[np.int64], first: int, rows: slice
+        self, mixtures: Mixtures, sources: NDArray[np.int64], first: int, rows: slice
     ) -> Tensor:
         """Return rows of a batch as `model_input` takes them; stored features are never mixed."""
-        clip_data = self._dataset.waveforms
+        clip_data = self._waveforms
         if isinstance(clip_data, StoredFeatures):
-            return load_batch(clip_data, clips[rows], self._device)
+            return load_batch(clip_data, sources[rows], self._device)
         waveforms: Tensor | NDArray[np.int16] = clip_data
         terms = mixtures.clips - first
         if self._device.type == "cpu":
-            terms = torch.from_numpy(clips)[terms]  # read from the memory map, without a copy
+            terms = torch.from_numpy(sources)[terms]  # read from the memory map, without a copy
         else:
-            waveforms = load_batch(clip_data, clips, self._device)
+            waveforms = load_batch(clip_data, sources, self._device)
         return mix(waveforms, terms, mixtures.starts, mixtures.factors)

@@ -229,7 +229,8 @@ class _FoldTraining:
                     self.config,
                     device=self.placement.device,
                 )
-        batches = Batches(self.config, self.dataset, self.statistics, self.placement.device)
+        with self.stages("features"):
+            batches = Batches(self.config, self.dataset, self.statistics, self.placement.device)
         last = self.config.training.epochs
         for epoch in range(len(self.history) + 1, last + 1):
             row = self._train_epoch(epoch, batches)

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ast_fast.augment import rows_of
-from ast_fast.data.dataset import Dataset
+from ast_fast.data.dataset import Dataset, sound_levels
 from ast_fast.data.metadata import Clip
+from ast_fast.data.speeds import with_speeds
 from ast_fast.features import model_input
 from ast_fast.machine.device import Placement, resolve_placement
 from ast_fast.machine.distributed import Ranks
@@ -291,7 +292,9 @@ def test_the_time_of_every_stage_is_counted(tmp_path):
 def test_a_resumed_fold_is_equal_to_the_bit(tmp_path, killer, norm_per_sample):
     dataset = fake_dataset()
     config = replace(
-        SMALL, features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32)
+        SMALL,
+        features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32),
+        augment=replace(SMALL.augment, speeds=(0.8, 1.25)),
     )
     expected = train_fold(config, dataset, 1, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -721,11 +724,16 @@ def test_training_settings_out_of_range_are_named(changes, message):
     [
         (replace(SMALL, seed=-1), "seed must be at least 0, got -1"),
         (replace(SMALL, model=ModelConfig(embed_dim=130)), "model.embed_dim must be divisible"),
+        (
+            replace(SMALL, augment=AugmentConfig(speeds=(0.8, 0.4))),
+            r"augment.speeds must be from 0.5 to 2 .*\(16000\), got 0.4",
+        ),
+        (replace(SMALL, augment=AugmentConfig(speeds=(1.00001,))), "augment.speeds must be"),
         (replace(SMALL, augment=AugmentConfig(freq_mask=33)), "augment.freq_mask"),
         (replace(SMALL, model=ModelConfig(patch_size=(16, 33))), "model.patch_size must fit"),
         (replace(SMALL, features=FeatureConfig(target_frames=8)), "the 29 frames of a clip"),
     ],
-    ids=["seed", "model", "augment", "patches", "features"],
+    ids=["seed", "model", "augment", "speeds", "hertz", "patches", "features"],
 )
 def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
@@ -772,6 +780,12 @@ def test_memory_is_counted_for_the_clips_that_there_are():
     check_memory(config, num_samples=80000, num_clips=2, num_classes=2)
     with pytest.raises(InputError, match=r"training.batch_size 2147483647, features.target_frames"):
         check_memory(config, num_samples=80000, num_clips=10**9, num_classes=2)
+
+
+def test_memory_is_counted_for_copies_at_other_speeds():
+    config = replace(Config(), augment=AugmentConfig(speeds=(0.8, 1.25)))
+    with pytest.raises(InputError, match=r"augment.speeds 0.8 1.25 need at least 447\S* GiB"):
+        check_memory(config, num_samples=80000, num_clips=10**6, num_classes=2)
 
 
 def test_dither_is_for_training_alone(tmp_path):
@@ -834,6 +848,44 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability):
         classes = torch.from_numpy(dataset.labels)[clips]
         named = torch.zeros_like(targets).scatter_(1, classes, value=1.0)
         assert not targets[named == 0].any()
+
+
+@pytest.mark.parametrize("mix_probability", [0.0, 1.0])
+def test_half_of_the_clips_are_heard_at_another_speed(mix_probability):
+    """Each draw's clips are those that it names, at its own level."""
+    augment = AugmentConfig(
+        roll=False, gain_db=0, polarity=False, num_masks=0, patch_drop=0,
+        mix_probability=mix_probability, speeds=(0.8, 1.25),
+    )  # fmt: skip
+    config = replace(SMALL, augment=augment)
+    dataset = fake_dataset()
+    copies = with_speeds(dataset.waveforms, (0.8, 1.25), 16000)
+    batches = Batches(config, dataset, None, CPU)
+    order = np.tile(np.arange(8), 200)
+    drawn = batches.draw(order, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(drawn.sources % 30, order)
+    shares = np.bincount(drawn.sources // 30) / len(order)
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.05)
+
+    batch = batches.make(drawn, order[8:16], 8, slice(0, 8))
+    terms = torch.from_numpy(drawn.sources)[drawn.mixtures.clips[8:16]]
+    mixed = mix(copies, terms, drawn.mixtures.starts[8:16], drawn.mixtures.factors[8:16])
+    assert torch.equal(batch.features, model_input(mixed, config, None))
+    if mix_probability:  # both sounds of a mixture have the levels of their shares
+        levels = torch.from_numpy(sound_levels(copies))[terms] * drawn.mixtures.factors[8:16]
+        own = batch.targets.gather(1, torch.from_numpy(dataset.labels[order[8:16]])[:, None])
+        partner = dataset.labels[drawn.sources[drawn.mixtures.clips[8:16, 1]] % 30]
+        other = partner != dataset.labels[order[8:16]]
+        ratio = levels[:, :1] / levels.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(ratio[other], own[other])
+
+
+def test_other_speeds_change_the_training(tmp_path):
+    config = replace(SMALL, training=replace(SMALL.training, epochs=1))
+    heard = replace(config, augment=replace(config.augment, speeds=(0.8, 1.25)))
+    plain = train_fold(config, fake_dataset(), 1, tmp_path / "plain")
+    result = train_fold(heard, fake_dataset(), 1, tmp_path / "speeds")
+    assert result.history[0].train_loss != plain.history[0].train_loss
 
 
 @pytest.mark.parametrize("ahead", [1, 16, 10**6])
