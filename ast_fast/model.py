@@ -57,8 +57,10 @@ class AudioSpectrogramTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.head_norm = nn.LayerNorm(width, eps=config.head_norm_eps) if config.head_norm else None
-        self.head = Linear(width, num_classes)
+        self.pools_strongest = config.pool == "strongest"
+        pooled, eps = config.pooled_width, config.head_norm_eps
+        self.head_norm = nn.LayerNorm(pooled, eps=eps) if config.head_norm else None
+        self.head = Linear(pooled, num_classes)
         self._initialise()
 
     @classmethod
@@ -137,7 +139,7 @@ class AudioSpectrogramTransformer(nn.Module):
                 patches cost nothing, not even a projection, unless patches see their neighbours
                 (`ModelConfig.sees_all_patches`).
         Returns:
-            Embeddings, shape (batch, embed_dim), before the head's own norm.
+            Embeddings, shape (batch, `ModelConfig.pooled_width`), before the head's own norm.
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
         if self.num_class_tokens:
@@ -148,7 +150,9 @@ class AudioSpectrogramTransformer(nn.Module):
         for block in self.blocks[:-1]:
             tokens, update = block(tokens, update)
         tokens, update = self.blocks[-1](tokens, update, self.num_class_tokens or None)
-        return _add_norm(tokens, update, self.norm)[1].mean(dim=1)
+        normed = _add_norm(tokens, update, self.norm)[1]
+        mean = normed.mean(dim=1)
+        return torch.cat((mean, strongest(normed)), dim=1) if self.pools_strongest else mean
 
     def _class_tokens(self) -> Tensor:
         """Return the tokens before those of the patches, shape (num_class_tokens, embed_dim)."""
@@ -167,6 +171,18 @@ class AudioSpectrogramTransformer(nn.Module):
         for parameter in (self.class_token, self.distillation_token, self.token_position):
             if parameter is not None:
                 _truncated_normal(parameter)
+
+
+def strongest(tokens: Tensor) -> Tensor:
+    """Return the mean of each feature's largest eighth over the tokens, at least one of them.
+
+    Args:
+        tokens: Shape (batch, tokens, embed_dim).
+    Returns:
+        Shape (batch, embed_dim).
+    """
+    count = max(1, tokens.shape[1] // 8)
+    return tokens.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 class Linear(nn.Linear):

@@ -22,7 +22,7 @@ ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f
 """SHA-256 of that archive (645,832,161 bytes), as several projects that pin it publish it."""
 
 Backend = Literal["auto", "reference", "numba", "triton"]
-Pool = Literal["mean", "cls", "distilled"]
+Pool = Literal["mean", "strongest", "cls", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,9 @@ class ModelConfig:
     dropout: float = 0.0
     """Dropout rate after the projections of attention and MLP, and on the embeddings."""
     pool: Pool = "mean"
-    """What the head reads: the mean of the patch tokens, a class token, or the mean of a class
-    and a distillation token (distilled), as in the original AST."""
+    """What the head reads: the mean of the patch tokens, that mean and beside it the mean of each
+    feature's largest eighth (strongest), a class token, or the mean of a class and a distillation
+    token (distilled), as in the original AST."""
     stem_widths: tuple[int, ...] = ()
     """Widths of a convolution stem's stages, finest cells first; 2 x 2 cells make one cell of
     the next stage, and after the last stage one patch; none: no stem."""
@@ -129,7 +130,12 @@ class ModelConfig:
     @property
     def num_class_tokens(self) -> int:
         """Tokens before those of the patches: 0, 1 (class) or 2 (class and distillation)."""
-        return {"mean": 0, "cls": 1, "distilled": 2}[self.pool]
+        return {"mean": 0, "strongest": 0, "cls": 1, "distilled": 2}[self.pool]
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what the head reads, a clip's embedding."""
+        return self.embed_dim * (2 if self.pool == "strongest" else 1)
 
     def patch_grid(self, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
         """Return the number of patches along (freq, time); the upper ends may stay unused."""

@@ -353,7 +353,8 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
     if config.token_positions and not config.num_class_tokens:
         raise InputError(
-            "model.token_positions must be off where model.pool is mean: there is no class token"
+            f"model.token_positions must be off where model.pool is {config.pool}: there is no "
+            "class token"
         )
     for name in ("norm_eps", "head_norm_eps"):
         value = getattr(config, name)
