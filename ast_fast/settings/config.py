@@ -101,6 +101,9 @@ class ModelConfig:
     """Width of a block's MLP, as a multiple of embed_dim."""
     dropout: float = 0.0
     """Dropout rate after the projections of attention and MLP, and on the embeddings."""
+    stochastic_depth: float = 0.0
+    """Rate at which a training step leaves out the last block's attention, and its MLP, for a clip;
+    that of the blocks before rises to it evenly."""
     pool: Pool = "mean"
     """What the head reads: the mean of the patch tokens, that mean and beside it the mean of each
     feature's largest eighth (strongest), a class token, or the mean of a class and a distillation

@@ -360,8 +360,10 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         value = getattr(config, name)
         if not 0 < value <= 1:
             raise InputError(f"model.{name} must be above 0 and at most 1, got {value:g}")
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
+    for name in ("dropout", "stochastic_depth"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise InputError(f"model.{name} must be from 0 to below 1, got {value}")
     for name in ("mlp_ratio", "conv_mlp_ratio"):
         value = getattr(config, name)
         if not 1 <= config.embed_dim * value < math.inf:

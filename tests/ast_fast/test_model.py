@@ -93,6 +93,33 @@ def test_left_out_patches_are_never_seen(pool):
     assert not torch.allclose(model(features), logits)
 
 
+def test_stochastic_depth_leaves_out_whole_updates_and_keeps_their_mean():
+    model, _ = build(replace(SMALL, depth=4, stochastic_depth=0.4))
+    assert [block.left_out for block in model.blocks] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    block = model.blocks[-1]
+    tokens = torch.randn(4000, 2, 16)
+    with torch.no_grad():
+        whole, mlp = block(tokens)
+        assert torch.equal(block(tokens)[0], whole)  # nothing is left out in tests
+        block.train()
+        found = block(tokens)[0] - tokens
+    expected = whole - tokens
+    kept = found.abs().amax(dim=(1, 2)) > 0
+    torch.testing.assert_close(found[kept], expected[kept] / 0.6, rtol=1e-3, atol=1e-5)
+    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.04)  # five deviations
+    with torch.no_grad():
+        assert 0.5 < (block(tokens)[1].abs().amax(dim=(1, 2)) > 0).float().mean() < 0.7
+    assert (mlp.abs().amax(dim=(1, 2)) > 0).all()
+
+
+def test_no_stochastic_depth_draws_no_number():
+    model, features = build(SMALL)
+    model.train()
+    before = torch.get_rng_state()
+    model(features)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize(("num_tokens", "expected"), [(7, [9.0, 6.0]), (17, [8.5, 15.5])])
 def test_the_strongest_eighth_of_a_feature_is_at_least_one_token(num_tokens, expected):
     rising = torch.arange(num_tokens, dtype=torch.float32)
@@ -380,6 +407,7 @@ def test_wrong_features_are_refused():
         ),
         ({"norm_eps": 0.0}, "model.norm_eps must be above 0 and at most 1, got 0"),
         ({"head_norm_eps": 2.0}, "model.head_norm_eps must be above 0 and at most 1, got 2"),
+        ({"stochastic_depth": -0.1}, "model.stochastic_depth must be from 0 to below 1, got -0.1"),
         ({"dropout": 1.0}, "model.dropout must be from 0 to below 1, got 1.0"),
         ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),

@@ -58,6 +58,7 @@ SMALL = Config(
         num_heads=2,
         depth=1,
         dropout=0.1,
+        stochastic_depth=0.1,
         stem_widths=(4, 8),
         conditional_position=True,
         conv_depth=1,
