@@ -64,6 +64,16 @@ def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
     return each_of(drawn, lambda values: values[rows])
 
 
+def draw_speeds(count: int, config: AugmentConfig, generator: Generator) -> Tensor:
+    """Draw the speed of each clip: none for half of them, else one of `config.speeds`.
+
+    Returns:
+        0 for its own speed, or the number of a speed from 1, shape (count,), int64.
+    """
+    speeds = torch.randint(1, 1 + len(config.speeds), (count,), generator=generator)
+    return speeds * torch.randint(2, (count,), generator=generator)
+
+
 def draw_mixtures(
     num_samples: int,
     levels: Tensor | None,

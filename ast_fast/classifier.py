@@ -65,7 +65,7 @@ class Classifier:
         return model_input(windows, self.config, self.statistics)
 
     def embeddings(self, windows: Tensor) -> Tensor:
-        """Return what the model's head classifies, on the CPU: float32, (batch, embed_dim)."""
+        """Return what the model's head classifies, on the CPU: float32, (batch, pooled_width)."""
         return self._run(windows, lambda features: [self._runs.embed(features)])[0]
 
     def logits(self, windows: Tensor) -> Tensor:

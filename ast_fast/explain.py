@@ -19,8 +19,8 @@ def attention_rollout(model: AudioSpectrogramTransformer, features: Tensor) -> T
 
     Heads are averaged, and each block's residual counts as half: the rollout is the product over
     blocks of (attention + identity) / 2. The shares are the mean of its rows, or of the rows of the
-    class and distillation tokens. With a stem or convolutions, a patch's token also holds parts of
-    its neighbours.
+    class and distillation tokens; the strongest tokens count as all do. With a stem or convolutions
+    a patch's token also holds parts of its neighbours.
 
     Args:
         model: In eval mode.

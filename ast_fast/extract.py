@@ -103,7 +103,7 @@ class ModelExtractor:
         self.shortest, self.multi_label = classifier.shortest, classifier.multi_label
         self.precision = classifier.placement.precision
         self.width = (
-            classifier.config.model.embed_dim if what == "embeddings" else len(self.class_names)
+            classifier.config.model.pooled_width if what == "embeddings" else len(self.class_names)
         )
 
     def settings(self) -> dict[str, Any]:

@@ -55,10 +55,13 @@ class AudioSpectrogramTransformer(nn.Module):
             else None
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        rates = (config.stochastic_depth * (n + 1) / config.depth for n in range(config.depth))
+        self.blocks = nn.ModuleList(Block(config, rate) for rate in rates)
         self.norm = nn.LayerNorm(width, eps=config.norm_eps)
-        self.head_norm = nn.LayerNorm(width, eps=config.head_norm_eps) if config.head_norm else None
-        self.head = Linear(width, num_classes)
+        self.pools_strongest = config.pool == "strongest"
+        pooled, eps = config.pooled_width, config.head_norm_eps
+        self.head_norm = nn.LayerNorm(pooled, eps=eps) if config.head_norm else None
+        self.head = Linear(pooled, num_classes)
         self._initialise()
 
     @classmethod
@@ -137,7 +140,7 @@ class AudioSpectrogramTransformer(nn.Module):
                 patches cost nothing, not even a projection, unless patches see their neighbours
                 (`ModelConfig.sees_all_patches`).
         Returns:
-            Embeddings, shape (batch, embed_dim), before the head's own norm.
+            Embeddings, shape (batch, `ModelConfig.pooled_width`), before the head's own norm.
         """
         tokens = self.patch_embedding(features, keep)  # (batch, tokens, embed_dim)
         if self.num_class_tokens:
@@ -148,7 +151,9 @@ class AudioSpectrogramTransformer(nn.Module):
         for block in self.blocks[:-1]:
             tokens, update = block(tokens, update)
         tokens, update = self.blocks[-1](tokens, update, self.num_class_tokens or None)
-        return _add_norm(tokens, update, self.norm)[1].mean(dim=1)
+        normed = _add_norm(tokens, update, self.norm)[1]
+        mean = normed.mean(dim=1)
+        return torch.cat((mean, strongest(normed)), dim=1) if self.pools_strongest else mean
 
     def _class_tokens(self) -> Tensor:
         """Return the tokens before those of the patches, shape (num_class_tokens, embed_dim)."""
@@ -167,6 +172,18 @@ class AudioSpectrogramTransformer(nn.Module):
         for parameter in (self.class_token, self.distillation_token, self.token_position):
             if parameter is not None:
                 _truncated_normal(parameter)
+
+
+def strongest(tokens: Tensor) -> Tensor:
+    """Return the mean of each feature's largest eighth over the tokens, at least one of them.
+
+    Args:
+        tokens: Shape (batch, tokens, embed_dim).
+    Returns:
+        Shape (batch, embed_dim).
+    """
+    count = max(1, tokens.shape[1] // 8)
+    return tokens.topk(count, dim=1, sorted=False).values.mean(dim=1)
 
 
 class Linear(nn.Linear):
@@ -416,10 +433,15 @@ class Block(nn.Module):
     """Pre-norm transformer block: attention, then an MLP, each added to its input.
 
     The MLP's result is returned apart, so that the next norm adds it in the same pass over memory.
+
+    Args:
+        config: Sizes.
+        left_out: Rate at which training leaves out either of them for a clip.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, left_out: float = 0.0) -> None:
         super().__init__()
+        self.left_out = left_out
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
         self.attention = Attention(config.embed_dim, config.num_heads, qkv_bias=config.qkv_bias)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
@@ -438,11 +460,21 @@ class Block(nn.Module):
                 last block only class tokens are read: the others cost a projection, and no more.
         """
         tokens, normed = _add_norm(tokens, update, self.norm1)
-        attended = self.dropout(self.attention(normed, count))
+        attended = self._kept(self.dropout(self.attention(normed, count)))
         if count is not None:
             tokens = tokens[:, :count]
         tokens, normed = _add_norm(tokens, attended, self.norm2)
-        return tokens, self.dropout(self.mlp(normed))
+        return tokens, self._kept(self.dropout(self.mlp(normed)))
+
+    def _kept(self, update: Tensor) -> Tensor:
+        """Leave out some clips' updates in training, and enlarge the others by as much.
+
+        Source: Huang et al., "Deep Networks with Stochastic Depth" (ECCV 2016), section 3.
+        """
+        if not self.training or self.left_out == 0:
+            return update
+        kept = functional.dropout(update.new_ones(len(update), 1, 1), self.left_out)
+        return update * kept
 
 
 def sinusoidal_position_embedding(grid: tuple[int, int], embed_dim: int) -> Tensor:

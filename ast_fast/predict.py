@@ -173,7 +173,7 @@ def _outputs(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return clips' probabilities and embeddings, a row for each; each length is a batch."""
     results = np.empty((len(windows), len(classifier.class_names)))
-    embeddings = np.empty((len(windows), classifier.config.model.embed_dim))
+    embeddings = np.empty((len(windows), classifier.config.model.pooled_width))
     for rows, batch in batches_of_one_length(windows):
         embeddings[rows], results[rows] = (part.numpy() for part in classifier.outputs(batch))
     return results, embeddings
@@ -254,7 +254,7 @@ def _classify_all(options: Options) -> int:
                     num_bad += 1
                     complain("error", f"{file.path} cannot be drawn: {error.strerror or error}")
     if options.embeddings is not None:
-        width = classifier.config.model.embed_dim
+        width = classifier.config.model.pooled_width
         write_embeddings(options.embeddings, names, rows, width)
     return 1 if num_bad else 0
 

@@ -36,7 +36,7 @@ class Decision:
     probabilities: NDArray[np.float32]
     """Of all classes, shape (num_classes,)."""
     embedding: NDArray[np.float32]
-    """What the model's head classifies, shape (embed_dim,)."""
+    """What the model's head classifies, shape (pooled_width,)."""
 
 
 class StreamingClassifier:

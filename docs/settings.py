@@ -1,4 +1,4 @@
-"""Write docs/reference/settings.md: every flag of the six command lines, from their dataclasses.
+"""Write docs/reference/settings.md: every flag of the seven command lines, from their dataclasses.
 
 python docs/settings.py
 
@@ -15,7 +15,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ast_fast import compare, export, extract, predict
+from ast_fast import compare, export, extract, predict, select
 from ast_fast.settings import command_line
 from ast_fast.settings.config import Config
 from ast_fast.settings.values import settings
@@ -132,12 +132,13 @@ def page() -> str:
 
 <!-- python docs/settings.py -->
 
-Six programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
+Seven programs, each run as `python -m`: [`ast_fast.cv`](#ast_fastcv) trains and tests,
 [`ast_fast.predict`](#ast_fastpredict) classifies files, [`ast_fast.extract`](#ast_fastextract)
 extracts what a model makes of a corpus, [`ast_fast_kernels.extract`](#ast_fast_kernelsextract) its
-features, [`ast_fast.export`](#ast_fastexport) writes a model as ONNX, and
-[`ast_fast.compare`](#ast_fastcompare) sets runs side by side. `--help` says the same as this page,
-which `python docs/settings.py` makes from the program; a test makes it again and compares.
+features, [`ast_fast.export`](#ast_fastexport) writes a model as ONNX,
+[`ast_fast.compare`](#ast_fastcompare) sets runs side by side, and
+[`ast_fast.select`](#ast_fastselect) chooses settings. `--help` says the same as this page, which
+`python docs/settings.py` makes from the program; a test makes it again and compares.
 
 ## ast_fast.cv
 
@@ -177,6 +178,12 @@ is exhausted, after one line for each problem; 130 when interrupted and 143 when
 {about(compare.Options)}
 
 {options_table(compare.Options)}
+
+## ast_fast.select
+
+{about(select.Options)}
+
+{options_table(select.Options)}
 
 ## ast_fast_kernels.extract
 

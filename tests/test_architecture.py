@@ -47,6 +47,8 @@ MAY_IMPORT = {
         "predict": "machine settings data pretrained explain classifier embeddings",
         "extract": "machine data pretrained classifier",
         "compare": "settings report run",
+        "selection": "machine settings data training report run",
+        "select": "machine settings data run selection",
     },
     "ast_fast_kernels": {
         "errors": "",

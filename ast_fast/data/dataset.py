@@ -10,7 +10,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -103,8 +103,13 @@ class Dataset:
         """RMS of every clip, 1 at full scale, shape (num_clips,). Reads every clip once."""
         if isinstance(self.waveforms, StoredFeatures):
             raise ValueError("stored features have no sound levels: their waveforms are gone")
-        norms = [np.linalg.norm(clip.astype(np.float32)) for clip in self.waveforms]
-        return np.array(norms, np.float32) / np.float32(32768 * self.num_samples**0.5)
+        return sound_levels(self.waveforms)
+
+
+def sound_levels(waveforms: NDArray[np.int16]) -> NDArray[np.float32]:
+    """Return the RMS of every clip, 1 at full scale, shape (num_clips,)."""
+    norms = [np.linalg.norm(clip.astype(np.float32)) for clip in waveforms]
+    return np.array(norms, np.float32) / np.float32(32768 * waveforms.shape[1] ** 0.5)
 
 
 def open_dataset(config: Config, *, console: Console | None = None) -> Dataset:
@@ -264,6 +269,36 @@ def check_fold_names(folds: Sequence[int], known: Sequence[int], table: Path) ->
         if fold not in known:
             named = ", ".join(map(str, known))
             raise InputError(f"--folds must name folds of {table} ({named}), got {fold}")
+
+
+def without_fold(dataset: Dataset, fold: int) -> Dataset:
+    """Return the data set without the clips of one fold.
+
+    Raises:
+        InputError: It has no such fold, or no other.
+    """
+    check_fold_names((fold,), sorted({*dataset.folds.tolist()}), dataset.table)
+    kept = np.flatnonzero(dataset.folds != fold)
+    if len(kept) == 0:
+        raise InputError(f"{dataset.table} must have another fold than {fold}, got only that")
+    waveforms = dataset.waveforms
+    return replace(
+        dataset,
+        waveforms=waveforms.part(kept)
+        if isinstance(waveforms, StoredFeatures)
+        else _rows(waveforms, kept),
+        clips=tuple(dataset.clips[index] for index in kept),
+        labels=dataset.labels[kept],
+        folds=dataset.folds[kept],
+        bad_files=tuple(bad for bad in dataset.bad_files if bad.fold != fold),
+        key=hashlib.sha256(f"{dataset.key} without fold {fold}".encode()).hexdigest(),
+    )
+
+
+def _rows(waveforms: NDArray[np.int16], rows: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Return some rows, in order: a view of the memory map if they follow one another."""
+    first, last = int(rows[0]), int(rows[-1])
+    return waveforms[first : last + 1] if last - first + 1 == len(rows) else waveforms[rows]
 
 
 def _dataset_key(audio_key: str, clips: Sequence[Clip]) -> str:

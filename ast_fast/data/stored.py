@@ -36,6 +36,10 @@ class StoredFeatures:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def part(self, clips: NDArray[np.int64]) -> StoredFeatures:
+        """Return some of the clips, in the order of their indices."""
+        return StoredFeatures(self.store, self._rows[clips], self.num_samples)
+
     def __getitem__(self, clips: NDArray[np.int64] | Sequence[int]) -> NDArray[np.float32]:
         features = [self.store[row] for row in self._rows[clips]]
         return self.store.pad(features, self.shape[1])[0]

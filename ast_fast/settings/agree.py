@@ -135,6 +135,25 @@ def check_same_fold(path: Path, recorded: Mapping[str, Any], expected: Mapping[s
             )
 
 
+def differing_setting(
+    recorded: Mapping[str, Any], expected: Mapping[str, Any]
+) -> tuple[str, Any, Any] | None:
+    """Return the first setting in which two trainings differ, with both values; None if none does.
+
+    Unlike `check_same_fold`, it takes a setting that a version lacked for its default.
+
+    Args:
+        recorded: `fold_identity` of one training.
+        expected: That of the other.
+    """
+    defaults = _flat(fold_identity(Config(), 0, ""))
+    there, here = defaults | _flat(recorded), defaults | _flat(expected)
+    for name in sorted((there.keys() | here.keys()) - MAY_DIFFER_MERGED):
+        if there.get(name) != here.get(name):
+            return name, there.get(name), here.get(name)
+    return None
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by key, with dots between tables."""
     flat: dict[str, Any] = {}

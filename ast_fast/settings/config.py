@@ -22,7 +22,7 @@ ESC50_SHA256 = "661183a6f53ef04f12c9bd618fed0ddc1713280d6c94a5a5431e844ba6f6a21f
 """SHA-256 of that archive (645,832,161 bytes), as several projects that pin it publish it."""
 
 Backend = Literal["auto", "reference", "numba", "triton"]
-Pool = Literal["mean", "cls", "distilled"]
+Pool = Literal["mean", "strongest", "cls", "distilled"]
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,13 @@ class ModelConfig:
     """Width of a block's MLP, as a multiple of embed_dim."""
     dropout: float = 0.0
     """Dropout rate after the projections of attention and MLP, and on the embeddings."""
+    stochastic_depth: float = 0.0
+    """Rate at which a training step leaves out the last block's attention, and its MLP, for a clip;
+    that of the blocks before rises to it evenly."""
     pool: Pool = "mean"
-    """What the head reads: the mean of the patch tokens, a class token, or the mean of a class
-    and a distillation token (distilled), as in the original AST."""
+    """What the head reads: the mean of the patch tokens, that mean and beside it the mean of each
+    feature's largest eighth (strongest), a class token, or the mean of a class and a distillation
+    token (distilled), as in the original AST."""
     stem_widths: tuple[int, ...] = ()
     """Widths of a convolution stem's stages, finest cells first; 2 x 2 cells make one cell of
     the next stage, and after the last stage one patch; none: no stem."""
@@ -129,7 +133,12 @@ class ModelConfig:
     @property
     def num_class_tokens(self) -> int:
         """Tokens before those of the patches: 0, 1 (class) or 2 (class and distillation)."""
-        return {"mean": 0, "cls": 1, "distilled": 2}[self.pool]
+        return {"mean": 0, "strongest": 0, "cls": 1, "distilled": 2}[self.pool]
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of what the head reads, a clip's embedding."""
+        return self.embed_dim * (2 if self.pool == "strongest" else 1)
 
     def patch_grid(self, num_mel_bins: int, num_frames: int) -> tuple[int, int]:
         """Return the number of patches along (freq, time); the upper ends may stay unused."""
@@ -183,6 +192,9 @@ class AugmentConfig:
     """Rotate the waveform by a random number of samples."""
     gain_db: float = 6.0
     """Random gain, uniform within ± this many dB; 0 is off."""
+    speeds: tuple[float, ...] = ()
+    """Speeds at which half of the clips are heard, such as 0.8 and 1.25, with the pitch that they
+    bring; a copy of all clips at each lies in memory; none: off."""
     polarity: bool = True
     """Flip the waveform's sign with probability one half."""
     mix_probability: float = 0.5
@@ -219,6 +231,9 @@ class TrainingConfig:
     """Epochs of linear warm-up before the cosine."""
     final_learning_rate: float = 1e-5
     """Learning rate at the end of the cosine."""
+    loss: Literal["shares", "presence"] = "shares"
+    """Labels of a mixture: each sound's share, by cross-entropy; or whether each is present, by
+    binary cross-entropy. In tests and predictions probabilities are a softmax with either."""
     label_smoothing: float = 0.1
     """Share of each label spread over all classes; 0 is off."""
     clip_grad_norm: float = 1.0

@@ -95,6 +95,11 @@ def check_training(config: TrainingConfig) -> None:
         value = getattr(config, name)
         if not 0 <= value < 1:
             raise InputError(f"training.{name} must be from 0 to below 1, got {value}")
+    if config.loss == "presence" and config.label_smoothing:
+        raise InputError(
+            "training.label_smoothing must be 0 where training.loss is presence, "
+            f"got {config.label_smoothing:g}"
+        )
 
 
 def check_memory(
@@ -256,6 +261,14 @@ def _memory_needs(
             8 * filters,
         ),
     ]
+    if config.augment.speeds:
+        copies = 1 + len(config.augment.speeds)
+        needs.append(
+            _Need(
+                f"augment.speeds {_numbers(config.augment.speeds)}",
+                2 * copies * num_clips * num_samples,
+            )
+        )
     if model.stem_widths:
         stages = model.stem_stages
         stem_weights = sum(stage.values * stage.width for stage in stages)
@@ -340,14 +353,17 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
     if config.token_positions and not config.num_class_tokens:
         raise InputError(
-            "model.token_positions must be off where model.pool is mean: there is no class token"
+            f"model.token_positions must be off where model.pool is {config.pool}: there is no "
+            "class token"
         )
     for name in ("norm_eps", "head_norm_eps"):
         value = getattr(config, name)
         if not 0 < value <= 1:
             raise InputError(f"model.{name} must be above 0 and at most 1, got {value:g}")
-    if not 0 <= config.dropout < 1:
-        raise InputError(f"model.dropout must be from 0 to below 1, got {config.dropout}")
+    for name in ("dropout", "stochastic_depth"):
+        value = getattr(config, name)
+        if not 0 <= value < 1:
+            raise InputError(f"model.{name} must be from 0 to below 1, got {value}")
     for name in ("mlp_ratio", "conv_mlp_ratio"):
         value = getattr(config, name)
         if not 1 <= config.embed_dim * value < math.inf:
@@ -381,8 +397,8 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
         )
 
 
-def _numbers(numbers: tuple[int, ...]) -> str:
-    return " ".join(str(number) for number in numbers)
+def _numbers(numbers: tuple[float, ...]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 MOST_GAIN_DB = 100.0
@@ -409,6 +425,13 @@ def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) ->
         raise InputError(
             f"augment.mix_probability must be from 0 to 1, got {config.mix_probability}"
         )
+    for speed in config.speeds:
+        hertz = speed * fbank.sample_frequency
+        if not 0.5 <= speed <= 2 or abs(hertz - round(hertz)) > 1e-6:
+            raise InputError(
+                "augment.speeds must be from 0.5 to 2 and give whole numbers of Hz times "
+                f"fbank.sample_frequency ({fbank.sample_frequency:g}), got {speed:g}"
+            )
     if not 0 <= config.patch_drop < 1:
         raise InputError(f"augment.patch_drop must be from 0 to below 1, got {config.patch_drop}")
     for name in ("gain_db", "filter_db"):

@@ -15,6 +15,7 @@ from ast_fast_kernels.errors import InputError
 OF_WAVEFORMS: dict[str, object] = {
     "augment.roll": False,
     "augment.gain_db": 0.0,
+    "augment.speeds": (),
     "augment.polarity": False,
     "augment.mix_probability": 0.0,
 }
@@ -66,7 +67,7 @@ def check_stored(config: Config, store: FeatureStore) -> None:
     for key, off in OF_WAVEFORMS.items():
         value = getattr(config.augment, key.removeprefix("augment."))
         if value != off:
-            word = "off" if off is False else "0"
+            word = "off" if off is False else "none" if off == () else "0"
             raise InputError(
                 f"{key} must be {word} with stored features, whose waveforms are gone, got "
                 f"{'on' if value is True else value}; --data with audio can use it"

@@ -16,11 +16,13 @@ from ast_fast.augment import (
     Mixtures,
     draw_feature_changes,
     draw_mixtures,
+    draw_speeds,
     each_of,
     kept_patches,
     rows_of,
 )
-from ast_fast.data.dataset import Dataset
+from ast_fast.data.dataset import Dataset, sound_levels
+from ast_fast.data.speeds import with_speeds
 from ast_fast.data.stored import StoredFeatures
 from ast_fast.features import Statistics, load_batch, model_input, sent
 from ast_fast.machine.distributed import Ranks
@@ -78,6 +80,16 @@ class Batches:
         self._statistics = statistics
         self._device = device
         self._in_place = device.type == "cpu" and not capturable
+        self._waveforms = dataset.waveforms
+        self._levels: NDArray[np.float32] | None = None
+        if config.augment.mix_probability > 0:
+            self._levels = dataset.sound_levels
+        if config.augment.speeds and not isinstance(self._waveforms, StoredFeatures):
+            self._waveforms = with_speeds(
+                self._waveforms, config.augment.speeds, dataset.sample_rate
+            )
+            if self._levels is not None:
+                self._levels = sound_levels(self._waveforms)
 
     @property
     def ahead(self) -> int:
@@ -100,23 +112,30 @@ class Batches:
         size = self._config.training.batch_size
         for begin in range(0, len(order), self.ahead):
             clips = order[begin : begin + self.ahead]
-            drawn = self.draw(clips, generator)
+            sources, drawn = self.draw(clips, generator)
             for first in range(0, len(clips), size):
-                batch = clips[first : first + size]
+                batch = sources[first : first + size]
                 yield len(batch), self.load(drawn, batch, first, ranks.part(len(batch)))
 
-    def draw(self, clips: NDArray[np.int64], generator: torch.Generator) -> Drawn:
+    def draw(
+        self, clips: NDArray[np.int64], generator: torch.Generator
+    ) -> tuple[NDArray[np.int64], Drawn]:
         """Draw the augmentation of the clips of one or more batches.
 
         Args:
             clips: Indices of the clips, batch after batch, shape (rows,).
             generator: Source of randomness, on the CPU.
+        Returns:
+            Where the waveform of each row lies, shape (rows,): the clip's index, or that of its
+            copy at a speed; and the augmentation.
         """
         config, dataset = self._config, self._dataset
         num_samples = dataset.num_samples
-        levels = None
-        if config.augment.mix_probability > 0:
-            levels = torch.from_numpy(dataset.sound_levels[clips])
+        sources = clips
+        if config.augment.speeds:
+            speeds = draw_speeds(len(clips), config.augment, generator)
+            sources = clips + len(dataset.clips) * speeds.numpy()
+        levels = None if self._levels is None else torch.from_numpy(self._levels[sources])
         labels = torch.from_numpy(dataset.labels[clips])
         mixtures = draw_mixtures(
             num_samples,
@@ -135,19 +154,19 @@ class Batches:
         )
         keep = kept_patches(len(clips), config.num_patches, config.augment, generator)
         drawn = Drawn(mixtures, changes, keep)
-        return each_of(drawn, lambda values: sent(values, self._device))
+        return sources, each_of(drawn, lambda values: sent(values, self._device))
 
     def load(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Inputs:
         """Load what rows of one batch are computed from.
 
         Args:
             drawn: The result of `draw` for this batch and others.
-            clips: Indices of the whole batch's clips.
+            clips: Where the waveforms of the whole batch lie, as `draw` gave them.
             first: Row of `drawn` at which the batch begins.
             rows: Which of the batch's rows to load.
         """
         drawn = rows_of(drawn, slice(first + rows.start, first + rows.stop))
-        data = self._dataset.waveforms
+        data = self._waveforms
         if isinstance(data, StoredFeatures):
             return Inputs(load_batch(data, clips[rows], self._device), drawn)
         loaded: NDArray[np.int16] | Tensor = data

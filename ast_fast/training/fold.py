@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from ast_fast.data.dataset import Dataset, untrained_classes
@@ -47,7 +47,7 @@ from ast_fast.training.results import (
     write_history,
     write_predictions,
 )
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate
+from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, presence_bias
 from ast_fast.training.step import (
     Learner,
     Outcome,
@@ -200,6 +200,8 @@ class _FoldTraining:
         torch.manual_seed(epoch_seeds(config.seed, fold, 0)[1])
         num_classes = len(dataset.class_names)
         model = AudioSpectrogramTransformer.of(config, num_classes)
+        if config.training.loss == "presence":
+            nn.init.constant_(model.head.bias, presence_bias(num_classes))
         if config.model.pretrained is not None:
             fresh = model.state_dict().items()
             head = {name: tensor for name, tensor in fresh if name.startswith("head")}
@@ -216,13 +218,14 @@ class _FoldTraining:
                     self.config,
                     device=self.placement.device,
                 )
-        batches = Batches(
-            self.config,
-            self.dataset,
-            self.statistics,
-            self.placement.device,
-            capturable=is_capturable(self.placement),
-        )
+        with self.stages("features"):
+            batches = Batches(
+                self.config,
+                self.dataset,
+                self.statistics,
+                self.placement.device,
+                capturable=is_capturable(self.placement),
+            )
         with training_step(
             self.config,
             self.learner,

@@ -5,9 +5,14 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ast_fast.settings.config import TrainingConfig
+
+LEAST_PRESENT = 0.1
+"""Smallest share with which a sound of a mixture counts as present: 19 dB below the other."""
 
 
 def learning_rate(step: int, num_steps: int, steps_per_epoch: int, config: TrainingConfig) -> float:
@@ -47,6 +52,41 @@ def epoch_seeds(seed: int, fold: int, epoch: int, rank: int = 0) -> tuple[int, i
     """
     data_seed, torch_seed = np.random.SeedSequence((seed, fold, epoch)).generate_state(2, np.uint64)
     return int(data_seed), int(torch_seed) + rank
+
+
+def clip_losses(logits: Tensor, targets: Tensor, config: TrainingConfig) -> Tensor:
+    """Return each clip's training loss, shape (batch,), float32 or wider.
+
+    Args:
+        logits: Shape (batch, num_classes).
+        targets: Label shares, shape (batch, num_classes), each row summing to 1.
+        config: Which loss, and the label smoothing.
+    """
+    if config.loss == "presence":
+        return presence_loss(logits, targets)
+    return soft_cross_entropy(logits, targets, config.label_smoothing)
+
+
+def presence_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return each clip's binary cross-entropy, summed over classes: which sounds are present.
+
+    Each logit becomes the log of the odds that its sound is present. If exactly one sound is, and
+    they occur independently, the odds divided by their sum are the probabilities: the softmax.
+
+    Args:
+        logits: Shape (batch, num_classes).
+        targets: Label shares, shape (batch, num_classes); a class with `LEAST_PRESENT` is present.
+    Returns:
+        Losses, shape (batch,), float32 or wider.
+    """
+    present = (targets >= LEAST_PRESENT).to(torch.float32)
+    each = functional.binary_cross_entropy_with_logits(logits.float(), present, reduction="none")
+    return each.sum(dim=1)
+
+
+def presence_bias(num_classes: int) -> float:
+    """Return the bias of the head with which each of the classes is as likely at first."""
+    return -math.log(max(1, num_classes - 1))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

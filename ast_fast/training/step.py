@@ -27,7 +27,7 @@ from ast_fast.settings.config import Config, TrainingConfig
 from ast_fast.training.batches import Batches, Inputs
 from ast_fast.training.checkpoint import prefixed, without_prefix
 from ast_fast.training.optimiser import Optimiser
-from ast_fast.training.schedule import soft_cross_entropy
+from ast_fast.training.schedule import clip_losses
 from ast_fast_kernels.errors import InputError
 
 _T = TypeVar("_T")
@@ -107,7 +107,7 @@ class Step:
     """A step of training, run operator by operator.
 
     Args:
-        config: `label_smoothing` is used.
+        config: `loss` and `label_smoothing` are used.
         learner: What it changes.
         trained: The learner's model, or its wrapper for several processes.
         batches: Compute the features.
@@ -176,7 +176,7 @@ class Step:
             with self._placement.autocast():
                 logits = self._trained(features, keep=inputs.drawn.keep)
             targets = inputs.drawn.mixtures.targets
-            losses = soft_cross_entropy(logits, targets, self._config.label_smoothing)
+            losses = clip_losses(logits, targets, self._config)
             right = (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
             loss = losses.sum()
             outcome = torch.stack((loss.detach().double(), right.double()))

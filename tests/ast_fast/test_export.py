@@ -42,6 +42,7 @@ CLASS_TOKEN = Config(
         SMALL, pool="cls", patch_stride=(10, 10), position_embedding="sinusoidal", qkv_bias=False
     ),
 )
+STRONGEST = replace(CLASS_TOKEN, model=replace(CLASS_TOKEN.model, pool="strongest"))
 DISTILLED = Config(
     audio=AudioConfig(clip_seconds=0.5),
     features=FeatureConfig(target_frames=64, norm_per_sample=False, padding="zero"),
@@ -74,7 +75,11 @@ def noise(config: Config, batch: int) -> np.ndarray:
     return np.random.default_rng(batch).uniform(-0.3, 0.3, shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("config", [CONVOLUTIONS, CLASS_TOKEN], ids=["convolutions", "class-token"])
+@pytest.mark.parametrize(
+    "config",
+    [CONVOLUTIONS, STRONGEST, CLASS_TOKEN],
+    ids=["convolutions", "strongest", "class-token"],
+)
 def test_a_file_has_the_logits_of_its_model(config: Config, tmp_path: Path) -> None:
     classifier, path = classifier_of(config), tmp_path / "model.onnx"
     exported = export_model(classifier, path)

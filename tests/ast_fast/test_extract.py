@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ def _nothing_to_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AST_FAST_BACKEND", "reference")
 
 
-def write_model(path: Path, seed: int = 0) -> Path:
+def write_model(path: Path, seed: int = 0, config: Config = CONFIG) -> Path:
     torch.manual_seed(seed)
-    model = AudioSpectrogramTransformer.of(CONFIG, len(NAMES))
+    model = AudioSpectrogramTransformer.of(config, len(NAMES))
     for parameter in model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    facts = {"run": fold_identity(CONFIG, 1, "0" * 64), "class_names": NAMES, "statistics": None}
+    facts = {"run": fold_identity(config, 1, "0" * 64), "class_names": NAMES, "statistics": None}
     checkpoint.save(path, model.state_dict(), facts)
     return path
 
@@ -99,6 +100,13 @@ def test_embeddings_are_what_the_head_classifies(model: Path) -> None:
     head = load_classifier(model, torch.device("cpu")).model.head
     for rows, expected in zip(embeddings, logits, strict=True):
         np.testing.assert_allclose(head(torch.from_numpy(rows)).numpy(), expected, rtol=1e-5)
+
+
+def test_embeddings_have_the_width_that_the_head_reads(tmp_path: Path) -> None:
+    config = replace(CONFIG, model=replace(CONFIG.model, pool="strongest"))
+    model = write_model(tmp_path / "model.safetensors", config=config)
+    (rows,) = ModelExtractor(model, "embeddings", device="cpu")([noise(1600)])
+    assert rows.shape == (8,)
 
 
 @pytest.mark.parametrize("what", ["embeddings", "probabilities", "logits"])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from ast_fast.model import AudioSpectrogramTransformer, sinusoidal_position_embedding
+from ast_fast.model import AudioSpectrogramTransformer, sinusoidal_position_embedding, strongest
 from ast_fast.settings.config import ModelConfig
 from ast_fast.settings.rules import check_model
 from ast_fast_kernels import use_backend
@@ -23,7 +23,7 @@ def build(config: ModelConfig, *, num_frames: int = 64, num_mel_bins: int = 32):
     return model.eval(), features
 
 
-@pytest.mark.parametrize("pool", ["mean", "cls", "distilled"])
+@pytest.mark.parametrize("pool", ["mean", "strongest", "cls", "distilled"])
 @pytest.mark.parametrize("position", ["learned", "sinusoidal"])
 @pytest.mark.parametrize(
     ("patch_size", "patch_stride", "num_patches"),
@@ -91,6 +91,56 @@ def test_left_out_patches_are_never_seen(pool):
     logits = model(features, keep=keep)
     torch.testing.assert_close(model(features.where(seen, torch.nan), keep=keep), logits)
     assert not torch.allclose(model(features), logits)
+
+
+def test_stochastic_depth_leaves_out_whole_updates_and_keeps_their_mean():
+    model, _ = build(replace(SMALL, depth=4, stochastic_depth=0.4))
+    assert [block.left_out for block in model.blocks] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    block = model.blocks[-1]
+    tokens = torch.randn(4000, 2, 16)
+    with torch.no_grad():
+        whole, mlp = block(tokens)
+        assert torch.equal(block(tokens)[0], whole)  # nothing is left out in tests
+        block.train()
+        found = block(tokens)[0] - tokens
+    expected = whole - tokens
+    kept = found.abs().amax(dim=(1, 2)) > 0
+    torch.testing.assert_close(found[kept], expected[kept] / 0.6, rtol=1e-3, atol=1e-5)
+    assert kept.float().mean().item() == pytest.approx(0.6, abs=0.04)  # five deviations
+    with torch.no_grad():
+        assert 0.5 < (block(tokens)[1].abs().amax(dim=(1, 2)) > 0).float().mean() < 0.7
+    assert (mlp.abs().amax(dim=(1, 2)) > 0).all()
+
+
+def test_no_stochastic_depth_draws_no_number():
+    model, features = build(SMALL)
+    model.train()
+    before = torch.get_rng_state()
+    model(features)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("num_tokens", "expected"), [(7, [9.0, 6.0]), (17, [8.5, 15.5])])
+def test_the_strongest_eighth_of_a_feature_is_at_least_one_token(num_tokens, expected):
+    rising = torch.arange(num_tokens, dtype=torch.float32)
+    first = torch.tensor([9.0, 8.0, *[-1.0] * (num_tokens - 2)])
+    tokens = torch.stack((first, rising), dim=1).unsqueeze(0)
+    torch.testing.assert_close(strongest(tokens), torch.tensor([expected]))
+
+
+@pytest.mark.parametrize("head_norm", [False, True])
+def test_the_strongest_stand_beside_the_mean(head_norm):
+    (model, features), (mean, _) = (
+        build(replace(SMALL, pool=pool, head_norm=head_norm)) for pool in ("strongest", "mean")
+    )
+    assert model.head.in_features == 32
+    mean.load_state_dict(
+        {name: value for name, value in model.state_dict().items() if not name.startswith("head")},
+        strict=False,
+    )
+    embeddings = model.embed(features)
+    torch.testing.assert_close(embeddings[:, :16], mean.embed(features))
+    assert (embeddings[:, 16:] > embeddings[:, :16]).all()
 
 
 CONDITIONAL = replace(SMALL, patch_size=(8, 8), patch_stride=(8, 8), conditional_position=True)
@@ -254,7 +304,7 @@ def test_every_parameter_of_the_original_gets_a_gradient(keep):
 
 
 @pytest.mark.parametrize("keep", [None, torch.tensor([[0, 3], [1, 2], [6, 7]])])
-@pytest.mark.parametrize("pool", ["mean", "cls"])
+@pytest.mark.parametrize("pool", ["mean", "strongest", "cls"])
 @pytest.mark.parametrize(("conditional", "conv_depth"), [(False, 0), (True, 0), (False, 2)])
 @pytest.mark.parametrize("stem", [(), (4,), (4, 6)])
 def test_every_parameter_gets_a_gradient(pool, stem, conditional, conv_depth, keep):
@@ -351,8 +401,13 @@ def test_wrong_features_are_refused():
         ({"num_heads": 0}, "model.num_heads must be at least 1, got 0"),
         ({"depth": 0}, "model.depth must be at least 1, got 0"),
         ({"token_positions": True}, "token_positions must be off where model.pool is mean"),
+        (
+            {"token_positions": True, "pool": "strongest"},
+            "token_positions must be off where model.pool is strongest",
+        ),
         ({"norm_eps": 0.0}, "model.norm_eps must be above 0 and at most 1, got 0"),
         ({"head_norm_eps": 2.0}, "model.head_norm_eps must be above 0 and at most 1, got 2"),
+        ({"stochastic_depth": -0.1}, "model.stochastic_depth must be from 0 to below 1, got -0.1"),
         ({"dropout": 1.0}, "model.dropout must be from 0 to below 1, got 1.0"),
         ({"mlp_ratio": 0.0}, "model.mlp_ratio must give an MLP at least 1 wide, got 0.0"),
         ({"mlp_ratio": float("nan")}, "model.mlp_ratio .* got nan"),

@@ -348,7 +348,7 @@ def test_a_reader_that_leaves_ends_it_quietly(model: Path, audio: Path) -> None:
 
 
 @pytest.mark.parametrize("stem", [(), (4, 8)])
-@pytest.mark.parametrize("pool", ["mean", "cls", "distilled"])
+@pytest.mark.parametrize("pool", ["mean", "strongest", "cls", "distilled"])
 def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[int, ...]) -> None:
     from dataclasses import replace
 
@@ -368,7 +368,7 @@ def test_rollout_shares_out_all_attention(model: Path, pool: str, stem: tuple[in
     shares = attention_rollout(fresh.eval(), features)
     assert shares.shape == (3, *fresh.patch_embedding.grid)
     assert (shares > 0).all()
-    if pool == "mean":
+    if pool in ("mean", "strongest"):
         torch.testing.assert_close(shares.sum(dim=(1, 2)), torch.ones(3))
     else:
         assert (shares.sum(dim=(1, 2)) < 1).all()

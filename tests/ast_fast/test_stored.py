@@ -116,6 +116,7 @@ def test_defaults_come_from_the_store(store: Path) -> None:
     [
         (["--fbank.num-mel-bins", "40"], "fbank.num_mel_bins must be 32, as in "),
         (["--augment.roll"], "augment.roll must be off with stored features, whose waveforms are"),
+        (["--augment.speeds", "0.8"], "augment.speeds must be none with stored features, whose"),
         (["--augment.gain-db", "3"], "augment.gain_db must be 0 with stored features, whose"),
         (["--folds", "7"], "--folds must name folds of "),
     ],

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import tyro
 
-from ast_fast import compare, export, extract, predict, pretrained
+from ast_fast import compare, export, extract, predict, pretrained, select
 from ast_fast.model import AudioSpectrogramTransformer
 from ast_fast.pretrained.preprocessor import Preprocessor
 from ast_fast.settings.command_line import Arguments, SeedsJob, parse_config, read_job
@@ -135,6 +135,7 @@ PROGRAMS = {
     "ast_fast.predict": predict.Options,
     "ast_fast.extract": extract.Options,
     "ast_fast.compare": compare.Options,
+    "ast_fast.select": select.Options,
     "ast_fast.export": export.Options,
     "ast_fast_kernels.extract": kernels_extract.Options,
 }

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from ast_fast.augment import rows_of
-from ast_fast.data.dataset import Dataset
+from ast_fast.data.dataset import Dataset, sound_levels
 from ast_fast.data.metadata import Clip
+from ast_fast.data.speeds import with_speeds
 from ast_fast.features import model_input
 from ast_fast.machine.device import Placement, resolve_placement
 from ast_fast.machine.distributed import Ranks
@@ -31,7 +32,14 @@ from ast_fast.training.fold import DivergedError, split_fold, train_fold
 from ast_fast.training.observers import Observer
 from ast_fast.training.optimiser import parameter_groups
 from ast_fast.training.results import EpochRow, FoldResult
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, soft_cross_entropy
+from ast_fast.training.schedule import (
+    clip_losses,
+    ema_decay,
+    epoch_seeds,
+    learning_rate,
+    presence_bias,
+    soft_cross_entropy,
+)
 from ast_fast_kernels import mix
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.fbank.config import FbankConfig
@@ -50,6 +58,7 @@ SMALL = Config(
         num_heads=2,
         depth=1,
         dropout=0.1,
+        stochastic_depth=0.1,
         stem_widths=(4, 8),
         conditional_position=True,
         conv_depth=1,
@@ -157,19 +166,29 @@ class Recorder(Observer):
         self.events.append(("end", result.fold))
 
 
-def test_a_small_model_learns_twenty_clips_by_heart(tmp_path):
+@pytest.mark.parametrize("loss", ["shares", "presence"])
+def test_a_small_model_learns_twenty_clips_by_heart(tmp_path, loss):
     config = replace(
         SMALL,
         augment=NO_AUGMENTATION,
         model=ModelConfig(embed_dim=32, num_heads=2, depth=2),
         training=TrainingConfig(
-            epochs=50, batch_size=10, learning_rate=5e-3, warmup_epochs=2.0, label_smoothing=0
+            epochs=50,
+            batch_size=10,
+            learning_rate=5e-3,
+            warmup_epochs=2.0,
+            label_smoothing=0,
+            loss=loss,
         ),
     )
     result = train_fold(config, fake_dataset(), 1, tmp_path)
     assert result.history[-1].train_accuracy == 1.0
-    assert result.history[-1].train_loss < 0.1
+    assert result.history[-1].train_loss < (0.1 if loss == "shares" else 0.2)  # the sum of five
     assert result.accuracy == 1.0  # the tones of the test fold are easy
+    if loss == "presence":  # at first about that of even odds: one class in five is there
+        assert result.history[0].train_loss == pytest.approx(
+            math.log(5) + 4 * math.log(5 / 4), rel=0.1
+        )
 
 
 def test_training_with_all_augmentation_is_better_than_chance(tmp_path):
@@ -274,7 +293,9 @@ def test_the_time_of_every_stage_is_counted(tmp_path):
 def test_a_resumed_fold_is_equal_to_the_bit(tmp_path, killer, norm_per_sample):
     dataset = fake_dataset()
     config = replace(
-        SMALL, features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32)
+        SMALL,
+        features=FeatureConfig(norm_per_sample=norm_per_sample, target_frames=32),
+        augment=replace(SMALL.augment, speeds=(0.8, 1.25)),
     )
     expected = train_fold(config, dataset, 1, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -616,6 +637,26 @@ def test_the_loss_of_soft_labels_is_linear_in_them():
     torch.testing.assert_close(mixed, 0.3 * parts[0] + 0.7 * parts[1])
 
 
+def test_a_presence_is_learnt_for_every_class_of_a_mixture():
+    """Hand-computed: −log σ(z) where a sound is present, −log σ(−z) where it is not."""
+    logits = torch.tensor([[0.0, math.log(3.0), -math.log(3.0)]])
+    config = TrainingConfig(loss="presence", label_smoothing=0)
+    of_first = -math.log(1 / 2) - math.log(1 / 4) - math.log(3 / 4)
+    of_both = -math.log(1 / 2) - math.log(3 / 4) - math.log(3 / 4)
+    for shares, expected in (
+        ([1.0, 0.0, 0.0], of_first),
+        ([0.5, 0.5, 0.0], of_both),
+        ([0.9, 0.1, 0.0], of_both),
+        ([0.91, 0.09, 0.0], of_first),  # too quiet to count
+    ):
+        loss = clip_losses(logits, torch.tensor([shares]), config)
+        torch.testing.assert_close(loss, torch.tensor([expected]))
+
+
+def test_a_head_begins_with_each_class_as_likely():
+    assert torch.tensor(presence_bias(50)).sigmoid().item() == pytest.approx(1 / 50)
+
+
 def test_epochs_folds_and_seeds_have_seeds_of_their_own():
     seeds = [
         epoch_seeds(seed, fold, epoch)
@@ -664,6 +705,10 @@ def test_a_class_without_training_clip_is_named():
         ({"warmup_epochs": math.nan}, "training.warmup_epochs must be finite and at least 0, got"),
         ({"clip_grad_norm": -1.0}, "training.clip_grad_norm must be finite and at least 0"),
         ({"label_smoothing": 1.0}, "training.label_smoothing must be from 0 to below 1, got 1.0"),
+        (
+            {"loss": "presence"},
+            "training.label_smoothing must be 0 where training.loss is presence, got 0.1",
+        ),
         ({"ema_decay": 1.0}, "training.ema_decay must be from 0 to below 1, got 1.0"),
         ({"amp": "float16"}, "training.amp must be auto, off or bfloat16 on the CPU, got float16"),
     ],
@@ -680,11 +725,16 @@ def test_training_settings_out_of_range_are_named(changes, message):
     [
         (replace(SMALL, seed=-1), "seed must be at least 0, got -1"),
         (replace(SMALL, model=ModelConfig(embed_dim=130)), "model.embed_dim must be divisible"),
+        (
+            replace(SMALL, augment=AugmentConfig(speeds=(0.8, 0.4))),
+            r"augment.speeds must be from 0.5 to 2 .*\(16000\), got 0.4",
+        ),
+        (replace(SMALL, augment=AugmentConfig(speeds=(1.00001,))), "augment.speeds must be"),
         (replace(SMALL, augment=AugmentConfig(freq_mask=33)), "augment.freq_mask"),
         (replace(SMALL, model=ModelConfig(patch_size=(16, 33))), "model.patch_size must fit"),
         (replace(SMALL, features=FeatureConfig(target_frames=8)), "the 29 frames of a clip"),
     ],
-    ids=["seed", "model", "augment", "patches", "features"],
+    ids=["seed", "model", "augment", "speeds", "hertz", "patches", "features"],
 )
 def test_every_part_of_the_config_is_checked_before_anything_is_done(tmp_path, config, message):
     with pytest.raises(InputError, match=message):
@@ -731,6 +781,12 @@ def test_memory_is_counted_for_the_clips_that_there_are():
     check_memory(config, num_samples=80000, num_clips=2, num_classes=2)
     with pytest.raises(InputError, match=r"training.batch_size 2147483647, features.target_frames"):
         check_memory(config, num_samples=80000, num_clips=10**9, num_classes=2)
+
+
+def test_memory_is_counted_for_copies_at_other_speeds():
+    config = replace(Config(), augment=AugmentConfig(speeds=(0.8, 1.25)))
+    with pytest.raises(InputError, match=r"augment.speeds 0.8 1.25 need at least 447\S* GiB"):
+        check_memory(config, num_samples=80000, num_clips=10**6, num_classes=2)
 
 
 def test_dither_is_for_training_alone(tmp_path):
@@ -800,6 +856,44 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, captur
         classes = torch.from_numpy(dataset.labels)[clips]
         named = torch.zeros_like(targets).scatter_(1, classes, value=1.0)
         assert not targets[named == 0].any()
+
+
+@pytest.mark.parametrize("mix_probability", [0.0, 1.0])
+def test_half_of_the_clips_are_heard_at_another_speed(mix_probability):
+    """Each draw's clips are those that it names, at its own level."""
+    augment = AugmentConfig(
+        roll=False, gain_db=0, polarity=False, num_masks=0, patch_drop=0,
+        mix_probability=mix_probability, speeds=(0.8, 1.25),
+    )  # fmt: skip
+    config = replace(SMALL, augment=augment)
+    dataset = fake_dataset()
+    copies = with_speeds(dataset.waveforms, (0.8, 1.25), 16000)
+    batches = Batches(config, dataset, None, CPU)
+    order = np.tile(np.arange(8), 200)
+    drawn = batches.draw(order, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(drawn.sources % 30, order)
+    shares = np.bincount(drawn.sources // 30) / len(order)
+    np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.05)
+
+    batch = batches.make(drawn, order[8:16], 8, slice(0, 8))
+    terms = torch.from_numpy(drawn.sources)[drawn.mixtures.clips[8:16]]
+    mixed = mix(copies, terms, drawn.mixtures.starts[8:16], drawn.mixtures.factors[8:16])
+    assert torch.equal(batch.features, model_input(mixed, config, None))
+    if mix_probability:  # both sounds of a mixture have the levels of their shares
+        levels = torch.from_numpy(sound_levels(copies))[terms] * drawn.mixtures.factors[8:16]
+        own = batch.targets.gather(1, torch.from_numpy(dataset.labels[order[8:16]])[:, None])
+        partner = dataset.labels[drawn.sources[drawn.mixtures.clips[8:16, 1]] % 30]
+        other = partner != dataset.labels[order[8:16]]
+        ratio = levels[:, :1] / levels.sum(dim=1, keepdim=True)
+        torch.testing.assert_close(ratio[other], own[other])
+
+
+def test_other_speeds_change_the_training(tmp_path):
+    config = replace(SMALL, training=replace(SMALL.training, epochs=1))
+    heard = replace(config, augment=replace(config.augment, speeds=(0.8, 1.25)))
+    plain = train_fold(config, fake_dataset(), 1, tmp_path / "plain")
+    result = train_fold(heard, fake_dataset(), 1, tmp_path / "speeds")
+    assert result.history[0].train_loss != plain.history[0].train_loss
 
 
 @pytest.mark.parametrize("ahead", [1, 16, 10**6])

@@ -19,7 +19,7 @@ from ast_fast.machine.distributed import Ranks
 from ast_fast.machine.graphs import CaptureError, HostCopy
 from ast_fast.settings.config import Config, FeatureConfig
 from ast_fast.training.fold import DivergedError, train_fold
-from ast_fast.training.schedule import soft_cross_entropy
+from ast_fast.training.schedule import clip_losses
 from ast_fast.training.step import WARM_UP_STEPS, late, uses_graphs
 from ast_fast_kernels import use_backend
 from ast_fast_kernels.errors import InputError
@@ -303,10 +303,8 @@ def test_what_a_capture_froze_would_show(graphs, tmp_path, monkeypatch, name, ch
     ids=["reads-a-number", "brings-a-number", "counts"],
 )
 def test_a_step_that_waits_for_the_host_is_no_graph(graphs, tmp_path, monkeypatch, wait, operator):
-    losses = soft_cross_entropy
-    monkeypatch.setattr(
-        "ast_fast.training.step.soft_cross_entropy", lambda *given: wait(losses(*given))
-    )
+    losses = clip_losses
+    monkeypatch.setattr("ast_fast.training.step.clip_losses", lambda *given: wait(losses(*given)))
     message = (
         r"training.cuda_graph must be off with these settings: a step of theirs cannot be captured "
         rf"as a CUDA graph \(.*{operator}.*\); use --training.no-cuda-graph"

@@ -1,0 +1,1 @@
+"""Choosing settings on inner splits: candidates, their trials, scores and the table."""
