@@ -113,19 +113,22 @@ def open_document(path: Path, largest: int = LARGEST_DOCUMENT) -> BufferedReader
     Raises:
         OSError: It cannot be opened, is no regular file, or is larger; `strerror` says which.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115
     try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "Not a regular file", str(path))
         if status.st_size > largest:
             raise _too_large(path, largest)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
-        os.close(descriptor)
+        file.close()
         raise
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for what a pipe's other end does."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_document(path: Path, largest: int = LARGEST_DOCUMENT) -> str:
