@@ -232,7 +232,8 @@ def read_page(text: str) -> dict[tuple[int, str], Line]:
         if match := re.fullmatch(r"## sm_(\d+)", given):
             arch, versions = int(match[1]), []
         elif cells[0] == "kernel" and tuple(cells[-len(_DETAILS) :]) == _DETAILS:
-            versions = [cell.removeprefix("Triton ") for cell in cells[1 : -len(_DETAILS)]]
+            found = [re.fullmatch(r"Triton (\d\S*)", cell) for cell in cells[1 : -len(_DETAILS)]]
+            versions = [match[1] for match in found if match]
         elif versions and len(cells) == 1 + len(versions) + len(_DETAILS) and cells[0] != "---":
             name, *others = cells
             needs = dict(zip(versions, others, strict=False))
