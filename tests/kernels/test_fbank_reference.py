@@ -241,3 +241,15 @@ def test_tables_first_used_in_inference_can_be_differentiated_through():
     log_mel.sum().backward()
     assert torch.equal(log_mel.detach(), expected)
     assert waveform.grad is not None
+
+
+@pytest.mark.parametrize("transform", ["functionalize", "grad"])
+def test_tables_first_used_in_a_transform_are_none_of_its_tensors(transform: str) -> None:
+    config = FbankConfig(num_mel_bins={"functionalize": 19, "grad": 22}[transform])  # of no other
+    waveform = torch.rand(1, 800)
+    getattr(torch.func, transform)(lambda x: reference.fbank_reference(x, config).sum())(waveform)
+    log_mel = reference.fbank_reference(waveform, config)
+    assert not torch._is_functional_tensor(log_mel)
+    kept = reference._table(tables.window, config, waveform)
+    assert not torch._C._functorch.is_functorch_wrapped_tensor(kept)
+    assert reference._table(tables.window, config, waveform) is kept

@@ -74,7 +74,6 @@ def test_shared_memory_fits(rows: list) -> None:
 
 def test_programs_that_go_over_rows_fit_at_once(rows: list) -> None:
     from ast_fast_kernels._gpu.launch import RESIDENT_VALUES
-    from ast_fast_kernels.testing.ahead_of_time import SHARED_MEMORY
     from ast_fast_kernels.testing.triton_cases import cases
 
     launches = {(case.name, arch): case.launch for arch in (80, 90) for case in cases(arch)}
@@ -84,9 +83,7 @@ def test_programs_that_go_over_rows_fit_at_once(rows: list) -> None:
         launch = launches[row.name, row.arch]
         columns = launch.arguments.get("BLOCK_D") or launch["BLOCK_H"]
         programs = max(1, RESIDENT_VALUES // (launch["BLOCK_ROWS"] * columns))
-        registers = -(-row.registers // 8) * 8
-        assert programs * launch.num_warps * 32 * registers <= 65_536, row
-        assert programs * (row.shared + 1024) <= SHARED_MEMORY[row.arch] + 1024, row
+        assert programs <= row.programs, row
         assert row.copies > 0, row
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from triton.compiler import CompiledKernel
 
+from ast_fast_kernels._gpu import launch
 from ast_fast_kernels._gpu.occupancy import Gpu, Limits, limits_of, programs_at_once
 from ast_fast_kernels._gpu.occupancy import resident_programs as resident
 from ast_fast_kernels.testing.processes import run_program
@@ -93,6 +96,65 @@ def test_a_capture_is_told_to_load_code_before(monkeypatch: pytest.MonkeyPatch) 
     assert programs_at_once(kernel, gpu, CUDA) == 6 * 132
     is_capturing[0] = True  # what is loaded needs nothing more
     assert programs_at_once(kernel, gpu, CUDA) == 6 * 132
+
+
+def test_a_launch_is_bound_when_all_of_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may call it meanwhile."""
+    bound: list[bool] = []
+
+    class Kernel(CompiledKernel):
+        packed_metadata, run = (), "run"
+
+        def __init__(self) -> None:
+            pass
+
+        @property
+        def function(self) -> int:
+            bound.append(prepared.is_bound)
+            return 1
+
+    def get_current_stream(index: int) -> int:
+        return 0
+
+    class Driver:
+        @property
+        def get_current_stream(self) -> Callable[[int], int]:
+            bound.append(prepared.is_bound)
+            return get_current_stream
+
+    monkeypatch.setattr(launch, "driver", SimpleNamespace(active=Driver()))
+    starts = {(1,): lambda *tensors: Kernel()}
+
+    class Starts(dict):
+        arg_names = ()
+
+    prepared = launch.Prepared(launch.Plan(Starts(starts), 1, (), {}), torch.device("cpu"))
+    prepared(torch.zeros(1))
+    assert bound == [False, False]
+    assert prepared.is_bound
+
+
+LOOPS = """
+import torch
+from ast_fast_kernels._gpu import occupancy
+from ast_fast_kernels.gelu import triton_gpu as gelu
+from ast_fast_kernels.layer_norm import triton_gpu as norm
+
+occupancy.gpu_of = lambda device: occupancy.Gpu(occupancy.limits_of(9, 0), 132)
+cuda = torch.device("cuda", 0)
+for rows, width in ((8000, 192), (8000, 4096), (8000, 8192), (9, 192), (1, 16)):
+    print(norm.plan_layer_norm_bwd(rows, width, width, 1e-5, False, False, cuda).grid)
+for rows, hidden in ((8000, 768), (5, 768), (8000, 256 * 600)):
+    plan, strips = gelu.plan_bias_gelu_bwd(rows, hidden, cuda)
+    print(plan.grid, strips)
+"""
+
+
+def test_loops_over_rows_start_no_more_than_rows_and_multiprocessors_need() -> None:
+    """132 multiprocessors with four blocks of 1,024 values each, or one of 4,096 and more."""
+    shown = run_program(LOOPS).split("\n")
+    norms = ["528", "132", "132", "3", "1"]
+    assert [line.strip() for line in shown if line] == [*norms, "528 176", "6 2", "600 1"]
 
 
 PROGRAM = """

@@ -14,6 +14,8 @@ from triton.compiler import CompiledKernel
 from triton.knobs import runtime
 from triton.runtime import driver
 
+from ast_fast_kernels._gpu import occupancy
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -135,9 +137,10 @@ class Prepared:
     def _launch(self, tensors: tuple[Tensor | None, ...], is_aligned: bool) -> None:
         compiled = self._plan.start(*tensors)
         if is_aligned and isinstance(compiled, CompiledKernel):
-            self._run = compiled.run
+            run = compiled.run  # loads the code, and so gives it its function
             self._compiled = compiled.function, compiled.packed_metadata
             self._stream_of = driver.active.get_current_stream
+            self._run = run  # last: another thread takes it as a sign that the rest is there
 
 
 def _has_hooks() -> bool:
@@ -152,13 +155,12 @@ def index_of(device: torch.device) -> int | None:
     return -1 if device.type == "cpu" else device.index
 
 
-@cache
 def programs_in_work(device: torch.device, values: int) -> int:
     """Return how many programs with blocks of so many values have RESIDENT_VALUES in work."""
-    if device.type != "cuda":
+    gpu = occupancy.gpu_of(device)
+    if gpu is None:
         return 2  # the interpreter's: several blocks to a program, as on a GPU
-    multiprocessors: int = torch.cuda.get_device_properties(device).multi_processor_count
-    return multiprocessors * max(1, RESIDENT_VALUES // values)
+    return gpu.multiprocessors * max(1, RESIDENT_VALUES // values)
 
 
 @cache

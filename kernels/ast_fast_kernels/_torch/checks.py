@@ -193,9 +193,8 @@ def is_traced(tensor: Tensor) -> bool:
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_PRE_DISPATCH = (
-    DispatchKey.PreDispatch
-)  # its modes, make_fx's with pre_dispatch, have a stack apart
+_PRE_DISPATCH = DispatchKey.PreDispatch
+"""Its modes, such as make_fx's with pre_dispatch, have a stack of their own."""
 
 
 def are_light(*tensors: Tensor) -> bool:

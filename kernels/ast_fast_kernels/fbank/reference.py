@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from ast_fast_kernels._torch.autocast import exact_product
-from ast_fast_kernels._torch.checks import is_traced
+from ast_fast_kernels._torch.checks import is_traced, is_transformed
 from ast_fast_kernels.fbank import dither, tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
@@ -176,14 +176,14 @@ def _table(
 ) -> Tensor:
     """Return a table in the dtype of the values and on their device.
 
-    It is kept there: a stream that captures a CUDA graph cannot copy it, once a call came before.
+    It is kept there, once a call came before: a stream that captures a CUDA graph cannot copy it.
     """
-    if is_traced(values):
+    if is_traced(values) or is_transformed():  # it would be the trace's or the transform's own
         return _rounded(compute(config), values.dtype, values.device)
     return _kept_table(compute, config, values.dtype, values.device)
 
 
-@lru_cache(maxsize=32)
+@cache  # never freed: a captured CUDA graph keeps reading them
 def _kept_table(
     compute: Callable[[FbankConfig], tables.Float64Array],
     config: FbankConfig,

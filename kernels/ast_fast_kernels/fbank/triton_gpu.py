@@ -549,13 +549,12 @@ class Fused:
         self._numbers = (*strides, clips, num_samples, num_frames, *self._form.numbers)
         self._blocks = clips * triton.cdiv(num_frames, FUSED_BLOCK)
         self._device, self._most = device, programs
-        self._scratch = 0, 0
-        self._launch: Prepared | None = None
+        self._prepared: tuple[Prepared, tuple[int, int]] | None = None  # and its scratch's shape
 
     @property
     def is_compiled(self) -> bool:
         """Whether later calls start the compiled kernel."""
-        return self._launch is not None and self._launch.is_bound
+        return self._prepared is not None and self._prepared[0].is_bound
 
     def __call__(
         self, samples: Tensor, out: Tensor, counts: Tensor | None, frame_counts: Tensor | None
@@ -565,19 +564,19 @@ class Fused:
         Leading dimensions are not looked at: a single clip and its energies may have none.
         """
         given = samples, counts, frame_counts, *self._form.tables
-        if self._launch is None:
-            self._launch = self._prepared((*given, out, out))
-        scratch = samples.new_empty(self._scratch, dtype=torch.float32)
-        self._launch(*given, scratch, out)
+        if self._prepared is None:
+            self._prepared = self._prepare((*given, out, out))
+        launch, shape = self._prepared  # together: threads may prepare other numbers of programs
+        scratch = samples.new_empty(shape, dtype=torch.float32)
+        launch(*given, scratch, out)
 
-    def _prepared(self, tensors: tuple[Tensor | None, ...]) -> Prepared:
+    def _prepare(self, tensors: tuple[Tensor | None, ...]) -> tuple[Prepared, tuple[int, int]]:
         most = self._most
         if most is None:
             most = self._form.most_programs(tensors, self._numbers)
         programs = min(self._blocks, most)
-        self._scratch = programs, FUSED_BLOCK * (256 + 16)
         plan = Plan(_fbank_fused_kernel, programs, self._numbers, self._form.constants)
-        return Prepared(plan, self._device)
+        return Prepared(plan, self._device), (programs, FUSED_BLOCK * (256 + 16))
 
 
 prepare_fused = lru_cache(maxsize=PREPARED)(Fused)

@@ -5,9 +5,9 @@ memory bounds both. Guess: 85 % of the memory's speed. Measured share: none yet;
 has the compiled kernels and a model of them.
 
 The backward pass needs only the matrix product itself, so forward writes nothing for it. Backward
-runs as many programs as a GPU holds at once. Each goes over its blocks of rows, copies the next two
-to shared memory meanwhile, and sums the bias's gradient over all of its own; torch sums over the
-programs. The order is the same in every run on GPUs with as many multiprocessors.
+runs a few programs on each multiprocessor, all at once. Each goes over its blocks of rows, copies
+the next two to shared memory meanwhile, and sums the bias's gradient over all of its own; torch
+sums over the programs. The order is the same in every run on GPUs with as many multiprocessors.
 """
 
 from __future__ import annotations

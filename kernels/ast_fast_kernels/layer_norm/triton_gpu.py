@@ -6,9 +6,10 @@ Measured share: none yet; `docs/triton.md` has the compiled kernels and a model 
 
 Rows are held in registers, so each value is read once. Backward computes each row's mean and
 deviation again: it has the whole row anyway, and forward then has nothing else to write or keep. It
-runs as many programs as the GPU holds at once. Each goes over its blocks of rows, copies the next
-one to shared memory meanwhile, and sums the gradients of weight and bias over all its own; torch
-sums over the programs. The order is the same in every run on GPUs with as many multiprocessors.
+runs a few programs on each multiprocessor, all at once. Each goes over its blocks of rows, copies
+the next one to shared memory meanwhile, and sums the gradients of weight and bias over all its own;
+torch sums over the programs. The order is the same in every run on GPUs with as many
+multiprocessors.
 """
 
 from __future__ import annotations
