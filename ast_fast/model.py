@@ -183,7 +183,13 @@ def strongest(tokens: Tensor) -> Tensor:
         Shape (batch, embed_dim).
     """
     count = max(1, tokens.shape[1] // 8)
-    return tokens.topk(count, dim=1, sorted=False).values.mean(dim=1)
+    values, places = tokens.detach().topk(count, dim=1, sorted=False)
+    if not tokens.requires_grad:
+        return values.mean(dim=1)
+    # With deterministic algorithms the gradient of topk on a GPU is a scatter of values, which some
+    # versions of torch compute with a copy from the host: a captured CUDA graph refuses it.
+    shares = torch.zeros_like(tokens).scatter_(1, places, 1 / count)
+    return (tokens * shares).sum(dim=1)
 
 
 class Linear(nn.Linear):

@@ -24,7 +24,7 @@ from ast_fast.selection.plan import Plan, StoppingRule, Trial, read_candidates
 from ast_fast.selection.table import markdown, rows_of
 from ast_fast.selection.trial import Scores, code_identity, read_trial, scores_of, train_trial
 from ast_fast.settings.agree import fold_identity
-from ast_fast.settings.rules import check_config, check_threads
+from ast_fast.settings.rules import check_config, check_memory, check_threads
 from ast_fast_kernels.console import RunConsole, check_paths, fail, parse_options
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
@@ -263,9 +263,17 @@ class Selection:
             if shaped_by not in datasets:
                 datasets[shaped_by] = without_fold(open_dataset(config), self.plan.left_out)
                 check_folds(datasets[shaped_by], self.plan.folds)
+            dataset = datasets[shaped_by]
             placement = resolve_placement(config.device, config.training.amp)
-            check_config(config, datasets[shaped_by].num_samples, placement)
-            self.keys[candidate.name] = datasets[shaped_by].key
+            check_config(config, dataset.num_samples, placement)
+            check_memory(
+                config,
+                num_samples=dataset.num_samples,
+                num_clips=len(dataset.clips),
+                num_classes=len(dataset.class_names),
+                device=placement.device,
+            )
+            self.keys[candidate.name] = dataset.key
 
     def _agree_with_folder(self) -> None:
         """Write the plan's fixed part into the folder, or compare with what it has.

@@ -27,12 +27,13 @@ class CudaGraph:
 
     def __init__(self) -> None:
         self._graph = torch.cuda.CUDAGraph()
+        # One for all blocks: each stream keeps the memory that its work had.
+        self._beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     @contextmanager
     def warm_up(self) -> Iterator[None]:
         """Run the block on a stream of its own, as work should be before it is captured."""
-        here = torch.cuda.current_stream()
-        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        here, beside = torch.cuda.current_stream(), self._beside
         beside.wait_stream(here)
         with torch.cuda.stream(beside):
             yield

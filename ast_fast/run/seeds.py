@@ -100,13 +100,13 @@ def _write_summary(out: Path, config: Config) -> None:
     """Summarise the finished runs of all seeds, in seeds.json, seeds.html and on the console."""
     folders = _finished(out)
     summary = summarise(folders)
-    page = _page(folders, summary, config)
     with FileLock(out / LOCK):
         remove_leftovers(out)
         with atomic_write(out / SUMMARY) as path:
             path.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        with atomic_write(out / PAGE) as path:
-            path.write_text(page, encoding="utf-8")
+    page = _page(folders, summary, config)  # reads the clips, and may take long or fail
+    with FileLock(out / LOCK), atomic_write(out / PAGE) as path:
+        path.write_text(page, encoding="utf-8")
     accuracy = summary["accuracy"]
     spread = f" ± {accuracy['std_over_seeds']:.1%}" if len(folders) > 1 else ""
     print(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -113,7 +114,8 @@ def check_memory(
     """Raise if training cannot fit into all of the machine's memory, free or not.
 
     This counts the minimum: weights with their gradients, moments and average; a batch of
-    waveforms, features and tokens; the filters. Settings that pass can still need too much.
+    waveforms, features and tokens; the filters; and the clips' copies at other speeds, which the
+    host keeps. Settings that pass can still need too much.
 
     Args:
         config: The run's settings, in range.
@@ -125,11 +127,16 @@ def check_memory(
         InputError: The message names the settings that need most, and both sizes.
     """
     needs = _memory_needs(config, num_samples, num_clips, num_classes)
-    needed = sum(need.bytes for need in needs)
+    speeds = _speeds_need(config, num_samples, num_clips)
     if device is not None and device.type == "cuda":
-        available = torch.cuda.get_device_properties(device).total_memory
+        _check_fits([speeds], _physical_memory())
+        _check_fits(needs, torch.cuda.get_device_properties(device).total_memory)
     else:
-        available = _physical_memory()
+        _check_fits([*needs, speeds], _physical_memory())
+
+
+def _check_fits(needs: Sequence[_Need], available: int) -> None:
+    needed = sum(need.bytes for need in needs)
     if needed > available:
         most = max(needs, key=lambda need: need.bytes)
         raise InputError(
@@ -225,6 +232,13 @@ class _Need(NamedTuple):
     bytes: int
 
 
+def _speeds_need(config: Config, num_samples: int, num_clips: int) -> _Need:
+    """Return what the clips' copies at other speeds need of the host's memory."""
+    speeds = config.augment.speeds
+    copies = 1 + len(speeds) if speeds else 0
+    return _Need(f"augment.speeds {_numbers(speeds)}", 2 * copies * num_clips * num_samples)
+
+
 def _memory_needs(
     config: Config, num_samples: int, num_clips: int, num_classes: int
 ) -> list[_Need]:
@@ -261,14 +275,6 @@ def _memory_needs(
             8 * filters,
         ),
     ]
-    if config.augment.speeds:
-        copies = 1 + len(config.augment.speeds)
-        needs.append(
-            _Need(
-                f"augment.speeds {_numbers(config.augment.speeds)}",
-                2 * copies * num_clips * num_samples,
-            )
-        )
     if model.stem_widths:
         stages = model.stem_stages
         stem_weights = sum(stage.values * stage.width for stage in stages)

@@ -126,6 +126,20 @@ def test_the_strongest_eighth_of_a_feature_is_at_least_one_token(num_tokens, exp
     first = torch.tensor([9.0, 8.0, *[-1.0] * (num_tokens - 2)])
     tokens = torch.stack((first, rising), dim=1).unsqueeze(0)
     torch.testing.assert_close(strongest(tokens), torch.tensor([expected]))
+    tokens.requires_grad_()
+    torch.testing.assert_close(strongest(tokens), torch.tensor([expected]))
+
+
+def test_the_gradient_of_the_strongest_is_that_of_their_mean():
+    tokens = torch.randn(3, 40, 5, generator=torch.Generator().manual_seed(0))
+    again = tokens.clone()
+    weights = torch.arange(15.0).view(3, 5)
+    for given, pooled in (
+        (tokens, strongest),
+        (again, lambda given: given.topk(5, dim=1).values.mean(dim=1)),
+    ):
+        (pooled(given.requires_grad_()) * weights).sum().backward()
+    torch.testing.assert_close(tokens.grad, again.grad)
 
 
 @pytest.mark.parametrize("head_norm", [False, True])

@@ -1,9 +1,12 @@
 import csv
 import math
 import os
+import re
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -787,6 +790,35 @@ def test_memory_is_counted_for_copies_at_other_speeds():
     config = replace(Config(), augment=AugmentConfig(speeds=(0.8, 1.25)))
     with pytest.raises(InputError, match=r"augment.speeds 0.8 1.25 need at least 447\S* GiB"):
         check_memory(config, num_samples=80000, num_clips=10**6, num_classes=2)
+
+
+@pytest.mark.parametrize(("memory", "fits"), [(500 * 2**30, True), (400 * 2**30, False)])
+def test_copies_at_other_speeds_are_in_the_memory_of_a_gpus_host(monkeypatch, memory, fits):
+    config = replace(Config(), augment=AugmentConfig(speeds=(0.8, 1.25)))
+    monkeypatch.setattr("ast_fast.settings.rules._physical_memory", lambda: memory)
+    monkeypatch.setattr(
+        "torch.cuda.get_device_properties", lambda _: SimpleNamespace(total_memory=8 * 2**30)
+    )
+    with nullcontext() if fits else pytest.raises(InputError, match=r"augment.speeds 0.8 1.25 nee"):
+        check_memory(
+            config,
+            num_samples=80000,
+            num_clips=10**6,
+            num_classes=2,
+            device=torch.device("cuda"),
+        )
+
+
+def test_copies_at_other_speeds_add_to_no_other_need(monkeypatch):
+    model = replace(Config().model, conv_depth=50, embed_dim=1536)
+    counted = []
+    for speeds in ((), (0.8, 0.9, 1.1, 1.2, 1.25, 1.5, 2.0)):
+        config = replace(Config(), model=model, augment=AugmentConfig(speeds=speeds))
+        monkeypatch.setattr("ast_fast.settings.rules._physical_memory", lambda: 2**20)
+        with pytest.raises(InputError) as caught:
+            check_memory(config, num_samples=1000, num_clips=1, num_classes=2)
+        counted.append(float(re.search(r"need at least (\S+) GiB", str(caught.value))[1]))
+    assert counted[1] == pytest.approx(counted[0], rel=1e-3)  # the copies are 16 kB
 
 
 def test_dither_is_for_training_alone(tmp_path):

@@ -42,6 +42,12 @@ NEEDS_THE_HOST = {
 }
 """What waits for the device, or brings data of the host to it, as `torch.tensor` does."""
 
+SCATTERS = {
+    *(aten.scatter.src, aten.scatter_.src, aten.scatter_add.default, aten.scatter_add_.default),
+}
+"""What torch's deterministic algorithms compute on a GPU with strides that they copy from the host,
+in some of its versions: the gradients of `topk`, `sort` and `gather` are such."""
+
 
 class Call:
     """One operator's call, on the tensors and with the numbers that it was captured with."""
@@ -72,7 +78,7 @@ class Capture(TorchDispatchMode):
         masks = function.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
             tensor.dtype == torch.bool for tensor in tensors_in(args[1])
         )
-        if masks or function.overloadpacket in NEEDS_THE_HOST:
+        if masks or function.overloadpacket in NEEDS_THE_HOST or function in SCATTERS:
             raise RuntimeError(f"{function} is not permitted when stream is capturing")
         assert function.namespace != "ast_fast", "an operator of ours hides what it calls"
         for argument, value in zip(function._schema.arguments, args, strict=False):
@@ -193,6 +199,11 @@ CONFIGS = {
     "more-augmentation": replace(
         LONGER, augment=replace(SMALL.augment, mix_probability=1.0, filter_db=6.0)
     ),
+    "presence": with_training(LONGER, loss="presence", label_smoothing=0.0),
+    "strongest": replace(
+        LONGER, model=replace(SMALL.model, pool="strongest", stochastic_depth=0.3)
+    ),
+    "speeds": replace(LONGER, augment=replace(SMALL.augment, speeds=(0.8, 1.25))),
     "class-token": replace(LONGER, model=replace(SMALL.model, pool="cls", stem_widths=())),
 }
 
