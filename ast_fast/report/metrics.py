@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn import metrics as sklearn_metrics
 
-from ast_fast.training.calibration import log_probabilities
+from ast_fast.training.calibration import cross_entropies
 
 NUM_BINS = 15
 """Of confidence, as many as in Guo et al., ICML 2017, section 5."""
@@ -153,5 +153,4 @@ def calibration(
             error += count / len(labels) * abs(accuracy - confidence)
         low, high = index / num_bins, (index + 1) / num_bins
         bins.append(ReliabilityBin(low, high, count, confidence, accuracy))
-    logs = log_probabilities(probabilities)[np.arange(len(labels)), labels]
-    return Calibration(-float(logs.mean()), error, bins)
+    return Calibration(float(cross_entropies(probabilities, labels).mean()), error, bins)

@@ -48,7 +48,7 @@ class Row:
     accuracy: Estimate | None
     accuracy_difference: Estimate | None
     train_accuracy: Estimate | None
-    scale: Estimate | None
+    temperature: Estimate | None
     minutes: Estimate | None
     stopped: bool
 
@@ -90,7 +90,7 @@ def _row(plan: Plan, name: str, scores: Mapping[Trial, Scores], stopped: bool) -
         accuracy=mean("accuracy"),
         accuracy_difference=difference("accuracy"),
         train_accuracy=mean("train_accuracy"),
-        scale=mean("scale"),
+        temperature=mean("temperature"),
         minutes=mean("seconds", 1 / 60),
         stopped=stopped,
     )
@@ -105,7 +105,7 @@ def _rank(row: Row, first: str) -> tuple[bool, float]:
 
 COLUMNS = (
     *("candidate", "trials", "calibrated loss", "difference", "accuracy, %", "difference, points"),
-    *("train accuracy, %", "scale", "minutes"),
+    *("train accuracy, %", "temperature", "minutes"),
 )
 
 
@@ -129,7 +129,7 @@ def markdown(plan: Plan, rows: Sequence[Row], notes: Sequence[str]) -> str:
             _cell(row.accuracy, ".1f", 100),
             _cell(row.accuracy_difference, "+.1f", 100),
             _cell(row.train_accuracy, ".1f", 100),
-            DASH if row.scale is None else f"{row.scale.mean:.2f}",
+            DASH if row.temperature is None else f"{row.temperature.mean:.2f}",
             DASH if row.minutes is None else f"{row.minutes.mean:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
@@ -139,7 +139,7 @@ def markdown(plan: Plan, rows: Sequence[Row], notes: Sequence[str]) -> str:
         f"Seeds {', '.join(map(str, plan.seeds))}; tested on folds {folds}, each after training on "
         f"the others but fold {plan.left_out}. Last epoch, one pass over the clip.",
         f"Means ± standard errors over trials; differences from {plan.first} are paired by seed "
-        "and fold. The calibrated loss is the test cross-entropy after a scale of the logits, "
+        "and fold. The calibrated loss is the test cross-entropy at a temperature that is "
         "fitted to the other half of the fold's clips. Minutes are of one trial.",
         f"Stopping rule: {plan.rule or 'none'}.",
         *notes,

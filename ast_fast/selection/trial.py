@@ -51,8 +51,8 @@ class Scores:
     accuracy: float
     loss: float
     calibrated_loss: float
-    scale: float
-    """Fitted to the logits."""
+    temperature: float
+    """Fitted to the test clips."""
     train_accuracy: float
     """Of the last epoch, on clips as the model saw them."""
     seconds: float
@@ -131,12 +131,12 @@ def _train(config: Config, trial: Trial, left_out: int, folder: Path, code: str)
             config, dataset, trial.fold, folder, observers=[_Lines(trial)], placement=placement
         )
     last = result.history[-1]
-    loss, scale = calibrated(result.probabilities, dataset.labels[result.test_indices])
+    loss, temperature = calibrated(result.probabilities, dataset.labels[result.test_indices])
     scores = Scores(
         accuracy=result.accuracy,
         loss=result.loss,
         calibrated_loss=loss,
-        scale=scale,
+        temperature=temperature,
         train_accuracy=last.train_accuracy,
         seconds=sum(row.seconds for row in result.history),
     )

@@ -100,6 +100,18 @@ def at_temperature(
     return scaled
 
 
+def cross_entropies(
+    probabilities: NDArray[np.floating], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return each clip's cross-entropy, shape (num_clips,).
+
+    Args:
+        probabilities: Shape (num_clips, num_classes).
+        labels: Shape (num_clips,).
+    """
+    return -log_probabilities(probabilities[np.arange(len(labels)), labels])
+
+
 def log_probabilities(probabilities: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return logarithms in float64: logits, but for a constant of each clip.
 

@@ -21,7 +21,7 @@ def scores(calibrated_loss: float, accuracy: float = 0.5) -> Scores:
         accuracy=accuracy,
         loss=2.0,
         calibrated_loss=calibrated_loss,
-        scale=1.5,
+        temperature=1.5,
         train_accuracy=0.75,
         seconds=90.0,
     )

@@ -21,6 +21,7 @@ from ast_fast.training.calibration import (
     TEMPERATURE,
     at_temperature,
     calibrate,
+    cross_entropies,
     fit_temperature,
     log_probabilities,
 )
@@ -107,6 +108,14 @@ def test_a_temperature_divides_the_logits() -> None:
     assert (scaled.argmax(axis=1) == probabilities.argmax(axis=1)).all()
     assert at_temperature(probabilities, None) is probabilities
     assert np.isfinite(log_probabilities(np.zeros(1))).all()
+
+
+def test_a_clip_s_loss_is_that_of_its_label() -> None:
+    losses = cross_entropies(
+        np.array([[0.25, 0.75], [0.25, 0.75], [1.0, 0.0]]), np.array([0, 1, 1])
+    )
+    least = np.finfo(np.float32).tiny  # counts for a probability of 0
+    np.testing.assert_allclose(losses, -np.log([0.25, 0.75, least]), rtol=1e-12)
 
 
 @pytest.fixture

@@ -203,7 +203,9 @@ CONFIGS = {
     "strongest": replace(
         LONGER, model=replace(SMALL.model, pool="strongest", stochastic_depth=0.3)
     ),
-    "speeds": replace(LONGER, augment=replace(SMALL.augment, speeds=(0.8, 1.25))),
+    "speeds": replace(
+        LONGER, augment=replace(SMALL.augment, mix_probability=1.0, speeds=(0.8, 1.25))
+    ),
     "class-token": replace(LONGER, model=replace(SMALL.model, pool="cls", stem_widths=())),
 }
 
@@ -334,13 +336,18 @@ def test_a_fold_too_short_for_a_capture_is_trained(graphs, tmp_path, count):
     assert len(result.history) == WARM_UP_STEPS - 1 + count
 
 
-def test_steps_for_a_graph_follow_the_curve_of_those_of_the_cpu(graphs, tmp_path, monkeypatch):
-    """They round otherwise: rates in float32, Muon's matrices several at once."""
-    result = train_fold(LONGER, fake_dataset(), 1, tmp_path / "as-on-a-gpu")
+@pytest.mark.parametrize("name", ["muon", "speeds", "presence"])
+def test_steps_for_a_graph_follow_the_curve_of_those_of_the_cpu(
+    graphs, tmp_path, monkeypatch, name
+):
+    """They round otherwise: rates in float32, Muon's matrices several at once. And their clips are
+    copied, batch by batch, where those of the CPU are read in place."""
+    config = CONFIGS[name]
+    result = train_fold(config, fake_dataset(), 1, tmp_path / "as-on-a-gpu")
     monkeypatch.setattr("ast_fast.training.optimiser.multiplies_bfloat16", lambda _: False)
     for module in ("step", "fold"):
         monkeypatch.setattr(f"ast_fast.training.{module}.is_capturable", lambda placement: False)
-    expected = train_fold(LONGER, fake_dataset(), 1, tmp_path / "as-on-a-cpu")
+    expected = train_fold(config, fake_dataset(), 1, tmp_path / "as-on-a-cpu")
     for one, other in zip(result.history, expected.history, strict=True):
         assert one.train_loss == pytest.approx(other.train_loss, rel=1e-5)
         assert one.test_loss == pytest.approx(other.test_loss, rel=1e-5)
