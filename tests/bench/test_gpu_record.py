@@ -261,7 +261,7 @@ def test_what_a_stage_lacks_is_why_it_is_left_out(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KERNELS_ALONE, str(file.path)]
     subprocess.run(command, cwd=ROOT, check=True)
     record = json.loads(file.path.read_text())
-    assert record["skipped"] == {"training": "tyro is not installed"}
+    assert record["skipped"] == {"training": "platformdirs is not installed"}
     assert failures(record) == []
 
 
