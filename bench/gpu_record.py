@@ -54,7 +54,7 @@ STAGES = {
     "attention": Stage("gpu_stages:measure_attention", 80),
     "block": Stage("gpu_stages:measure_block", 60),
     "fbank": Stage("gpu_stages:measure_fbank", 70),
-    "training": Stage("gpu_training:measure_training", 80),
+    "training": Stage("gpu_training:measure_training", 100),
     "compiled": Stage("gpu_stages:measure_compiled", 80),
     "tests": Stage("gpu_tests:run_gpu_tests", 190),
     "sweep": Stage("gpu_sweep:sweep", 90),

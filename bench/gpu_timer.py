@@ -41,7 +41,8 @@ class Sizes:
     clips: tuple[int, ...]
     clip_samples: int
     batch: int
-    steps: int  # of a fold's epoch
+    steps: int  # of a fold's epoch, rounded up to a multiple of three
+    epochs: int
     rounds: int
     calls: int  # of a candidate in a graph: the graph's own launch is a small part
     repeats: int  # for the same bits
@@ -63,15 +64,15 @@ FULL = Sizes(
     ),
     compiled=((32, 250, 3, 64), (32, 512, 12, 64)),
     block=((8000, 192), (250, 192), (9696, 768)), rows=8000, width=192,
-    clips=(64, 1, 1024), clip_samples=80000, batch=32, steps=50, rounds=30, calls=20,
+    clips=(64, 1, 1024), clip_samples=80000, batch=32, steps=50, epochs=3, rounds=30, calls=20,
     repeats=20, square=8192, copied=1 << 28, sweep=100, model=(), frames=512,
     mel_bins=128, tests=("tests",), processes=16, pieces=3,
 )  # fmt: skip
 TINY = Sizes(
     attention=((1, 17, 2, 16),), compiled=((1, 17, 2, 16),), block=((5, 32),), rows=5, width=32,
-    clips=(1,), clip_samples=600, batch=2, steps=1, rounds=1, calls=1, repeats=1, square=16,
-    copied=1 << 10, sweep=1, model=(("embed_dim", 32), ("num_heads", 2), ("depth", 1)), frames=32,
-    mel_bins=32, tests=("tests/kernels/test_triton_gelu.py",), processes=1, pieces=1,
+    clips=(1,), clip_samples=600, batch=2, steps=1, epochs=1, rounds=1, calls=1, repeats=1,
+    square=16, copied=1 << 10, sweep=1, model=(("embed_dim", 32), ("num_heads", 2), ("depth", 1)),
+    frames=32, mel_bins=32, tests=("tests/kernels/test_triton_gelu.py",), processes=1, pieces=1,
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from bench.gpu_tests import pieces
 
 ROOT = Path(__file__).parents[2]
 TINY = [sys.executable, "-m", "bench.gpu_record", "--tiny"]
+TRAINING = ("training step", "training step of all patches", "fold", "fold's last epoch")
 INTERPRETED = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
 
 
@@ -65,8 +66,10 @@ def test_every_comparison_has_its_candidates(ran: tuple[dict, str]) -> None:
             assert {"triton", "torch eager"} <= times[f"{op} (5, 32) {way}"]["called"].keys()
     flex = times["attention (1, 17, 2, 16) forward beside FlexAttention"]
     assert flex["called"].keys() == {"triton", "FlexAttention"}
-    for name in ("training step", "fold's epoch"):
-        assert times[name]["called"].keys() == {"triton", "torch", "transformers"}
+    for name in TRAINING:
+        peers = {"transformers"} if name == "training step of all patches" else set()
+        assert times[name]["called"].keys() == {"triton", "torch"} | peers
+    assert times["fold"]["clips"] == times["fold's last epoch"]["clips"] == 4
     assert len(ran[0]["sweep"]) == 2
 
 
@@ -118,9 +121,7 @@ def test_a_process_gets_neighbours_in_one_file() -> None:
 
 def test_a_time_is_warm_and_cold_and_has_its_spread(ran: tuple[dict, str]) -> None:
     for name, row in ran[0]["times"].items():
-        kinds = ("called",) if name in ("training step", "fold's epoch") else (
-            "called", "graph", "cold",
-        )  # fmt: skip
+        kinds = ("called",) if name in TRAINING else ("called", "graph", "cold")
         for kind in kinds:
             spread = row[kind]["triton"]
             assert 0 < spread["low"] <= spread["median"] <= spread["high"], (name, kind)
@@ -260,7 +261,7 @@ def test_what_a_stage_lacks_is_why_it_is_left_out(tmp_path: Path) -> None:
     command = [sys.executable, "-c", KERNELS_ALONE, str(file.path)]
     subprocess.run(command, cwd=ROOT, check=True)
     record = json.loads(file.path.read_text())
-    assert record["skipped"] == {"training": "tyro is not installed"}
+    assert record["skipped"] == {"training": "platformdirs is not installed"}
     assert failures(record) == []
 
 
