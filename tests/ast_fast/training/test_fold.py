@@ -849,8 +849,8 @@ def test_a_batch_is_made_where_the_model_is():
     config = replace(SMALL, augment=augment)
     dataset = fake_dataset()
     batches = Batches(config, dataset, None, meta)
-    drawn = batches.draw(np.arange(16), torch.Generator().manual_seed(0))
-    features, targets, keep = make(batches, drawn, np.arange(8, 16), 8, slice(0, 5))
+    sources, drawn = batches.draw(np.arange(16), torch.Generator().manual_seed(0))
+    features, targets, keep = make(batches, drawn, sources[8:16], 8, slice(0, 5))
     assert keep is not None
     assert (features.device, targets.device, keep.device) == (meta, meta, meta)
     assert features.shape == (5, 32, 32)
@@ -868,9 +868,10 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, captur
     dataset = fake_dataset()
     batches = Batches(config, dataset, None, CPU, capturable=capturable)
     order = np.arange(17)[::-1].copy()
-    drawn = batches.draw(order, torch.Generator().manual_seed(0))
+    sources, drawn = batches.draw(order, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(sources, order)
     for first in (0, 8, 16):
-        batch = order[first : first + 8]
+        batch = sources[first : first + 8]
         whole = make(batches, drawn, batch, first, slice(0, len(batch)))
         parts = [
             make(batches, drawn, batch, first, Ranks(rank, 3).part(len(batch))) for rank in range(3)
@@ -890,8 +891,9 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, captur
         assert not targets[named == 0].any()
 
 
+@pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("mix_probability", [0.0, 1.0])
-def test_half_of_the_clips_are_heard_at_another_speed(mix_probability):
+def test_half_of_the_clips_are_heard_at_another_speed(mix_probability, capturable):
     """Each draw's clips are those that it names, at its own level."""
     augment = AugmentConfig(
         roll=False, gain_db=0, polarity=False, num_masks=0, patch_drop=0,
@@ -900,21 +902,21 @@ def test_half_of_the_clips_are_heard_at_another_speed(mix_probability):
     config = replace(SMALL, augment=augment)
     dataset = fake_dataset()
     copies = with_speeds(dataset.waveforms, (0.8, 1.25), 16000)
-    batches = Batches(config, dataset, None, CPU)
+    batches = Batches(config, dataset, None, CPU, capturable=capturable)
     order = np.tile(np.arange(8), 200)
-    drawn = batches.draw(order, torch.Generator().manual_seed(0))
-    np.testing.assert_array_equal(drawn.sources % 30, order)
-    shares = np.bincount(drawn.sources // 30) / len(order)
+    sources, drawn = batches.draw(order, torch.Generator().manual_seed(0))
+    np.testing.assert_array_equal(sources % 30, order)
+    shares = np.bincount(sources // 30) / len(order)
     np.testing.assert_allclose(shares, [0.5, 0.25, 0.25], atol=0.05)
 
-    batch = batches.make(drawn, order[8:16], 8, slice(0, 8))
-    terms = torch.from_numpy(drawn.sources)[drawn.mixtures.clips[8:16]]
+    features, targets, _ = make(batches, drawn, sources[8:16], 8, slice(0, 8))
+    terms = torch.from_numpy(sources)[drawn.mixtures.clips[8:16]]
     mixed = mix(copies, terms, drawn.mixtures.starts[8:16], drawn.mixtures.factors[8:16])
-    assert torch.equal(batch.features, model_input(mixed, config, None))
+    assert torch.equal(features, model_input(mixed, config, None))
     if mix_probability:  # both sounds of a mixture have the levels of their shares
         levels = torch.from_numpy(sound_levels(copies))[terms] * drawn.mixtures.factors[8:16]
-        own = batch.targets.gather(1, torch.from_numpy(dataset.labels[order[8:16]])[:, None])
-        partner = dataset.labels[drawn.sources[drawn.mixtures.clips[8:16, 1]] % 30]
+        own = targets.gather(1, torch.from_numpy(dataset.labels[order[8:16]])[:, None])
+        partner = dataset.labels[sources[drawn.mixtures.clips[8:16, 1]] % 30]
         other = partner != dataset.labels[order[8:16]]
         ratio = levels[:, :1] / levels.sum(dim=1, keepdim=True)
         torch.testing.assert_close(ratio[other], own[other])
