@@ -1,7 +1,8 @@
 """One step of training: operator by operator, or replayed as a CUDA graph.
 
 Both forms run the same function on the same kinds of tensors, so that their results are equal to
-the bit. On a GPU all that changes from step to step lies on the device, and no operator waits for it.
+the bit. On a GPU all that changes from step to step lies on the device, and no operator waits for
+it.
 """
 
 from __future__ import annotations

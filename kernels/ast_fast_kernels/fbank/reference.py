@@ -8,8 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ast_fast_kernels._torch import checks
 from ast_fast_kernels._torch.autocast import exact_product
-from ast_fast_kernels._torch.checks import is_traced, is_transformed
 from ast_fast_kernels.fbank import dither, tables
 from ast_fast_kernels.fbank.config import FbankConfig, PadMode
 from ast_fast_kernels.fbank.whole_clip import beyond_counts, over_whole_clip
@@ -178,7 +178,8 @@ def _table(
 
     It is kept there, once a call came before: a stream that captures a CUDA graph cannot copy it.
     """
-    if is_traced(values) or is_transformed():  # it would be the trace's or the transform's own
+    # A trace's or a transform's table would be its own.
+    if checks.is_traced(values) or checks.is_transformed():
         return _rounded(compute(config), values.dtype, values.device)
     return _kept_table(compute, config, values.dtype, values.device)
 
