@@ -256,9 +256,10 @@ _HEAD = """# The Triton kernels, compiled
 Every kernel in every form that is shipped, compiled ahead of time by Triton {versions} and read
 with its own `cuobjdump` and `nvdisasm`. On any machine,
 `python -m ast_fast_kernels.testing.triton_table docs/triton.md` writes the installed Triton's
-column; a test compiles everything again and compares. No kernel here has a stack, spills a register
-or computes in float64; asynchronous copies and tensor cores are asserted where there is a matrix
-product.
+column; a test compiles everything again and compares. By Triton {newest} no kernel has a stack or
+spills a register (by 3.6.0, frames of a small FFT keep one or two of theirs in memory, outside any
+loop), and none computes in float64; asynchronous copies and tensor cores are asserted where there
+is a matrix product.
 
 A Triton's column: registers of a thread · bytes of shared memory · programs that a multiprocessor
 holds at once · instructions of a step of the loop (barriers among them). A kernel without a loop is
