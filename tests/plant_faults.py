@@ -147,8 +147,8 @@ FAULTS = [
     Fault(
         "epsilon is left out",
         "layer_norm",
-        "tl.div_rn(tl.sum(centred * centred, 1), count) + eps)",
-        "tl.div_rn(tl.sum(centred * centred, 1), count))",
+        "tl.sqrt_rn(variance + eps)",
+        "tl.sqrt_rn(variance)",
     ),
     Fault(
         "the gradient of the sum is dropped",
@@ -238,7 +238,13 @@ FAULTS = [
     Fault(
         "frames beyond a clip are not silence",
         "fbank",
-        "energies = tl.where(used_frames, energies, log_silence)",
+        "log_mel = tl.where(first + place_f < frame_count, log_mel, log_silence)",
+        "log_mel = log_mel",
+    ),
+    Fault(
+        "frames beyond a clip are not silence, in three launches",
+        "fbank",
+        "energies = tl.where(used[:, None], energies, log_silence)",
         "energies = energies",
     ),
     Fault(

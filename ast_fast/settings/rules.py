@@ -404,7 +404,7 @@ def check_model(config: ModelConfig, num_mel_bins: int, num_frames: int) -> None
 
 
 def _numbers(numbers: tuple[float, ...]) -> str:
-    return " ".join(f"{number:g}" for number in numbers)
+    return " ".join(str(n) if isinstance(n, int) else f"{n:g}" for n in numbers)
 
 
 MOST_GAIN_DB = 100.0
