@@ -242,12 +242,6 @@ FAULTS = [
         "log_mel = log_mel",
     ),
     Fault(
-        "frames beyond a clip are not silence, in three launches",
-        "fbank",
-        "energies = tl.where(used[:, None], energies, log_silence)",
-        "energies = energies",
-    ),
-    Fault(
         "thread 0 writes mirrored frequencies too",
         "fbank",
         "tl.store(power_ptrs + (512 - 32 * j) - 2 * b, power, mask=b > 0)",

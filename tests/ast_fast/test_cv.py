@@ -199,9 +199,9 @@ def test_a_model_carries_the_temperature_that_the_report_has(
         at = finished / f"fold-{fold}"
         model = load_classifier(at / "model.safetensors", torch.device("cpu"))
         assert model.temperature == row["temperature"]
-        shares, labels, _ = tests_of(finished / f"fold-{other}")
+        shares, labels, _ = of_test(finished / f"fold-{other}")
         assert row["temperature"] == fit_temperature(shares, labels)
-        shares, labels, files = tests_of(at)
+        shares, labels, files = of_test(at)
         calibrated = at_temperature(shares, row["temperature"])
         losses = -np.log(calibrated[np.arange(len(labels)), labels])
         assert row["calibrated_loss"] == pytest.approx(losses.mean())
@@ -212,7 +212,7 @@ def test_a_model_carries_the_temperature_that_the_report_has(
         np.testing.assert_allclose([found[name] for name in CLASSES], calibrated[0], atol=1e-4)
 
 
-def tests_of(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
+def of_test(folder: Path) -> tuple[NDArray[np.float32], NDArray[np.int64], list[str]]:
     """Return the probabilities, labels and files of a fold's predictions."""
     with (folder / "predictions.csv").open(newline="") as file:
         rows = list(csv.reader(file))[1:]
