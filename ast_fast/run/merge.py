@@ -24,7 +24,7 @@ from ast_fast.run.folder import (
     run_json,
 )
 from ast_fast.run.kernels import wrong_kernel
-from ast_fast.run.verified import read_finished
+from ast_fast.run.verified import finished_fold, read_finished
 from ast_fast.settings.agree import (
     MAY_DIFFER_MERGED,
     MERGED_FACTS,
@@ -42,9 +42,8 @@ from ast_fast.settings.toml import (
     settings_digest,
 )
 from ast_fast.training.calibration import calibrate
-from ast_fast.training.fold import split_fold
 from ast_fast.training.manifest import describe, read_manifest, write_manifest
-from ast_fast.training.results import RESULTS, FoldResult, load_result
+from ast_fast.training.results import RESULTS, FoldResult
 from ast_fast_kernels.console import RunConsole
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import PARTIAL
@@ -195,9 +194,7 @@ def _copy_fold(
     A fold of version 0.2.0, which has no manifest, gets one.
     """
     folder, copied = home / f"fold-{fold}", whole / f"fold-{fold}"
-    result = load_result(config, dataset, fold, folder, split_fold(dataset, fold)[1])
-    if result is None:
-        raise InputError(f"{folder} must be a finished fold; its files are missing or incomplete")
+    result = finished_fold(config, dataset, fold, home)
     measured = read_measured(folder)
     if measured is None:
         raise InputError(

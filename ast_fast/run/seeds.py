@@ -18,13 +18,12 @@ from ast_fast.report.metrics import mean_and_std
 from ast_fast.report.page import drawn_clips, render_seeds
 from ast_fast.report.wrong import MOST_SHOWN, wrong_clips
 from ast_fast.run.folder import LOCK, choose_out
-from ast_fast.run.verified import read_finished
+from ast_fast.run.verified import finished_fold, read_finished
 from ast_fast.settings.agree import MAY_DIFFER_BY_SEED, first_difference
 from ast_fast.settings.command_line import SEEDS, Arguments, SeedsJob, parse_config
 from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, config_values, recorded_config, recorded_values
-from ast_fast.training.fold import split_fold
-from ast_fast.training.results import FoldResult, load_result
+from ast_fast.training.results import FoldResult
 from ast_fast_kernels.console import RunConsole
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
@@ -164,11 +163,7 @@ def _tests(folders: Mapping[int, Path], config: Config) -> tuple[Dataset, list[l
 
 def _test(folder: Path, dataset: Dataset, fold: int, temperature: float | None) -> FoldResult:
     """Return the result of a finished fold, with its temperature."""
-    home = folder / f"fold-{fold}"
-    indices = split_fold(dataset, fold)[1]
-    result = load_result(recorded_config(folder), dataset, fold, home, indices)
-    if result is None:
-        raise InputError(f"{home} must be a finished fold; its files are missing or incomplete")
+    result = finished_fold(recorded_config(folder), dataset, fold, folder)
     return replace(result, temperature=temperature)
 
 

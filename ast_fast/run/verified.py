@@ -7,11 +7,14 @@ import io
 from pathlib import Path
 from typing import Any
 
+from ast_fast.data.dataset import Dataset
 from ast_fast.report.build import read_report
 from ast_fast.run.folder import MEASURED
+from ast_fast.settings.config import Config
 from ast_fast.settings.toml import CONFIG, DIGEST, RUN, recorded_run, recorded_values
+from ast_fast.training.fold import split_fold
 from ast_fast.training.manifest import check_files, missing_manifest, read_manifest, remedy
-from ast_fast.training.results import PREDICTIONS, RESULTS
+from ast_fast.training.results import PREDICTIONS, RESULTS, FoldResult, load_result
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.text import read_document
 
@@ -35,6 +38,24 @@ def read_finished(out: Path) -> dict[str, Any]:
         if folder.is_dir():
             _check_fold(folder, accuracy, must_have_manifest=DIGEST in report.get("run", {}))
     return report
+
+
+def finished_fold(config: Config, dataset: Dataset, fold: int, home: Path) -> FoldResult:
+    """Return the result of a fold that a run has finished.
+
+    Args:
+        config: The run's settings.
+        dataset: Its clips.
+        fold: The fold.
+        home: The run's folder.
+    Raises:
+        InputError: As `load_result`, or the fold is not finished.
+    """
+    folder = home / f"fold-{fold}"
+    result = load_result(config, dataset, fold, folder, split_fold(dataset, fold)[1])
+    if result is None:
+        raise InputError(f"{folder} must be a finished fold; its files are missing or incomplete")
+    return result
 
 
 def _check_same_run(out: Path, report: dict[str, Any]) -> None:
