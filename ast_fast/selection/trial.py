@@ -33,8 +33,7 @@ from ast_fast.training.results import RESULTS, EpochRow
 from ast_fast_kernels.console import RunConsole, fail
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
-from ast_fast_kernels.files.sealed import digest_of, digest_of_file, is_intact, sealed
-from ast_fast_kernels.files.text import read_document
+from ast_fast_kernels.files.sealed import digest_of, digest_of_file, read_sealed, sealed
 
 TRIAL = "trial.json"
 
@@ -174,19 +173,7 @@ def read_trial(folder: Path, trial: Trial) -> dict[str, Any] | None:
     Raises:
         InputError: It is damaged.
     """
-    path = file_of(folder, trial)
-    try:
-        document = json.loads(read_document(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({error}); {_remedy(folder, trial)}") from error
-    if not isinstance(document, dict) or not is_intact(document):
-        raise InputError(
-            f"{path} is damaged or was changed: its checksum does not match; "
-            f"{_remedy(folder, trial)}"
-        )
-    return document
+    return read_sealed(file_of(folder, trial), "cannot be read", _remedy(folder, trial))
 
 
 def scores_of(

@@ -17,8 +17,7 @@ from typing import Any
 
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write
-from ast_fast_kernels.files.sealed import digest_of_file, is_intact, sealed
-from ast_fast_kernels.files.text import read_document
+from ast_fast_kernels.files.sealed import digest_of_file, read_sealed, sealed
 
 MANIFEST = "manifest.json"
 
@@ -95,20 +94,8 @@ def read_manifest(folder: Path) -> Files | None:
 
 def _read(folder: Path) -> dict[str, Any] | None:
     """Return what a manifest holds, if it is intact; None if there is no manifest."""
-    path = folder / MANIFEST
-    try:
-        document = json.loads(read_document(path))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} must be a fold's manifest, but cannot be read ({error}); {remedy(folder)}"
-        ) from error
-    if not isinstance(document, dict) or not is_intact(document):
-        raise InputError(
-            f"{path} is damaged or was changed: its checksum does not match; {remedy(folder)}"
-        )
-    return document
+    unreadable = "must be a fold's manifest, but cannot be read"
+    return read_sealed(folder / MANIFEST, unreadable, remedy(folder))
 
 
 def _is_there(path: Path, listed: Mapping[str, int | str]) -> bool:

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ast_fast_kernels.files.text import open_document
+from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.text import open_document, read_document
 
 CHECKSUM = "checksum"
 """Key of the checksum in a sealed document."""
@@ -27,6 +28,27 @@ def sealed(document: Mapping[str, Any]) -> dict[str, Any]:
 def is_intact(document: Mapping[str, Any]) -> bool:
     """Return whether a document read back has the checksum that `sealed` gave it."""
     return bool(document.get(CHECKSUM) == sealed(document)[CHECKSUM])
+
+
+def read_sealed(path: Path, unreadable: str, remedy: str) -> dict[str, Any] | None:
+    """Return a sealed document that is intact; None if there is no file.
+
+    Args:
+        path: The file.
+        unreadable: What the error says of one that cannot be read.
+        remedy: What to do about a file that cannot be used.
+    Raises:
+        InputError: It cannot be read, or its checksum does not match.
+    """
+    try:
+        document = json.loads(read_document(path))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} {unreadable} ({error}); {remedy}") from error
+    if not isinstance(document, dict) or not is_intact(document):
+        raise InputError(f"{path} is damaged or was changed: its checksum does not match; {remedy}")
+    return document
 
 
 def digest_of(document: Any) -> str:
