@@ -35,9 +35,13 @@ SCALAR = r"v?(mul|add|sub|div|sqrt)ss\b|vf\w+ss\b|f(mul|add|sub|div|n?madd|n?msu
 STACK = r"v?mov[au]ps\s.*\(%r[sb]p|(ld|st)u?[rp]\tq\d+,.*\[sp"
 """Vectors that go to the stack or come from it, for lack of registers."""
 
-MOST_STACK = {"avx512": 60, "avx2": 260, "sse2": 260, "neon": 150}
-"""Of those, the most for an FFT of 512 points, which has 640 to 940 operations on vectors: a row is
-16 complex vectors, and there are 32 registers or 16. There are 44, 218, 204 and 124."""
+SLOT = re.compile(r"-?\d*\(%r[sb]p\)|\[sp\b[^\]]*\]")
+STORE = re.compile(r"st|.*\(%r[sb]p\)$")
+
+MOST_SPILLS = {"avx512": 55, "avx2": 200, "sse2": 175, "neon": 100}
+"""The most spills of an FFT of 512 points, which has 650 to 950 operations on vectors: a row is 16
+complex vectors, and there are 32 registers or 16. There are 37 or 49, 170 or 179, 149 or 153, and
+80, by the processor for which Numba's passes prepare the code."""
 
 EMIT = """
 import sys
@@ -122,14 +126,14 @@ def test_transforms_are_vector_code(target: str) -> None:
 
 
 def transform(target: str) -> list[str]:
-    """Return the instructions of the function that does most arithmetic."""
+    """Return the instructions and labels of the function that does most arithmetic."""
     text = assembly(target)
     names = re.findall(r"^\s*\.type\s+(\S+),[@%]function", text, re.MULTILINE)
     bodies: dict[str, list[str]] = {name: [] for name in names}
     body: list[str] = []
     for line in text.splitlines():
         body = bodies.get(line.partition(":")[0], body)
-        if re.match(r"\t[a-z]", line):
+        if re.match(r"\t[a-z]|\.LBB", line):
             body.append(line.strip())
     return max(bodies.values(), key=lambda body: count(PACKED[target], body))
 
@@ -138,12 +142,39 @@ def count(pattern: str, body: list[str]) -> int:
     return sum(re.match(pattern, instruction) is not None for instruction in body)
 
 
+def spills(body: list[str]) -> list[str]:
+    """Return the moves of vectors to the stack and from it, without those of constants.
+
+    What is stored before the first label alone is a constant: it is read from there in loops as it
+    would be from the program's own data, and it depends on Numba's host how many are.
+    """
+    begin = next(i for i, line in enumerate(body) if line.startswith(".LBB"))
+    moves = [(i, line) for i, line in enumerate(body) if re.match(STACK, line)]
+    changed = {slot(line) for i, line in moves if i > begin and STORE.match(line)}
+    return [line for i, line in moves if i > begin and slot(line) in changed]
+
+
+def slot(move: str) -> str:
+    found = SLOT.search(move)
+    assert found, move
+    return found[0]
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_transforms_have_no_scalar_arithmetic_and_few_spills(target: str) -> None:
     body = transform(target)
     assert count(PACKED[target], body) >= 600
     assert count(SCALAR, body) == 0
-    assert count(STACK, body) <= MOST_STACK[target]
+    assert len(spills(body)) <= MOST_SPILLS[target]
+
+
+def test_a_constant_on_the_stack_is_no_spill() -> None:
+    body = ["vmovaps\t%zmm0, 64(%rsp)", "vmovaps\t%zmm1, (%rsp)", ".LBB1_1:"]
+    body += ["vmovaps\t64(%rsp), %zmm2", "vmovaps\t%zmm3, (%rsp)", "vmovaps\t(%rsp), %zmm4"]
+    assert spills(body) == body[-2:]
+    body = ["stp\tq0, q1, [sp, #32]", "str\tq2, [sp]", ".LBB1_1:", "ldr\tq2, [sp]"]
+    assert spills(body) == []
+    assert spills([*body, "str\tq2, [sp]"]) == [body[-1], "str\tq2, [sp]"]
 
 
 @pytest.mark.parametrize("target", TARGETS)
