@@ -28,8 +28,7 @@ from ast_fast.settings.rules import check_config, check_memory, check_threads
 from ast_fast_kernels.console import RunConsole, check_paths, fail, parse_options
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import atomic_write, remove_leftovers
-from ast_fast_kernels.files.sealed import is_intact, sealed
-from ast_fast_kernels.files.text import read_document
+from ast_fast_kernels.files.sealed import read_sealed, sealed
 
 PROGRAM = "python -m ast_fast.select"
 TABLE, PLAN, LOCK = "table.md", "selection.json", "selection.lock"
@@ -151,6 +150,8 @@ class Selection:
             remove_leftovers(out)
             self._agree_with_folder()
             for trial in self.plan.trials:
+                if self._folder(trial).exists():
+                    remove_leftovers(self._folder(trial))
                 scores = self._scores_of(trial, mixed_code=self.options.mixed_code)
                 if scores is not None:
                     self.scores[trial] = scores
@@ -282,11 +283,11 @@ class Selection:
             InputError: The folder's selection is another.
         """
         path, mine = self.options.out / PLAN, self.plan.document()
-        if not path.exists():
+        recorded = read_sealed(path, "cannot be read", "name another --out")
+        if recorded is None:
             with atomic_write(path) as temporary:
                 temporary.write_text(json.dumps(sealed(mine), indent=2) + "\n", encoding="utf-8")
             return
-        recorded = _read_plan(path)
         for name, value in mine.items():
             if recorded.get(name) != value:
                 raise InputError(
@@ -322,16 +323,6 @@ def _maker(document: Mapping[str, Any]) -> str:
     if commit is not None:
         at = f", commit {commit['hash'][:7]}" + " with changes" * commit["dirty"]
     return f"code {document['code'][:8]}{at}, on {machine['cpu']}"
-
-
-def _read_plan(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(read_document(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if not isinstance(document, dict) or not is_intact(document):
-        raise InputError(f"{path} is damaged or was changed: its checksum does not match")
-    return document
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ TRAINING_ROOMS = (
 )
 """Parts of ast_fast that a fold's training uses."""
 
+SCORING = "selection/scores.py"
+"""Part of ast_fast that scores a trial."""
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -65,13 +68,14 @@ class Scores:
 
 
 def code_identity() -> str:
-    """Return a digest of the code that trains, and of the versions of what it uses.
+    """Return a digest of the code that trains and scores, and of the versions of what it uses.
 
     Two trials of one configuration and one identity give the same bits on one machine.
     """
     program, kernels = (Path(package.__path__[0]) for package in (ast_fast, ast_fast_kernels))
     files = [path for room in TRAINING_ROOMS for path in program.glob(f"{room}/**/*.py")]
     files += [path for room in TRAINING_ROOMS for path in program.glob(f"{room}.py")]
+    files.append(program / SCORING)
     found = {f"ast_fast/{path.relative_to(program)}": digest_of_file(path) for path in files}
     found |= {
         str(path.relative_to(kernels)): digest_of_file(path) for path in kernels.glob("**/*.py")

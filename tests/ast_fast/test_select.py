@@ -19,6 +19,7 @@ from ast_fast.select import Options, Selection, main
 from ast_fast.selection.plan import Trial
 from ast_fast.selection.trial import Scores
 from ast_fast_kernels.errors import InputError
+from ast_fast_kernels.files.atomic import PARTIAL
 from ast_fast_kernels.files.sealed import sealed
 
 SMALL = (
@@ -236,6 +237,37 @@ def test_a_damaged_trial_is_refused(
     error = capsys.readouterr().err
     assert str(path) in error
     assert message in error
+
+
+def test_a_damaged_plan_is_refused(tmp_path: Path, data: Path, finished: Path, capsys) -> None:
+    path = finished / "selection.json"
+    before = path.read_bytes()
+    try:
+        for damaged, message in (
+            (before.replace(b"0", b"10", 1), "its checksum does not match"),
+            (b"[" * 10_000, "cannot be read"),
+            (b"[]", "is damaged or was changed"),
+        ):
+            path.write_bytes(damaged)
+            assert again(tmp_path, finished, data) == 2
+            error = capsys.readouterr().err
+            assert str(path) in error
+            assert message in error
+            assert error.strip().endswith("name another --out")
+    finally:
+        path.write_bytes(before)
+
+
+def test_what_a_killed_trial_was_writing_is_removed(
+    tmp_path: Path, data: Path, finished: Path
+) -> None:
+    trial = finished / "plain" / "seed-0" / "trial-fold-3.json"
+    left = trial.with_name(".trial-fold-3.json.0123abcd.partial")
+    assert PARTIAL.fullmatch(left.name)
+    left.write_text("half")
+    assert again(tmp_path, finished, data) == 0
+    assert not left.exists()
+    assert trial.exists()
 
 
 @pytest.mark.parametrize(
