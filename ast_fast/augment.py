@@ -45,6 +45,17 @@ class Mixtures(NamedTuple):
     """Label shares of the sums, shape (rows, num_classes)."""
 
 
+class Cuts(NamedTuple):
+    """Parts of features that are another clip's, drawn for each row; `spliced` applies them."""
+
+    partners: Tensor
+    """The rows that they come from, shape (rows,), int64."""
+    frames: Tensor
+    """Which frames do, shape (rows, num_frames), bool."""
+    bins: Tensor
+    """Which mel bins do, in every frame, shape (rows, num_mel_bins), bool."""
+
+
 _Drawn = TypeVar("_Drawn", bound=tuple[Any, ...])
 
 
@@ -59,8 +70,8 @@ def each_of(drawn: _Drawn, change: Callable[[Tensor], Tensor]) -> _Drawn:
     return type(drawn)(*map(changed, drawn))
 
 
-def rows_of(drawn: _Drawn, rows: slice) -> _Drawn:
-    """Return what was drawn for some of the rows."""
+def rows_of(drawn: _Drawn, rows: slice | Tensor) -> _Drawn:
+    """Return what was drawn for some of the rows, a range or those that an index names."""
     return each_of(drawn, lambda values: values[rows])
 
 
@@ -148,16 +159,10 @@ def draw_mixing(
     Source: Tokozume, Ushiku, Harada, "Learning from Between-class Examples for Deep Sound
         Recognition" (ICLR 2018), section 3.2.
     """
-    rows = torch.arange(len(levels))
-    batches = rows // batch_size
-    first = batches * batch_size
-    sizes = (len(levels) - first).clamp(max=batch_size)
-    steps = torch.rand(-(-len(levels) // batch_size), generator=generator)[batches]
-    partners = first + (rows - first + 1 + (steps * (sizes - 1)).long()) % sizes
+    partners = _partners(len(levels), generator, batch_size)
     chosen = torch.rand(len(levels), generator=generator) < config.mix_probability
     ratio = torch.rand(len(levels), generator=generator)
-    audible = levels > SILENT_RMS
-    mixed = chosen & audible & audible[partners] & (sizes > 1)
+    mixed = chosen & _are_pairs(partners, levels)
 
     amplitude = ratio * levels[partners]
     amplitude = amplitude / (amplitude + (1 - ratio) * levels)
@@ -165,6 +170,74 @@ def draw_mixing(
     amplitudes = torch.stack((amplitude, 1 - amplitude), dim=1) / energy.unsqueeze(1)
     amplitudes = torch.where(mixed.unsqueeze(1), amplitudes, torch.tensor([1.0, 0.0]))
     return partners, torch.where(mixed, ratio, 1.0), amplitudes
+
+
+def draw_cuts(
+    targets: Tensor,
+    levels: Tensor | None,
+    num_frames: int,
+    num_mel_bins: int,
+    config: AugmentConfig,
+    generator: Generator,
+    *,
+    batch_size: int | None = None,
+) -> tuple[Cuts | None, Tensor]:
+    """Draw whose features take frames or mel bins from another clip's, and the labels then.
+
+    Half of them take a stretch of frames at a uniform place, the others the mel bins below or above
+    a cut. The share that is taken is uniform in [0, 1), and so is the partner's of the label. A
+    clip keeps its own if it or its partner is silent, or if it is alone in its batch.
+
+    Args:
+        targets: Label shares, shape (rows, num_classes), on the CPU; not changed.
+        levels: The clips' `Dataset.sound_levels`, shape (rows,), on the CPU; None if unknown: then
+            none counts as silent.
+        num_frames: Frames of a clip, before padding.
+        num_mel_bins: Mel bins of the features.
+        config: `cutmix_probability` is the probability of a cut.
+        generator: Source of randomness, on the CPU.
+        batch_size: As `draw_mixtures`.
+    Returns:
+        The cuts, None if they are off; and the label shares, shape (rows, num_classes).
+    Source: Yun et al., "CutMix" (ICCV 2019), section 3.1, here along one axis at a time.
+    """
+    if config.cutmix_probability == 0:
+        return None, targets
+    count = len(targets)
+    partners = _partners(count, generator, batch_size or max(1, count))
+    chosen = torch.rand(count, generator=generator) < config.cutmix_probability
+    chosen &= _are_pairs(partners, levels)
+    along_time = torch.rand(count, generator=generator) < 0.5
+    share, place = torch.rand(2, count, 1, generator=generator)
+
+    width = (share * num_frames).long()
+    begin = (place * (num_frames - width + 1)).long()
+    frame = torch.arange(num_frames)
+    frames = (frame >= begin) & (frame < begin + width) & (chosen & along_time).unsqueeze(1)
+    cut = (share * num_mel_bins).long()
+    bin_ = torch.arange(num_mel_bins)
+    bins = torch.where(place < 0.5, bin_ < cut, bin_ >= num_mel_bins - cut)
+    bins &= (chosen & ~along_time).unsqueeze(1)
+
+    taken = frames.float().mean(dim=1, keepdim=True) + bins.float().mean(dim=1, keepdim=True)
+    return Cuts(partners, frames, bins), (1 - taken) * targets + taken * targets[partners]
+
+
+def spliced(features: Tensor, cuts: Cuts) -> Tensor:
+    """Return features with parts from others, as the cuts say.
+
+    Args:
+        features: Shape (batch, target_frames, num_mel_bins), normalised; the rows of the cuts come
+            first. Frames beyond those of the cuts are padding, or are cut off.
+        cuts: `partners` are rows of the features.
+    Returns:
+        The rows of the cuts, shape (rows, target_frames, num_mel_bins).
+    """
+    own, others = features[: len(cuts.partners)], features[cuts.partners]
+    size = features.shape[1]
+    frames = cuts.frames[:, :size]
+    frames = functional.pad(frames, (0, size - frames.shape[1]))
+    return torch.where(frames.unsqueeze(2) | cuts.bins.unsqueeze(1), others, own)
 
 
 def draw_feature_changes(
@@ -219,6 +292,25 @@ def kept_patches(
     draws = torch.rand(batch, num_patches, generator=generator).numpy()
     kept = draws.argpartition(num_kept - 1, axis=1)[:, :num_kept]  # takes half of torch's time
     return torch.from_numpy(np.sort(kept, axis=1))
+
+
+def _partners(count: int, generator: Generator, batch_size: int) -> Tensor:
+    """Draw for each row another of its batch, shape (count,); one that is alone has itself."""
+    rows = torch.arange(count)
+    batches = rows // batch_size
+    first = batches * batch_size
+    sizes = (count - first).clamp(max=batch_size)
+    steps = torch.rand(-(-count // batch_size), generator=generator)[batches]
+    return first + (rows - first + 1 + (steps * (sizes - 1)).long()) % sizes
+
+
+def _are_pairs(partners: Tensor, levels: Tensor | None) -> Tensor:
+    """Return which rows have a partner and can be heard, as it can, shape (rows,)."""
+    paired = partners != torch.arange(len(partners))
+    if levels is None:
+        return paired
+    audible = levels > SILENT_RMS
+    return paired & audible & audible[partners]
 
 
 def _factors(batch: int, config: AugmentConfig, generator: Generator) -> Tensor:

@@ -199,6 +199,9 @@ class AugmentConfig:
     """Flip the waveform's sign with probability one half."""
     mix_probability: float = 0.5
     """Share of clips mixed with another clip of the batch, with their labels; 0 is off."""
+    cutmix_probability: float = 0.0
+    """Share of clips whose features take a stretch of frames, or the mel bins on one side of a cut,
+    from another clip of the batch, with as much of its label; 0 is off."""
     filter_db: float = 0.0
     """Standard deviation of a random filter's gains, in dB; 0 is off."""
     filter_points: int = 5

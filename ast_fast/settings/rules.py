@@ -427,10 +427,10 @@ def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) ->
     Raises:
         InputError: The message names the setting, its rule and its value.
     """
-    if not 0 <= config.mix_probability <= 1:
-        raise InputError(
-            f"augment.mix_probability must be from 0 to 1, got {config.mix_probability}"
-        )
+    for name in ("mix_probability", "cutmix_probability"):
+        value = getattr(config, name)
+        if not 0 <= value <= 1:
+            raise InputError(f"augment.{name} must be from 0 to 1, got {value}")
     for speed in config.speeds:
         hertz = speed * fbank.sample_frequency
         if not 0.5 <= speed <= 2 or abs(hertz - round(hertz)) > 1e-6:

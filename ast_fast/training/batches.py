@@ -12,14 +12,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from ast_fast.augment import (
+    Cuts,
     FeatureChanges,
     Mixtures,
+    draw_cuts,
     draw_feature_changes,
     draw_mixtures,
     draw_speeds,
     each_of,
     kept_patches,
     rows_of,
+    spliced,
 )
 from ast_fast.data.dataset import Dataset, sound_levels
 from ast_fast.data.speeds import with_speeds
@@ -40,6 +43,7 @@ class Drawn(NamedTuple):
 
     mixtures: Mixtures
     changes: FeatureChanges
+    cuts: Cuts | None
     keep: Tensor | None
     """Indices of the patches to keep, shape (rows, num_kept); None keeps all."""
 
@@ -82,14 +86,13 @@ class Batches:
         self._in_place = device.type == "cpu" and not capturable
         self._waveforms = dataset.waveforms
         self._levels: NDArray[np.float32] | None = None
-        if config.augment.mix_probability > 0:
-            self._levels = dataset.sound_levels
-        if config.augment.speeds and not isinstance(self._waveforms, StoredFeatures):
-            self._waveforms = with_speeds(
-                self._waveforms, config.augment.speeds, dataset.sample_rate
-            )
-            if self._levels is not None:
-                self._levels = sound_levels(self._waveforms)
+        if isinstance(self._waveforms, StoredFeatures):
+            return  # their sounds are gone: they have no levels and no other speeds
+        augment = config.augment
+        if augment.speeds:
+            self._waveforms = with_speeds(self._waveforms, augment.speeds, dataset.sample_rate)
+        if max(augment.mix_probability, augment.cutmix_probability) > 0:
+            self._levels = sound_levels(self._waveforms) if augment.speeds else dataset.sound_levels
 
     @property
     def ahead(self) -> int:
@@ -152,8 +155,18 @@ class Batches:
             config.fbank,
             generator,
         )
+        cuts, targets = draw_cuts(
+            mixtures.targets,
+            levels,
+            config.fbank.num_frames(num_samples),
+            config.fbank.num_mel_bins,
+            config.augment,
+            generator,
+            batch_size=config.training.batch_size,
+        )
+        mixtures = mixtures._replace(targets=targets)
         keep = kept_patches(len(clips), config.num_patches, config.augment, generator)
-        drawn = Drawn(mixtures, changes, keep)
+        drawn = Drawn(mixtures, changes, cuts, keep)
         return sources, each_of(drawn, lambda values: sent(values, self._device))
 
     def load(self, drawn: Drawn, clips: NDArray[np.int64], first: int, rows: slice) -> Inputs:
@@ -165,10 +178,12 @@ class Batches:
             first: Row of `drawn` at which the batch begins.
             rows: Which of the batch's rows to load.
         """
-        drawn = rows_of(drawn, slice(first + rows.start, first + rows.stop))
+        part = slice(first + rows.start, first + rows.stop)
+        drawn, heard = _for_part(drawn, part, is_whole=part.stop - part.start == len(clips))
         data = self._waveforms
         if isinstance(data, StoredFeatures):
-            return Inputs(load_batch(data, clips[rows], self._device), drawn)
+            taken = clips[rows] if isinstance(heard, slice) else clips[heard.cpu().numpy() - first]
+            return Inputs(load_batch(data, taken, self._device), drawn)
         loaded: NDArray[np.int16] | Tensor = data
         terms = drawn.mixtures.clips - first
         if self._in_place:
@@ -184,4 +199,26 @@ class Batches:
             waveforms = clips
         else:
             waveforms = mix(clips, mixtures.clips, mixtures.starts, mixtures.factors)
-        return model_input(waveforms, self._config, self._statistics, changes=inputs.drawn.changes)
+        changes, cuts = inputs.drawn.changes, inputs.drawn.cuts
+        features = model_input(waveforms, self._config, self._statistics, changes=changes)
+        return features if cuts is None else spliced(features, cuts)
+
+
+def _for_part(drawn: Drawn, part: slice, *, is_whole: bool) -> tuple[Drawn, slice | Tensor]:
+    """Return what is drawn for a part of a batch, and the rows whose features that takes.
+
+    These are the part's own rows and, if it is not the whole batch, the partners of their cuts
+    after them.
+    """
+    own = rows_of(drawn, part)
+    if own.cuts is None:
+        return own, part
+    partners = own.cuts.partners
+    if is_whole:
+        return own._replace(cuts=own.cuts._replace(partners=partners - part.start)), part
+    count = len(partners)
+    rows = torch.arange(part.start, part.stop, device=partners.device)
+    heard = torch.cat((rows, partners))
+    mixtures = rows_of(drawn.mixtures, heard)._replace(targets=own.mixtures.targets)
+    cuts = own.cuts._replace(partners=torch.arange(count, 2 * count, device=partners.device))
+    return Drawn(mixtures, rows_of(drawn.changes, heard), cuts, own.keep), heard

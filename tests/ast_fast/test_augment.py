@@ -4,7 +4,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ast_fast.augment import draw_feature_changes, draw_mixtures, kept_patches
+from ast_fast.augment import (
+    Cuts,
+    draw_cuts,
+    draw_feature_changes,
+    draw_mixtures,
+    kept_patches,
+    spliced,
+)
 from ast_fast.settings.config import AugmentConfig
 from ast_fast.settings.rules import check_augment
 from ast_fast_kernels import mix
@@ -281,10 +288,86 @@ def test_every_patch_is_kept_equally_often():
     torch.testing.assert_close(shares, torch.full((8,), 0.5), atol=0.04, rtol=0)
 
 
+def cut(count, levels=None, batch_size=None, probability=1.0):
+    config = replace(OFF, cutmix_probability=probability)
+    targets = torch.eye(count)
+    return draw_cuts(targets, levels, 100, 40, config, seeded(), batch_size=batch_size)
+
+
+def test_a_cut_takes_as_much_of_the_label_as_of_the_features():
+    cuts, targets = cut(4000, batch_size=32)
+    assert cuts is not None
+    rows = torch.arange(4000)
+    assert (cuts.partners // 32 == rows // 32).all()
+    assert (cuts.partners != rows).all()
+    in_frames, in_bins = cuts.frames.float().mean(dim=1), cuts.bins.float().mean(dim=1)
+    assert not (in_frames * in_bins).any()  # along one axis at a time
+    share = in_frames + in_bins
+    torch.testing.assert_close(targets[rows, cuts.partners], share)
+    torch.testing.assert_close(targets[rows, rows], 1 - share)
+    for part, size in ((in_frames, 100), (in_bins, 40)):
+        taken = part[part > 0]
+        assert abs(len(taken) / 4000 - 0.5) < 0.05
+        assert abs(taken.mean() - 0.5) < 0.03
+        assert taken.max() < 1
+        assert len(taken.unique()) == size - 1
+    stretches = cuts.frames.int().diff(dim=1, prepend=torch.zeros(4000, 1, dtype=torch.int))
+    assert ((stretches == 1).sum(dim=1) == (in_frames > 0)).all()  # one stretch each
+    assert cuts.frames[:, [0, 99]].float().mean(dim=0).min() > 0.01
+    edges = cuts.bins[in_bins > 0][:, [0, 39]]
+    assert (edges.sum(dim=1) == 1).all()  # below or above, and so at one edge
+    assert abs(edges[:, 0].float().mean() - 0.5) < 0.05
+
+
+def test_some_clips_are_cut_and_none_that_cannot_be_heard():
+    cuts, targets = cut(4000, probability=0.3)
+    assert cuts is not None
+    changed = cuts.frames.any(dim=1) | cuts.bins.any(dim=1)
+    assert abs(changed.float().mean() - 0.3) < 0.03
+    assert torch.equal(targets[~changed], torch.eye(4000)[~changed])
+
+    levels = torch.tensor([1.0, 0.0]).repeat(100)
+    cuts, targets = cut(200, levels, batch_size=8)
+    assert cuts is not None
+    heard = (levels > 0) & (levels[cuts.partners] > 0)
+    assert torch.equal(cuts.frames.any(dim=1) | cuts.bins.any(dim=1), heard & (targets.diag() < 1))
+    assert torch.equal(targets[~heard], torch.eye(200)[~heard])
+    assert heard.any()
+
+    cuts, targets = cut(1)
+    assert cuts is not None
+    assert not cuts.frames.any()
+    assert targets == 1
+
+
+def test_no_cuts_change_neither_labels_nor_what_is_drawn_next():
+    generator, targets = seeded(), one_hot(5)
+    cuts, same = draw_cuts(targets, None, 10, 8, OFF, generator)
+    assert cuts is None
+    assert same is targets
+    assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=seeded()))
+
+
+@pytest.mark.parametrize("target_frames", [8, 6, 11])
+def test_parts_of_features_come_from_the_partner(target_frames):
+    """Features may be longer than their frames, by padding, or shorter, cut off."""
+    features = torch.arange(3.0).view(3, 1, 1).expand(3, target_frames, 4)
+    frames = torch.zeros(3, 8, dtype=torch.bool)
+    bins = torch.zeros(3, 4, dtype=torch.bool)
+    frames[0, 3:5] = True
+    bins[2, 1:] = True
+    made = spliced(features, Cuts(torch.tensor([2, 0, 1]), frames, bins))
+    expected = features.clone()
+    expected[0, 3:5] = 2.0
+    expected[2, :, 1:] = 1.0
+    assert torch.equal(made, expected)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mix_probability": 1.5}, "augment.mix_probability must be from 0 to 1, got 1.5"),
+        ({"cutmix_probability": -0.1}, "augment.cutmix_probability must be from 0 to 1, got -0.1"),
         ({"patch_drop": 1.0}, "augment.patch_drop must be from 0 to below 1, got 1.0"),
         ({"gain_db": -1.0}, "augment.gain_db must be from 0 to 100, got -1.0"),
         ({"gain_db": 1e12}, "augment.gain_db must be from 0 to 100, got 1000000000000.0"),

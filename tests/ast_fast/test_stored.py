@@ -130,6 +130,16 @@ def test_settings_that_features_cannot_have(
     assert not out.exists()
 
 
+def test_parts_of_stored_features_come_from_other_clips(store: Path, tmp_path: Path) -> None:
+    losses = set()
+    for probability in ("0", "1"):
+        run = tmp_path / probability
+        flags = ["--folds", "1", "--augment.cutmix-probability", probability, *TINY]
+        assert main(["--data", str(store), "--out", str(run), *flags]) == 0
+        losses.add((run / "fold-1" / "history.csv").read_text().split("\n")[1].split(",")[2])
+    assert len(losses) == 2
+
+
 def test_stores_without_labels_are_refused(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ast_fast.augment import rows_of
+from ast_fast.augment import rows_of, spliced
 from ast_fast.data.dataset import Dataset, sound_levels
 from ast_fast.data.metadata import Clip
 from ast_fast.data.speeds import with_speeds
@@ -859,11 +859,15 @@ def test_a_batch_is_made_where_the_model_is():
 
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("mix_probability", [0.0, 1.0])
-def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, capturable):
+@pytest.mark.parametrize("cutmix_probability", [0.0, 1.0])
+def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(
+    mix_probability, cutmix_probability, capturable
+):
     """Of two batches and one of a single clip, made by one process or by three."""
     augment = AugmentConfig(
-        freq_mask=8, time_mask=8, mix_probability=mix_probability, filter_db=3.0
-    )
+        freq_mask=8, time_mask=8, mix_probability=mix_probability,
+        cutmix_probability=cutmix_probability, filter_db=3.0,
+    )  # fmt: skip
     config = replace(SMALL, augment=augment, training=replace(SMALL.training, batch_size=8))
     dataset = fake_dataset()
     batches = Batches(config, dataset, None, CPU, capturable=capturable)
@@ -883,10 +887,15 @@ def test_what_is_drawn_ahead_reaches_the_clips_it_is_for(mix_probability, captur
         clips = torch.from_numpy(order)[mixtures.clips]
         mixed = mix(dataset.waveforms, clips, mixtures.starts, mixtures.factors)
         expected = model_input(mixed, config, None, changes=rows_of(drawn.changes, among))
+        classes = torch.from_numpy(dataset.labels)[clips]
+        if cutmix_probability:
+            cuts = rows_of(drawn.cuts, among)
+            cuts = cuts._replace(partners=cuts.partners - first)
+            expected = spliced(expected, cuts)
+            classes = torch.cat((classes, classes[cuts.partners]), dim=1)
         features, targets, _ = whole
         assert torch.equal(features, expected)
         torch.testing.assert_close(targets.sum(dim=1), torch.ones(len(batch)))
-        classes = torch.from_numpy(dataset.labels)[clips]
         named = torch.zeros_like(targets).scatter_(1, classes, value=1.0)
         assert not targets[named == 0].any()
 
@@ -922,11 +931,12 @@ def test_half_of_the_clips_are_heard_at_another_speed(mix_probability, capturabl
         torch.testing.assert_close(ratio[other], own[other])
 
 
-def test_other_speeds_change_the_training(tmp_path):
+@pytest.mark.parametrize("change", [{"speeds": (0.8, 1.25)}, {"cutmix_probability": 1.0}])
+def test_other_clips_change_the_training(tmp_path, change):
     config = replace(SMALL, training=replace(SMALL.training, epochs=1))
-    heard = replace(config, augment=replace(config.augment, speeds=(0.8, 1.25)))
+    heard = replace(config, augment=replace(config.augment, **change))
     plain = train_fold(config, fake_dataset(), 1, tmp_path / "plain")
-    result = train_fold(heard, fake_dataset(), 1, tmp_path / "speeds")
+    result = train_fold(heard, fake_dataset(), 1, tmp_path / "changed")
     assert result.history[0].train_loss != plain.history[0].train_loss
 
 

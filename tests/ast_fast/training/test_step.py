@@ -206,6 +206,7 @@ CONFIGS = {
     "speeds": replace(
         LONGER, augment=replace(SMALL.augment, mix_probability=1.0, speeds=(0.8, 1.25))
     ),
+    "cutmix": replace(LONGER, augment=replace(SMALL.augment, cutmix_probability=0.5)),
     "class-token": replace(LONGER, model=replace(SMALL.model, pool="cls", stem_widths=())),
 }
 
