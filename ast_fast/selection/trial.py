@@ -37,13 +37,11 @@ from ast_fast_kernels.files.sealed import digest_of, digest_of_file, read_sealed
 
 TRIAL = "trial.json"
 
-TRAINING_ROOMS = (
+TRIAL_ROOMS = (
     *("machine", "settings", "data", "augment", "features", "model", "pretrained", "training"),
+    "selection/scores",
 )
-"""Parts of ast_fast that a fold's training uses."""
-
-SCORING = "selection/scores.py"
-"""Part of ast_fast that scores a trial."""
+"""Parts of ast_fast that a trial's training and scoring use."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +71,8 @@ def code_identity() -> str:
     Two trials of one configuration and one identity give the same bits on one machine.
     """
     program, kernels = (Path(package.__path__[0]) for package in (ast_fast, ast_fast_kernels))
-    files = [path for room in TRAINING_ROOMS for path in program.glob(f"{room}/**/*.py")]
-    files += [path for room in TRAINING_ROOMS for path in program.glob(f"{room}.py")]
-    files.append(program / SCORING)
+    files = [path for room in TRIAL_ROOMS for path in program.glob(f"{room}/**/*.py")]
+    files += [path for room in TRIAL_ROOMS for path in program.glob(f"{room}.py")]
     found = {f"ast_fast/{path.relative_to(program)}": digest_of_file(path) for path in files}
     found |= {
         str(path.relative_to(kernels)): digest_of_file(path) for path in kernels.glob("**/*.py")
