@@ -210,10 +210,8 @@ def draw_cuts(
     along_time = torch.rand(count, generator=generator) < 0.5
     share, place = torch.rand(2, count, 1, generator=generator)
 
-    width = (share * num_frames).long()
-    begin = (place * (num_frames - width + 1)).long()
-    frame = torch.arange(num_frames)
-    frames = (frame >= begin) & (frame < begin + width) & (chosen & along_time).unsqueeze(1)
+    frames = _stretch((share * num_frames).long(), place, num_frames)
+    frames &= (chosen & along_time).unsqueeze(1)
     cut = (share * num_mel_bins).long()
     bin_ = torch.arange(num_mel_bins)
     bins = torch.where(place < 0.5, bin_ < cut, bin_ >= num_mel_bins - cut)
@@ -335,10 +333,21 @@ def _through(values: Tensor, size: int) -> Tensor:
 def _bands(batch: int, size: int, largest: int, count: int, generator: Generator) -> Tensor:
     """Draw `count` bands of up to `largest` of `size` places; return a mask, (batch, size)."""
     width = torch.randint(largest + 1, (batch, count, 1), generator=generator)
-    begin = (torch.rand(batch, count, 1, generator=generator) * (size - width + 1)).long()
-    end = begin + width
-    place = torch.arange(size)
+    place = torch.rand(batch, count, 1, generator=generator)
     within = torch.zeros(batch, size, dtype=torch.bool)
     for band in range(count):  # all at once would take `count` times the memory
-        within |= (place >= begin[:, band]) & (place < end[:, band])
+        within |= _stretch(width[:, band], place[:, band], size)
     return within
+
+
+def _stretch(width: Tensor, place: Tensor, size: int) -> Tensor:
+    """Return which of `size` indices lie in a stretch, one for each row.
+
+    Args:
+        width: Indices in it, from 0 to `size`, shape (rows, 1), int64.
+        place: Where it lies among the places where it fits, in [0, 1), shape (rows, 1).
+        size: Of the whole.
+    """
+    begin = (place * (size - width + 1)).long()
+    index = torch.arange(size)
+    return (index >= begin) & (index < begin + width)
