@@ -13,11 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from ast_fast import select
+from ast_fast.machine.device import Placement
 from ast_fast.select import Options, Selection, main
-from ast_fast.selection.plan import Trial
+from ast_fast.selection.plan import Trial, read_candidates
 from ast_fast.selection.trial import Scores
+from ast_fast.settings.command_line import parse_config
+from ast_fast.settings.rules import check_config
 from ast_fast_kernels.errors import InputError
 from ast_fast_kernels.files.atomic import PARTIAL
 from ast_fast_kernels.files.sealed import sealed
@@ -75,6 +79,22 @@ def scores_in(out: Path, fold: int = 3) -> dict:
     """The scores of a trial, but for the time."""
     path = out / "plain" / "seed-0" / f"trial-fold-{fold}.json"
     return json.loads(path.read_text()).get("scores", {}) | {"seconds": 0}
+
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("name", ["esc10", "esc50"])
+def test_our_candidates_are_settings_that_can_be_trained(name: str, tmp_path: Path) -> None:
+    file = RECIPES / "candidates" / f"{name}.toml"
+    first, *others = read_candidates(file, data=tmp_path, cache=None, threads=1)
+    recipe = parse_config(["--config", str(RECIPES / f"{name}.toml"), "--data", str(tmp_path)])
+    assert first.name == "recipe"
+    assert first.config.model == recipe.model
+    assert first.config.augment == recipe.augment
+    assert others
+    for candidate in (first, *others):
+        check_config(candidate.config, 80000, Placement(torch.device("cpu"), None))
 
 
 @pytest.mark.slow
