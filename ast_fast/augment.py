@@ -93,6 +93,7 @@ def draw_mixtures(
     generator: Generator,
     *,
     batch_size: int | None = None,
+    unmixed: bool = False,
 ) -> Mixtures:
     """Draw how clips are rotated, scaled, flipped and mixed.
 
@@ -105,6 +106,7 @@ def draw_mixtures(
         generator: Source of randomness, on the CPU.
         batch_size: Rows of each batch; a clip is mixed with one of its own batch. The last batch
             may be shorter. None: all rows are one batch.
+        unmixed: Whether no clip is mixed; the shapes are those of other epochs all the same.
     Returns:
         Sums of one clip for each row, in order; of two if `mix_probability` is above 0.
     Raises:
@@ -125,7 +127,10 @@ def draw_mixtures(
             f"{config.mix_probability:g}), got None"
         )
     partners, shares, amplitudes = draw_mixing(
-        levels * factors.abs(), config, generator, batch_size or max(1, count)
+        levels * factors.abs(),
+        0.0 if unmixed else config.mix_probability,
+        generator,
+        batch_size or max(1, count),
     )
     pairs = torch.stack((torch.arange(count), partners), dim=1)
     shares = shares.unsqueeze(1)
@@ -138,7 +143,7 @@ def draw_mixtures(
 
 
 def draw_mixing(
-    levels: Tensor, config: AugmentConfig, generator: Generator, batch_size: int
+    levels: Tensor, probability: float, generator: Generator, batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draw which clips of each batch are mixed, with which others, and how.
 
@@ -149,7 +154,7 @@ def draw_mixing(
 
     Args:
         levels: RMS of each clip, shape (rows,), batch after batch.
-        config: `mix_probability` is the probability that a clip is mixed.
+        probability: That a clip is mixed.
         generator: Source of randomness, on the CPU.
         batch_size: Rows of each batch; the last may be shorter.
     Returns:
@@ -160,7 +165,7 @@ def draw_mixing(
         Recognition" (ICLR 2018), section 3.2.
     """
     partners = _partners(len(levels), generator, batch_size)
-    chosen = torch.rand(len(levels), generator=generator) < config.mix_probability
+    chosen = torch.rand(len(levels), generator=generator) < probability
     ratio = torch.rand(len(levels), generator=generator)
     mixed = chosen & _are_pairs(partners, levels)
 
@@ -181,6 +186,7 @@ def draw_cuts(
     generator: Generator,
     *,
     batch_size: int | None = None,
+    unmixed: bool = False,
 ) -> tuple[Cuts | None, Tensor]:
     """Draw whose features take frames or mel bins from another clip's, and the labels then.
 
@@ -197,6 +203,7 @@ def draw_cuts(
         config: `cutmix_probability` is the probability of a cut.
         generator: Source of randomness, on the CPU.
         batch_size: As `draw_mixtures`.
+        unmixed: Whether all clips keep their own features; the cuts are then empty, not None.
     Returns:
         The cuts, None if they are off; and the label shares, shape (rows, num_classes).
     Source: Yun et al., "CutMix" (ICCV 2019), section 3.1, here along one axis at a time.
@@ -205,7 +212,8 @@ def draw_cuts(
         return None, targets
     count = len(targets)
     partners = _partners(count, generator, batch_size or max(1, count))
-    chosen = torch.rand(count, generator=generator) < config.cutmix_probability
+    probability = 0.0 if unmixed else config.cutmix_probability
+    chosen = torch.rand(count, generator=generator) < probability
     chosen &= _are_pairs(partners, levels)
     along_time = torch.rand(count, generator=generator) < 0.5
     share, place = torch.rand(2, count, 1, generator=generator)

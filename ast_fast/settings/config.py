@@ -202,6 +202,9 @@ class AugmentConfig:
     cutmix_probability: float = 0.0
     """Share of clips whose features take a stretch of frames, or the mel bins on one side of a cut,
     from another clip of the batch, with as much of its label; 0 is off."""
+    unmixed_share: float = 0.0
+    """Share of the epochs, the last ones, in which no clip is mixed or takes features of another,
+    so that training ends on clips like those of a test; 0 is off."""
     filter_db: float = 0.0
     """Standard deviation of a random filter's gains, in dB; 0 is off."""
     filter_points: int = 5

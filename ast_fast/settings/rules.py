@@ -427,7 +427,7 @@ def check_augment(config: AugmentConfig, fbank: FbankConfig, num_frames: int) ->
     Raises:
         InputError: The message names the setting, its rule and its value.
     """
-    for name in ("mix_probability", "cutmix_probability"):
+    for name in ("mix_probability", "cutmix_probability", "unmixed_share"):
         value = getattr(config, name)
         if not 0 <= value <= 1:
             raise InputError(f"augment.{name} must be from 0 to 1, got {value}")

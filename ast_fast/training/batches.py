@@ -101,7 +101,12 @@ class Batches:
         return max(1, DRAWN_AHEAD // batch_size) * batch_size
 
     def of_epoch(
-        self, order: NDArray[np.int64], generator: torch.Generator, ranks: Ranks
+        self,
+        order: NDArray[np.int64],
+        generator: torch.Generator,
+        ranks: Ranks,
+        *,
+        unmixed: bool = False,
     ) -> Iterator[tuple[int, Inputs]]:
         """Draw and load an epoch's batches, each when it is asked for.
 
@@ -109,25 +114,27 @@ class Batches:
             order: Indices of the epoch's clips.
             generator: Source of randomness, on the CPU.
             ranks: The processes among which each batch is divided.
+            unmixed: As `draw`.
         Yields:
             The clips of a batch, and what this process's rows of it are computed from.
         """
         size = self._config.training.batch_size
         for begin in range(0, len(order), self.ahead):
             clips = order[begin : begin + self.ahead]
-            sources, drawn = self.draw(clips, generator)
+            sources, drawn = self.draw(clips, generator, unmixed=unmixed)
             for first in range(0, len(clips), size):
                 batch = sources[first : first + size]
                 yield len(batch), self.load(drawn, batch, first, ranks.part(len(batch)))
 
     def draw(
-        self, clips: NDArray[np.int64], generator: torch.Generator
+        self, clips: NDArray[np.int64], generator: torch.Generator, *, unmixed: bool = False
     ) -> tuple[NDArray[np.int64], Drawn]:
         """Draw the augmentation of the clips of one or more batches.
 
         Args:
             clips: Indices of the clips, batch after batch, shape (rows,).
             generator: Source of randomness, on the CPU.
+            unmixed: Whether no clip has a part of another.
         Returns:
             Where the waveform of each row lies, shape (rows,): the clip's index, or that of its
             copy at a speed; and the augmentation.
@@ -147,6 +154,7 @@ class Batches:
             config.augment,
             generator,
             batch_size=config.training.batch_size,
+            unmixed=unmixed,
         )
         changes = draw_feature_changes(
             len(clips),
@@ -163,6 +171,7 @@ class Batches:
             config.augment,
             generator,
             batch_size=config.training.batch_size,
+            unmixed=unmixed,
         )
         mixtures = mixtures._replace(targets=targets)
         keep = kept_patches(len(clips), config.num_patches, config.augment, generator)

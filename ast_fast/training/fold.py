@@ -47,7 +47,13 @@ from ast_fast.training.results import (
     write_history,
     write_predictions,
 )
-from ast_fast.training.schedule import ema_decay, epoch_seeds, learning_rate, presence_bias
+from ast_fast.training.schedule import (
+    ema_decay,
+    epoch_seeds,
+    is_unmixed,
+    learning_rate,
+    presence_bias,
+)
 from ast_fast.training.step import (
     Learner,
     Outcome,
@@ -263,7 +269,8 @@ class _FoldTraining:
         self.learner.model.train()
         total_loss, num_right = 0.0, 0
         begin = perf_counter()
-        loaded = batches.of_epoch(order, generator, self.ranks)
+        unmixed = is_unmixed(epoch, self.config)
+        loaded = batches.of_epoch(order, generator, self.ranks, unmixed=unmixed)
         for number, clips, outcome in late(self._started(epoch, loaded, step), by=step.ahead):
             with self.stages(outcome.stage, on_host=True):
                 values = outcome.values.read()

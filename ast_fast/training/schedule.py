@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ast_fast.settings.config import TrainingConfig
+from ast_fast.settings.config import Config, TrainingConfig
 
 LEAST_PRESENT = 0.1
 """Smallest share with which a sound of a mixture counts as present: 19 dB below the other."""
@@ -42,6 +42,12 @@ def ema_decay(step: int, decay: float) -> float:
     Source: TensorFlow's ExponentialMovingAverage with num_updates: min(decay, (1 + n) / (10 + n)).
     """
     return min(decay, (1 + step) / (10 + step))
+
+
+def is_unmixed(epoch: int, config: Config) -> bool:
+    """Return whether an epoch, from 1, is one of the last in which clips are not mixed."""
+    epochs = config.training.epochs
+    return epoch > epochs - round(config.augment.unmixed_share * epochs)
 
 
 def epoch_seeds(seed: int, fold: int, epoch: int, rank: int = 0) -> tuple[int, int]:

@@ -348,6 +348,31 @@ def test_no_cuts_change_neither_labels_nor_what_is_drawn_next():
     assert torch.equal(torch.rand(3, generator=generator), torch.rand(3, generator=seeded()))
 
 
+def test_an_unmixed_epoch_has_the_shapes_and_the_other_numbers_of_a_mixed_one():
+    config = replace(OFF, roll=True, gain_db=6.0, mix_probability=1.0, cutmix_probability=1.0)
+    drawn = []
+    for unmixed in (False, True):
+        generator = seeded()
+        mixtures = draw_mixtures(
+            1000, torch.ones(8), torch.eye(8), config, generator, unmixed=unmixed
+        )
+        cuts, targets = draw_cuts(mixtures.targets, None, 10, 8, config, generator, unmixed=unmixed)
+        assert cuts is not None
+        drawn.append((mixtures, cuts, targets, torch.rand(3, generator=generator)))
+    mixed, plain = drawn
+    assert torch.equal(plain[0].clips, mixed[0].clips)
+    assert torch.equal(plain[0].starts, mixed[0].starts)
+    assert torch.equal(plain[3], mixed[3])
+    assert (mixed[0].factors != 0).all()
+    assert (plain[0].factors[:, 0] != 0).all()
+    assert (plain[0].factors[:, 1] == 0).all()
+    assert (mixed[1].frames.any(dim=1) | mixed[1].bins.any(dim=1)).any()
+    assert not plain[1].frames.any()
+    assert not plain[1].bins.any()
+    assert not torch.equal(mixed[2], torch.eye(8))
+    assert torch.equal(plain[2], torch.eye(8))
+
+
 @pytest.mark.parametrize("target_frames", [8, 6, 11])
 def test_parts_of_features_come_from_the_partner(target_frames):
     """Features may be longer than their frames, by padding, or shorter, cut off."""
@@ -368,6 +393,7 @@ def test_parts_of_features_come_from_the_partner(target_frames):
     [
         ({"mix_probability": 1.5}, "augment.mix_probability must be from 0 to 1, got 1.5"),
         ({"cutmix_probability": -0.1}, "augment.cutmix_probability must be from 0 to 1, got -0.1"),
+        ({"unmixed_share": 1.1}, "augment.unmixed_share must be from 0 to 1, got 1.1"),
         ({"patch_drop": 1.0}, "augment.patch_drop must be from 0 to below 1, got 1.0"),
         ({"gain_db": -1.0}, "augment.gain_db must be from 0 to 100, got -1.0"),
         ({"gain_db": 1e12}, "augment.gain_db must be from 0 to 100, got 1000000000000.0"),

@@ -940,6 +940,32 @@ def test_other_clips_change_the_training(tmp_path, change):
     assert result.history[0].train_loss != plain.history[0].train_loss
 
 
+@pytest.mark.parametrize(("share", "last_mixed"), [(0.0, 5), (0.3, 3), (0.4, 3), (1.0, 0)])
+def test_the_last_epochs_are_unmixed(tmp_path, monkeypatch, share, last_mixed):
+    """Two of five are 0.4 of them, and 0.3 rounded."""
+    load, mixed = Batches.load, []
+
+    def watched(batches, drawn, batch, first, rows):
+        inputs = load(batches, drawn, batch, first, rows)
+        mixed[-1] |= bool((inputs.drawn.mixtures.targets.amax(dim=1) < 1).any())
+        return inputs
+
+    def counted(*arguments, **given):
+        mixed.append(False)
+        return draw_epoch(*arguments, **given)
+
+    draw_epoch = Batches.of_epoch
+    monkeypatch.setattr(Batches, "load", watched)
+    monkeypatch.setattr(Batches, "of_epoch", counted)
+    augment = replace(
+        SMALL.augment, mix_probability=1.0, cutmix_probability=1.0, unmixed_share=share
+    )
+    config = replace(SMALL, augment=augment, training=replace(SMALL.training, epochs=5))
+    train_fold(config, fake_dataset(), 1, tmp_path)
+    epochs = [number for number, is_mixed in enumerate(mixed, start=1) if is_mixed]
+    assert epochs == list(range(1, last_mixed + 1))
+
+
 @pytest.mark.parametrize("ahead", [1, 16, 10**6])
 def test_every_clip_is_drawn_for_however_far_ahead(tmp_path, monkeypatch, ahead):
     monkeypatch.setattr("ast_fast.training.batches.DRAWN_AHEAD", ahead)

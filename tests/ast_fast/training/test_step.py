@@ -207,6 +207,12 @@ CONFIGS = {
         LONGER, augment=replace(SMALL.augment, mix_probability=1.0, speeds=(0.8, 1.25))
     ),
     "cutmix": replace(LONGER, augment=replace(SMALL.augment, cutmix_probability=0.5)),
+    "unmixed-end": replace(
+        LONGER,
+        augment=replace(
+            SMALL.augment, mix_probability=1.0, cutmix_probability=1.0, unmixed_share=0.4
+        ),
+    ),
     "class-token": replace(LONGER, model=replace(SMALL.model, pool="cls", stem_widths=())),
 }
 
